@@ -1,0 +1,53 @@
+# The targets that a newcomer needs; `make` alone lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+DEBIAN_PACKAGES := chromium chromium-driver postgresql g++ python3-dev dataset-fashion-mnist
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart ui test test-full lint bench faults debian
+
+help:  ## This list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+quickstart: $(INSTALLED)  ## Install, train LeNet-5 on digits with three seeds, compare it with its ensemble
+	$(BIN)/lit-cnn fit --config configs/experiment/lenet5_scratch_digits.yaml --seeds 0 1 2
+	$(BIN)/lit-cnn ensemble --experiment digits --filter "tags.arch = 'lit/lenet5'" --top_k 3 --views 1 10
+	@echo "Look at the runs in your browser: make ui"
+
+ui: $(INSTALLED)  ## Open MLflow on 127.0.0.1 and print the links to the runs
+	$(BIN)/lit-cnn ui
+
+test: $(INSTALLED)  ## The quick tests
+	$(BIN)/python -m pytest -m "not slow and not debian" -n 2 --dist loadfile
+
+test-full: debian $(INSTALLED)  ## Every test; installs the Debian packages they need
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(INSTALLED)  ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## One measurement: make bench NAME=… (a file in tests/benchmarks)
+	@test -n "$(NAME)" || { echo "make bench NAME=…: give one of" $(basename $(notdir $(wildcard tests/benchmarks/[a-z]*.py))); exit 2; }
+	$(BIN)/python -m tests.benchmarks.$(NAME)
+
+faults: $(INSTALLED)  ## Kill training runs at random moments, resume them, compare what comes out
+	$(BIN)/python -m tests.faults
+
+debian:
+	$(SUDO) apt-get update
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $(DEBIAN_PACKAGES)
+
+# pip is what venv makes last: an environment cut short is made again.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lit_cnn needs Python 3.11 or later: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv .venv
+
+# The stamp comes last, so a broken install is tried again.
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "Installing into .venv; torch with its CUDA libraries takes about 6 GB."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@

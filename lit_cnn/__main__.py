@@ -1,0 +1,8 @@
+"""`python -m lit_cnn` is the `lit-cnn` command."""
+
+import sys
+
+from lit_cnn.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""What happens around the training step: checkpoints, recorded metrics, the progress bar."""
+
+import math
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from tqdm import tqdm
+
+from lit_cnn.classifier import LitClassifier
+
+
+class RunInterrupted(BaseException):
+    """A signal asked the run to stop; raised between two steps, after a checkpoint.
+
+    Args:
+        signal_number: Which signal.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by signal {signal_number}")
+        self.signal_number = signal_number
+
+
+class RunCheckpoints(Checkpoint):
+    """Keeps the best and the last checkpoint of a run, `best.ckpt` and `last.ckpt`.
+
+    Lightning's own ModelCheckpoint writes either by time or at the end of epochs, and at an epoch's end before that
+    epoch's metrics reach the logger; a kill in between would lose them. Here the journal is durable first.
+
+    Args:
+        monitor: The metric that says which epoch is best.
+        mode: `max` or `min`.
+        every_seconds: Seconds of training after which `last.ckpt` is written within an epoch too.
+    """
+
+    def __init__(
+        self, monitor: str = "val/acc", mode: Literal["max", "min"] = "max", every_seconds: float = 60.0
+    ) -> None:
+        self.monitor = monitor
+        self.mode = mode
+        self.every_seconds = every_seconds
+        self.folder: Path | None = None
+        self.best: dict[str, float] = {}
+        self.signal_number: int | None = None
+        self._written = time.monotonic()
+
+    @property
+    def best_path(self) -> Path | None:
+        """The best checkpoint's file, if there is one yet."""
+        return self.folder / "best.ckpt" if self.folder and self.best else None
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes `best.ckpt` (weights only) and logs `best/…` if this epoch is the best so far; a tie is not better."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking or self.folder is None:
+            return
+        value = self._monitored(trainer)
+        if self.best and not (
+            value > self.best[self.monitor] if self.mode == "max" else value < self.best[self.monitor]
+        ):
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        self.best = {**metrics, "epoch": trainer.current_epoch}
+        trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=True)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"best/{name}": value for name, value in self.best.items()}, trainer.global_step - 1)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Writes `last.ckpt` if it is time, or if a signal came; the latter then ends the run."""
+        # After an epoch's last batch the validation is due, and a resume from here would leave it out.
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return
+        if self.signal_number is not None or self._is_due(trainer):
+            self._write_last(trainer)
+        self._stop_if_signalled()
+
+    def on_validation_batch_start(self, *args: Any) -> None:
+        """Ends the run if a signal came; `last.ckpt` is then the one before."""
+        self._stop_if_signalled()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes `last.ckpt`."""
+        self._write_last(trainer)
+        self._stop_if_signalled()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the best metrics so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the best metrics so far."""
+        self.best = dict(state_dict["best"])
+
+    def _monitored(self, trainer: pl.Trainer) -> float:
+        if self.monitor not in trainer.callback_metrics:
+            known = ", ".join(sorted(trainer.callback_metrics))
+            raise ValueError(f"no metric {self.monitor} to monitor; there are {known}")
+        return float(trainer.callback_metrics[self.monitor])
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        due = time.monotonic() - self._written >= self.every_seconds
+        return trainer.strategy.broadcast(due) if trainer.world_size > 1 else due
+
+    def _write_last(self, trainer: pl.Trainer) -> None:
+        if self.folder is None:
+            return
+        for logger in trainer.loggers:
+            if hasattr(logger, "flush"):
+                logger.flush()
+        trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
+        self._written = time.monotonic()
+
+    def _stop_if_signalled(self) -> None:
+        if self.signal_number is not None:
+            raise RunInterrupted(self.signal_number)
+
+
+class StepMetrics(pl.Callback):
+    """Logs `train/loss_step` and `lr` every `log_every_n_steps` steps, and images per second every epoch."""
+
+    def __init__(self) -> None:
+        self._epoch_started = 0.0
+        self._epoch_images = 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts the epoch's clock."""
+        self._epoch_started, self._epoch_images = time.monotonic(), 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs the step's loss and learning rate."""
+        self._epoch_images += len(batch[1])
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
+        if trainer.global_step % every == 0 and isinstance(pl_module, LitClassifier):
+            metrics = {"train/loss_step": pl_module.last_loss, "lr": pl_module.learning_rate}
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=trainer.global_step - 1)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Logs the epoch's training speed over all devices, validation included."""
+        if self._epoch_images == 0:
+            return
+        seconds = max(time.monotonic() - self._epoch_started, 1e-9)
+        rate = self._epoch_images * trainer.world_size / seconds
+        for logger in trainer.loggers:
+            logger.log_metrics({"time/images_per_second": rate}, step=trainer.global_step - 1)
+
+
+class FitProgress(ProgressBar):
+    """One bar over the whole run, in images: epoch, loss, val/acc, images/s and the time left for all epochs.
+
+    Where standard error is no terminal, a line per epoch instead.
+
+    Args:
+        refresh_seconds: The bar is drawn at most this often, so that it costs nothing per step.
+    """
+
+    def __init__(self, refresh_seconds: float = 0.25) -> None:
+        super().__init__()
+        self.refresh_seconds = refresh_seconds
+        self._enabled = True
+        self._bar: Any = None
+        self._drawn = 0.0
+        self._images = 0
+        self._first_images = 0
+        self._started = 0.0
+
+    def enable(self) -> None:
+        """Shows progress."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Shows nothing: Lightning calls this on all processes but the first."""
+        self._enabled = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Opens the bar at the place where a resumed run stands."""
+        batch_size, epoch_images = self._sizes(trainer)
+        done_in_epoch = trainer.fit_loop.epoch_loop.batch_progress.current.completed * batch_size
+        self._images = trainer.current_epoch * epoch_images + done_in_epoch % epoch_images
+        self._first_images = self._images
+        self._started = time.monotonic()
+        if self._enabled and sys.stderr.isatty():
+            max_epochs = trainer.max_epochs or -1
+            total = max_epochs * epoch_images if max_epochs > 0 else None
+            self._bar = tqdm(
+                total=total, initial=self._images, unit="img", unit_scale=True, dynamic_ncols=True, smoothing=0.05
+            )
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Counts the batch's images and draws the bar if it is time."""
+        self._images += len(batch[1]) * trainer.world_size
+        if self._bar is not None and time.monotonic() - self._drawn >= self.refresh_seconds:
+            self._draw(trainer, pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Says that the bar stands still for the validation."""
+        if self._bar is not None:
+            self._bar.set_description(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} validating")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draws the bar, or prints the epoch's line."""
+        if self._bar is not None:
+            self._draw(trainer, pl_module)
+        elif self._enabled:
+            print(self._line(trainer, pl_module), file=sys.stderr, flush=True)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Closes the bar."""
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Closes the bar, so that the error stands on a line of its own."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._drawn = time.monotonic()
+        shown = {"loss": f"{getattr(pl_module, 'last_loss', math.nan):.3f}"}
+        if "val/acc" in trainer.callback_metrics:
+            shown["val/acc"] = f"{float(trainer.callback_metrics['val/acc']):.4f}"
+        self._bar.set_description(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", refresh=False)
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(self._images - self._bar.n)
+        self._bar.refresh()
+
+    def _line(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        rate = (self._images - self._first_images) / seconds
+        total = (trainer.max_epochs or 0) * self._sizes(trainer)[1]
+        values: dict[str, Any] = {**trainer.callback_metrics}
+        if isinstance(pl_module, LitClassifier):
+            values.update(pl_module.train_means())
+        shown = [name for name in ("train/loss", "val/loss", "val/acc") if name in values]
+        metrics = "  ".join(f"{name} {float(values[name]):.4f}" for name in shown)
+        left = timedelta(seconds=round(max(0, total - self._images) / max(rate, 1e-9)))
+        return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}  {rate:,.0f} img/s  left {left}"
+
+    @staticmethod
+    def _sizes(trainer: pl.Trainer) -> tuple[int, int]:
+        data: Any = getattr(trainer, "datamodule", None)
+        if data is None:
+            return 1, int(trainer.num_training_batches)
+        return data.batch_size, len(data.splits.train)

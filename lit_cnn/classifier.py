@@ -1,0 +1,271 @@
+"""`LitClassifier`: the one LightningModule, around every architecture and every transfer regime."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torchmetrics import MetricCollection
+from torchmetrics.aggregation import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from lit_cnn.datamodule import Batch
+from lit_cnn.errors import UsageError
+from lit_cnn.models import create_model, resolve_arch
+from lit_cnn.optimization import Schedule, build_optimizer, learning_rate_factor
+from lit_cnn.randomness import torch_seed
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; the message says at which step and learning rate."""
+
+
+class LitClassifier(pl.LightningModule):
+    """An image classifier: network, loss, metrics and optimizer.
+
+    It takes uint8 images and normalises them itself, so whoever holds its checkpoint needs no other preprocessing than
+    a resize. All arguments are plain values, so a checkpoint reloads with `weights_only=True`.
+
+    Args:
+        arch: Name of the architecture: ours first, else timm's; `lit/NAME` and `timm/NAME` force the origin.
+        arch_options: Options of that architecture.
+        weights: `pretrained` (timm's own), or a file of weights for this architecture; by default none.
+        optimizer: One of timm's optimizers, for example adamw or sgd.
+        lr: Peak learning rate.
+        weight_decay: Weight decay; biases and normalisation weights are left out.
+        optimizer_options: More of the optimizer's own arguments.
+        schedule: `constant` or `one_cycle` (a rise, then a cosine to 0), step by step.
+        warmup_fraction: Share of the run in which the learning rate rises to its peak.
+        label_smoothing: Share of the target spread evenly over all classes (Szegedy et al. 2015, section 7).
+        num_classes: Number of classes; linked from the data.
+        in_channels: 1 or 3; linked from the data.
+        image_size: Pixels of the square that the network takes; linked from the data.
+        class_names: Class names in label order; linked from the data.
+        mean: Mean per channel of pixels in [0, 1]; linked from the data.
+        std: Standard deviation per channel; linked from the data.
+        interpolation: How images are resized; linked from the data.
+        seed: Training seed, for initial weights and dropout; linked from `--seed_everything`.
+
+    Raises:
+        UsageError: If the architecture, its options, its weights or the optimizer cannot be had.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    _train_sums: torch.Tensor
+
+    def __init__(
+        self,
+        arch: str = "lenet5",
+        arch_options: dict[str, Any] | None = None,
+        weights: str | None = None,
+        optimizer: str = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float = 0.05,
+        optimizer_options: dict[str, Any] | None = None,
+        schedule: Schedule = "one_cycle",
+        warmup_fraction: float = 0.25,
+        label_smoothing: float = 0.0,
+        num_classes: int = 10,
+        in_channels: int = 1,
+        image_size: int = 28,
+        class_names: list[str] | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        interpolation: str = "area",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_numbers(lr, weight_decay, warmup_fraction, label_smoothing)
+        arch = resolve_arch(arch)
+        self.save_hyperparameters()
+        # The initial weights belong to the seed, whatever was drawn before.
+        torch.manual_seed(torch_seed("init", seed))
+        self.net = create_model(
+            arch,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            image_size=image_size,
+            **(arch_options or {}),
+            **_weights_options(arch, weights),
+        )
+        self.class_names = class_names or [str(label) for label in range(num_classes)]
+        self.register_buffer("mean", _channels(mean, 0.5, in_channels), persistent=False)
+        self.register_buffer("std", _channels(std, 0.5, in_channels), persistent=False)
+        # Summed by hand: torchmetrics costs more per step than LeNet-5's own backward pass. Kept in the checkpoint, so
+        # that an epoch's mean is that of the whole epoch even if a resume fell inside it.
+        self.register_buffer("_train_sums", torch.zeros(3, dtype=torch.float64), persistent=False)
+        self.run_record: dict[str, Any] = {}
+        self.last_loss = math.nan
+        self.val_metrics = _metrics(num_classes, "val/")
+        self.test_metrics = _metrics(num_classes, "test/")
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns logits `(N, num_classes)` for images `(N, C, S, S)`, uint8 in [0, 255]."""
+        return self.net(self.normalize(images))
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns `(images / 255 - mean) / std`, float, for uint8 images `(N, C, S, S)`."""
+        return (images.float() / 255 - self.mean) / self.std
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Gives dropout and the like a stream that belongs to (seed, global step)."""
+        torch.manual_seed(torch_seed("step", self.hparams["seed"], self.global_step, self.global_rank))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Returns the loss of a batch; stops the run if it is not finite, before the weights are touched."""
+        images, targets = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.hparams["label_smoothing"])
+        value = loss.item()
+        if not math.isfinite(value):
+            raise NonFiniteLossError(
+                f"the loss is {value} at step {self.global_step} (epoch {self.current_epoch}), learning rate "
+                f"{self.learning_rate:.3g}: the run stops; the last checkpoint is from before. Try a lower --model.lr"
+            )
+        with torch.no_grad():
+            correct = (logits.argmax(1) == targets).sum()
+            count = len(targets)
+            self._train_sums += torch.stack(
+                [loss.detach().double() * count, correct.double(), correct.new_tensor(count)]
+            )
+        self.last_loss = value
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the epoch's mean training loss and accuracy; the sums start anew."""
+        metrics = self.train_means()
+        # Not through self.log: Lightning would hand it to the logger only after the epoch's checkpoint is written.
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step=self.global_step - 1)
+        self.log_dict(metrics, logger=False)
+        self._train_sums.zero_()
+
+    def train_means(self) -> dict[str, float]:
+        """Returns `train/loss` and `train/acc` over the epoch's images so far, on all devices."""
+        sums = torch.as_tensor(self.all_gather(self._train_sums))
+        loss, correct, count = (sums.sum(0) if sums.ndim == 2 else sums).tolist()
+        return {"train/loss": loss / max(count, 1), "train/acc": correct / max(count, 1)}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the validation metrics."""
+        self._eval_step(batch, self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the test metrics."""
+        self._eval_step(batch, self.test_metrics)
+
+    def predict_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        """Returns class probabilities `(N, num_classes)`, float32."""
+        return self(batch).float().softmax(1)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val/loss`, `val/acc` and, with more than five classes, `val/acc5`."""
+        self.log_dict(self.val_metrics.compute())
+        self.val_metrics.reset()
+
+    def on_test_epoch_end(self) -> None:
+        """Logs `test/loss`, `test/acc` and, with more than five classes, `test/acc5`."""
+        self.log_dict(self.test_metrics.compute())
+        self.test_metrics.reset()
+
+    def configure_optimizers(self) -> Any:
+        """Returns the optimizer and its schedule, stepped after every batch."""
+        hparams = self.hparams
+        optimizer = self.build_optimizer()
+        total_steps = _total_steps(self.trainer)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: learning_rate_factor(step, total_steps, hparams["schedule"], hparams["warmup_fraction"]),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """Returns a fresh optimizer of the network's parameters.
+
+        Raises:
+            UsageError: If there is none of that name, or it refuses its options.
+        """
+        hparams = self.hparams
+        options = hparams["optimizer_options"] or {}
+        return build_optimizer(self.net, hparams["optimizer"], hparams["lr"], hparams["weight_decay"], options)
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the first parameter group, now."""
+        return self.trainer.optimizers[0].param_groups[0]["lr"]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what the run says of itself, and the running sums of the epoch under way."""
+        checkpoint["lit_cnn"] = self.run_record
+        checkpoint["train_sums"] = self._train_sums.tolist()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores the running sums of the epoch under way."""
+        self._train_sums = torch.tensor(checkpoint["train_sums"], dtype=torch.float64, device=self.device)
+
+    def _eval_step(self, batch: Batch, metrics: MetricCollection) -> None:
+        images, targets = batch
+        logits = self(images)
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        for name, metric in metrics.items(keep_base=True):
+            metric.update(losses) if name == "loss" else metric.update(logits, targets)
+
+
+def _total_steps(trainer: pl.Trainer) -> int:
+    """Returns the optimizer steps of the whole run.
+
+    Not `trainer.estimated_stepping_batches`: that builds the training loader, and starts its workers, before a resumed
+    run's place in the epoch is restored.
+    """
+    batches = trainer.datamodule.num_train_batches  # type: ignore[attr-defined]  # set by Trainer.fit
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+    totals = [steps_per_epoch * trainer.max_epochs] if trainer.max_epochs and trainer.max_epochs > 0 else []
+    totals += [trainer.max_steps] if trainer.max_steps > 0 else []
+    if not totals:
+        raise UsageError("--trainer.max_epochs -1: the schedule needs an end; give max_epochs or max_steps")
+    return max(1, min(totals))
+
+
+def _weights_options(arch: str, weights: str | None) -> dict[str, Any]:
+    """Returns what `create_model` has to be told about weights."""
+    if weights is None:
+        return {}
+    if weights == "pretrained":
+        return {"pretrained": True}
+    file = Path(weights).expanduser()
+    if not file.is_file() or arch.startswith("lit/"):
+        reason = "no such file" if not file.is_file() else f"{arch} takes no weights from a file yet"
+        raise UsageError(
+            f"--model.weights {weights}: {reason}; give pretrained or a .safetensors or .pth file for timm"
+        )
+    return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
+
+
+def _metrics(num_classes: int, prefix: str) -> MetricCollection:
+    metrics: dict[str, Any] = {
+        "loss": MeanMetric(),
+        "acc": MulticlassAccuracy(num_classes, average="micro"),
+    }
+    if num_classes > 5:
+        metrics["acc5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
+    return MetricCollection(metrics, prefix=prefix, compute_groups=False)
+
+
+def _channels(values: list[float] | None, default: float, in_channels: int) -> torch.Tensor:
+    return torch.tensor(values or [default] * in_channels, dtype=torch.float32).reshape(1, -1, 1, 1)
+
+
+def _check_numbers(lr: float, weight_decay: float, warmup_fraction: float, label_smoothing: float) -> None:
+    if not (lr > 0 and math.isfinite(lr)):
+        raise UsageError(f"--model.lr {lr}: give a number above 0, for example 0.001")
+    if not weight_decay >= 0:
+        raise UsageError(f"--model.weight_decay {weight_decay}: give 0 or more")
+    if not 0 <= warmup_fraction < 1:
+        raise UsageError(f"--model.warmup_fraction {warmup_fraction}: give a share from 0 to below 1")
+    if not 0 <= label_smoothing < 1:
+        raise UsageError(f"--model.label_smoothing {label_smoothing}: give a share from 0 to below 1")

@@ -1,0 +1,98 @@
+"""The `lit-cnn` command.
+
+This module is light: it imports nothing heavy before it knows which command is asked for, so that `lit-cnn --help`
+answers at once.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from lit_cnn import __version__
+from lit_cnn.errors import UsageError
+
+HELP = f"""\
+usage: lit-cnn COMMAND [options]
+
+Find out, on your own images, which CNN, which transfer regime and which test-time trick is worth its cost.
+
+train and evaluate (Lightning):
+  fit        train, track the run in MLflow, keep the best checkpoint, test it
+             lit-cnn fit --config configs/experiment/lenet5_scratch_digits.yaml [--seeds 0 1 2] [--resume auto]
+  validate   evaluate a checkpoint on the validation images
+  test       evaluate a checkpoint on the test images
+             lit-cnn test --ckpt_path runs:/RUN_ID
+  predict    classify a folder of images into a CSV file
+             lit-cnn predict --ckpt_path runs:/RUN_ID --folder FOLDER
+
+compare and look:
+  ensemble   average tracked runs over one and many crops, with intervals and paired tests
+             lit-cnn ensemble --experiment digits --top_k 3 --views 1 10
+  ui         open the MLflow UI on this store
+  sync       send to MLflow what an earlier run could not
+
+options:
+  --help     this text; lit-cnn COMMAND --help for a command's own
+  --version  {__version__}
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: The arguments after the program's name; by default those of this process.
+
+    Returns:
+        The exit code: 0; 1 for a run that failed; 2 for a mistake of the user; 128 + n for signal n.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if arguments[0] == "--version":
+        print(f"lit-cnn {__version__}")
+        return 0
+    _quiet_environment()
+    try:
+        return _command(arguments[0])(arguments[1:])
+    except UsageError as error:
+        print(f"lit-cnn: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lit-cnn: interrupted", file=sys.stderr)
+        return 130
+
+
+def _command(name: str) -> Callable[[list[str]], int]:
+    if name in ("fit", "validate", "test"):
+        return lambda arguments: _train_or_evaluate(name, arguments)
+    from lit_cnn.cli import verbs
+
+    commands = {"predict": verbs.predict, "ensemble": verbs.ensemble, "ui": verbs.ui, "sync": verbs.sync}
+    if name not in commands:
+        known = ", ".join(("fit", "validate", "test", *commands))
+        raise UsageError(f"{name}: no such command; there are {known}")
+    return commands[name]
+
+
+def _train_or_evaluate(name: str, arguments: list[str]) -> int:
+    from lit_cnn.cli.precheck import precheck, take_seeds
+
+    seeds, arguments = take_seeds(arguments) if name == "fit" else (None, arguments)
+    precheck(arguments)
+    from lit_cnn.cli.train import run_trainer_command
+
+    return run_trainer_command(name, arguments, seeds)
+
+
+def _quiet_environment() -> None:
+    # albumentations would ask the network for its newest version; MLflow would report its use; idle OpenMP threads
+    # would keep the cores that loader processes need.
+    for name, value in {
+        "NO_ALBUMENTATIONS_UPDATE": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,382 @@
+"""`lit-cnn fit | validate | test`: Lightning's command line around one tracked run."""
+
+import logging
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lit_cnn.callbacks import FitProgress, RunCheckpoints, RunInterrupted, StepMetrics
+from lit_cnn.checkpoints import CheckpointIO256, load_checkpoint
+from lit_cnn.classifier import LitClassifier, NonFiniteLossError
+from lit_cnn.cli.parser import OneLineParser, default_config
+from lit_cnn.cli.record import check_classes, flatten, log_inputs, run_name, run_record, run_tags
+from lit_cnn.cli.resume import checkpoint_file, config_digest, last_checkpoint, mark_finished, mark_unfinished
+from lit_cnn.cli.seeds import SeedsRun, format_summary
+from lit_cnn.datamodule import ImageDataModule
+from lit_cnn.errors import UsageError
+from lit_cnn.tracking import check_writable, resolve_store
+from lit_cnn.tracking.logger import JournalLogger
+
+MONITORS = ("val/acc", "val/acc5", "val/loss")
+_LINKED_FROM_DATA = ("num_classes", "in_channels", "image_size", "class_names", "mean", "std", "interpolation")
+
+
+class LitCLI(LightningCLI):
+    """Lightning's CLI for one subcommand, with lit_cnn's links, callbacks and tracking.
+
+    Args:
+        subcommand: `fit`, `validate` or `test`.
+        arguments: What follows it on the command line.
+        parent: The run that holds the runs of several seeds, if this is one of them.
+    """
+
+    def __init__(self, subcommand: str, arguments: Sequence[str], parent: SeedsRun | None = None) -> None:
+        self._only = subcommand
+        self._parent = parent
+        self.result: dict[str, float] = {}
+        super().__init__(
+            LitClassifier,
+            ImageDataModule,
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_class=OneLineParser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=[subcommand, "--config", str(default_config()), *arguments],
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Returns the one subcommand that is asked for: building the parsers of all takes seconds."""
+        return {self._only: LightningCLI.subcommands()[self._only] | {"weights_only"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Links what model and data must agree on, and adds lit_cnn's own options."""
+        for name in _LINKED_FROM_DATA:
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        for section in ("data", "model"):
+            parser.link_arguments("seed_everything", f"{section}.seed")
+        parser.add_argument(
+            "--resume", type=Literal["auto"] | None, default=None, help="auto: go on with the unfinished run, if any"
+        )
+        parser.add_argument("--monitor", type=str, default="val/acc", help="metric that says which epoch is best")
+        parser.add_argument("--monitor_mode", type=Literal["max", "min"], default="max", help="max or min is best")
+        parser.add_argument("--checkpoint_seconds", type=float, default=60.0, help="seconds between last checkpoints")
+        parser.add_argument("--test_after_fit", type=bool, default=True, help="test the best checkpoint at the end")
+        parser.add_argument("--recipe", type=str | None, default=None, help="a word that ends the run's name")
+        parser.add_argument("--experiment", type=str | None, default=None, help="MLflow experiment; default: the data")
+        parser.add_argument("--track", type=bool, default=True, help="false: no MLflow run and no checkpoints")
+        parser.add_argument("--tracking_uri", type=str | None, default=None, help="MLflow store; default: mlruns/")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the given arguments only; Lightning would warn that this process has others."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the command line in charge: Lightning would overwrite it with the checkpoint's parameters."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses an unusable store and a missing checkpoint before anything is read or built."""
+        self._options = self.config[self._only]
+        self._store = resolve_store(self._options.tracking_uri)
+        if self._options.monitor not in MONITORS:
+            raise UsageError(f"--monitor {self._options.monitor}: choose one of {', '.join(MONITORS)}")
+        if self._only == "fit" and self._options.track:
+            check_writable(self._store)
+        ckpt_path = self._options.ckpt_path
+        if ckpt_path is not None and ckpt_path != "last":
+            self._options.ckpt_path = str(checkpoint_file(ckpt_path, self._store))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the trainer with the callbacks that every run has."""
+        options = self._options
+        self.checkpoints = RunCheckpoints(options.monitor, options.monitor_mode, options.checkpoint_seconds)
+        callbacks: list[Any] = [StepMetrics(), self.checkpoints]
+        if options.trainer.enable_progress_bar is not False:
+            callbacks.append(FitProgress())
+        config = dict(self._get(self.config_init, "trainer"))
+        config["callbacks"] = [*(config.get("callbacks") or []), *callbacks]
+        config["plugins"] = [*(config.get("plugins") or []), CheckpointIO256()]
+        config["use_distributed_sampler"] = False
+        logger = self._logger() if self._only == "fit" and options.track else False
+        try:
+            return Trainer(**{**config, "logger": logger, **kwargs})
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise UsageError(f"--trainer: {error}") from error
+
+    def _logger(self) -> JournalLogger:
+        experiment = self._options.experiment or self.datamodule.image_set.name
+        return JournalLogger(experiment, tracking_uri=self._options.tracking_uri)
+
+    def fit(self, model: LitClassifier, datamodule: ImageDataModule, **kwargs: Any) -> None:
+        """Trains one tracked run from its first step, or from the checkpoint where an earlier one stands."""
+        config = self.config_dump_plain()
+        digest = config_digest(config, datamodule.digests["data"])
+        ckpt_path = self._resumed_checkpoint(digest)
+        resumed = load_checkpoint(ckpt_path) if ckpt_path else None
+        if resumed is not None:
+            check_classes(resumed, datamodule, ckpt_path)
+        model.build_optimizer()  # only to see now, before anything is written, that it can be built
+        logger = self.trainer.logger
+        if isinstance(logger, JournalLogger):
+            parent_key = self._open_parent(model, datamodule) if self._parent is not None else None
+            if self._parent is not None and self._options.seed_everything in self._parent.results:
+                self.result = self._parent.results[self._options.seed_everything]
+                return
+            self._begin(logger, model, datamodule, digest, resumed, ckpt_path, parent_key)
+        with _signals(self.checkpoints), quiet_lightning():
+            self._fit_to_the_end(model, datamodule, ckpt_path)
+
+    def test(self, model: LitClassifier, datamodule: ImageDataModule, **kwargs: Any) -> None:
+        """Evaluates a checkpoint on the test images."""
+        self._evaluate(self.trainer.test, model, datamodule)
+
+    def validate(self, model: LitClassifier, datamodule: ImageDataModule, **kwargs: Any) -> None:
+        """Evaluates a checkpoint on the validation images."""
+        self._evaluate(self.trainer.validate, model, datamodule)
+
+    def config_dump_plain(self) -> dict[str, Any]:
+        """Returns the resolved configuration as plain values, links left out."""
+        text = self._parser(self._only).dump(self._options, skip_none=False, format="yaml")
+        plain: dict[str, Any] = yaml.safe_load(text)
+        plain.pop("config", None)
+        return plain
+
+    def _evaluate(self, evaluate: Any, model: LitClassifier, datamodule: ImageDataModule) -> None:
+        ckpt_path = self._options.ckpt_path
+        if ckpt_path is None or ckpt_path == "last":
+            raise UsageError(f"--ckpt_path: lit-cnn {self._only} needs a checkpoint's file or runs:/RUN_ID")
+        check_classes(load_checkpoint(Path(ckpt_path)), datamodule, ckpt_path)
+        with quiet_lightning():
+            (self.result,) = evaluate(model, datamodule, ckpt_path=ckpt_path, weights_only=True, verbose=False)
+        for name, value in self.result.items():
+            print(f"{name}  {value:.4f}")
+
+    def _resumed_checkpoint(self, digest: str) -> Path | None:
+        ckpt_path, resume = self._options.ckpt_path, self._options.resume
+        if ckpt_path == "last":
+            return last_checkpoint(self._store, digest, required=True)
+        if ckpt_path is None and resume == "auto":
+            return last_checkpoint(self._store, digest, required=False)
+        return Path(ckpt_path) if ckpt_path else None
+
+    def _begin(
+        self,
+        logger: JournalLogger,
+        model: LitClassifier,
+        datamodule: ImageDataModule,
+        digest: str,
+        resumed: dict[str, Any] | None,
+        ckpt_path: Path | None,
+        parent_key: str | None,
+    ) -> None:
+        """Opens the run in the journal: the same run on resume, if its folder is here and it is the same work."""
+        config = self.config_dump_plain()
+        tags, name = run_tags(model, datamodule, digest), run_name(model, datamodule, self._options.recipe)
+        record = (resumed or {}).get("lit_cnn", {})
+        same = ckpt_path is not None and record.get("config_digest") == digest
+        folder = self._store.journal_dir / record.get("key", "-") if same else None
+        if ckpt_path is not None and not same:
+            tags["resumed_from"] = str(record.get("run_id") or record.get("key") or ckpt_path)
+        logger.begin(
+            run_name=name,
+            params=flatten(config),
+            tags=tags,
+            parent_key=parent_key,
+            resume_folder=folder if folder is not None and folder.is_dir() else None,
+        )
+        mark_unfinished(logger.run_folder, digest, name)
+        self.checkpoints.folder = logger.run_folder
+        config_text = yaml.safe_dump(config, sort_keys=False)
+        model.run_record = run_record(datamodule, config_text, digest, logger.key)
+        if folder is None or not folder.is_dir():
+            log_inputs(logger, model, datamodule, config_text, self._store.journal_dir.parent / "splits")
+        verb = "resuming" if ckpt_path else "training"
+        print(f"{verb} {name} (seed {self._options.seed_everything}), run {logger.key}", file=sys.stderr)
+
+    def _open_parent(self, model: LitClassifier, datamodule: ImageDataModule) -> str:
+        assert self._parent is not None
+        seeds = list(self._parent.seeds)
+        config = {**self.config_dump_plain(), "seed_everything": seeds}
+        digest = config_digest(config, datamodule.digests["data"])
+        tags = {**run_tags(model, datamodule, digest), "kind": "seeds", "seed": " ".join(map(str, seeds))}
+        name = run_name(model, datamodule, self._options.recipe)
+        begin = {
+            "run_name": f"{name} ({len(seeds)} seeds)",
+            "params": flatten(config),
+            "tags": tags,
+        }
+        return self._parent.open(self._logger(), digest, begin)
+
+    def _fit_to_the_end(self, model: LitClassifier, datamodule: ImageDataModule, ckpt_path: Path | None) -> None:
+        logger = self.trainer.logger if isinstance(self.trainer.logger, JournalLogger) else None
+        try:
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+            self.result = {f"best/{name}": value for name, value in self.checkpoints.best.items()}
+            if self._options.test_after_fit and self.checkpoints.best_path is not None:
+                self._test_best(model, datamodule)
+        except (RunInterrupted, KeyboardInterrupt):
+            if logger:
+                logger.end("KILLED")
+            raise
+        except BaseException:
+            if logger:
+                logger.end("FAILED")
+            raise
+        if logger:
+            self._finish(logger)
+
+    def _test_best(self, model: LitClassifier, datamodule: ImageDataModule) -> None:
+        best_path = self.checkpoints.best_path
+        assert best_path is not None
+        step = self.trainer.global_step - 1
+        model.load_state_dict(load_checkpoint(best_path)["state_dict"])
+        logger = self.trainer.logger
+        # The test's own logging would give it a step of its own; the run's last step is meant.
+        self.trainer._loggers = []
+        (metrics,) = self.trainer.test(model, datamodule, verbose=False)
+        self.trainer._loggers = [logger] if logger is not None else []
+        for each in self.trainer.loggers:
+            each.log_metrics(dict(metrics), step=step)
+        self.result.update(metrics)
+
+    def _finish(self, logger: JournalLogger) -> None:
+        for name in ("best.ckpt", "last.ckpt"):
+            if (logger.run_folder / name).exists():
+                logger.log_artifact(logger.run_folder / name, "checkpoints")
+        logger.end("FINISHED")
+        mark_finished(logger.run_folder)
+
+
+def run_trainer_command(subcommand: str, arguments: list[str], seeds: list[int] | None = None) -> int:
+    """Runs `fit`, `validate` or `test`.
+
+    Args:
+        subcommand: Which.
+        arguments: What follows it on the command line, without `--seeds`.
+        seeds: Train once with each of these.
+
+    Returns:
+        The exit code.
+    """
+    # Lightning's banner and advertisements; its warnings stay.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if seeds is not None:
+        return _exit_code(lambda: _run_seeds(seeds, arguments))
+    if subcommand != "fit":
+        arguments = _with_config_of_checkpoint(arguments)
+    return _exit_code(lambda: _run_one(subcommand, arguments))
+
+
+def _run_one(subcommand: str, arguments: list[str]) -> None:
+    cli = LitCLI(subcommand, arguments)
+    if subcommand == "fit":
+        report_run(cli)
+
+
+def _run_seeds(seeds: list[int], arguments: list[str]) -> None:
+    if any(text.startswith(("--seed_everything", "--ckpt_path")) for text in arguments):
+        raise UsageError("--seeds: goes with neither --seed_everything nor --ckpt_path; --resume auto is possible")
+    parent = SeedsRun(seeds, resume="auto" in arguments or "--resume=auto" in arguments)
+    status = "FAILED"
+    try:
+        for seed in seeds:
+            cli = LitCLI("fit", [*arguments, f"--seed_everything={seed}"], parent)
+            parent.add(seed, cli.result)
+            report_run(cli)
+        status = "FINISHED"
+    except (RunInterrupted, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    finally:
+        parent.end(status)
+        if parent.logger is not None:
+            parent.logger.wait_until_sent(timeout=60)
+    print(format_summary(parent.results))
+
+
+def report_run(cli: LitCLI) -> None:
+    """Prints what a run came to, and where it is, once it is sent (or that it is not)."""
+    if not cli.trainer.is_global_zero:
+        return
+    figures = "  ".join(f"{name} {value:.4f}" for name, value in cli.result.items() if "acc" in name)
+    logger = cli.trainer.logger
+    if not isinstance(logger, JournalLogger):
+        print(figures)
+        return
+    sent = logger.wait_until_sent(timeout=60)
+    print(f"{figures}  run {logger.run_id or logger.key}")
+    if not sent:
+        print("not all of this run could be sent to MLflow; it is kept, lit-cnn sync sends it", file=sys.stderr)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keeps away advice that does not apply: loaders without workers are chosen, not forgotten."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+        warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")
+        warnings.filterwarnings("ignore", message=".*worker processes in total.*")
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+        yield
+
+
+@contextmanager
+def _signals(checkpoints: RunCheckpoints) -> Iterator[None]:
+    """Turns INT, TERM and HUP into a stop between two steps; a second one stops at once."""
+
+    def stop(signal_number: int, frame: Any) -> None:
+        if checkpoints.signal_number is not None:
+            raise RunInterrupted(signal_number)
+        checkpoints.signal_number = signal_number
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _exit_code(run: Any) -> int:
+    try:
+        run()
+        return 0
+    except RunInterrupted as interruption:
+        name = signal.Signals(interruption.signal_number).name
+        print(f"lit-cnn: stopped by {name}; the same command with --resume auto goes on", file=sys.stderr)
+        return 128 + interruption.signal_number
+    except NonFiniteLossError as error:
+        print(f"lit-cnn: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _with_config_of_checkpoint(arguments: list[str]) -> list[str]:
+    """Puts the configuration that a checkpoint was trained with before the arguments, so that they need not say it."""
+    texts = [text for text in arguments if text.startswith("--ckpt_path")]
+    if not texts or "--help" in arguments:
+        return arguments
+    place = arguments.index(texts[0])
+    given = texts[0].partition("=")[2] or (arguments[place + 1] if place + 1 < len(arguments) else "")
+    tracking = [arguments[i + 1] for i, text in enumerate(arguments[:-1]) if text == "--tracking_uri"]
+    path = checkpoint_file(given, resolve_store(tracking[0] if tracking else None))
+    record = load_checkpoint(path).get("lit_cnn")
+    if record is None:
+        raise UsageError(f"--ckpt_path {given}: holds no configuration of lit_cnn; give one that lit-cnn fit wrote")
+    config = yaml.safe_load(record["config"])
+    kept = {name: config[name] for name in ("seed_everything", "model", "data")}
+    folder = Path(tempfile.mkdtemp(prefix="lit_cnn_"))
+    (folder / "config.yaml").write_text(yaml.safe_dump(kept), encoding="utf-8")
+    return ["--config", str(folder / "config.yaml"), *arguments]

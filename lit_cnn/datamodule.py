@@ -1,0 +1,386 @@
+"""`ImageDataModule`: splits, worker processes and the order of images, all of it a pure function of seeds.
+
+A training item is asked for as (epoch, index): the epoch travels with the index because a persistent worker never sees
+an attribute that is set on its copy of the data set later.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import cv2
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from lit_cnn.datasets import ArrayImages, ImageSet, load_image_set, read_image
+from lit_cnn.errors import UsageError
+from lit_cnn.randomness import epoch_permutation
+from lit_cnn.splits import Splits, draw_splits, manifest, manifest_digest
+from lit_cnn.transforms import Interpolation, TrainCrop, TrainTransform, resize_and_center_crop
+
+DatasetName = Literal["digits", "fashion_mnist", "image_folder"]
+Key = tuple[int, int]
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+EVAL_BATCH_SIZE = 256
+
+
+class TrainBatches:
+    """Batch sampler: the batches of an epoch as lists of (epoch, position), from any batch on.
+
+    With several devices the global batch is fixed first and then shared out, so the images of a step do not depend on
+    how many devices there are.
+
+    Args:
+        num_images: Images in an epoch.
+        batch_size: Global batch size; the last, smaller batch of an epoch is kept.
+        seed: The training seed.
+        first_epoch: The epoch that the first pass is for.
+        first_batch: The batch at which that first pass starts: those before it were trained on before a resume.
+        rank: This process's number.
+        world_size: The number of processes.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        first_epoch: int = 0,
+        first_batch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = first_epoch
+        self._start = (first_epoch, first_batch)
+        self.rank = rank
+        self.world_size = world_size
+        # Lightning announces the epoch to `batch_sampler.sampler`, not to the batch sampler.
+        self.sampler = self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch of the next pass; Lightning calls this before each one."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.num_images // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch = self.epoch
+        order = epoch_permutation(self.seed, epoch, self.num_images)
+        first = self._start[1] if epoch == self._start[0] else 0
+        for batch in range(first, len(self)):
+            positions = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [(epoch, int(position)) for position in positions[self.rank :: self.world_size]]
+
+
+class TrainImages(Dataset[Batch]):
+    """Augmented training images; `__getitems__` makes a whole batch at once, in a worker process.
+
+    Args:
+        image_set: All images.
+        indices: `(n,)` the training images among them.
+        transform: What happens to an image.
+        seed: The training seed.
+    """
+
+    def __init__(self, image_set: ImageSet, indices: np.ndarray, transform: TrainTransform, seed: int) -> None:
+        self.images = image_set.images
+        self.labels = image_set.labels
+        self.indices = indices
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """Returns images `(N, C, S, S)` uint8 and labels `(N,)` int64 for (epoch, position) pairs."""
+        chosen = [int(self.indices[position]) for _, position in keys]
+        views = [
+            self.transform(self.images[index], self.seed, epoch, index)
+            for index, (epoch, _) in zip(chosen, keys, strict=True)
+        ]
+        return stack_images(views), torch.from_numpy(self.labels[chosen])
+
+
+class EvalImages(Dataset[Batch]):
+    """Images as validation sees them.
+
+    Args:
+        image_set: All images.
+        indices: `(n,)` the images to give, in this order.
+        size: S, pixels of the square.
+        interpolation: How to resize.
+    """
+
+    def __init__(self, image_set: ImageSet, indices: np.ndarray, size: int, interpolation: Interpolation) -> None:
+        self.images = image_set.images
+        self.labels = image_set.labels
+        self.indices = indices
+        self.size = size
+        self.interpolation = interpolation
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitems__(self, positions: Sequence[int]) -> Batch:
+        """Returns images `(N, C, S, S)` uint8 and labels `(N,)` int64."""
+        chosen = self.indices[positions]
+        views = [resize_and_center_crop(self.images[index], self.size, self.interpolation) for index in chosen]
+        return stack_images(views), torch.from_numpy(self.labels[chosen])
+
+
+class FolderImages(Dataset[torch.Tensor]):
+    """Images without labels, as validation sees them: what `lit-cnn predict` reads.
+
+    Args:
+        files: The image files.
+        size: S, pixels of the square.
+        in_channels: 1 (gray) or 3 (RGB).
+        interpolation: How to resize.
+    """
+
+    def __init__(self, files: Sequence[Path], size: int, in_channels: int, interpolation: Interpolation) -> None:
+        self.files = files
+        self.size = size
+        self.in_channels = in_channels
+        self.interpolation = interpolation
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitems__(self, positions: Sequence[int]) -> torch.Tensor:
+        """Returns images `(N, C, S, S)` uint8."""
+        images = [read_image(self.files[position], self.in_channels) for position in positions]
+        return stack_images([resize_and_center_crop(image, self.size, self.interpolation) for image in images])
+
+
+def stack_images(views: Sequence[np.ndarray]) -> torch.Tensor:
+    """Stacks `(S, S, C)` uint8 arrays to one contiguous `(N, C, S, S)` uint8 tensor."""
+    return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).contiguous()
+
+
+class ImageDataModule(pl.LightningDataModule):
+    """Images, split and served.
+
+    Args:
+        dataset: `digits` (embedded), `fashion_mnist` (IDX files) or `image_folder`.
+        root: Folder of the images: needed by image_folder, optional for fashion_mnist.
+        image_size: Pixels of the square that the network takes; images are resized to it.
+        in_channels: 1 (gray) or 3 (RGB); by default what the source has, 3 for a folder.
+        batch_size: Training images per step, over all devices.
+        num_workers: Worker processes that decode and augment; the result does not depend on it.
+        val_fraction: Share of the images that are not test set aside for validation, where the source has no val.
+        test_fraction: Share of all images set aside for the test, where the source has no test.
+        split_seed: Seed of the split; the training seed has no part in it.
+        limit_train: Train on that many images in all, stratified; the first 50 are among the first 500.
+        train_crop: `center`, `random` or `random_resized`: how a training image becomes a square.
+        augment: albumentations transforms by class_path, applied to the training square in this order.
+        interpolation: `area`, `bilinear` or `bicubic`.
+        mean: Mean per channel of pixels in [0, 1]; by default that of the training images in memory, ImageNet's else.
+        std: Standard deviation per channel, likewise.
+        seed: The training seed, for order and augmentation; linked from `--seed_everything`.
+
+    Raises:
+        UsageError: If an option cannot be used, or the images are not there.
+    """
+
+    def __init__(
+        self,
+        dataset: DatasetName = "digits",
+        root: str | None = None,
+        image_size: int = 32,
+        in_channels: Literal[1, 3] | None = None,
+        batch_size: int = 128,
+        num_workers: int = 2,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        split_seed: int = 0,
+        limit_train: int | None = None,
+        train_crop: TrainCrop = "center",
+        augment: list[dict[str, Any]] | None = None,
+        interpolation: Interpolation = "area",
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _at_least("--data.image_size", image_size, 1)
+        _at_least("--data.batch_size", batch_size, 1)
+        _at_least("--data.num_workers", num_workers, 0)
+        _fraction("--data.val_fraction", val_fraction)
+        _fraction("--data.test_fraction", test_fraction)
+        if limit_train is not None:
+            _at_least("--data.limit_train", limit_train, 1)
+        if dataset not in get_args(DatasetName):
+            raise UsageError(f"--data.dataset {dataset}: choose one of {', '.join(get_args(DatasetName))}")
+        self.dataset = dataset
+        self.root = Path(root).expanduser() if root is not None else None
+        self.image_size = image_size
+        self._in_channels = in_channels
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.split_seed = split_seed
+        self.limit_train = limit_train
+        self.interpolation: Interpolation = interpolation
+        self.train_transform = TrainTransform(image_size, train_crop, augment or (), interpolation)
+        self._mean, self._std = mean, std
+        self.seed = seed
+
+    @cached_property
+    def image_set(self) -> ImageSet:
+        """The images, read at first use."""
+        return load_image_set(self.dataset, self.root, self._in_channels)
+
+    @cached_property
+    def splits(self) -> Splits:
+        """Who is in train, val and test."""
+        return draw_splits(self.image_set, self.val_fraction, self.test_fraction, self.split_seed, self.limit_train)
+
+    @cached_property
+    def manifest(self) -> str:
+        """The split as CSV text; see `lit_cnn.splits.manifest`."""
+        return manifest(self.image_set, self.splits)
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 digests of the data, of the split's manifest and of the images of val and of test."""
+        return {
+            "data": self.image_set.digest,
+            "split": manifest_digest(self.manifest),
+            "val": self.image_set.digest_of(self.splits.val),
+            "test": self.image_set.digest_of(self.splits.test),
+        }
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes."""
+        return len(self.image_set.class_names)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The class names in label order."""
+        return list(self.image_set.class_names)
+
+    @property
+    def in_channels(self) -> int:
+        """1 (gray) or 3 (RGB)."""
+        return self.image_set.in_channels
+
+    @property
+    def mean(self) -> list[float]:
+        """Mean per channel of pixels in [0, 1]."""
+        return _per_channel("--data.mean", self._mean, self.in_channels) or self._statistics[0]
+
+    @property
+    def std(self) -> list[float]:
+        """Standard deviation per channel of pixels in [0, 1]."""
+        if self._std and min(self._std) <= 0:
+            raise UsageError(f"--data.std {self._std}: give numbers above 0")
+        return _per_channel("--data.std", self._std, self.in_channels) or self._statistics[1]
+
+    @cached_property
+    def _statistics(self) -> tuple[list[float], list[float]]:
+        images = self.image_set.images
+        if isinstance(images, ArrayImages):
+            pixels = images.array[np.sort(self.splits.train)].reshape(-1, self.in_channels) / np.float32(255)
+            mean, std = pixels.mean(0, dtype=np.float64), pixels.std(0, dtype=np.float64)
+            return [round(float(value), 6) for value in mean], [round(float(value), 6) for value in std]
+        if self.in_channels == 1:
+            return [sum(IMAGENET_MEAN) / 3], [sum(IMAGENET_STD) / 3]
+        return list(IMAGENET_MEAN), list(IMAGENET_STD)
+
+    @property
+    def num_train_batches(self) -> int:
+        """Training batches per epoch."""
+        return -(-len(self.splits.train) // self.batch_size)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Returns the training loader, at the batch where a resumed run stands."""
+        images = TrainImages(self.image_set, self.splits.train, self.train_transform, self.seed)
+        first_epoch, first_batch = self._position(len(images))
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        batches = TrainBatches(
+            len(images), self.batch_size, self.seed, first_epoch, first_batch, rank=rank, world_size=world_size
+        )
+        return self._loader(images, batches, self.num_workers)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Returns the validation loader."""
+        return self._eval_loader(self.splits.val)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Returns the test loader."""
+        return self._eval_loader(self.splits.test)
+
+    def _position(self, num_images: int) -> tuple[int, int]:
+        """Returns (epoch, batch) at which training goes on, from Lightning's restored counters."""
+        if self.trainer is None:
+            return 0, 0
+        loop = self.trainer.fit_loop
+        epochs: Any = loop.epoch_progress.current
+        batches: Any = loop.epoch_loop.batch_progress.current
+        in_an_epoch = epochs.started > epochs.processed
+        if not in_an_epoch:
+            return epochs.processed, 0
+        if batches.processed * self.batch_size >= num_images:
+            return epochs.processed + 1, 0
+        return epochs.processed, batches.processed
+
+    def _eval_loader(self, indices: np.ndarray) -> DataLoader[Batch]:
+        if self.trainer is not None and self.trainer.world_size > 1:
+            indices = indices[self.trainer.global_rank :: self.trainer.world_size]
+        images = EvalImages(self.image_set, indices, self.image_size, self.interpolation)
+        positions = np.arange(len(indices))
+        batches = [positions[start : start + EVAL_BATCH_SIZE] for start in range(0, len(indices), EVAL_BATCH_SIZE)]
+        # Images in memory are cut faster than a worker process hands them over.
+        in_memory = isinstance(self.image_set.images, ArrayImages)
+        return self._loader(images, batches, 0 if in_memory else self.num_workers)
+
+    def _loader(self, images: Dataset[Batch], batches: Any, num_workers: int) -> DataLoader[Batch]:
+        return DataLoader(
+            images,
+            batch_sampler=batches,
+            num_workers=num_workers,
+            collate_fn=_as_is,
+            worker_init_fn=_one_thread,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # The loader draws a base seed from torch's own stream at every pass; nothing here uses it.
+            generator=torch.Generator(),
+        )
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _one_thread(worker_id: int) -> None:
+    # Worker processes share the cores with training; OpenCV's own pool would only contend with it.
+    cv2.setNumThreads(0)
+
+
+def _at_least(option: str, value: int, least: int) -> None:
+    if value < least:
+        raise UsageError(f"{option} {value}: give a whole number of at least {least}")
+
+
+def _fraction(option: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise UsageError(f"{option} {value}: give a share above 0 and below 1, for example 0.1")
+
+
+def _per_channel(option: str, values: list[float] | None, in_channels: int) -> list[float] | None:
+    if values is not None and len(values) != in_channels:
+        raise UsageError(f"{option} {values}: give {in_channels} numbers, one per channel")
+    return values

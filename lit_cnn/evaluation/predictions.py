@@ -1,0 +1,265 @@
+"""Logits of a checkpoint's network: computed once per image and view, kept under the digest of what they depend on."""
+
+import csv
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch.utils.data import DataLoader, Dataset
+
+from lit_cnn.checkpoints import digest_of_weights, load_checkpoint
+from lit_cnn.classifier import LitClassifier
+from lit_cnn.datamodule import FolderImages, ImageDataModule
+from lit_cnn.datasets import ArrayImages, ImageSet, list_images
+from lit_cnn.errors import UsageError
+from lit_cnn.evaluation.multi_crop import views_of
+from lit_cnn.files import replace_atomically
+from lit_cnn.transforms import Interpolation
+
+SCHEMA_VERSION = 1
+"""Raised when stored logits would mean something else; old ones are then not found."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A trained network, ready to predict.
+
+    Attributes:
+        model: On its device, in eval mode.
+        data: The data module that its run was trained with.
+        class_names: In label order.
+        digests: Digests of the data and its splits, as its run recorded them.
+        weights_digest: See `digest_of_weights`.
+    """
+
+    model: LitClassifier
+    data: ImageDataModule
+    class_names: list[str]
+    digests: dict[str, str]
+    weights_digest: str
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What happens to an image before the network sees it."""
+        names = ("image_size", "in_channels", "mean", "std", "interpolation")
+        return {name: self.model.hparams[name] for name in names}
+
+
+def load_classifier(path: Path) -> tuple[LitClassifier, dict[str, Any]]:
+    """Rebuilds a classifier from its checkpoint.
+
+    Returns:
+        The classifier in eval mode on the CPU, and what the checkpoint says of its run.
+
+    Raises:
+        UsageError: If the file is no checkpoint of lit_cnn.
+    """
+    checkpoint = load_checkpoint(path)
+    if "lit_cnn" not in checkpoint:
+        raise UsageError(f"--ckpt_path {path}: holds no configuration of lit_cnn; give one that lit-cnn fit wrote")
+    # The weights come from the file: nothing is fetched that would only be overwritten.
+    model = LitClassifier(**{**checkpoint["hyper_parameters"], "weights": None})
+    model.load_state_dict(checkpoint["state_dict"])
+    return model.eval(), checkpoint["lit_cnn"]
+
+
+def load_member(path: Path, root: Path | None = None) -> Member:
+    """Loads a checkpoint as a member of an ensemble, on the GPU if there is one.
+
+    Args:
+        path: The checkpoint.
+        root: Folder of the images, if it is elsewhere than in training.
+    """
+    model, record = load_classifier(path)
+    options = {**yaml.safe_load(record["config"])["data"], "augment": None, "train_crop": "center"}
+    options.pop("seed", None)
+    if root is not None:
+        options["root"] = str(root)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    weights_digest = digest_of_weights(dict(model.net.state_dict()))
+    return Member(
+        model.to(device), ImageDataModule(**options), record["class_names"], record["digests"], weights_digest
+    )
+
+
+def store_key(member: Member, image_digest: str, num_views: int) -> str:
+    """Returns the digest of what stored logits depend on: weights, preprocessing, precision, images, view, schema."""
+    depends_on = {
+        "weights": member.weights_digest,
+        "preprocessing": member.preprocessing,
+        "precision": "fp32",
+        "images": image_digest,
+        "views": num_views,
+        "schema": SCHEMA_VERSION,
+    }
+    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+
+
+def predict_views(
+    member: Member,
+    indices: np.ndarray,
+    view_counts: Sequence[int],
+    folder: Path,
+    batch_size: int = 256,
+    num_workers: int = 2,
+    label: str = "",
+) -> dict[int, np.ndarray]:
+    """Returns a member's logits for each number of views, computed only where they are not stored.
+
+    Args:
+        member: The network.
+        indices: `(N,)` which images of the member's data, in the order wanted.
+        view_counts: Known numbers of views, such as 1 and 10.
+        folder: Where logits are stored.
+        batch_size: Views per forward pass.
+        num_workers: Processes that decode images; images in memory need none.
+        label: What the progress bar calls this member.
+
+    Returns:
+        Logits `(V, N, num_classes)` float32 for each V in `view_counts`.
+    """
+    image_set = member.data.image_set
+    listed = "\n".join(f"{image_set.paths[index]}\t{image_set.hashes[index]}" for index in indices)
+    image_digest = hashlib.sha256(listed.encode()).hexdigest()
+    files = {count: folder / f"{store_key(member, image_digest, count)}.safetensors" for count in view_counts}
+    logits = {count: stored for count, file in files.items() if (stored := read_logits(file)) is not None}
+    missing = [count for count in view_counts if count not in logits]
+    if missing:
+        views = ViewImages(image_set, indices, missing, member.preprocessing)
+        for count, computed in _forward(member, views, missing, batch_size, num_workers, label).items():
+            write_logits(files[count], computed)
+            logits[count] = computed
+    return logits
+
+
+def write_logits(file: Path, logits: np.ndarray) -> None:
+    """Writes logits with their SHA-256 inside, whole or not at all."""
+    logits = np.ascontiguousarray(logits)
+    with replace_atomically(file) as temporary:
+        save_file({"logits": logits}, temporary, {"sha256": hashlib.sha256(logits.tobytes()).hexdigest()})
+
+
+def read_logits(file: Path) -> np.ndarray | None:
+    """Returns stored logits, or None if there are none or the file is not as it was written."""
+    try:
+        with safe_open(file, "numpy") as stored:
+            logits: np.ndarray = stored.get_tensor("logits")
+            digest = (stored.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError):
+        return None
+    return logits if hashlib.sha256(logits.tobytes()).hexdigest() == digest else None
+
+
+class ViewImages(Dataset[torch.Tensor]):
+    """All views of images: `__getitems__` gives `(N, V, C, S, S)` uint8, V over all view counts in turn.
+
+    Args:
+        image_set: All images.
+        indices: `(N,)` which of them.
+        view_counts: The numbers of views.
+        preprocessing: See `Member.preprocessing`.
+    """
+
+    def __init__(
+        self, image_set: ImageSet, indices: np.ndarray, view_counts: Sequence[int], preprocessing: dict[str, Any]
+    ) -> None:
+        self.images = image_set.images
+        self.indices = indices
+        self.view_counts = view_counts
+        self.size: int = preprocessing["image_size"]
+        self.interpolation: Interpolation = preprocessing["interpolation"]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitems__(self, positions: Sequence[int]) -> torch.Tensor:
+        """Returns the views of the images at these positions."""
+        views = [self._views(self.images[index]) for index in self.indices[positions]]
+        return torch.from_numpy(np.stack(views)).permute(0, 1, 4, 2, 3).contiguous()
+
+    def _views(self, image: np.ndarray) -> np.ndarray:
+        return np.concatenate([views_of(image, self.size, count, self.interpolation) for count in self.view_counts])
+
+
+def predict_folder(path: Path, folder: Path, output: Path, batch_size: int, num_workers: int) -> int:
+    """Classifies every image of a folder into a CSV file of file, class, probability.
+
+    Args:
+        path: The checkpoint.
+        folder: Searched with its sub-folders.
+        output: The CSV file; replaced if it is there.
+        batch_size: Images per forward pass.
+        num_workers: Processes that decode images.
+
+    Returns:
+        The number of images.
+
+    Raises:
+        UsageError: If there are no images, one cannot be decoded, or the file cannot be written.
+    """
+    if batch_size < 1 or num_workers < 0:
+        raise UsageError(f"--batch_size {batch_size} --num_workers {num_workers}: give at least 1 and at least 0")
+    files = list_images(folder)
+    model, record = load_classifier(path)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    hparams = model.hparams
+    images = FolderImages(files, hparams["image_size"], hparams["in_channels"], hparams["interpolation"])
+    probabilities = []
+    with torch.inference_mode():
+        for batch in _progress(_batches(images, len(files), batch_size, num_workers), len(files), "predicting"):
+            probabilities.append(model(batch.to(model.device)).float().softmax(1).cpu())
+    largest, classes = torch.cat(probabilities).max(1)
+    rows = [
+        (file.relative_to(folder).as_posix(), record["class_names"][label], f"{probability:.6f}")
+        for file, label, probability in zip(files, classes.tolist(), largest.tolist(), strict=True)
+    ]
+    try:
+        with replace_atomically(output) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([("file", "class", "probability"), *rows])
+    except OSError as error:
+        raise UsageError(f"--output {output}: cannot be written ({error.strerror}); give another file") from error
+    return len(rows)
+
+
+def _forward(
+    member: Member, views: ViewImages, counts: Sequence[int], batch_size: int, num_workers: int, label: str
+) -> dict[int, np.ndarray]:
+    num_views = sum(counts)
+    if isinstance(views.images, ArrayImages):
+        num_workers = 0
+    batches = _batches(views, len(views), max(1, batch_size // num_views), num_workers)
+    parts = []
+    with torch.inference_mode():
+        for batch in _progress(batches, len(views), label):
+            flat = batch.flatten(0, 1).to(member.model.device)
+            parts.append(member.model(flat).float().cpu().reshape(len(batch), num_views, -1))
+    logits = torch.cat(parts).transpose(0, 1).numpy()
+    ends = np.cumsum(counts)
+    return {count: logits[end - count : end] for count, end in zip(counts, ends, strict=True)}
+
+
+def _batches(images: Dataset[torch.Tensor], num_images: int, batch_size: int, num_workers: int) -> Any:
+    positions = np.arange(num_images)
+    batches: Any = [positions[start : start + batch_size] for start in range(0, num_images, batch_size)]
+    return DataLoader(images, batch_sampler=batches, num_workers=num_workers, collate_fn=lambda batch: batch)
+
+
+def _progress(batches: Iterable[torch.Tensor], num_images: int, label: str) -> Iterator[torch.Tensor]:
+    from tqdm import tqdm
+
+    # A bar where somebody looks; nothing in a log.
+    disable = not sys.stderr.isatty() or bool(os.environ.get("TQDM_DISABLE"))
+    with tqdm(total=num_images, desc=label, unit="img", disable=disable, leave=False) as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch))

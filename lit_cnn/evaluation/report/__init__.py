@@ -1,0 +1,22 @@
+"""Models x crops: the table of GoogLeNet's paper (Szegedy et al. 2014, table 3), every number with its error."""
+
+from lit_cnn.evaluation.report.figure import plot_accuracy
+from lit_cnn.evaluation.report.formats import render, to_csv, to_html, to_json, to_markdown
+from lit_cnn.evaluation.report.table import Gain, Line, MembersSummary, Row, Table, build_table
+from lit_cnn.evaluation.report.wording import sentences
+
+__all__ = [
+    "Gain",
+    "Line",
+    "MembersSummary",
+    "Row",
+    "Table",
+    "build_table",
+    "plot_accuracy",
+    "render",
+    "sentences",
+    "to_csv",
+    "to_html",
+    "to_json",
+    "to_markdown",
+]

@@ -1,0 +1,154 @@
+"""The table as a picture: what accuracy costs in forward passes."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lit_cnn.evaluation.report.table import Line, Table
+from lit_cnn.files import replace_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MEMBER, _ENSEMBLE, _REFERENCE = "#9aa5b1", "#0b5cad", "#c2410c"
+
+
+def plot_accuracy(table: Table, path: Path) -> None:
+    """Draws each row's test accuracy with its 95 % Wilson interval over its forward passes, as a PNG of 1350 x 810 px.
+
+    Members are light, ensembles bold; the reference is marked and its accuracy drawn through. Rows of equally many
+    passes stand side by side.
+
+    Args:
+        table: What to draw.
+        path: The PNG file; replaced whole if it is there.
+    """
+    with replace_atomically(path) as temporary:
+        _draw(table).savefig(temporary, format="png", dpi=150)
+
+
+def accuracy_svg(table: Table) -> str:
+    """Returns the same picture as an `<svg>` element, to stand inside a page."""
+    import matplotlib
+
+    text = io.StringIO()
+    # Letters as text, not as outlines: small, searchable; and no date, so that the same table gives the same page.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lit_cnn"}):
+        _draw(table).savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _draw(table: Table) -> "Figure":
+    # Not pyplot: it keeps every figure alive and may look for a display.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.4), layout="constrained")
+    axes = figure.add_subplot()
+    positions = _positions(table.lines)
+    reference = next(line for line in table.lines if line.row is table.reference)
+    axes.axhline(100 * reference.accuracy.mean, color=_REFERENCE, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+    _join_same_names(axes, table.lines, positions)
+    for line, position in zip(table.lines, positions, strict=True):
+        _draw_line(axes, line, position, is_reference=line is reference)
+    _label_axes(axes, table)
+    handles, labels = axes.get_legend_handles_labels()
+    first_of_each = dict(zip(labels, handles, strict=True))
+    figure.legend(
+        first_of_each.values(), first_of_each.keys(), loc="outside upper center", ncols=3, frameon=False, fontsize=9
+    )
+    return figure
+
+
+def _positions(lines: Sequence[Line]) -> np.ndarray:
+    """Returns log10 of each line's passes, moved so that lines of equal or close passes stand side by side."""
+    # The markers that stand out are as wide as three of the others.
+    stands_out = [line.difference is None or line.row.kind == "ensemble" for line in lines]
+    widths = np.where(stands_out, 3.0, 1.0)
+    passes = np.array([line.row.forward_passes for line in lines])
+    groups = np.unique(passes)
+    group_widths = np.array([widths[passes == group].sum() for group in groups])
+    # Decades per unit of width: neighbours that share their gap by width do not overlap.
+    room = 2 * np.diff(np.log10(groups)) / (group_widths[:-1] + group_widths[1:])
+    # A group spans 0.15 decades at most, or its outer lines would seem to cost another number of passes.
+    steps = np.minimum.reduce([0.15 / group_widths, np.append(room, 0.03), np.insert(room, 0, 0.03)])
+    positions = np.log10(passes)
+    for group, group_width, step in zip(groups, group_widths, steps, strict=True):
+        inside = np.flatnonzero(passes == group)
+        centers = np.cumsum(widths[inside]) - widths[inside] / 2 - group_width / 2
+        positions[inside] += step * centers
+    return positions
+
+
+def _join_same_names(axes: "Axes", lines: Sequence[Line], positions: np.ndarray) -> None:
+    """Draws what more crops do to the same network."""
+    for key in {(line.row.name, line.row.kind): None for line in lines}:
+        own = [
+            (position, 100 * line.accuracy.mean)
+            for line, position in zip(lines, positions, strict=True)
+            if (line.row.name, line.row.kind) == key
+        ]
+        is_ensemble = key[1] == "ensemble"
+        axes.plot(
+            *zip(*sorted(own), strict=True),
+            color=_ENSEMBLE if is_ensemble else _MEMBER,
+            linewidth=1.6 if is_ensemble else 0.7,
+            alpha=0.7 if is_ensemble else 0.45,
+            zorder=3 if is_ensemble else 1,
+        )
+
+
+def _draw_line(axes: "Axes", line: Line, position: float, is_reference: bool) -> None:
+    style: dict[str, Any]
+    if is_reference:
+        label = f"reference: {_shortened(line.row.name)}, best on val, {line.row.num_models} x {line.row.num_views}"
+        style = {"color": _REFERENCE, "marker": "D", "markersize": 7, "linewidth": 1.8, "zorder": 5}
+    elif line.row.kind == "ensemble":
+        label = f"ensemble of {line.row.num_models}"
+        style = {"color": _ENSEMBLE, "marker": "o", "markersize": 8, "linewidth": 2.4, "zorder": 4}
+    else:
+        label = "members"
+        style = {"color": _MEMBER, "marker": "o", "markersize": 3.5, "linewidth": 1.0, "zorder": 2}
+    accuracy = line.accuracy
+    below, above = accuracy.mean - accuracy.low, accuracy.high - accuracy.mean
+    error = [[100 * max(0.0, below)], [100 * max(0.0, above)]]
+    axes.errorbar([position], [100 * accuracy.mean], yerr=error, label=label, elinewidth=style["linewidth"], **style)
+    if line.row.kind == "ensemble":
+        axes.annotate(
+            f"{line.row.num_models} x {line.row.num_views}",
+            (position, 100 * accuracy.high),
+            textcoords="offset points",
+            xytext=(0, 4),
+            ha="center",
+            fontsize=9,
+            color=_ENSEMBLE,
+            fontweight="bold",
+        )
+
+
+def _label_axes(axes: "Axes", table: Table) -> None:
+    passes = sorted({line.row.forward_passes for line in table.lines})
+    low, high = np.log10(passes[0]), np.log10(passes[-1])
+    margin = max(0.2, 0.08 * (high - low))
+    axes.set_xlim(low - margin, high + margin)
+    labels: list[str] = []
+    for previous, current in zip([0, *passes], passes, strict=False):
+        # Two numbers closer than their width: the second one goes a line lower.
+        is_close = previous > 0 and np.log10(current / previous) < 0.05 * (high - low + 2 * margin)
+        labels.append(("\n" if is_close and not labels[-1].startswith("\n") else "") + f"{current:,}")
+    axes.set_xticks(np.log10(passes), labels)
+    axes.set_xlabel("forward passes per image (models x crops), log scale")
+    axes.set_ylabel("accuracy on test, %, with 95 % Wilson interval")
+    axes.set_title(f"n = {table.num_images:,} test images, {table.num_classes:,} classes", fontsize=10)
+    axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(y=0.1)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _shortened(name: str) -> str:
+    name = name if len(name) <= 48 else f"{name[:23]}…{name[-24:]}"
+    return name.replace("$", r"\$")  # or matplotlib would typeset what is between two of them as a formula

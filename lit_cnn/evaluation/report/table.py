@@ -1,0 +1,179 @@
+"""The numbers of the table: each row's accuracy and its paired difference to the reference."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lit_cnn.evaluation.statistics import (
+    Interval,
+    McNemar,
+    MeanStd,
+    holm,
+    images_for_power,
+    mcnemar_exact,
+    mean_std,
+    paired_bootstrap,
+    wilson_interval,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One way to classify the test images: a network or an ensemble, with so many crops per image.
+
+    Attributes:
+        name: A network's name, or what the ensemble is called; the same for all its crop counts.
+        kind: Whether it is one network or several.
+        num_models: M, networks that are averaged; 1 for a member.
+        num_views: V, crops per image.
+        forward_passes: Per image: M * V.
+        correct: `(N,)` bool, True where the image is classified correctly; all rows on the same images.
+        val_accuracy: In [0, 1], on the images on which the reference was chosen, if known.
+        run_id: MLflow's, if there is one.
+    """
+
+    name: str
+    kind: Literal["member", "ensemble"]
+    num_models: int
+    num_views: int
+    forward_passes: int
+    correct: np.ndarray
+    val_accuracy: float | None = None
+    run_id: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """A row with its numbers; accuracies and differences are fractions, not per cent.
+
+    Attributes:
+        row: What it is about.
+        accuracy: On test, with its 95 % Wilson interval.
+        difference: Accuracy minus the reference's, with its 95 % paired bootstrap interval; None for the reference.
+        mcnemar: Exact test against the reference (a: this row, b: the reference); None for the reference.
+        p_holm: McNemar's p, adjusted over all lines of the table (Holm); None for the reference.
+        images_needed: Test images that would show this difference with a power of 0.8; None if there is none.
+    """
+
+    row: Row
+    accuracy: Interval
+    difference: Interval | None = None
+    mcnemar: McNemar | None = None
+    p_holm: float | None = None
+    images_needed: int | None = None
+
+
+@dataclass(frozen=True)
+class MembersSummary:
+    """Number, mean and standard deviation of the members' accuracies (fractions) at one number of crops."""
+
+    num_views: int
+    accuracy: MeanStd
+
+
+@dataclass(frozen=True, eq=False)
+class Gain:
+    """Accuracy of an ensemble minus the mean of its members', at equal crops, with its 95 % paired bootstrap."""
+
+    row: Row
+    difference: Interval
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """All that the report says.
+
+    Attributes:
+        lines: In the order of the rows.
+        reference: The row that the others are compared to: the member best on val, one crop.
+        num_images: N, test images.
+        num_classes: K.
+        members: One entry for each number of crops.
+        gains: One entry for each ensemble of all members in the table.
+    """
+
+    lines: tuple[Line, ...]
+    reference: Row
+    num_images: int
+    num_classes: int
+    members: tuple[MembersSummary, ...]
+    gains: tuple[Gain, ...]
+
+
+def build_table(rows: Sequence[Row], reference: Row, num_classes: int) -> Table:
+    """Computes the table.
+
+    Args:
+        rows: In the order wanted, the reference among them.
+        reference: Chosen on val, not on the test images that are reported here.
+        num_classes: K, for the caption.
+
+    Returns:
+        The table.
+
+    Raises:
+        ValueError: If the reference is not one of the rows, or the rows are not about the same images.
+    """
+    if not any(row is reference for row in rows):
+        raise ValueError(f"build_table: the reference {reference.name!r} is not one of the rows")
+    for row in rows:
+        if row.correct.shape != reference.correct.shape or row.correct.dtype != bool:
+            raise ValueError(
+                f"build_table: {row.name!r} has {row.correct.dtype} {row.correct.shape}, "
+                f"the reference bool {reference.correct.shape}"
+            )
+    return Table(
+        lines=_lines(rows, reference),
+        reference=reference,
+        num_images=len(reference.correct),
+        num_classes=num_classes,
+        members=_members(rows),
+        gains=_gains(rows),
+    )
+
+
+def _lines(rows: Sequence[Row], reference: Row) -> tuple[Line, ...]:
+    tests = {id(row): mcnemar_exact(row.correct, reference.correct) for row in rows if row is not reference}
+    adjusted = dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True))
+    return tuple(
+        Line(row, _accuracy(row))
+        if row is reference
+        else Line(
+            row,
+            _accuracy(row),
+            paired_bootstrap(row.correct.astype(float) - reference.correct),
+            tests[id(row)],
+            adjusted[id(row)],
+            images_for_power(row.correct, reference.correct),
+        )
+        for row in rows
+    )
+
+
+def _accuracy(row: Row) -> Interval:
+    low, high = wilson_interval(int(row.correct.sum()), len(row.correct))
+    return Interval(float(row.correct.mean()), low, high)
+
+
+def _members(rows: Sequence[Row]) -> tuple[MembersSummary, ...]:
+    return tuple(
+        MembersSummary(num_views, mean_std([float(row.correct.mean()) for row in _members_with(rows, num_views)]))
+        for num_views in sorted({row.num_views for row in rows if row.kind == "member"})
+    )
+
+
+def _gains(rows: Sequence[Row]) -> tuple[Gain, ...]:
+    gains = []
+    for row in rows:
+        members = _members_with(rows, row.num_views)
+        # An ensemble of some of the members does not say of which: only one of all of them has known members.
+        if row.kind == "ensemble" and row.num_models == len(members):
+            of_members = np.mean([member.correct for member in members], axis=0)
+            gains.append(Gain(row, paired_bootstrap(row.correct - of_members)))
+    return tuple(gains)
+
+
+def _members_with(rows: Sequence[Row], num_views: int) -> list[Row]:
+    return [row for row in rows if row.kind == "member" and row.num_views == num_views]

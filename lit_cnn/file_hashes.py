@@ -1,0 +1,83 @@
+"""SHA-256 of many files, remembered by size, modification time and inode, so that a second scan reads no bytes."""
+
+import contextlib
+import os
+import sqlite3
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from lit_cnn.files import sha256_of_file
+
+FEW_FILES = 2_000
+"""Below this many files to hash, no progress bar."""
+
+
+def hash_files(files: Sequence[Path], cache_file: Path | None = None) -> list[str]:
+    """Returns the SHA-256 of each file's bytes, in order.
+
+    A file is read only if its path, size, modification time (ns) or inode is not as remembered.
+
+    Args:
+        files: Existing files.
+        cache_file: The sqlite file that remembers; by default `lit_cnn/file_hashes.sqlite` in the user's cache folder.
+    """
+    cache_file = cache_file or default_cache_file()
+    keys = [_key(file) for file in files]
+    known: dict[str, tuple[int, int, int, str]] = {}
+    with contextlib.suppress(sqlite3.Error, OSError), _open(cache_file) as database:
+        known = _remembered(database, [key[0] for key in keys])
+    hashes = [known[key[0]][3] if key[0] in known and known[key[0]][:3] == key[1:] else "" for key in keys]
+    missing = [index for index, digest in enumerate(hashes) if not digest]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = pool.map(sha256_of_file, [files[index] for index in missing])
+        for index, digest in zip(missing, _with_progress(digests, len(missing)), strict=True):
+            hashes[index] = digest
+    # A cache that cannot be written costs time at the next scan and nothing else: the hashes themselves are right.
+    with contextlib.suppress(sqlite3.Error, OSError), _open(cache_file) as database:
+        database.executemany(
+            "INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?, ?)", [(*keys[index], hashes[index]) for index in missing]
+        )
+        database.commit()
+    return hashes
+
+
+def default_cache_file() -> Path:
+    """Returns the path of the user's hash cache, under $XDG_CACHE_HOME or ~/.cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "lit_cnn" / "file_hashes.sqlite"
+
+
+def _key(file: Path) -> tuple[str, int, int, int]:
+    status = file.stat()
+    return str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ino
+
+
+@contextlib.contextmanager
+def _open(cache_file: Path) -> Iterator[sqlite3.Connection]:
+    cache_file.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(cache_file, timeout=30)) as database:
+        database.execute(
+            "CREATE TABLE IF NOT EXISTS hashes (path TEXT PRIMARY KEY, size INT, mtime_ns INT, inode INT, sha256 TEXT)"
+        )
+        yield database
+
+
+def _remembered(database: sqlite3.Connection, paths: Sequence[str]) -> dict[str, tuple[int, int, int, str]]:
+    known = {}
+    for start in range(0, len(paths), 500):
+        part = paths[start : start + 500]
+        marks = ",".join("?" * len(part))
+        for path, *rest in database.execute(f"SELECT * FROM hashes WHERE path IN ({marks})", part):
+            known[path] = tuple(rest)
+    return known
+
+
+def _with_progress(digests: Iterable[str], total: int) -> Iterator[str]:
+    if total < FEW_FILES:
+        yield from digests
+        return
+    from tqdm import tqdm
+
+    yield from tqdm(digests, total=total, desc="hashing images", unit="file", file=sys.stderr)

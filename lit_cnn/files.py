@@ -1,0 +1,55 @@
+"""Files that are whole or absent: write beside, fsync, rename; and digests of what is in them."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replace_atomically(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success that file is fsynced and renamed to `path`.
+
+    On an exception the temporary file is removed and whatever was at `path` stays as it was.
+
+    Args:
+        path: The final name. Its folder is made if needed.
+
+    Yields:
+        The temporary path to write to, on the same file system as `path`.
+
+    Raises:
+        OSError: If the folder cannot be made or written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        sync_to_disk(temporary)
+        os.replace(temporary, path)
+        sync_to_disk(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Writes `text` as UTF-8 so that a reader sees the old file or the new one, never a part."""
+    with replace_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def sync_to_disk(path: Path) -> None:
+    """Returns once the kernel says that the file's (or folder's) content is on disk (fsync)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Returns the SHA-256 of the file's bytes, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

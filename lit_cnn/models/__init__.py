@@ -1,0 +1,202 @@
+"""Architectures by name: ours first, else timm's.
+
+Ours carry timm's contract: `num_features`, `head_hidden_size`, `forward_features`, `forward_head(pre_logits=)`,
+`get_classifier`, `reset_classifier` and `group_matcher`. To add one, write a file beside this one and a line in
+`BUILDERS`; the tests pick it up from there.
+"""
+
+import bisect
+import difflib
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from lit_cnn.errors import UsageError
+
+if TYPE_CHECKING:
+    # torch and timm take seconds to import; asking for our names, as --help does, needs neither.
+    from torch import nn
+
+BUILDERS = {
+    "lenet5": "lenet:LeNet5",
+}
+"""Our architectures: name -> module in this package, and class or function with `num_classes`, `in_channels` and
+`image_size` (pixels) as its arguments; any further ones are the architecture's options."""
+
+_LARGEST_TRIED = 512  # pixels; no network that takes images of any size needs more
+
+
+def create_model(
+    arch: str, *, num_classes: int, in_channels: int, image_size: int, pretrained: bool = False, **arch_options: Any
+) -> "nn.Module":
+    """Builds a network whose `forward` takes images `(N, in_channels, image_size, image_size)`, float.
+
+    It is first tried on the meta device, in milliseconds, so a mistake shows before weights are drawn or fetched.
+
+    Args:
+        arch: Name of the architecture: ours first, else timm's; `lit/NAME` and `timm/NAME` force the origin.
+        num_classes: Number of logits.
+        in_channels: Channels of the images.
+        image_size: Height and width of the images in pixels.
+        pretrained: Load timm's own weights (with a new classifier if `num_classes` differs).
+        **arch_options: Further arguments of the architecture, or of `timm.create_model`.
+
+    Returns:
+        The network, in train mode, on the default device.
+
+    Raises:
+        UsageError: If there is no such architecture, it has no such option or refuses its value, has no pretrained
+            weights, or does not take images of that size.
+    """
+    plan = _Plan(resolve_arch(arch), num_classes, in_channels, arch_options)
+    if pretrained and not plan.has_pretrained_weights():
+        raise UsageError(f"--model.arch {arch}: there are no pretrained weights for it; train it, or choose another")
+    try:
+        plan.try_on_meta(image_size)
+    except Exception as error:  # each network fails in its own way
+        mistake = _mistake(plan, image_size, error)
+        if mistake is None:
+            raise
+        raise UsageError(mistake) from error
+    return plan.build(image_size, pretrained)
+
+
+def resolve_arch(arch: str) -> str:
+    """Returns the architecture's name with its origin: `lit/lenet5` for `lenet5`, `timm/resnet18` for `resnet18`.
+
+    Raises:
+        UsageError: If there is none of that name; the message gives the nearest names.
+    """
+    origin, separator, name = arch.rpartition("/")
+    if name in BUILDERS and (not separator or origin == "lit"):
+        return f"lit/{name}"
+    if (not separator or origin == "timm") and _is_timm_name(name):
+        return f"timm/{name}"
+    raise UsageError(f"--model.arch {arch}: no such architecture; nearest: {', '.join(_nearest(origin, name))}")
+
+
+def least_image_size(arch: str, *, num_classes: int = 10, in_channels: int = 1, **arch_options: Any) -> int:
+    """Returns the least height and width, in pixels, of the images that the architecture takes; found by trying.
+
+    Raises:
+        UsageError: If there is no such architecture, or it does not take images of 512 px (a wrong option, or a network
+            for one fixed size).
+    """
+    size = _Plan(resolve_arch(arch), num_classes, in_channels, arch_options).least_image_size()
+    if size is None:
+        raise UsageError(
+            f"--model.arch {arch}: does not take images of {_LARGEST_TRIED} px, so no least size was found"
+        )
+    return size
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What `create_model` was asked for, apart from the size of the images."""
+
+    resolved: str
+    num_classes: int
+    in_channels: int
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.resolved.split("/", 1)[1]
+
+    @property
+    def is_ours(self) -> bool:
+        return self.resolved.startswith("lit/")
+
+    def build(self, image_size: int, pretrained: bool = False) -> "nn.Module":
+        if self.is_ours:
+            return _builder(self.name)(
+                num_classes=self.num_classes, in_channels=self.in_channels, image_size=image_size, **self.options
+            )
+        import timm
+
+        return timm.create_model(
+            self.name, pretrained=pretrained, num_classes=self.num_classes, in_chans=self.in_channels, **self.options
+        )
+
+    def try_on_meta(self, image_size: int) -> None:
+        """Builds the network and sends one image through it, shapes only; raises whatever the network raises."""
+        import torch
+
+        with torch.device("meta"), torch.no_grad():
+            self.build(image_size).eval()(torch.empty(1, self.in_channels, image_size, image_size))
+
+    def fits(self, image_size: int) -> bool:
+        try:
+            self.try_on_meta(image_size)
+        except Exception:  # each network fails in its own way
+            return False
+        return True
+
+    def least_image_size(self) -> int | None:
+        sizes = range(1, _LARGEST_TRIED + 1)
+        index = bisect.bisect_left(sizes, True, key=self.fits)
+        return sizes[index] if index < len(sizes) else None
+
+    def has_pretrained_weights(self) -> bool:
+        if self.is_ours:
+            return False
+        import timm
+
+        # timm's own way to name a file of weights, for a network of which it has none as well.
+        return "pretrained_cfg_overlay" in self.options or timm.is_model_pretrained(self.name)
+
+
+def _mistake(plan: _Plan, image_size: int, error: Exception) -> str | None:
+    """Returns what the user did wrong, given how the network failed on the meta device; None if it is our own bug."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if unknown and unknown[1] in plan.options:
+        names = ", ".join(_option_names(plan)) or "none"
+        return f"--model.arch_options {unknown[1]}: {plan.resolved} has no such option; its options: {names}"
+    least = plan.least_image_size()
+    if least is not None and image_size < least:
+        return f"--data.image_size {image_size}: too small for {plan.resolved}; give {least} or more"
+    reason = " ".join(str(error).split())
+    if plan.options and replace(plan, options={}).fits(image_size):
+        return f"--model.arch_options {plan.options}: {plan.resolved} refuses them: {reason}"
+    if not plan.is_ours:  # for example a vision transformer, made for one size
+        return f"--data.image_size {image_size}: {plan.resolved} does not take it: {reason}"
+    return None
+
+
+def _option_names(plan: _Plan) -> list[str]:
+    """Returns the names of the options that the architecture's class or function declares."""
+    target: Callable[..., Any]
+    if plan.is_ours:
+        given, target = {"num_classes", "in_channels", "image_size"}, _builder(plan.name)
+    else:
+        import torch
+
+        with torch.device("meta"):
+            given, target = {"num_classes", "in_chans"}, type(replace(plan, options={}).build(image_size=0))
+    # Those without a default are what makes one name of a family differ from the next.
+    has_default = [p.name for p in inspect.signature(target).parameters.values() if p.default is not p.empty]
+    return [option for option in has_default if option not in given]
+
+
+def _builder(name: str) -> Callable[..., "nn.Module"]:
+    return pkgutil.resolve_name(f"{__name__}.{BUILDERS[name]}")
+
+
+def _is_timm_name(name: str) -> bool:
+    """Tells whether timm knows the name, with the tag of its pretrained weights if it has one (`resnet18.a1_in1k`)."""
+    import timm
+    from timm.models import get_arch_pretrained_cfgs
+
+    family, _, tag = name.partition(".")
+    return timm.is_model(family) and (not tag or name in get_arch_pretrained_cfgs(family))
+
+
+def _nearest(origin: str, name: str) -> list[str]:
+    import timm
+
+    ours = [] if origin == "timm" else list(BUILDERS)
+    theirs = [] if origin == "lit" else timm.list_models()
+    return difflib.get_close_matches(name.lower(), ours + theirs, n=3, cutoff=0)

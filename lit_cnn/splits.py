@@ -1,0 +1,126 @@
+"""Who is in train, val and test: drawn from `split_seed` and the images, never from the training seed."""
+
+import csv
+import hashlib
+import io
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from lit_cnn.datasets import ImageSet
+from lit_cnn.errors import UsageError
+from lit_cnn.randomness import key_words
+
+Split = Literal["train", "val", "test"]
+SPLIT_NAMES: tuple[Split, ...] = get_args(Split)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Indices into an image set, each `(n,)` int64.
+
+    Attributes:
+        train: In the order in which `limit_train` takes them.
+        val: Ascending.
+        test: Ascending.
+    """
+
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+
+    def __getitem__(self, split: Split) -> np.ndarray:
+        return {"train": self.train, "val": self.val, "test": self.test}[split]
+
+
+def draw_splits(
+    image_set: ImageSet, val_fraction: float, test_fraction: float, split_seed: int, limit_train: int | None = None
+) -> Splits:
+    """Sets test and val aside, class by class, then orders what is left for training.
+
+    Splits that the source prescribes are kept; a missing val or test is drawn from its train. An image's place
+    depends on `split_seed` and on its own bytes, not on how many images there are: images added later move none of the
+    others, and exact copies of one image share a split. So a share is met on average: a fifth of 100 images is 20 give
+    or take 4. Only in a class so small that its draw would leave a split empty does an image change its place.
+
+    Args:
+        image_set: The images.
+        val_fraction: Share of the images that are not test that goes to val, in (0, 1); at least one a class.
+        test_fraction: Share of all images that goes to test, in (0, 1), where none is prescribed; at least one a class.
+        split_seed: The seed of the draw.
+        limit_train: Keep that many training images, stratified; the first 50 are among the first 500.
+
+    Raises:
+        UsageError: If a class is too small to be in all three, or there are fewer training images than `limit_train`.
+    """
+    remaining = image_set.splits.get("train", np.arange(len(image_set.labels)))
+    parts = dict(image_set.splits)
+    to_draw = [split for split in ("test", "val") if split not in parts]
+    for num_later, split in zip(range(len(to_draw), 0, -1), to_draw, strict=True):
+        fraction = test_fraction if split == "test" else val_fraction
+        draws = _draw(image_set, remaining, "split", split, split_seed)
+        taken = _set_aside(image_set, remaining, draws, fraction, num_later)
+        parts[split], remaining = remaining[taken], remaining[~taken]
+    train = stratified_order(image_set, remaining, split_seed)
+    if limit_train is not None:
+        if limit_train > len(train):
+            raise UsageError(f"--data.limit_train {limit_train}: there are {len(train)} training images; give fewer")
+        train = train[:limit_train]
+    return Splits(train, np.sort(parts["val"]), np.sort(parts["test"]))
+
+
+def stratified_order(image_set: ImageSet, indices: np.ndarray, split_seed: int) -> np.ndarray:
+    """Orders images so that every prefix has the classes in their proportions and each class gets its turn early."""
+    places = np.empty(len(indices))
+    labels = image_set.labels[indices]
+    draws = _draw(image_set, indices, "split", split_seed)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        order = members[np.lexsort((indices[members], draws[members]))]
+        places[order] = (np.arange(len(order)) + 0.5) / len(order)
+    return indices[np.lexsort((labels, places))]
+
+
+def manifest(image_set: ImageSet, splits: Splits) -> str:
+    """Returns the split as CSV text: path, class, split; sorted by path, the same for every run of the same data."""
+    rows = [
+        (image_set.paths[index], image_set.class_names[image_set.labels[index]], split)
+        for split in SPLIT_NAMES
+        for index in splits[split]
+    ]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "class", "split"))
+    writer.writerows(sorted(rows))
+    return text.getvalue()
+
+
+def manifest_digest(text: str) -> str:
+    """Returns the SHA-256 of a manifest's text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _set_aside(
+    image_set: ImageSet, indices: np.ndarray, draws: np.ndarray, fraction: float, num_left: int
+) -> np.ndarray:
+    """Returns a mask of the images to take: of each class at least one, and at least `num_left` are left."""
+    labels = image_set.labels[indices]
+    inside = draws < fraction * 2.0**64
+    taken = np.zeros(len(indices), bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = min(max(1, int(inside[members].sum())), len(members) - num_left)
+        if count < 1:
+            raise UsageError(
+                f"--data.root: class {image_set.class_names[label]} has {len(members)} images to share between train, "
+                "val and test; add images, or leave the class out"
+            )
+        order = members[np.lexsort((indices[members], draws[members]))]
+        taken[order[:count]] = True
+    return taken
+
+
+def _draw(image_set: ImageSet, indices: np.ndarray, *key: int | str) -> np.ndarray:
+    words = (key_words(*key, image_set.hashes[index])[0] for index in indices)
+    return np.fromiter(words, np.uint64, len(indices))

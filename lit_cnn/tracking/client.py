@@ -1,0 +1,116 @@
+"""A connection to MLflow that fails fast, and finds its files again after its folder was moved."""
+
+import fcntl
+import logging
+import os
+import socket
+import sqlite3
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from lit_cnn.tracking.store import Store
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+_CONNECT_TIMEOUT = 3.0  # seconds
+# No retries inside a request: a repeated "create run" makes a second run. The sender repeats, and looks first.
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+# Where MLflow keeps absolute paths of artifacts.
+_PATH_COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+
+
+def connect(store: Store) -> "MlflowClient":
+    """Returns a client of the store, which is made if it is an sqlite file that does not exist yet.
+
+    Raises:
+        ConnectionError: If the server does not answer within 3 s.
+    """
+    require_reachable(store)
+    os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
+    from mlflow.tracking import MlflowClient
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    with _one_at_a_time(store):
+        client = MlflowClient(store.tracking_uri)
+        repair_moved_store(store)
+    return client
+
+
+def require_reachable(store: Store) -> None:
+    """Raises ConnectionError if a server is to be asked and nobody listens there, within 3 s.
+
+    Behind a proxy only the request itself can tell, so nothing is asked here then.
+    """
+    if not store.is_http or urllib.request.getproxies():
+        return
+    parts = urlsplit(store.tracking_uri)
+    address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+    try:
+        socket.create_connection(address, timeout=_CONNECT_TIMEOUT).close()
+    except OSError as error:
+        raise ConnectionError(f"{store.label} does not answer ({error.strerror or error})") from error
+
+
+def repair_moved_store(store: Store) -> dict[str, str]:
+    """Lets an sqlite store whose folder was moved, renamed or copied find its artifacts beside it.
+
+    MLflow keeps absolute paths. A recorded `OLD/artifacts/…` that is not beside the database is rewritten if its folder
+    is beside the database now, or if `OLD/artifacts` no longer exists. Artifacts kept elsewhere on purpose stay there.
+
+    Returns:
+        What was rewritten: old folder of an experiment's artifacts -> the new one.
+    """
+    if store.database is None or store.artifact_location is None or not store.database.is_file():
+        return {}
+    here = Path(store.artifact_location)
+    with closing(sqlite3.connect(store.database, timeout=30)) as database, database:
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if "experiments" not in tables:
+            return {}
+        recorded = [path for (path,) in database.execute("SELECT artifact_location FROM experiments") if path]
+        moved = {path: str(here / Path(path).name) for path in recorded if _has_moved(Path(path), here)}
+        for old, new in moved.items():
+            for table, column in _PATH_COLUMNS:
+                if table in tables:
+                    database.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                        f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                        (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
+                    )
+    return moved
+
+
+def _has_moved(recorded: Path, here: Path) -> bool:
+    if not recorded.is_absolute() or recorded.parent.name != here.name or recorded.parent == here:
+        return False
+    return (here / recorded.name).is_dir() or not recorded.parent.is_dir()
+
+
+@contextmanager
+def _one_at_a_time(store: Store) -> Iterator[None]:
+    """Lets one process at a time make its first contact with an sqlite file: MLflow's migrations crash side by side."""
+    if store.database is None:
+        yield
+        return
+    store.database.parent.mkdir(parents=True, exist_ok=True)
+    with (store.database.parent / ".init.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

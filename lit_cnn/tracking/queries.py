@@ -1,0 +1,204 @@
+"""Finds runs in a store, and their files."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lit_cnn.errors import UsageError
+from lit_cnn.tracking.client import connect, repair_moved_store
+from lit_cnn.tracking.delivery import KEY_TAG, in_one_line, local_folder
+from lit_cnn.tracking.store import Store
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+__all__ = [
+    "RunInfo",
+    "best_checkpoint",
+    "client",
+    "download_artifact",
+    "experiment_id",
+    "find_runs",
+    "repair_moved_store",
+    "search_runs",
+]
+
+_SHORTEST_PREFIX = 6
+BEST_CHECKPOINT = "checkpoints/best.ckpt"
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """A run as MLflow has it.
+
+    Attributes:
+        run_id: MLflow's id.
+        experiment_id: MLflow's id of the experiment.
+        experiment_name: Name of the experiment.
+        name: The run's name.
+        status: RUNNING, FINISHED, FAILED or KILLED.
+        tags: Name -> value.
+        params: Name -> value.
+        metrics: Name -> last value.
+        artifact_uri: Where the run's files are.
+    """
+
+    run_id: str
+    experiment_id: str
+    experiment_name: str
+    name: str
+    status: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    artifact_uri: str
+
+
+def client(store: Store) -> "MlflowClient":
+    """Returns an MLflow client of a store that exists.
+
+    Raises:
+        UsageError: If the sqlite file is not there, or the server does not answer.
+    """
+    if store.database is not None and not store.database.is_file():
+        raise UsageError(f"--tracking_uri {store.tracking_uri}: no runs there yet; make some with: lit-cnn fit")
+    try:
+        return connect(store)
+    except ConnectionError as error:
+        raise UsageError(f"--tracking_uri {error}; start the server, or give another store") from error
+
+
+def experiment_id(store: Store, name: str) -> str:
+    """Returns MLflow's id of an experiment.
+
+    Raises:
+        UsageError: If there is no such experiment; names those there are.
+    """
+    connected = client(store)
+    with _in_one_line(store):
+        found = connected.get_experiment_by_name(name)
+        if found is not None and found.lifecycle_stage == "active":
+            return found.experiment_id
+        others = sorted(experiment.name for experiment in connected.search_experiments())
+    raise UsageError(f"--experiment {name}: not in {store.label}; there are: {', '.join(others)}")
+
+
+def find_runs(store: Store, run_ids: list[str]) -> list[RunInfo]:
+    """Returns the runs with these ids, in this order.
+
+    Args:
+        store: Where to look.
+        run_ids: MLflow's run ids, our keys, or the first 6 or more characters of either.
+
+    Raises:
+        UsageError: If no run, or more than one, begins with an id.
+    """
+    connected = client(store)
+    with _in_one_line(store):
+        names = {experiment.experiment_id: experiment.name for experiment in connected.search_experiments()}
+        return [_info(_find_run(connected, list(names), run_id, store), names) for run_id in run_ids]
+
+
+def search_runs(
+    store: Store, experiment: str, filter: str = "", order_by: str | None = None, max_results: int = 1000
+) -> list[RunInfo]:
+    """Returns the runs of an experiment that match.
+
+    Args:
+        store: Where to look.
+        experiment: Name of the experiment.
+        filter: In MLflow's search syntax, such as "metrics.`val/acc` > 0.9 and tags.arch = 'lenet5'".
+        order_by: Such as "metrics.`best/val/acc` DESC"; newest first by default.
+        max_results: How many at most.
+
+    Raises:
+        UsageError: If the experiment is not there, the filter makes no sense to MLflow, or no run matches.
+    """
+    from mlflow.exceptions import MlflowException
+
+    in_experiment = experiment_id(store, experiment)
+    order = [order_by] if order_by else ["attributes.start_time DESC"]
+    try:
+        runs = client(store).search_runs([in_experiment], filter, max_results=max_results, order_by=order)
+    except MlflowException as error:
+        raise UsageError(f"--filter {filter!r}: MLflow does not understand it: {in_one_line(error)}") from error
+    if not runs:
+        raise UsageError(f"--filter {filter!r}: matches no run of experiment {experiment!r}; loosen it")
+    return [_info(run, {in_experiment: experiment}) for run in runs]
+
+
+def download_artifact(store: Store, run: RunInfo, artifact_path: str, target_dir: Path | None = None) -> Path:
+    """Returns a local path of one of the run's files; no copy is made of a file on this machine.
+
+    Args:
+        store: Where the run is.
+        run: Whose file it is.
+        artifact_path: Such as "checkpoints/best.ckpt".
+        target_dir: Where a file from a server goes; a new temporary folder by default.
+
+    Raises:
+        UsageError: If the run has no such file.
+    """
+    from mlflow.exceptions import MlflowException
+
+    root = local_folder(run.artifact_uri)
+    missing = f"run {run.name} ({run.run_id}) has no file {artifact_path}"
+    if root is not None:
+        if (root / artifact_path).exists():
+            return root / artifact_path
+        raise UsageError(f"{missing}; looked in {root}")
+    target = Path(target_dir or tempfile.mkdtemp(prefix="lit_cnn-"))
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        return Path(client(store).download_artifacts(run.run_id, artifact_path, os.fspath(target)))
+    except MlflowException as error:
+        raise UsageError(f"{missing}; {store.label} says: {in_one_line(error)}") from error
+
+
+def best_checkpoint(store: Store, run: RunInfo, target_dir: Path | None = None) -> Path:
+    """Returns a local path of the run's best checkpoint; see `download_artifact`."""
+    return download_artifact(store, run, BEST_CHECKPOINT, target_dir)
+
+
+def _find_run(connected: "MlflowClient", experiment_ids: list[str], run_id: str, store: Store) -> "Run":
+    if len(run_id) < _SHORTEST_PREFIX or not run_id.isalnum():
+        raise UsageError(f"run {run_id!r}: give at least {_SHORTEST_PREFIX} characters of its id")
+    found = {}
+    for column in ("attributes.run_id", f"tags.`{KEY_TAG}`"):
+        for run in connected.search_runs(experiment_ids, f"{column} LIKE '{run_id}%'", max_results=4):
+            found[run.info.run_id] = run
+    if len(found) > 1:
+        raise UsageError(f"run {run_id}: more than one begins so: {', '.join(sorted(found))}; give more of the id")
+    if not found:
+        raise UsageError(f"run {run_id}: not in {store.label}; 'lit-cnn sync' sends runs that are still kept here")
+    return next(iter(found.values()))
+
+
+def _info(run: "Run", experiment_names: Mapping[str, str]) -> RunInfo:
+    return RunInfo(
+        run_id=run.info.run_id,
+        experiment_id=run.info.experiment_id,
+        experiment_name=experiment_names[run.info.experiment_id],
+        name=run.info.run_name,
+        status=run.info.status,
+        tags=run.data.tags,
+        params=run.data.params,
+        metrics=run.data.metrics,
+        artifact_uri=run.info.artifact_uri,
+    )
+
+
+@contextmanager
+def _in_one_line(store: Store) -> Iterator[None]:
+    """Turns what MLflow raises into one line for the user."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise UsageError(f"--tracking_uri {store.label}: {in_one_line(error)}") from error

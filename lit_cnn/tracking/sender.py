@@ -1,0 +1,206 @@
+"""The process that carries journals to MLflow, beside the training, and `lit-cnn sync`, which does it once.
+
+    python -m lit_cnn.tracking.sender --journal_dir DIR --parent PID --parent_token TOKEN [--tracking_uri URI]
+
+It serves the journals of the process that started it, and those whose process has ended before all was sent. It lives
+as long as there is something to do for either, so it outlives its parent for as long as the store takes what is left.
+"""
+
+import argparse
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lit_cnn.tracking.delivery import Courier, in_one_line
+from lit_cnn.tracking.journal import JOURNAL, Process, RunHeader, read_header, read_owner
+from lit_cnn.tracking.progress import Progress
+from lit_cnn.tracking.store import Store, resolve_store
+
+_POLL = 1.0  # seconds between two looks at the journals
+_LONGEST_PAUSE = 3.0  # seconds between two attempts while the store fails; less than a process waits at its end
+_SLICE = 3.0  # seconds for one journal before it is the next one's turn
+_PATIENCE_IDLE = 5.0  # seconds to stay with nothing left to do
+_PATIENCE_STUCK = 20.0  # seconds to go on trying for a process that has ended
+
+
+@dataclass
+class SyncSummary:
+    """What `sync` did.
+
+    Attributes:
+        sent: Keys of the runs that are complete in MLflow now and were not before.
+        running: Keys of the runs that still run, or that another process is sending.
+        failed: Key of each run that could not be sent -> why.
+        elsewhere: Label of another store -> number of runs in the same folder that wait for it.
+    """
+
+    sent: list[str] = field(default_factory=list)
+    running: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    elsewhere: dict[str, int] = field(default_factory=dict)
+
+
+def sync(store: Store, *, show_progress: bool = True) -> SyncSummary:
+    """Sends everything unsent, once, with a line on stderr that says how far it is.
+
+    Journals of runs that are still running are sent as far as they go; those are left running.
+    """
+    summary, courier, backlog = SyncSummary(), Courier(store), Backlog(store)
+    waiting = list(backlog.unfinished())
+    for number, (folder, _) in enumerate(waiting, start=1):
+        if show_progress:
+            print(f"\r{number} of {len(waiting)} runs: {folder.name}", end="", file=sys.stderr, flush=True)
+        try:
+            courier.deliver(folder)
+        except ConnectionError as error:  # nobody is there: no use in asking again for each run
+            summary.failed |= {left.name: in_one_line(error) for left, _ in waiting[number - 1 :]}
+            break
+        except Exception as error:
+            summary.failed[folder.name] = in_one_line(error)
+            continue
+        complete = Progress.read(folder).is_complete(folder)
+        (summary.sent if complete else summary.running).append(folder.name)
+    if show_progress and waiting:
+        print(file=sys.stderr)
+    summary.elsewhere = backlog.elsewhere
+    return summary
+
+
+class Backlog:
+    """Finds the journals of one store that are not completely sent, at one `stat` for each that is."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.elsewhere: dict[str, int] = {}
+        self._complete: dict[str, int] = {}
+        self._headers: dict[str, RunHeader] = {}
+
+    def unfinished(self) -> list[tuple[Path, RunHeader]]:
+        """Returns the folders and headers, oldest run first; counts those for other stores in `elsewhere`."""
+        found, self.elsewhere = [], {}
+        try:
+            folders = [Path(entry.path) for entry in os.scandir(self.store.journal_dir) if entry.name[0] != "."]
+        except FileNotFoundError:
+            return []
+        for folder in folders:
+            header = self._header_if_unfinished(folder)
+            if header is None:
+                continue
+            if header.store == self.store.label:
+                found.append((folder, header))
+            else:
+                self.elsewhere[header.store] = self.elsewhere.get(header.store, 0) + 1
+        return sorted(found, key=lambda item: item[1].created)
+
+    def _header_if_unfinished(self, folder: Path) -> RunHeader | None:
+        try:
+            size = os.stat(folder / JOURNAL).st_size
+        except OSError:  # no run's folder
+            return None
+        name = folder.name
+        if self._complete.get(name) == size:
+            return None
+        if Progress.read(folder).complete_size == size:
+            self._complete[name] = size
+            return None
+        if name not in self._headers:
+            header = read_header(folder)
+            if header is None:
+                return None
+            self._headers[name] = header
+        return self._headers[name]
+
+
+class Sender:
+    """Serves one process's journals and the orphans, until there is nothing left to do."""
+
+    def __init__(self, store: Store, parent: Process) -> None:
+        self._backlog = Backlog(store)
+        self._courier = Courier(store)
+        self._parent = parent
+        self._failures: dict[Path, int] = {}
+        self._retry_at: dict[Path, float] = {}
+
+    def serve(self) -> None:
+        """Polls and sends; returns when it is no longer needed."""
+        last_use = time.monotonic()
+        while True:
+            start = time.monotonic()
+            mine, orphans = self._split()
+            looked_for = time.monotonic() - start
+            sent, is_rest_left = self._attempt_all(mine + orphans)
+            now = time.monotonic()
+            if mine or sent:
+                last_use = now
+            if now - last_use > (_PATIENCE_STUCK if orphans else _PATIENCE_IDLE):
+                return
+            if not is_rest_left:
+                time.sleep(max(_POLL, 50 * looked_for))  # so thousands of old runs cost 2 % of a core at most
+
+    def _split(self) -> tuple[list[Path], list[Path]]:
+        """Returns the unfinished journals of the parent, and those whose owner has ended."""
+        mine, orphans = [], []
+        for folder, _ in self._backlog.unfinished():
+            try:
+                owner = read_owner(folder)
+            except FileNotFoundError:
+                continue
+            if owner == self._parent:
+                mine.append(folder)
+            elif owner is None:
+                orphans.append(folder)
+        return mine, orphans
+
+    def _attempt_all(self, folders: list[Path]) -> tuple[int, bool]:
+        """Gives each journal its time; returns how many bytes were sent and whether one needs more time.
+
+        After a failure a journal has to wait, longer each time.
+        """
+        sent, is_rest_left = 0, False
+        for folder in folders:
+            if time.monotonic() < self._retry_at.get(folder, 0.0):
+                continue
+            before = Progress.read(folder).offset
+            try:
+                is_rest_left |= self._courier.deliver(folder, _SLICE)
+            except ConnectionError as error:
+                self._note_failure(folder, error)
+                break  # nobody is there: no use in asking again for each journal
+            except Exception as error:
+                self._note_failure(folder, error)
+            else:
+                self._retry_at.pop(folder, None)
+                if self._failures.pop(folder, 0):
+                    _say(f"{folder.name}: going on")
+            sent += Progress.read(folder).offset - before
+        return sent, is_rest_left
+
+    def _note_failure(self, folder: Path, error: Exception) -> None:
+        failures = self._failures[folder] = self._failures.get(folder, 0) + 1
+        self._retry_at[folder] = time.monotonic() + min(_LONGEST_PAUSE, 0.5 * 2 ** min(failures, 10))
+        if failures == 1:
+            _say(f"{folder.name}: {in_one_line(error)}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the sender; see the module's docstring."""
+    parser = argparse.ArgumentParser(prog="python -m lit_cnn.tracking.sender")
+    parser.add_argument("--tracking_uri", help="default: as for every command (MLFLOW_TRACKING_URI)")
+    parser.add_argument("--journal_dir", type=Path, required=True)
+    parser.add_argument("--parent", type=int, required=True, help="process whose journals to send")
+    parser.add_argument("--parent_token", required=True, help="what its journals name it by")
+    options = parser.parse_args(arguments)
+    os.nice(5)  # training comes first
+    store = resolve_store(options.tracking_uri)
+    store = Store(store.tracking_uri, store.artifact_location, options.journal_dir)
+    Sender(store, Process(options.parent, options.parent_token)).serve()
+
+
+def _say(message: str) -> None:
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} sender {os.getpid()}: {message}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

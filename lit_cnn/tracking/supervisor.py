@@ -1,0 +1,150 @@
+"""Starts this process's sender, starts it again if it dies, and says so when MLflow does not take what is logged."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from lit_cnn.tracking.journal import Process
+from lit_cnn.tracking.progress import Progress, unsent_bytes
+from lit_cnn.tracking.store import Store
+
+LOG = "sender.log"
+_CHECK_EVERY = 2.0  # seconds
+_RESTART_AFTER = 10.0  # seconds between two starts, so that a sender that cannot start is no burden
+_WARN_AFTER_ERROR = 3.0  # seconds of failing
+_WARN_AFTER_SILENCE = 8.0  # seconds in which a server took nothing and said nothing
+_GIVE_UP_AFTER_ERROR = 5.0  # seconds without progress at the end of the process, while the sender reports an error
+_GIVE_UP_AFTER_SILENCE = 15.0  # the same while it does not: it is starting, or waits 10 s for an answer
+
+_supervisors: dict[Store, "Supervisor"] = {}
+
+
+def supervisor_of(store: Store) -> "Supervisor":
+    """Returns the one supervisor that this process has for the store; starts nothing yet."""
+    return _supervisors.setdefault(store, Supervisor(store))
+
+
+class Supervisor:
+    """Looks after the sender of one store for all runs of this process."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._folders: list[Path] = []
+        self._pid: int | None = None
+        self._started = -_RESTART_AFTER
+        self._next_check = 0.0
+        self._unsent = 0
+        self._last_progress = 0.0
+        self._has_warned = False
+
+    def add(self, folder: Path) -> None:
+        """Has the run in `folder` sent from now on."""
+        if folder not in self._folders:
+            self._folders.append(folder)
+        self._last_progress = time.monotonic()
+        self._ensure_sender()
+
+    def check(self) -> None:
+        """To be called often: every 2 s it restarts a sender that died and warns, once, if MLflow takes nothing."""
+        now = time.monotonic()
+        if now < self._next_check:
+            return
+        self._next_check = now + _CHECK_EVERY
+        unsent = self._note_progress()
+        if not unsent:
+            return
+        self._ensure_sender()
+        trouble = self._trouble()
+        if trouble and not self._has_warned:
+            self._has_warned = True
+            print(
+                f"Warning: MLflow takes nothing at present: {trouble}. The run goes on; what it logs is kept in "
+                f"{self._store.journal_dir} and sent later ('lit-cnn sync' sends what is left).",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def wait_until_sent(self, timeout: float) -> bool:
+        """Waits until MLflow has all that this process's runs logged to the store.
+
+        Args:
+            timeout: Seconds to wait at most. While nothing is taken it waits 5 s if the reason is known, else 15 s.
+
+        Returns:
+            Whether it has.
+        """
+        deadline = time.monotonic() + timeout
+        self._last_progress = time.monotonic()
+        while self._note_progress():
+            self._ensure_sender()
+            now = time.monotonic()
+            patience = _GIVE_UP_AFTER_ERROR if self._error() is not None else _GIVE_UP_AFTER_SILENCE
+            # An sqlite file that others write to answers in the end; a server may never do.
+            may_be_stuck = self._error() is not None or self._store.is_http or self._pid is None
+            if now > deadline or (may_be_stuck and now - self._last_progress > patience):
+                return False
+            time.sleep(0.1)
+        return True
+
+    def _note_progress(self) -> int:
+        """Returns how many bytes are unsent; notes when that last went down."""
+        unsent = sum(unsent_bytes(folder) for folder in self._folders)
+        if unsent < self._unsent or not unsent:
+            self._last_progress = time.monotonic()
+        self._unsent = unsent
+        return unsent
+
+    def _trouble(self) -> str | None:
+        """Returns what keeps MLflow from taking the runs, in a few words; None while all seems well."""
+        error = self._error()
+        if error is not None:
+            return error
+        if self._store.is_http and time.monotonic() - self._last_progress > _WARN_AFTER_SILENCE:
+            return f"{self._store.label} does not answer"
+        if self._pid is None:
+            return f"the sender ended; see {self._store.journal_dir / LOG}"
+        return None
+
+    def _error(self) -> str | None:
+        """Returns the error of a run whose delivery has failed for some seconds."""
+        for folder in self._folders:
+            progress = Progress.read(folder)
+            if progress.error_since is not None and time.time() - progress.error_since > _WARN_AFTER_ERROR:
+                return progress.error
+        return None
+
+    def _ensure_sender(self) -> None:
+        if self._pid is not None:
+            try:
+                ended, _ = os.waitpid(self._pid, os.WNOHANG)
+            except ChildProcessError:  # somebody else has waited for all children, or this is a fork of the parent
+                ended = self._pid
+            if ended:
+                self._pid = None
+        if self._pid is None and time.monotonic() - self._started >= _RESTART_AFTER:
+            self._started = time.monotonic()
+            self._pid = _spawn(self._store)
+
+
+def _spawn(store: Store) -> int:
+    """Starts a sender in a session of its own, where neither Ctrl-C nor the end of the terminal reaches it.
+
+    The address of the store goes by the environment: command lines can be read by everyone, and it may hold a password.
+    """
+    parent = Process.this()
+    store.journal_dir.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-P", "-m", "lit_cnn.tracking.sender"]  # -P: no module of the working directory
+    command += ["--journal_dir", str(store.journal_dir)]
+    command += ["--parent", str(parent.pid), "--parent_token", parent.token]
+    package = str(Path(__file__).resolve().parents[2])
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": store.tracking_uri, "PYTHONPATH": os.pathsep.join(paths)}
+    environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    appended = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    files: list[tuple[int, int, str, int, int]] = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, str(store.journal_dir / LOG), appended, 0o666),
+        (os.POSIX_SPAWN_OPEN, 2, str(store.journal_dir / LOG), appended, 0o666),
+    ]
+    return os.posix_spawn(sys.executable, command, environment, file_actions=files, setsid=True)

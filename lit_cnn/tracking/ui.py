@@ -1,0 +1,238 @@
+"""`lit-cnn ui`: MLflow's pages on this machine only, with links that open on the runs and the columns that matter.
+
+MLflow 3.17 opens on its "GenAI" pages and shows neither metrics nor tags in the table of runs. A link can change that:
+- `workflowType=machine_learning` in the address chooses the "Model training" pages;
+- `viewStateShareKey=KEY` makes the page read its state (columns, their order and widths, sorting) from the
+  experiment's tag `mlflow.sharedViewState.KEY`. The tag's value is what MLflow's own "Saved views" menu writes.
+What no link can carry: a run opened from the table has the GenAI menu at its left until "Model training" is clicked
+there, once in that browser; the Assistant panel is open at the first visit; a banner says that the view is shared.
+Which parents are expanded is not carried either, but a table sorted by a metric is flat: child runs are all there.
+"""
+
+import hashlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from lit_cnn.errors import UsageError
+from lit_cnn.tracking.client import connect
+from lit_cnn.tracking.store import Store, check_writable
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment
+
+HOST = "127.0.0.1"
+_START_LIMIT_S = 120  # a cold start took 6 s on 2 cores; a loaded machine may need many times that
+_STOP_LIMIT_S = 10
+
+
+def serve_ui(store: Store, experiment: str | None = None, port: int = 5000) -> None:
+    """Serves MLflow's pages on 127.0.0.1 until Ctrl-C, after printing one link per experiment.
+
+    A store behind an MLflow server has its pages already: then only the links are printed.
+
+    Args:
+        store: Where the runs are.
+        experiment: Print the link of this one only; None means every experiment that has a run.
+        port: Where to listen.
+
+    Raises:
+        UsageError: If there is no usable store, no run or no such experiment, if the port cannot be used, or if the
+            server ends by itself.
+    """
+    if store.database is not None:
+        if not store.database.exists():
+            raise UsageError(_no_runs(store))
+        check_writable(store)  # the view is kept in the store
+    if not store.is_http:
+        _check_port(port)
+    urls = _view_urls(store, experiment, store.tracking_uri if store.is_http else f"http://{HOST}:{port}")
+    links = [f"{name}: {url}" for name, url in urls.items()]
+    if store.is_http:
+        print(*links, sep="\n")
+        return
+    with _server(store, port) as process:
+        _wait_until_ready(process, port)
+        print(*links, "Ctrl-C stops the server.", sep="\n", flush=True)
+        process.wait()
+        raise UsageError(f"the MLflow server ended with exit code {process.returncode}; see its messages above")
+
+
+def training_view_url(store: Store, experiment: str, host: str = HOST, port: int = 5000) -> str:
+    """Returns the link to the experiment's runs: best/val/acc first, with the columns of `shared_view`.
+
+    Sets one tag on the experiment, the view; nothing is changed where the tag is there already.
+
+    Raises:
+        UsageError: If the store cannot be read or has no such experiment.
+    """
+    return _view_urls(store, experiment, f"http://{host}:{port}")[experiment]
+
+
+def shared_view() -> tuple[str, str]:
+    """Returns the view's key and its state, JSON, as MLflow 3.17's page of runs reads it.
+
+    The key is made from the state: a later lit_cnn with other columns writes another view and leaves this one alone.
+    """
+    shown = {  # px: up to test/acc fits a window of 1200; the first two and the last are always shown
+        "attributes.`Run Name`": 225,
+        "runDateAndNestInfo": 140,  # the column "Created"
+        "tags.`arch`": 95,
+        "tags.`transfer`": 95,
+        "tags.`data`": 105,
+        "metrics.`best/val/acc`": 110,
+        "metrics.`test/acc`": 85,
+        "duration": 80,
+    }
+    state = json.dumps(
+        {
+            "selectedColumns": [column for column in shown if column.startswith(("tags.", "metrics."))],
+            "columnOrder": list(shown),
+            "columnWidths": shown,
+            "orderByKey": "metrics.`best/val/acc`",
+            "orderByAsc": False,
+        }
+    )
+    return f"lit_cnn-{hashlib.sha256(state.encode()).hexdigest()[:8]}", state
+
+
+def _view_urls(store: Store, experiment: str | None, base: str) -> dict[str, str]:
+    """Returns a link under `base` for the named experiment, or for each that has a run; sets their views."""
+    try:
+        client = connect(store)
+        found = _with_runs(client, store) if experiment is None else [_find(client, experiment)]
+        return {each.name: _prepare_view(client, each, base) for each in found}
+    except ConnectionError as error:
+        raise UsageError(f"--tracking_uri {_place(store)}: {error}; start that server or give another store") from error
+    except Exception as error:
+        from mlflow.exceptions import MlflowException  # 2 s: not before it is needed
+
+        if not isinstance(error, MlflowException):
+            raise
+        raise UsageError(f"--tracking_uri {_place(store)}: {str(error).splitlines()[0]}") from error
+
+
+def _with_runs(client: "MlflowClient", store: Store) -> "list[Experiment]":
+    found = [each for each in client.search_experiments() if client.search_runs([each.experiment_id], max_results=1)]
+    if not found:
+        raise UsageError(_no_runs(store))
+    return found
+
+
+def _no_runs(store: Store) -> str:
+    return f"--tracking_uri {_place(store)}: no runs there yet; make some with `make quickstart` or `lit-cnn fit`"
+
+
+def _place(store: Store) -> str:
+    return str(store.database or store.label)
+
+
+def _find(client: "MlflowClient", name: str) -> "Experiment":
+    experiments = {each.name: each for each in client.search_experiments()}
+    if name not in experiments:
+        raise UsageError(f"--experiment {name}: not in the store; give one of {', '.join(sorted(experiments))}")
+    return experiments[name]
+
+
+def _prepare_view(client: "MlflowClient", experiment: "Experiment", base: str) -> str:
+    """Returns the link under `base`, after writing the view to the experiment if it is not there."""
+    key, state = shared_view()
+    tag = f"mlflow.sharedViewState.{key}"
+    if tag not in experiment.tags:  # one that is there may have been changed by the user on the page: theirs to keep
+        now = int(time.time() * 1000)
+        value = {"name": "lit_cnn", "createdAt": now, "updatedAt": now, "state": state}
+        client.set_experiment_tag(experiment.experiment_id, tag, json.dumps(value))
+    query = f"viewStateShareKey={key}&workflowType=machine_learning"
+    return f"{base}/#/experiments/{experiment.experiment_id}/runs?{query}"
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port just left is free, as it is to the server
+        try:
+            probe.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "no such port"
+            raise UsageError(f"--port {port}: {reason} on {HOST}; give another, for example --port 5050") from error
+
+
+@contextmanager
+def _server(store: Store, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs MLflow's server as a process group of its own, of which nothing is left afterwards."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_SERVER_")}
+    environment |= {
+        "MLFLOW_BACKEND_STORE_URI": store.tracking_uri,  # not as an argument: it may hold a password
+        "MLFLOW_REGISTRY_STORE_URI": store.tracking_uri,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its runners for GenAI jobs are 10 processes
+        "PYTHONWARNINGS": "ignore",
+    }
+    options = ["--host", HOST, "--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
+    options += ["--allowed-hosts", f"{HOST}:{port},localhost:{port}", "--no-serve-artifacts"]
+    if store.artifact_location is not None:
+        options += ["--default-artifact-root", store.artifact_location]
+    with _signals_as_exit():
+        command = [sys.executable, "-m", "mlflow", "server", *options]
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        try:
+            with suppress(KeyboardInterrupt):  # the ordinary end
+                yield process
+        finally:
+            _stop(process)
+
+
+@contextmanager
+def _signals_as_exit() -> Iterator[None]:
+    """Lets SIGTERM and a closed terminal unwind the stack as Ctrl-C does, so that the server is stopped."""
+
+    def leave(number: int, _frame: Any) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends the whole group: politely, and by force whatever is left after that or at a second Ctrl-C."""
+    try:
+        process.terminate()  # MLflow passes it on to its server
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_LIMIT_S)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
+    deadline = time.monotonic() + _START_LIMIT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        if _is_healthy(port):
+            return
+        time.sleep(0.1)
+    state = "did not answer" if process.poll() is None else f"ended with exit code {process.returncode}"
+    raise UsageError(f"--port {port}: the MLflow server {state}; see its messages above")
+
+
+def _is_healthy(port: int) -> bool:
+    connection = http.client.HTTPConnection(HOST, port, timeout=5)  # urllib would go through a proxy
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -1,0 +1,142 @@
+"""From an (H, W, C) uint8 image of any size to an (S, S, C) uint8 image: as validation sees it, and as training does.
+
+Pixels stay uint8 here; the classifier normalises them on its device, which moves a quarter of the bytes.
+"""
+
+import importlib
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import cv2
+import numpy as np
+
+from lit_cnn.errors import UsageError
+from lit_cnn.randomness import KeyedRandom
+
+if TYPE_CHECKING:
+    import albumentations
+
+Interpolation = Literal["area", "bilinear", "bicubic"]
+TrainCrop = Literal["center", "random", "random_resized"]
+
+_CV2_INTERPOLATION = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+
+
+def resize_shorter_side(image: np.ndarray, size: int, interpolation: Interpolation) -> np.ndarray:
+    """Scales an image so that its shorter side is `size` px, keeping its aspect ratio.
+
+    Args:
+        image: `(H, W, C)` uint8.
+        size: Pixels of the shorter side.
+        interpolation: `area` averages when shrinking and is bilinear when enlarging.
+
+    Returns:
+        `(H', W', C)` uint8.
+    """
+    height, width, channels = image.shape
+    shorter = min(height, width)
+    if shorter == size:
+        return image
+    new_size = (max(size, round(width * size / shorter)), max(size, round(height * size / shorter)))
+    method = cv2.INTER_LINEAR if interpolation == "area" and size > shorter else _CV2_INTERPOLATION[interpolation]
+    return cv2.resize(image, new_size, interpolation=method).reshape(new_size[1], new_size[0], channels)
+
+
+def center_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """Cuts the middle `size` x `size` px out of an `(H, W, C)` image that is at least as large."""
+    top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+    return image[top : top + size, left : left + size]
+
+
+def resize_and_center_crop(image: np.ndarray, size: int, interpolation: Interpolation = "area") -> np.ndarray:
+    """The validation view: shorter side to `size`, then the central square. `(H, W, C)` to `(S, S, C)`, uint8."""
+    return center_crop(resize_shorter_side(image, size, interpolation), size)
+
+
+class TrainTransform:
+    """Crop and augmentation of one image, drawn from its key alone.
+
+    Args:
+        size: S, pixels of the square that the network takes.
+        crop: `center` (as validation), `random` (shorter side to round(S * 256 / 224), then a random square:
+            Krizhevsky et al. 2012, section 4.1) or `random_resized` (35 to 100 % of the area at a random aspect ratio,
+            after Szegedy et al. 2014, section 6).
+        augment: albumentations transforms as `{"class_path": …, "init_args": {…}}`, applied in order to the square.
+        interpolation: See `resize_shorter_side`.
+
+    Raises:
+        UsageError: If a transform is not there or refuses its arguments.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        crop: TrainCrop = "center",
+        augment: Sequence[Mapping[str, Any]] = (),
+        interpolation: Interpolation = "area",
+    ) -> None:
+        self.size = size
+        self.crop = crop
+        self.interpolation: Interpolation = interpolation
+        transforms = _crop_transforms(size, crop, interpolation) + [_instantiate(spec) for spec in augment]
+        self._compose = _compose(transforms) if transforms else None
+        self._random = KeyedRandom()
+        if self._compose is not None:
+            self._compose.set_random_state(self._random.generator, self._random.python_random)
+
+    def __call__(self, image: np.ndarray, *key: int | str) -> np.ndarray:
+        """Returns the `(S, S, C)` uint8 view of an `(H, W, C)` uint8 image that belongs to the key."""
+        if self.crop == "center":
+            image = resize_and_center_crop(image, self.size, self.interpolation)
+        elif self.crop == "random":
+            image = resize_shorter_side(image, round(self.size * 256 / 224), self.interpolation)
+        if self._compose is not None:
+            self._random.rekey("augment", *key)
+            channels = image.shape[-1]
+            image = self._compose(image=image)["image"].reshape(self.size, self.size, channels)
+        return image
+
+
+def _crop_transforms(size: int, crop: TrainCrop, interpolation: Interpolation) -> list["albumentations.BasicTransform"]:
+    if crop == "center":
+        return []
+    albumentations = _import_albumentations()
+    if crop == "random":
+        return [albumentations.RandomCrop(size, size)]
+    method = _CV2_INTERPOLATION[interpolation]
+    return [albumentations.RandomResizedCrop(size=(size, size), scale=(0.35, 1.0), interpolation=method)]
+
+
+def _instantiate(spec: Mapping[str, Any]) -> "albumentations.BasicTransform":
+    albumentations = _import_albumentations()
+    class_path = spec.get("class_path")
+    unknown = set(spec) - {"class_path", "init_args"}
+    if not isinstance(class_path, str) or unknown:
+        raise UsageError(f"--data.augment {dict(spec)}: give class_path and, if needed, init_args; nothing else")
+    module_name, _, class_name = class_path.rpartition(".")
+    try:
+        builder: Callable[..., Any] = getattr(importlib.import_module(module_name or "albumentations"), class_name)
+        transform = builder(**spec.get("init_args", {}))
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"--data.augment {class_path}: no such transform; see albumentations 2.0.8's list") from error
+    except (ValueError, TypeError) as error:
+        # pydantic's message has a line per fault and one with a web address: keep it to what went wrong.
+        reason = re.sub(r"\s+", " ", re.sub(r"For further information.*", "", str(error))).strip()
+        raise UsageError(f"--data.augment {class_path}: {reason}") from error
+    if not isinstance(transform, albumentations.BasicTransform | albumentations.BaseCompose):
+        raise UsageError(f"--data.augment {class_path}: is not an albumentations transform")
+    return transform
+
+
+def _compose(transforms: list["albumentations.BasicTransform"]) -> "albumentations.Compose":
+    return _import_albumentations().Compose(transforms)
+
+
+def _import_albumentations() -> Any:
+    # It would ask the network for its newest version at import.
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    import albumentations
+
+    return albumentations

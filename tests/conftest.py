@@ -1,0 +1,98 @@
+"""What holds for every test: its own folder and MLflow store, two threads, and no network but this machine's own."""
+
+import ipaddress
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Before the first import of albumentations, mlflow and torch, and inherited by every process that a test starts.
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "2"
+
+import pytest
+
+REPO_ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A `lit-cnn` command that has ended: what it printed, how it ended, how long it took."""
+
+    stdout: str
+    stderr: str
+    returncode: int
+    seconds: float
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The folder that holds pyproject.toml."""
+    return REPO_ROOT
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts the test into an empty folder, so the default MLflow store, which lies in the working directory, is new."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
+    for name in [name for name in os.environ if name.startswith("MLFLOW_") and name != "MLFLOW_DISABLE_TELEMETRY"]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes a connection to any other machine an error in this process; loopback and Unix sockets pass."""
+
+    def guarded(connect: Callable[[socket.socket, Any], Any]) -> Callable[[socket.socket, Any], Any]:
+        def connect_here(self: socket.socket, address: Any) -> Any:
+            if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_loopback(address[0]):
+                self.close()
+                # No OSError: the code under test may take that for a network that is down, and carry on.
+                raise RuntimeError(f"a test tried to reach {address[0]}; tests use no network")
+            return connect(self, address)
+
+        return connect_here
+
+    monkeypatch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
+    monkeypatch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> None:
+    """Keeps torch, where the test has it loaded, to two threads."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(2)
+
+
+@pytest.fixture
+def lit_cnn_cli(tmp_path: Path) -> Callable[..., Finished]:
+    """Runs `python -m lit_cnn ARGUMENTS…` as a process of its own in the test's folder and waits for its end."""
+
+    def run(*arguments: str | Path, timeout: float = 240, **environment: str) -> Finished:
+        start = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "lit_cnn", *map(str, arguments)],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(REPO_ROOT)} | environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        return Finished(done.stdout, done.stderr, done.returncode, time.monotonic() - start)
+
+    return run
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"

@@ -1,0 +1,182 @@
+"""Fault injection: `make faults` kills training runs at random moments, resumes them, and compares what comes out.
+
+Each try is a real process that gets a real SIGKILL. It is forked from one that has imported everything but computed
+nothing, which spares the tries ten seconds of imports each.
+"""
+
+import argparse
+import contextlib
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lit_cnn.checkpoints import load_checkpoint
+from lit_cnn.errors import UsageError
+from lit_cnn.tracking.journal import read_journal
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "configs" / "experiment" / "lenet5_scratch_digits.yaml"
+
+
+@dataclass
+class Outcome:
+    """What a run left behind.
+
+    Attributes:
+        weights: The final state dict.
+        metrics: Every logged value by (name, step); clocks left out.
+        duplicates: How many (name, step) pairs were logged more than once.
+    """
+
+    weights: dict[str, torch.Tensor]
+    metrics: dict[tuple[str, int], float]
+    duplicates: int
+
+
+def fit_arguments(num_workers: int, epochs: int, images: int) -> list[str]:
+    """Returns the arguments of a short run with several steps per epoch and a checkpoint every 50 ms."""
+    return [
+        "fit",
+        f"--config={CONFIG}",
+        f"--data.num_workers={num_workers}",
+        f"--trainer.max_epochs={epochs}",
+        f"--data.limit_train={images}",
+        "--data.batch_size=16",
+        "--checkpoint_seconds=0.05",
+        "--trainer.log_every_n_steps=1",
+        "--test_after_fit=false",
+        "--resume=auto",
+    ]
+
+
+def start(arguments: list[str], folder: Path) -> int:
+    """Forks a process that runs `lit-cnn` in a folder; returns its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.chdir(folder)
+        os.setsid()
+        log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        torch.set_num_threads(os.cpu_count() or 1)
+        from lit_cnn.cli import main
+
+        code = main(arguments)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def wait(pid: int, timeout: float = 300) -> int:
+    """Returns the exit code of a process, negative for a signal."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    raise TimeoutError(f"process {pid} did not end within {timeout} s")
+
+
+def kill_at_random(arguments: list[str], folder: Path, rng: random.Random, longest: float) -> bool:
+    """Runs until a random moment after the run's first checkpoint, then kills; returns whether it was still running."""
+    pid = start(arguments, folder)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("mlruns/journal/*/last.ckpt")) and time.monotonic() < deadline:
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return False
+        time.sleep(0.005)
+    time.sleep(rng.uniform(0, longest))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    return wait(pid) == -signal.SIGKILL
+
+
+def outcome(folder: Path) -> Outcome:
+    """Reads the final weights and all logged values of the one run in a folder."""
+    (run_folder,) = [path.parent for path in folder.glob("mlruns/journal/*/last.ckpt")]
+    metrics: dict[tuple[str, int], float] = {}
+    duplicates = 0
+    for record, _ in read_journal(run_folder):
+        if record["kind"] != "metrics":
+            continue
+        for name, value in record["values"].items():
+            duplicates += (name, record["step"]) in metrics
+            if not name.startswith("time/"):
+                metrics[name, record["step"]] = value
+    return Outcome(load_checkpoint(run_folder / "last.ckpt")["state_dict"], metrics, duplicates)
+
+
+def same(one: Outcome, other: Outcome) -> bool:
+    """Whether weights and logged values are identical, bit for bit, and none was logged twice."""
+    weights = one.weights.keys() == other.weights.keys() and all(
+        torch.equal(one.weights[name], other.weights[name]) for name in one.weights
+    )
+    return weights and one.metrics == other.metrics and one.duplicates == other.duplicates == 0
+
+
+def kills(
+    tries: int, num_workers: int, folder: Path, seed: int = 0, epochs: int = 4, images: int = 400
+) -> Iterator[bool]:
+    """Yields for each try whether a run that was killed once or twice came out as the uninterrupted one did."""
+    # A process with a pool of OpenMP threads cannot be forked into one that computes: this one never makes a pool.
+    torch.set_num_threads(1)
+    arguments = fit_arguments(num_workers, epochs, images)
+    began = time.monotonic()
+    if (code := wait(start(arguments, folder / "reference"))) != 0:
+        raise RuntimeError(f"the uninterrupted run ended with {code}: see {folder / 'reference' / 'log.txt'}")
+    longest = (time.monotonic() - began) * 0.5
+    reference = outcome(folder / "reference")
+    rng = random.Random(seed)
+    done = attempts = 0
+    while done < tries:
+        attempts += 1
+        place = folder / f"try{attempts}"
+        if not sum(kill_at_random(arguments, place, rng, longest) for _ in range(rng.choice((1, 1, 2)))):
+            continue
+        code = wait(start(arguments, place))
+        done += 1
+        try:
+            yield code == 0 and same(reference, outcome(place))
+        except (UsageError, ValueError):
+            yield False
+
+
+def main() -> int:
+    """Prints one table: fault, tries, survived, lost."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tries", type=int, default=20, help="kills per number of workers")
+    parser.add_argument("--num_workers", type=int, nargs="+", default=[0, 2])
+    options = parser.parse_args()
+    import lit_cnn.cli.train  # noqa: F401  # imported before the forks
+
+    print(f"{'fault':40} {'tries':>6} {'survived':>9} {'lost':>6}")
+    lost = 0
+    for num_workers in options.num_workers:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            survived = sum(kills(options.tries, num_workers, Path(folder)))
+        lost += options.tries - survived
+        fault = f"kill -9, {num_workers} workers, resume"
+        print(f"{fault:40} {options.tries:6} {survived:9} {options.tries - survived:6}", flush=True)
+    return 1 if lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
