@@ -108,7 +108,7 @@ class RunCheckpoints(Checkpoint):
     def _write_last(self, trainer: pl.Trainer) -> None:
         if self.folder is None:
             return
-        for logger in trainer.loggers:
+        for logger in trainer.loggers if trainer.is_global_zero else ():
             if hasattr(logger, "flush"):
                 logger.flush()
         trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
@@ -207,10 +207,12 @@ class FitProgress(ProgressBar):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the bar, or prints the epoch's line."""
+        # On every process: with several devices, they add up what they have.
+        means = pl_module.train_means() if isinstance(pl_module, LitClassifier) else {}
         if self._bar is not None:
             self._draw(trainer, pl_module)
         elif self._enabled:
-            print(self._line(trainer, pl_module), file=sys.stderr, flush=True)
+            print(self._line(trainer, means), file=sys.stderr, flush=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Closes the bar."""
@@ -235,13 +237,11 @@ class FitProgress(ProgressBar):
         self._bar.update(self._images - self._bar.n)
         self._bar.refresh()
 
-    def _line(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
+    def _line(self, trainer: pl.Trainer, means: dict[str, float]) -> str:
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = (self._images - self._first_images) / seconds
         total = (trainer.max_epochs or 0) * self._sizes(trainer)[1]
-        values: dict[str, Any] = {**trainer.callback_metrics}
-        if isinstance(pl_module, LitClassifier):
-            values.update(pl_module.train_means())
+        values: dict[str, Any] = {**trainer.callback_metrics, **means}
         shown = [name for name in ("train/loss", "val/loss", "val/acc") if name in values]
         metrics = "  ".join(f"{name} {float(values[name]):.4f}" for name in shown)
         left = timedelta(seconds=round(max(0, total - self._images) / max(rate, 1e-9)))

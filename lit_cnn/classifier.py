@@ -145,8 +145,8 @@ class LitClassifier(pl.LightningModule):
 
     def train_means(self) -> dict[str, float]:
         """Returns `train/loss` and `train/acc` over the epoch's images so far, on all devices."""
-        sums = torch.as_tensor(self.all_gather(self._train_sums))
-        loss, correct, count = (sums.sum(0) if sums.ndim == 2 else sums).tolist()
+        sums = self.trainer.strategy.reduce(self._train_sums.clone(), reduce_op="sum")
+        loss, correct, count = torch.as_tensor(sums).tolist()
         return {"train/loss": loss / max(count, 1), "train/acc": correct / max(count, 1)}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

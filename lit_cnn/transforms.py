@@ -6,6 +6,7 @@ Pixels stay uint8 here; the classifier normalises them on its device, which move
 import importlib
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -63,7 +64,8 @@ class TrainTransform:
         crop: `center` (as validation), `random` (shorter side to round(S * 256 / 224), then a random square:
             Krizhevsky et al. 2012, section 4.1) or `random_resized` (35 to 100 % of the area at a random aspect ratio,
             after Szegedy et al. 2014, section 6).
-        augment: albumentations transforms as `{"class_path": …, "init_args": {…}}`, applied in order to the square.
+        augment: albumentations transforms as `{"class_path": …, "init_args": {…}}`, applied in order to the square;
+            the `transforms` of a OneOf and the like are given in the same way.
         interpolation: See `resize_shorter_side`.
 
     Raises:
@@ -115,13 +117,19 @@ def _instantiate(spec: Mapping[str, Any]) -> "albumentations.BasicTransform":
     unknown = set(spec) - {"class_path", "init_args"}
     if not isinstance(class_path, str) or unknown:
         raise UsageError(f"--data.augment {dict(spec)}: give class_path and, if needed, init_args; nothing else")
+    options = dict(spec.get("init_args", {}))
+    if isinstance(options.get("transforms"), list):  # OneOf, SomeOf, Sequential
+        options["transforms"] = [_instantiate(inner) for inner in options["transforms"]]
     module_name, _, class_name = class_path.rpartition(".")
     try:
         builder: Callable[..., Any] = getattr(importlib.import_module(module_name or "albumentations"), class_name)
-        transform = builder(**spec.get("init_args", {}))
+        with warnings.catch_warnings():
+            # albumentations warns of an argument that it does not know, and goes on without it.
+            warnings.filterwarnings("error", r"Argument\(s\)", UserWarning)
+            transform = builder(**options)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"--data.augment {class_path}: no such transform; see albumentations 2.0.8's list") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UserWarning) as error:
         # pydantic's message has a line per fault and one with a web address: keep it to what went wrong.
         reason = re.sub(r"\s+", " ", re.sub(r"For further information.*", "", str(error))).strip()
         raise UsageError(f"--data.augment {class_path}: {reason}") from error

@@ -21,7 +21,9 @@ def test_version_1_of_the_scheme_draws_what_it_has_always_drawn() -> None:
 
 
 def test_different_keys_draw_differently() -> None:
-    keys: list[tuple[int | str, ...]] = [(seed, epoch, index) for seed in range(3) for epoch in range(9) for index in range(9)]
+    keys: list[tuple[int | str, ...]] = [
+        (seed, epoch, index) for seed in range(3) for epoch in range(9) for index in range(9)
+    ]
     # A number is not its digits, and parts do not run together.
     keys += [("1",), (1,), (1, 1), (11,), ("1", "1"), ("ab", "c"), ("a", "bc"), (-1,), ()]
     assert len({key_words(*key) for key in keys}) == len(keys)
@@ -39,7 +41,7 @@ def test_words_and_seeds_keep_to_their_range() -> None:
     assert all(0 <= word < 2**64 for pair in words for word in pair)
     assert max(word for pair in words for word in pair) > 2**63
     seeds = [torch_seed(number) for number in range(2000)]
-    assert 0 <= min(seeds) and 2**62 < max(seeds) < 2**63
+    assert min(seeds) >= 0 and 2**62 < max(seeds) < 2**63
 
 
 @pytest.mark.parametrize("num_images", [0, 1, 2, 1000])

@@ -94,5 +94,7 @@ def _quiet_environment() -> None:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "OMP_WAIT_POLICY": "PASSIVE",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        # Lightning's own use of jsonargparse.
+        "JSONARGPARSE_DEPRECATION_WARNINGS": "off",
     }.items():
         os.environ.setdefault(name, value)

@@ -1,6 +1,7 @@
 """`lit-cnn fit | validate | test`: Lightning's command line around one tracked run."""
 
 import logging
+import os
 import signal
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_cnn.callbacks import FitProgress, RunCheckpoints, RunInterrupted, StepMetrics
 from lit_cnn.checkpoints import CheckpointIO256, load_checkpoint
@@ -28,6 +30,8 @@ from lit_cnn.tracking import check_writable, resolve_store
 from lit_cnn.tracking.logger import JournalLogger
 
 MONITORS = ("val/acc", "val/acc5", "val/loss")
+# How the first process of a distributed run tells the others.
+_RESUME_FROM, _RUN_FOLDER = "LIT_CNN_RESUME_FROM", "LIT_CNN_RUN_FOLDER"
 _LINKED_FROM_DATA = ("num_classes", "in_channels", "image_size", "class_names", "mean", "std", "interpolation")
 
 
@@ -121,6 +125,8 @@ class LitCLI(LightningCLI):
         """Trains one tracked run from its first step, or from the checkpoint where an earlier one stands."""
         config = self.config_dump_plain()
         digest = config_digest(config, datamodule.digests["data"])
+        if self._parent is not None and self.trainer.world_size > 1:
+            raise UsageError("--seeds: one device a run; for several devices give --seed_everything, seed by seed")
         ckpt_path = self._resumed_checkpoint(digest)
         resumed = load_checkpoint(ckpt_path) if ckpt_path else None
         if resumed is not None:
@@ -162,6 +168,14 @@ class LitCLI(LightningCLI):
             print(f"{name}  {value:.4f}")
 
     def _resumed_checkpoint(self, digest: str) -> Path | None:
+        if not _is_first_process():
+            return Path(os.environ[_RESUME_FROM]) if os.environ.get(_RESUME_FROM) else None
+        path = self._choose_checkpoint(digest)
+        # Lightning starts the other processes of a run later, by which time this one holds the run.
+        os.environ[_RESUME_FROM] = str(path or "")
+        return path
+
+    def _choose_checkpoint(self, digest: str) -> Path | None:
         ckpt_path, resume = self._options.ckpt_path, self._options.resume
         if ckpt_path == "last":
             return last_checkpoint(self._store, digest, required=True)
@@ -180,6 +194,9 @@ class LitCLI(LightningCLI):
         parent_key: str | None,
     ) -> None:
         """Opens the run in the journal: the same run on resume, if its folder is here and it is the same work."""
+        if not _is_first_process():
+            self.checkpoints.folder = Path(os.environ[_RUN_FOLDER])
+            return
         config = self.config_dump_plain()
         tags, name = run_tags(model, datamodule, digest), run_name(model, datamodule, self._options.recipe)
         record = (resumed or {}).get("lit_cnn", {})
@@ -196,6 +213,7 @@ class LitCLI(LightningCLI):
         )
         mark_unfinished(logger.run_folder, digest, name)
         self.checkpoints.folder = logger.run_folder
+        os.environ[_RUN_FOLDER] = str(logger.run_folder)
         config_text = yaml.safe_dump(config, sort_keys=False)
         model.run_record = run_record(datamodule, config_text, digest, logger.key)
         if folder is None or not folder.is_dir():
@@ -218,7 +236,9 @@ class LitCLI(LightningCLI):
         return self._parent.open(self._logger(), digest, begin)
 
     def _fit_to_the_end(self, model: LitClassifier, datamodule: ImageDataModule, ckpt_path: Path | None) -> None:
-        logger = self.trainer.logger if isinstance(self.trainer.logger, JournalLogger) else None
+        logger = self.trainer.logger if self.trainer.is_global_zero else None
+        if not isinstance(logger, JournalLogger):
+            logger = None
         try:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             self.result = {f"best/{name}": value for name, value in self.checkpoints.best.items()}
@@ -311,13 +331,17 @@ def report_run(cli: LitCLI) -> None:
         return
     figures = "  ".join(f"{name} {value:.4f}" for name, value in cli.result.items() if "acc" in name)
     logger = cli.trainer.logger
-    if not isinstance(logger, JournalLogger):
-        print(figures)
+    if not isinstance(logger, JournalLogger) or logger.version is None:
+        print(figures if cli.result else "done")
         return
     sent = logger.wait_until_sent(timeout=60)
     print(f"{figures}  run {logger.run_id or logger.key}")
     if not sent:
         print("not all of this run could be sent to MLflow; it is kept, lit-cnn sync sends it", file=sys.stderr)
+
+
+def _is_first_process() -> bool:
+    return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
 @contextmanager
@@ -328,6 +352,7 @@ def quiet_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
         warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")
         warnings.filterwarnings("ignore", message=".*worker processes in total.*")
+        warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist=True.*")
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         yield
 

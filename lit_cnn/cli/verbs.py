@@ -90,8 +90,12 @@ def sync(arguments: list[str]) -> int:
     from lit_cnn.tracking.sender import sync as send_all
 
     summary = send_all(resolve_store(options.tracking_uri))
-    print(summary, file=sys.stderr)
-    return 0
+    print(f"{len(summary.sent)} runs sent, {len(summary.running)} still running, {len(summary.failed)} failed")
+    for key, reason in summary.failed.items():
+        print(f"{key}: {reason}", file=sys.stderr)
+    for store, count in summary.elsewhere.items():
+        print(f"{count} runs wait for {store}: lit-cnn sync --tracking_uri …", file=sys.stderr)
+    return 1 if summary.failed else 0
 
 
 def _parser(command: str, description: str) -> _OneLineParser:

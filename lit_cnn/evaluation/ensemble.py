@@ -164,19 +164,20 @@ def compare(
     """
     probabilities: dict[int, list[np.ndarray]] = {count: [] for count in views}
     targets: np.ndarray | None = None
-    for run, member in zip(runs, members, strict=True):
+    names = member_names(runs)
+    for run, member, name in zip(runs, members, names, strict=True):
         indices = _by_path(member)
         labels = member.data.image_set.labels[indices]
         assert targets is None or np.array_equal(targets, labels), "equal digests, yet other labels"
         targets = labels
-        logits = predict_views(member, indices, views, folder, batch_size, num_workers, label=_name(run))
+        logits = predict_views(member, indices, views, folder, batch_size, num_workers, label=name)
         for count in views:
             probabilities[count].append(_averaged(logits[count], run))
     assert targets is not None
     rows = []
     for count in views:
-        for run, one in zip(runs, probabilities[count], strict=True):
-            rows.append(_row(_name(run), "member", 1, count, one, targets, run))
+        for run, name, one in zip(runs, names, probabilities[count], strict=True):
+            rows.append(_row(name, "member", 1, count, one, targets, run))
         together = np.mean(probabilities[count], axis=0)
         rows.append(_row(f"ensemble of {len(runs)}", "ensemble", len(runs), count, together, targets, None))
     return build_table(rows, rows[0], num_classes=len(members[0].class_names))
@@ -188,7 +189,12 @@ def write_report(table: Table, folder: Path) -> list[Path]:
     Raises:
         UsageError: If the folder cannot be written.
     """
-    texts = {"table.csv": to_csv(table), "table.html": to_html(table), "table.md": to_markdown(table), "table.json": to_json(table)}
+    texts = {
+        "table.csv": to_csv(table),
+        "table.html": to_html(table),
+        "table.md": to_markdown(table),
+        "table.json": to_json(table),
+    }
     try:
         for name, text in texts.items():
             write_text_atomically(folder / name, text)
@@ -244,8 +250,15 @@ def _by_path(member: Member) -> np.ndarray:
     return np.array(sorted(member.data.splits.test, key=lambda index: image_set.paths[index]))
 
 
-def _name(run: RunInfo) -> str:
-    return f"{run.name} seed {run.tags.get('seed', '?')}"
+def member_names(runs: Sequence[RunInfo]) -> list[str]:
+    """Returns the shortest names that tell the members apart: architecture and seed, run name and seed, or run id."""
+    seeds = [run.tags.get("seed", "?") for run in runs]
+    short = [f"{run.tags['arch'].rpartition('/')[2]} seed {seed}" for run, seed in zip(runs, seeds, strict=True)]
+    full = [f"{run.name} seed {seed}" for run, seed in zip(runs, seeds, strict=True)]
+    for names in (short, full):
+        if len(set(names)) == len(runs):
+            return names
+    return [f"{name} {run.run_id[:8]}" for name, run in zip(short, runs, strict=True)]
 
 
 def _row(
