@@ -106,11 +106,15 @@ def _has_moved(recorded: Path, here: Path) -> bool:
 
 @contextmanager
 def _one_at_a_time(store: Store) -> Iterator[None]:
-    """Lets one process at a time make its first contact with an sqlite file: MLflow's migrations crash side by side."""
-    if store.database is None:
+    """Lets one process at a time make its first contact with a database: MLflow's migrations crash side by side.
+
+    For PostgreSQL that holds among the processes that share a folder of runs; a server is its own and only client.
+    """
+    if store.is_http:
         yield
         return
-    store.database.parent.mkdir(parents=True, exist_ok=True)
-    with (store.database.parent / ".init.lock").open("a") as file:
+    folder = store.database.parent if store.database is not None else store.journal_dir.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".init.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

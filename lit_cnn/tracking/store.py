@@ -1,5 +1,6 @@
 """Where runs are kept: which MLflow store, which folder of artifacts, which folder of journals."""
 
+import importlib.util
 import os
 import re
 from collections.abc import Mapping
@@ -89,6 +90,8 @@ def check_writable(store: Store) -> None:
     database = store.database
     if database is not None:
         _check_database(database)
+    elif re.match(r"postgresql://", store.tracking_uri) and importlib.util.find_spec("psycopg") is None:
+        raise UsageError(f"--tracking_uri {store.label}: needs a driver; pip install 'lit-cnn[postgres]'")
     folders = [store.journal_dir]
     if store.artifact_location is not None:
         folders.append(Path(store.artifact_location))
