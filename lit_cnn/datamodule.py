@@ -32,8 +32,9 @@ EVAL_BATCH_SIZE = 256
 class TrainBatches:
     """Batch sampler: the batches of an epoch as lists of (epoch, position), from any batch on.
 
-    With several devices the global batch is fixed first and then shared out, so the images of a step do not depend on
-    how many devices there are.
+    With several devices the global batch is fixed first and then shared out evenly, so the images of a step do not
+    depend on how many devices there are; only an epoch's last, smaller batch loses what cannot be shared, fewer images
+    than there are devices.
 
     Args:
         num_images: Images in an epoch.
@@ -62,6 +63,7 @@ class TrainBatches:
         self._start = (first_epoch, first_batch)
         self.rank = rank
         self.world_size = world_size
+        self._num_used = num_images - num_images % batch_size % world_size
         # Lightning announces the epoch to `batch_sampler.sampler`, not to the batch sampler.
         self.sampler = self
 
@@ -70,11 +72,11 @@ class TrainBatches:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-self.num_images // self.batch_size)
+        return -(-self._num_used // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch = self.epoch
-        order = epoch_permutation(self.seed, epoch, self.num_images)
+        order = epoch_permutation(self.seed, epoch, self.num_images)[: self._num_used]
         first = self._start[1] if epoch == self._start[0] else 0
         for batch in range(first, len(self)):
             positions = order[batch * self.batch_size : (batch + 1) * self.batch_size]
@@ -295,7 +297,8 @@ class ImageDataModule(pl.LightningDataModule):
         if isinstance(images, ArrayImages):
             pixels = images.array[np.sort(self.splits.train)].reshape(-1, self.in_channels) / np.float32(255)
             mean, std = pixels.mean(0, dtype=np.float64), pixels.std(0, dtype=np.float64)
-            return [round(float(value), 6) for value in mean], [round(float(value), 6) for value in std]
+            # Images of one colour have no deviation; dividing by 1 leaves them as they are.
+            return [round(float(value), 6) for value in mean], [round(float(value), 6) or 1.0 for value in std]
         if self.in_channels == 1:
             return [sum(IMAGENET_MEAN) / 3], [sum(IMAGENET_STD) / 3]
         return list(IMAGENET_MEAN), list(IMAGENET_STD)
@@ -303,17 +306,12 @@ class ImageDataModule(pl.LightningDataModule):
     @property
     def num_train_batches(self) -> int:
         """Training batches per epoch."""
-        return -(-len(self.splits.train) // self.batch_size)
+        return len(self._train_batches(0, 0))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the training loader, at the batch where a resumed run stands."""
         images = TrainImages(self.image_set, self.splits.train, self.train_transform, self.seed)
-        first_epoch, first_batch = self._position(len(images))
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        batches = TrainBatches(
-            len(images), self.batch_size, self.seed, first_epoch, first_batch, rank=rank, world_size=world_size
-        )
-        return self._loader(images, batches, self.num_workers)
+        return self._loader(images, self._train_batches(*self._position()), self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Returns the validation loader."""
@@ -323,7 +321,14 @@ class ImageDataModule(pl.LightningDataModule):
         """Returns the test loader."""
         return self._eval_loader(self.splits.test)
 
-    def _position(self, num_images: int) -> tuple[int, int]:
+    def _train_batches(self, first_epoch: int, first_batch: int) -> TrainBatches:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if self.batch_size % world_size:
+            raise UsageError(f"--data.batch_size {self.batch_size}: give a multiple of the {world_size} devices")
+        num_images = len(self.splits.train)
+        return TrainBatches(num_images, self.batch_size, self.seed, first_epoch, first_batch, rank, world_size)
+
+    def _position(self) -> tuple[int, int]:
         """Returns (epoch, batch) at which training goes on, from Lightning's restored counters."""
         if self.trainer is None:
             return 0, 0
@@ -333,7 +338,7 @@ class ImageDataModule(pl.LightningDataModule):
         in_an_epoch = epochs.started > epochs.processed
         if not in_an_epoch:
             return epochs.processed, 0
-        if batches.processed * self.batch_size >= num_images:
+        if batches.processed >= self.num_train_batches:
             return epochs.processed + 1, 0
         return epochs.processed, batches.processed
 

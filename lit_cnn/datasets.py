@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lit_cnn.errors import UsageError
-from lit_cnn.file_hashes import hash_files
+from lit_cnn.file_hashes import default_cache_file, hash_files
 
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its files."""
@@ -308,7 +308,7 @@ def _fashion_mnist_folder() -> Path:
         return FASHION_MNIST_FOLDER
     from torchvision.datasets import FashionMNIST
 
-    cache = Path("~/.cache/lit_cnn").expanduser()
+    cache = default_cache_file().parent
     try:
         FashionMNIST(str(cache), download=True)
     except (RuntimeError, urllib.error.URLError, OSError) as error:
@@ -327,7 +327,15 @@ def _plain_or_gz(folder: Path, name: str) -> Path:
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    found = {split: root / name for split, names in SPLIT_FOLDERS.items() for name in names if (root / name).is_dir()}
+    found = {}
+    for split, names in SPLIT_FOLDERS.items():
+        folders = [root / name for name in names if (root / name).is_dir()]
+        if len(folders) > 1:
+            raise UsageError(
+                f"--data.root {root}: {folders[0].name}/ and {folders[1].name}/ both say {split}; keep one"
+            )
+        if folders:
+            found[split] = folders[0]
     return found if "train" in found else {}
 
 
