@@ -203,8 +203,35 @@ class LitClassifier(pl.LightningModule):
         checkpoint["train_sums"] = self._train_sums.tolist()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores the running sums of the epoch under way."""
+        """Restores the running sums of the epoch under way; a new learning rate or weight decay wins over the saved."""
         self._train_sums = torch.tensor(checkpoint["train_sums"], dtype=torch.float64, device=self.device)
+        self._rewrite_rates(checkpoint)
+
+    def check_optimizer_of(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on from a checkpoint with another optimizer: its state would mean something else.
+
+        Raises:
+            UsageError: If the optimizer or its options differ.
+        """
+        for name in ("optimizer", "optimizer_options"):
+            saved, now = checkpoint["hyper_parameters"][name], self.hparams[name]
+            if saved != now:
+                raise UsageError(
+                    f"--model.{name} {now}: the checkpoint was trained with {saved}; keep it, or start anew"
+                )
+
+    def _rewrite_rates(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint["hyper_parameters"]
+        ratio = self.hparams["lr"] / saved["lr"]
+        for state in checkpoint.get("optimizer_states", []):
+            for group in state["param_groups"]:
+                # Multiplying by a ratio of exactly 1 changes no bit.
+                group["lr"] *= ratio
+                group["initial_lr"] *= ratio
+                if group["weight_decay"] == saved["weight_decay"]:
+                    group["weight_decay"] = self.hparams["weight_decay"]
+        for state in checkpoint.get("lr_schedulers", []):
+            state["base_lrs"] = [rate * ratio for rate in state["base_lrs"]]
 
     def _eval_step(self, batch: Batch, metrics: MetricCollection) -> None:
         images, targets = batch
@@ -214,20 +241,29 @@ class LitClassifier(pl.LightningModule):
             metric.update(losses) if name == "loss" else metric.update(logits, targets)
 
 
+def check_has_end(trainer: pl.Trainer) -> None:
+    """Refuses a trainer without a last step: the learning rate's schedule needs one.
+
+    Raises:
+        UsageError: If neither max_epochs nor max_steps is given.
+    """
+    if (trainer.max_epochs or -1) <= 0 and trainer.max_steps <= 0:
+        raise UsageError(f"--trainer.max_epochs {trainer.max_epochs}: the schedule needs an end; give 1 or more")
+
+
 def _total_steps(trainer: pl.Trainer) -> int:
     """Returns the optimizer steps of the whole run.
 
     Not `trainer.estimated_stepping_batches`: that builds the training loader, and starts its workers, before a resumed
     run's place in the epoch is restored.
     """
+    check_has_end(trainer)
     batches = trainer.datamodule.num_train_batches  # type: ignore[attr-defined]  # set by Trainer.fit
     limit = trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
     totals = [steps_per_epoch * trainer.max_epochs] if trainer.max_epochs and trainer.max_epochs > 0 else []
     totals += [trainer.max_steps] if trainer.max_steps > 0 else []
-    if not totals:
-        raise UsageError("--trainer.max_epochs -1: the schedule needs an end; give max_epochs or max_steps")
     return max(1, min(totals))
 
 

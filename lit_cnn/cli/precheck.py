@@ -11,6 +11,8 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import yaml
+
 from lit_cnn.errors import UsageError
 
 _PACKAGE = Path(__file__).parent.parent
@@ -35,8 +37,8 @@ def precheck(arguments: Sequence[str]) -> None:
     known = known_options()
     for name, value in _pairs(arguments):
         if name == "config":
-            if value is not None and not Path(value).is_file():
-                raise UsageError(f"--config {value}: no such file; the ready ones are in configs/experiment/")
+            if value is not None:
+                _check_config_file(Path(value))
         elif not _is_known(name, known):
             near = difflib.get_close_matches(name, known, 3, 0.6)
             hint = f"did you mean {', '.join(f'--{option}' for option in near)}?" if near else "see lit-cnn fit --help"
@@ -95,6 +97,18 @@ def _is_known(name: str, known: frozenset[str]) -> bool:
     # What lies below an option (--trainer.logger.init_args.x, --model.arch_options.y) is the parser's to judge.
     parts = name.split(".")
     return any(".".join(parts[:length]) in known for length in range(min(2, len(parts)), len(parts) + 1))
+
+
+def _check_config_file(path: Path) -> None:
+    # The parser would not say which file it is that it cannot read.
+    if not path.is_file():
+        raise UsageError(f"--config {path}: no such file; the ready ones are in configs/experiment/")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {path}: is no YAML: {error}") from error
+    if content is not None and not isinstance(content, dict):
+        raise UsageError(f"--config {path}: holds no options; give lines such as 'trainer:' and '  max_epochs: 10'")
 
 
 def _check_whole_number(name: str, value: str, least: int) -> None:

@@ -1,13 +1,13 @@
 """`lit-cnn fit | validate | test`: Lightning's command line around one tracked run."""
 
+import atexit
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +15,12 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_cnn.callbacks import FitProgress, RunCheckpoints, RunInterrupted, StepMetrics
 from lit_cnn.checkpoints import CheckpointIO256, load_checkpoint
-from lit_cnn.classifier import LitClassifier, NonFiniteLossError
+from lit_cnn.classifier import LitClassifier, NonFiniteLossError, check_has_end
 from lit_cnn.cli.parser import OneLineParser, default_config
+from lit_cnn.cli.process import is_first_process, quiet_lightning, signals_stop
 from lit_cnn.cli.record import check_classes, flatten, log_inputs, run_name, run_record, run_tags
 from lit_cnn.cli.resume import checkpoint_file, config_digest, last_checkpoint, mark_finished, mark_unfinished
 from lit_cnn.cli.seeds import SeedsRun, format_summary
@@ -76,6 +76,9 @@ class LitCLI(LightningCLI):
         parser.add_argument("--monitor_mode", type=Literal["max", "min"], default="max", help="max or min is best")
         parser.add_argument("--checkpoint_seconds", type=float, default=60.0, help="seconds between last checkpoints")
         parser.add_argument("--test_after_fit", type=bool, default=True, help="test the best checkpoint at the end")
+        # Taken out of the arguments before they are parsed (take_seeds): the parser only has to tell of it.
+        if self._only == "fit":
+            parser.epilog = "--seeds N [N ...]: train once with each seed, under one run with their mean and deviation"
         parser.add_argument("--recipe", type=str | None, default=None, help="a word that ends the run's name")
         parser.add_argument("--experiment", type=str | None, default=None, help="MLflow experiment; default: the data")
         parser.add_argument("--track", type=bool, default=True, help="false: no MLflow run and no checkpoints")
@@ -131,6 +134,8 @@ class LitCLI(LightningCLI):
         resumed = load_checkpoint(ckpt_path) if ckpt_path else None
         if resumed is not None:
             check_classes(resumed, datamodule, ckpt_path)
+            model.check_optimizer_of(resumed)
+        check_has_end(self.trainer)
         model.build_optimizer()  # only to see now, before anything is written, that it can be built
         logger = self.trainer.logger
         if isinstance(logger, JournalLogger):
@@ -139,7 +144,7 @@ class LitCLI(LightningCLI):
                 self.result = self._parent.results[self._options.seed_everything]
                 return
             self._begin(logger, model, datamodule, digest, resumed, ckpt_path, parent_key)
-        with _signals(self.checkpoints), quiet_lightning():
+        with signals_stop(self.checkpoints), quiet_lightning():
             self._fit_to_the_end(model, datamodule, ckpt_path)
 
     def test(self, model: LitClassifier, datamodule: ImageDataModule, **kwargs: Any) -> None:
@@ -168,7 +173,7 @@ class LitCLI(LightningCLI):
             print(f"{name}  {value:.4f}")
 
     def _resumed_checkpoint(self, digest: str) -> Path | None:
-        if not _is_first_process():
+        if not is_first_process():
             return Path(os.environ[_RESUME_FROM]) if os.environ.get(_RESUME_FROM) else None
         path = self._choose_checkpoint(digest)
         # Lightning starts the other processes of a run later, by which time this one holds the run.
@@ -194,7 +199,7 @@ class LitCLI(LightningCLI):
         parent_key: str | None,
     ) -> None:
         """Opens the run in the journal: the same run on resume, if its folder is here and it is the same work."""
-        if not _is_first_process():
+        if not is_first_process():
             self.checkpoints.folder = Path(os.environ[_RUN_FOLDER])
             return
         config = self.config_dump_plain()
@@ -246,11 +251,11 @@ class LitCLI(LightningCLI):
                 self._test_best(model, datamodule)
         except (RunInterrupted, KeyboardInterrupt):
             if logger:
-                logger.end("KILLED")
+                _end_early(logger, "KILLED")
             raise
         except BaseException:
             if logger:
-                logger.end("FAILED")
+                _end_early(logger, "FAILED")
             raise
         if logger:
             self._finish(logger)
@@ -340,39 +345,10 @@ def report_run(cli: LitCLI) -> None:
         print("not all of this run could be sent to MLflow; it is kept, lit-cnn sync sends it", file=sys.stderr)
 
 
-def _is_first_process() -> bool:
-    return getattr(rank_zero_only, "rank", 0) in (0, None)
-
-
-@contextmanager
-def quiet_lightning() -> Iterator[None]:
-    """Keeps away advice that does not apply: loaders without workers are chosen, not forgotten."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-        warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")
-        warnings.filterwarnings("ignore", message=".*worker processes in total.*")
-        warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist=True.*")
-        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-        yield
-
-
-@contextmanager
-def _signals(checkpoints: RunCheckpoints) -> Iterator[None]:
-    """Turns INT, TERM and HUP into a stop between two steps; a second one stops at once."""
-
-    def stop(signal_number: int, frame: Any) -> None:
-        if checkpoints.signal_number is not None:
-            raise RunInterrupted(signal_number)
-        checkpoints.signal_number = signal_number
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _end_early(logger: JournalLogger, status: str) -> None:
+    logger.end(status)
+    # Seconds that let the store show how the run ended; the journal has it in any case.
+    logger.wait_until_sent(timeout=5)
 
 
 def _exit_code(run: Any) -> int:
@@ -403,5 +379,6 @@ def _with_config_of_checkpoint(arguments: list[str]) -> list[str]:
     config = yaml.safe_load(record["config"])
     kept = {name: config[name] for name in ("seed_everything", "model", "data")}
     folder = Path(tempfile.mkdtemp(prefix="lit_cnn_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(kept), encoding="utf-8")
     return ["--config", str(folder / "config.yaml"), *arguments]

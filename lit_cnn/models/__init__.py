@@ -6,6 +6,7 @@ Ours carry timm's contract: `num_features`, `head_hidden_size`, `forward_feature
 """
 
 import bisect
+import contextlib
 import difflib
 import inspect
 import pkgutil
@@ -117,9 +118,20 @@ class _Plan:
             )
         import timm
 
-        return timm.create_model(
-            self.name, pretrained=pretrained, num_classes=self.num_classes, in_chans=self.in_channels, **self.options
-        )
+        from lit_cnn.models.hub import loading_weights, require_common_names
+
+        file = self.options.get("pretrained_cfg_overlay", {}).get("file")
+        with loading_weights(self.name, file) if pretrained else contextlib.nullcontext():
+            net = timm.create_model(
+                self.name,
+                pretrained=pretrained,
+                num_classes=self.num_classes,
+                in_chans=self.in_channels,
+                **self.options,
+            )
+            if pretrained and file is not None:
+                require_common_names(net, file)
+        return net
 
     def try_on_meta(self, image_size: int) -> None:
         """Builds the network and sends one image through it, shapes only; raises whatever the network raises."""

@@ -1,0 +1,223 @@
+"""What `lit-cnn fit` leaves in MLflow, read from MLflow's own tables."""
+
+import json
+import shutil
+import sqlite3
+import subprocess
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from lit_cnn.checkpoints import load_checkpoint
+from lit_cnn.cli import main
+from lit_cnn.cli.resume import config_digest
+from tests.training import CONFIGS, DIGITS, TrackedRun, fit, runs_in, same_weights, tracked_runs
+
+STEPS_PER_EPOCH, STEPS = 8, 16
+
+
+@pytest.fixture
+def run(trained: Path) -> TrackedRun:
+    return tracked_runs(trained, "fit")[0]
+
+
+def test_a_run_is_finished_and_named_after_what_it_trains(run: TrackedRun) -> None:
+    assert (run.name, run.status) == ("lenet5_scratch_digits", "FINISHED")
+
+
+def test_tags_say_what_was_trained_on_what(run: TrackedRun) -> None:
+    expected = {"arch": "lit/lenet5", "transfer": "scratch", "data": "digits", "seed": "0", "parameters": "61706"}
+    assert expected.items() <= run.tags.items()
+    assert json.loads(run.tags["class_names"]) == [str(digit) for digit in range(10)]
+    digests = [run.tags[f"{name}_digest"] for name in ("config", "data", "split", "val_split", "test_split")]
+    assert all(len(digest) == 64 and int(digest, 16) for digest in digests)
+    assert len(set(digests)) == 5
+    assert run.metrics["model/parameters"] == 61706
+
+
+def test_params_are_the_options_by_their_full_names(run: TrackedRun) -> None:
+    expected = {
+        "data.batch_size": "16",
+        "data.limit_train": "128",
+        "model.arch": "lenet5",
+        "model.lr": "0.004",
+        "trainer.max_epochs": "2",
+        "seed_everything": "0",
+    }
+    assert expected.items() <= run.params.items()
+    assert not {name for name in run.params if name.split(".")[0] in ("data", "model", "trainer") and "." not in name}
+
+
+def test_each_epoch_and_every_second_step_is_logged_once(run: TrackedRun) -> None:
+    ends = [STEPS_PER_EPOCH - 1, STEPS - 1]
+    for name in ("train/loss", "train/acc", "val/loss", "val/acc", "val/acc5", "time/images_per_second"):
+        assert [step for step, _ in run.history[name]] == ends, name
+    for name in ("train/loss_step", "lr"):
+        assert [step for step, _ in run.history[name]] == list(range(1, STEPS, 2)), name
+    for name in ("test/loss", "test/acc", "test/acc5"):
+        assert [step for step, _ in run.history[name]] == [STEPS - 1], name
+
+
+def test_best_metrics_are_those_of_the_best_epoch(run: TrackedRun) -> None:
+    accuracies = [value for _, value in run.history["val/acc"]]
+    best = int(np.argmax(accuracies))
+    assert run.metrics["best/val/acc"] == max(accuracies)
+    assert run.metrics["best/epoch"] == best
+    assert run.metrics["best/val/loss"] == run.history["val/loss"][best][1]
+
+
+def test_the_best_checkpoint_is_kept_once_and_the_last_one_for_resuming(run: TrackedRun) -> None:
+    kept = sorted(path.relative_to(run.artifacts).as_posix() for path in run.artifacts.rglob("*.ckpt"))
+    assert kept == ["checkpoints/best.ckpt", "checkpoints/last.ckpt"]
+    best, last = (load_checkpoint(run.artifacts / name) for name in kept)
+    assert "optimizer_states" not in best
+    assert last["optimizer_states"]
+    assert best["epoch"] == run.metrics["best/epoch"]
+    assert last["global_step"] == STEPS
+    assert best["lit_cnn"]["key"] == run.tags["lit_cnn.key"]
+
+
+def test_the_split_and_the_data_are_inputs_of_the_run(trained: Path, run: TrackedRun) -> None:
+    manifest = (run.artifacts / "data" / f"{run.tags['split_digest'][:16]}.csv").read_text(encoding="utf-8")
+    with closing(sqlite3.connect(trained / "mlruns" / "mlflow.db")) as connection:
+        query = (
+            "SELECT d.name, d.digest, d.dataset_profile FROM datasets d JOIN inputs i ON i.source_id = d.dataset_uuid "
+            "WHERE i.destination_id = ?"
+        )
+        ((name, digest, profile),) = connection.execute(query, (run.run_id,)).fetchall()
+    assert name == "digits"
+    assert run.tags["data_digest"].startswith(digest)
+    counts = {split: manifest.count(f",{split}\n") for split in ("train", "val", "test")}
+    assert json.loads(profile) == counts
+    assert counts["train"] == 128
+
+
+@pytest.mark.usefixtures("empty_store")
+def test_the_config_of_a_run_trains_the_same_run_again(run: TrackedRun, tmp_path: Path) -> None:
+    config_file = run.artifacts / "config.yaml"
+    config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    assert config_digest(config, run.tags["data_digest"]) == run.tags["config_digest"]
+
+    assert main(["fit", f"--config={config_file}"]) == 0
+    (again,) = tracked_runs(tmp_path)
+    assert again.tags["config_digest"] == run.tags["config_digest"]
+    assert same_weights(again.artifacts / "checkpoints/last.ckpt", run.artifacts / "checkpoints/last.ckpt")
+    assert without_clocks(again) == without_clocks(run)
+
+
+def test_another_seed_is_another_run(trained: Path) -> None:
+    one, other, _ = tracked_runs(trained, "fit")
+    assert one.tags["config_digest"] != other.tags["config_digest"]
+    assert one.tags["test_split_digest"] == other.tags["test_split_digest"]
+    assert not same_weights(one.artifacts / "checkpoints/last.ckpt", other.artifacts / "checkpoints/last.ckpt")
+
+
+def test_several_seeds_are_children_of_a_run_with_their_mean_and_deviation(trained: Path) -> None:
+    (parent,) = tracked_runs(trained, "seeds")
+    children = tracked_runs(trained, "fit")
+    assert parent.status == "FINISHED"
+    assert [child.tags["seed"] for child in children] == ["0", "1", "2"]
+    assert {child.tags["mlflow.parentRunId"] for child in children} == {parent.run_id}
+    for name in ("best/val/acc", "best/val/loss", "test/acc", "test/loss"):
+        values = [child.metrics[name] for child in children]
+        assert len(set(values)) > 1
+        assert parent.metrics[name] == pytest.approx(np.mean(values), rel=1e-12)
+        assert parent.metrics[f"{name}_std"] == pytest.approx(np.std(values, ddof=1), rel=1e-12)
+
+
+@pytest.mark.usefixtures("empty_store")
+def test_seeds_print_mean_and_deviation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("--seeds", "0", "1", "--trainer.max_epochs=1") == 0
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    (parent,) = tracked_runs(Path.cwd(), "seeds")
+    mean, deviation = parent.metrics["test/acc"], parent.metrics["test/acc_std"]
+    assert last_line.startswith("2 seeds (mean +- std): ")
+    assert f"test/acc {mean:.4f} +- {deviation:.4f}" in last_line
+
+
+def test_the_tracking_uri_of_the_environment_holds_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = tmp_path / "elsewhere" / "runs.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    assert fit("--trainer.max_epochs=1") == 0
+    (run,) = runs_in(database)
+    assert run.artifacts.is_relative_to(tmp_path / "elsewhere" / "artifacts")
+    assert (run.artifacts / "checkpoints" / "best.ckpt").is_file()
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_untracked_writes_nothing(tmp_path: Path) -> None:
+    assert fit("--track=false", "--trainer.max_epochs=1") == 0
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".cache"] == []
+
+
+@pytest.mark.usefixtures("empty_store")
+def test_a_recipe_ends_the_name_and_an_experiment_can_be_chosen(tmp_path: Path) -> None:
+    assert fit("--trainer.max_epochs=1", "--recipe=flat_lr", "--experiment=mine", "--test_after_fit=false") == 0
+    (run,) = tracked_runs(tmp_path)
+    assert run.name == "lenet5_scratch_digits_flat_lr"
+    assert run.artifacts.parent.parent.name == "mine"
+    assert "test/acc" not in run.metrics
+
+
+@pytest.mark.usefixtures("empty_store")
+def test_commit_and_changes_are_tagged(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=Ada", "-c", "user.email=ada@example.org"]
+        return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+    (tmp_path / ".gitignore").write_text("mlruns\n.cache\n", encoding="utf-8")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "first")
+    assert fit("--trainer.max_epochs=1", "--test_after_fit=false") == 0
+    (tmp_path / "changed.txt").write_text("new", encoding="utf-8")
+    assert fit("--trainer.max_epochs=1", "--test_after_fit=false") == 0
+    clean, dirty = tracked_runs(tmp_path)
+    assert (clean.tags["git_commit"], clean.tags["git_dirty"]) == (git("rev-parse", "HEAD"), "false")
+    assert (dirty.tags["git_commit"], dirty.tags["git_dirty"]) == (git("rev-parse", "HEAD"), "true")
+
+
+@pytest.mark.parametrize("experiment", sorted((CONFIGS / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_printed_config_prints_itself(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = print_config(capsys, f"--config={experiment}", "--model.lr=0.0125")
+    assert yaml.safe_load(printed)["model"]["lr"] == 0.0125
+    (tmp_path / "printed.yaml").write_text(printed, encoding="utf-8")
+    assert print_config(capsys, f"--config={tmp_path / 'printed.yaml'}") == printed
+
+
+def test_later_configs_and_the_command_line_win(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "later.yaml").write_text("model: {lr: 0.5, weight_decay: 0.25}\n", encoding="utf-8")
+    printed = print_config(capsys, f"--config={DIGITS}", "--config=later.yaml", "--model.lr=0.75")
+    model = yaml.safe_load(printed)["model"]
+    assert (model["lr"], model["weight_decay"], model["schedule"]) == (0.75, 0.25, "one_cycle")
+
+
+def test_a_moved_project_finds_its_checkpoints(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained / "mlruns", tmp_path / "mlruns")
+    run = tracked_runs(tmp_path, "fit")[0]
+    assert main(["test", f"--ckpt_path=runs:/{run.run_id}", "--data.num_workers=0"]) == 0
+    assert f"test/acc  {run.metrics['test/acc']:.4f}" in capsys.readouterr().out
+
+
+def test_evaluation_leaves_no_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tracked_runs(trained, "fit")[0]
+    best = run.artifacts / "checkpoints" / "best.ckpt"
+    assert main(["validate", f"--ckpt_path={best}"]) == 0
+    assert f"val/acc  {run.metrics['best/val/acc']:.4f}" in capsys.readouterr().out
+    assert not (tmp_path / "mlruns").exists()
+
+
+def print_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", *arguments, "--print_config"])
+    return capsys.readouterr().out
+
+
+def without_clocks(run: TrackedRun) -> dict[str, list[tuple[int, float]]]:
+    return {name: rows for name, rows in run.history.items() if not name.startswith("time/")}

@@ -1,0 +1,228 @@
+"""Interrupted runs: real signals, real kills, and what MLflow and the weights look like after the resume."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_cnn.cli import main
+from tests.training import ROOT, SHORT, TrackedRun, copy_empty_store, fit, inside, same_weights, tracked_runs, wait_for
+
+# Long enough to be caught in the middle, with a checkpoint after nearly every step.
+LONGER = ("--trainer.max_epochs=6", "--checkpoint_seconds=0.02", "--trainer.log_every_n_steps=1")
+STEPS = 48
+
+pytestmark = pytest.mark.usefixtures("empty_store")
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> TrackedRun:
+    """The longer run, uninterrupted."""
+    folder = tmp_path_factory.mktemp("reference")
+    copy_empty_store(tmp_path_factory.getbasetemp(), folder)
+    with inside(folder):
+        assert fit(*LONGER) == 0
+    (run,) = tracked_runs(folder)
+    assert [step for step, _ in run.history["train/loss_step"]] == list(range(STEPS))
+    return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_stops_between_two_steps_and_a_resume_ends_as_if_there_had_been_none(
+    number: signal.Signals, reference: TrackedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert interrupted(number, tmp_path, *LONGER) == 128 + number
+    assert f"stopped by {number.name}" in capsys.readouterr().err.splitlines()[-1]
+    wait_for(lambda: statuses(tmp_path) == ["KILLED"])
+    assert last_step(only_run(tmp_path)) < STEPS - 1
+
+    assert fit(*LONGER, "--resume=auto") == 0
+    assert_same_run(only_run(tmp_path), reference)
+
+
+def test_sigterm_to_the_process_is_survived_too(reference: TrackedRun, tmp_path: Path) -> None:
+    with background_fit(tmp_path, *LONGER) as process:
+        wait_for(lambda: any(tmp_path.glob("mlruns/journal/*/last.ckpt")), timeout=120)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    wait_for(lambda: statuses(tmp_path) == ["KILLED"])
+
+    assert fit(*LONGER, "--resume=auto") == 0
+    assert_same_run(only_run(tmp_path), reference)
+
+
+def test_last_means_the_one_unfinished_run_of_the_same_configuration(
+    reference: TrackedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupted(signal.SIGINT, tmp_path, *LONGER)
+    none = "--ckpt_path last: no unfinished run"
+    assert refused(capsys, *LONGER, "--model.lr=0.001", "--ckpt_path=last").startswith(none)
+    assert fit(*LONGER, "--ckpt_path=last", "--data.num_workers=1") == 0
+    assert_same_run(only_run(tmp_path), reference)
+    # Finished now: there is nothing to go on with.
+    assert refused(capsys, *LONGER, "--ckpt_path=last").startswith(none)
+
+
+@pytest.mark.parametrize("choice", ["--ckpt_path=last", "--resume=auto"])
+def test_several_unfinished_runs_are_listed(choice: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted(signal.SIGINT, tmp_path, *LONGER)
+    interrupted(signal.SIGINT, tmp_path, *LONGER)
+    message = refused(capsys, *LONGER, choice)
+    assert message.startswith("2 unfinished runs have this configuration")
+    checkpoints = list(tmp_path.glob("mlruns/journal/*/last.ckpt"))
+    assert len(checkpoints) == 2
+    assert all(str(path) in message for path in checkpoints)
+
+
+def test_resume_auto_starts_anew_where_there_is_nothing_to_resume(tmp_path: Path) -> None:
+    assert fit("--trainer.max_epochs=1", "--resume=auto") == 0
+    assert only_run(tmp_path).status == "FINISHED"
+
+
+def test_a_resumed_run_may_train_longer(tmp_path: Path) -> None:
+    interrupted(signal.SIGINT, tmp_path, *LONGER)
+    assert fit(*LONGER, "--trainer.max_epochs=8", "--resume=auto") == 0
+    run = only_run(tmp_path)
+    assert run.status == "FINISHED"
+    assert [step for step, _ in run.history["train/loss_step"]] == list(range(64))
+    assert [step for step, _ in run.history["val/acc"]] == list(range(7, 64, 8))
+
+
+def test_another_learning_rate_from_a_checkpoint_opens_a_run_that_names_the_first(tmp_path: Path) -> None:
+    assert fit("--trainer.max_epochs=1", "--trainer.log_every_n_steps=1") == 0
+    first = only_run(tmp_path)
+    checkpoint = first.artifacts / "checkpoints" / "last.ckpt"
+    assert fit(f"--ckpt_path={checkpoint}", "--model.lr=0.001", "--trainer.log_every_n_steps=1") == 0
+    untouched, second = tracked_runs(tmp_path)
+    assert untouched == first
+    assert second.tags["resumed_from"] in (first.run_id, first.tags["lit_cnn.key"])
+    assert second.params["model.lr"] == "0.001"
+    assert [step for step, _ in second.history["train/loss_step"]] == list(range(8, 16))
+    assert 0 < max(value for _, value in second.history["lr"]) <= 0.001
+
+
+def test_kill_while_several_seeds_train_loses_only_what_was_not_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with background_fit(tmp_path, *LONGER, "--seeds", "0", "1") as process:
+        wait_for(lambda: any(tmp_path.glob("mlruns/journal/*/results.json")), timeout=120)
+        wait_for(lambda: len(list(tmp_path.glob("mlruns/journal/*/last.ckpt"))) == 2)
+        process.kill()
+        assert process.wait(60) == -signal.SIGKILL
+    (finished,) = (path.parent for path in tmp_path.glob("mlruns/journal/*/last.ckpt") if is_finished(path.parent))
+    written = (finished / "journal.jsonl").read_bytes()
+
+    assert fit(*LONGER, "--seeds", "0", "1", "--resume", "auto") == 0
+    assert (finished / "journal.jsonl").read_bytes() == written
+    (parent,) = tracked_runs(tmp_path, "seeds")
+    children = tracked_runs(tmp_path, "fit")
+    assert [child.tags["seed"] for child in children] == ["0", "1"]
+    assert {run.status for run in (parent, *children)} == {"FINISHED"}
+    for child in children:
+        assert [step for step, _ in child.history["train/loss_step"]] == list(range(STEPS))
+    assert parent.metrics["test/acc"] == pytest.approx(sum(child.metrics["test/acc"] for child in children) / 2)
+
+
+def test_kill_at_a_random_moment_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+    assert survived_kills("--tries", "1", "--num_workers", "0") == [(1, 0)]
+
+
+@pytest.mark.slow
+def test_more_kills_without_and_with_workers(tmp_path: Path) -> None:
+    assert survived_kills("--tries", "2", "--num_workers", "0", "2") == [(2, 0), (2, 0)]
+
+
+def interrupted(number: signal.Signals, folder: Path, *arguments: str) -> int:
+    """Runs a fit in this process, sends it a signal after its first new checkpoint, and returns the exit code."""
+    before = set(folder.glob("mlruns/journal/*/last.ckpt"))
+    ended = threading.Event()
+
+    def send_signal() -> None:
+        while not ended.wait(0.005):
+            if set(folder.glob("mlruns/journal/*/last.ckpt")) - before:
+                os.kill(os.getpid(), number)
+                return
+
+    # A signal that came too late would else end the tests.
+    previous = signal.signal(number, lambda *_: None)
+    sender = threading.Thread(target=send_signal)
+    sender.start()
+    try:
+        return fit(*arguments)
+    finally:
+        ended.set()
+        sender.join()
+        signal.signal(number, previous)
+
+
+@contextmanager
+def background_fit(folder: Path, *arguments: str) -> "Iterator[subprocess.Popen[bytes]]":
+    """Starts a fit as a process of its own, killed at the end if it still runs."""
+    command = [sys.executable, "-m", "lit_cnn", "fit", *SHORT, *arguments]
+    with (folder / "log.txt").open("wb") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def survived_kills(*arguments: str) -> list[tuple[int, int]]:
+    """Runs tests.faults, in a process that can fork; returns (survived, lost) of each line of its table."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [(int(survived), int(lost)) for survived, lost in re.findall(r"resume +\d+ +(\d+) +(\d+)", done.stdout)]
+
+
+def assert_same_run(run: TrackedRun, reference: TrackedRun) -> None:
+    """Same weights, and every value once, at the same steps: clocks are compared by their steps only."""
+    assert run.status == "FINISHED"
+    for name in ("best.ckpt", "last.ckpt"):
+        assert same_weights(run.artifacts / "checkpoints" / name, reference.artifacts / "checkpoints" / name)
+    assert comparable(run) == comparable(reference)
+
+
+def comparable(run: TrackedRun) -> dict[str, list[Any]]:
+    return {
+        name: [step for step, _ in rows] if name.startswith("time/") else list(rows)
+        for name, rows in run.history.items()
+    }
+
+
+def only_run(folder: Path) -> TrackedRun:
+    (run,) = tracked_runs(folder)
+    return run
+
+
+def statuses(folder: Path) -> list[str]:
+    return [run.status for run in tracked_runs(folder)]
+
+
+def last_step(run: TrackedRun) -> int:
+    return max(step for rows in run.history.values() for step, _ in rows)
+
+
+def is_finished(run_folder: Path) -> bool:
+    return not (run_folder / "unfinished.json").exists()
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Returns the one line with which a fit is refused."""
+    capsys.readouterr()
+    assert main(["fit", *SHORT, *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line.removeprefix("lit-cnn: error: ")

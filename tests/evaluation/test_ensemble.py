@@ -1,0 +1,190 @@
+"""`lit-cnn ensemble` on runs that were really trained: its numbers are computed again here from the stored logits."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from scipy.stats import binomtest
+
+from lit_cnn.classifier import LitClassifier
+from lit_cnn.cli import main
+from lit_cnn.errors import UsageError
+from lit_cnn.evaluation.ensemble import ensemble_runs
+from lit_cnn.evaluation.predictions import load_member, predict_views
+from lit_cnn.evaluation.report import Table
+from lit_cnn.tracking import resolve_store
+from tests.training import CONFIGS, TrackedRun, fit, image_folder, tracked_runs
+
+
+@pytest.fixture
+def members(store_copy: Path) -> list[TrackedRun]:
+    """The three runs, best on val first."""
+    return sorted(tracked_runs(store_copy, "fit"), key=lambda run: -run.metrics["best/val/acc"])
+
+
+def test_an_ensemble_of_one_with_one_view_is_the_test_of_the_run(
+    members: list[TrackedRun], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = members[0]
+    table = ensemble(run_ids=[run.run_id], views=[1])
+    member, alone = table.lines
+    assert np.array_equal(member.row.correct, alone.row.correct)
+    assert np.float32(alone.accuracy.mean) == np.float32(run.metrics["test/acc"])
+    capsys.readouterr()
+    assert main(["test", f"--ckpt_path=runs:/{run.run_id}"]) == 0
+    assert f"test/acc  {alone.accuracy.mean:.4f}\n" in capsys.readouterr().out
+
+
+def test_the_table_follows_from_the_stored_logits(members: list[TrackedRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    table = ensemble(run_ids=[run.run_id for run in members], views=[10, 1])
+    monkeypatch.setattr(LitClassifier, "forward", refuse_to_compute)
+    targets = stored(members[0], 1)[1]
+    expected: list[tuple[int, int, np.ndarray]] = []
+    for views in (1, 10):
+        probabilities = [softmax(one, axis=-1).mean(0) for one in (stored(run, views)[0] for run in members)]
+        expected += [(1, views, one.argmax(1) == targets) for one in probabilities]
+        expected.append((3, views, np.mean(probabilities, axis=0).argmax(1) == targets))
+    best = expected[0][2]
+    assert len(table.lines) == 8
+    for line, (num_models, views, correct) in zip(table.lines, expected, strict=True):
+        assert (line.row.num_models, line.row.num_views) == (num_models, views)
+        assert line.row.forward_passes == num_models * views
+        assert np.array_equal(line.row.correct, correct)
+        assert line.accuracy.mean == pytest.approx(correct.mean(), abs=1e-12)
+    ensemble_line = table.lines[3]
+    won = int((ensemble_line.row.correct & ~best).sum())
+    lost = int((~ensemble_line.row.correct & best).sum())
+    assert won + lost > 0
+    assert ensemble_line.mcnemar is not None
+    assert ensemble_line.mcnemar.p_value == pytest.approx(binomtest(won, won + lost, 0.5).pvalue)
+
+
+def test_members_are_chosen_by_val(members: list[TrackedRun]) -> None:
+    table = ensemble(experiment="digits", top_k=2, views=[1])
+    assert [line.row.run_id for line in table.lines] == [members[0].run_id, members[1].run_id, None]
+    filtered = ensemble(experiment="digits", filter_string="tags.seed = '1'", views=[1])
+    assert filtered.lines[0].row.run_id == next(run.run_id for run in members if run.tags["seed"] == "1")
+
+
+def test_the_second_evaluation_makes_no_forward_pass(
+    members: list[TrackedRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [run.run_id for run in members]
+    first = ensemble(run_ids=ids, views=[1, 10])
+    monkeypatch.setattr(LitClassifier, "forward", refuse_to_compute)
+    again = ensemble(run_ids=ids, views=[1, 10])
+    assert [line.accuracy for line in again.lines] == [line.accuracy for line in first.lines]
+    with pytest.raises(AssertionError, match="forward pass"):
+        ensemble(run_ids=ids, views=[1, 5])
+
+
+def test_a_changed_byte_in_stored_logits_is_noticed_and_computed_again(
+    members: list[TrackedRun], store_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = ensemble(run_ids=[members[0].run_id], views=[1])
+    (file,) = store_copy.glob("mlruns/predictions/*.safetensors")
+    whole = file.read_bytes()
+    changed = bytearray(whole)
+    changed[-1] ^= 1
+    file.write_bytes(changed)
+    with monkeypatch.context() as patch, pytest.raises(AssertionError, match="forward pass"):
+        patch.setattr(LitClassifier, "forward", refuse_to_compute)
+        ensemble(run_ids=[members[0].run_id], views=[1])
+    again = ensemble(run_ids=[members[0].run_id], views=[1])
+    assert np.array_equal(again.lines[0].row.correct, first.lines[0].row.correct)
+    assert file.read_bytes() == whole
+
+
+def test_members_of_different_size_and_architecture_average(store_copy: Path) -> None:
+    assert fit("--model.arch=lenet5", "--data.image_size=28", "--trainer.max_epochs=1") == 0
+    assert fit("--model.arch=test_resnet", "--data.in_channels=3", "--trainer.max_epochs=1") == 0
+    runs = tracked_runs(store_copy, "fit")
+    chosen = [runs[0], *runs[-2:]]
+    table = ensemble(run_ids=[run.run_id for run in chosen], views=[1])
+    assert {run.params["data.image_size"] for run in chosen} == {"28", "32"}
+    by_id = {line.row.run_id: line.accuracy.mean for line in table.lines}
+    for run in chosen:
+        assert np.float32(by_id[run.run_id]) == np.float32(run.metrics["test/acc"])
+    assert table.lines[-1].row.num_models == 3
+
+
+def test_the_ensemble_is_a_run_that_names_its_members_and_holds_the_table(
+    members: list[TrackedRun], store_copy: Path
+) -> None:
+    table = ensemble(run_ids=[run.run_id for run in members], views=[1], output=store_copy / "out")
+    (run,) = tracked_runs(store_copy, "ensemble")
+    ids = [member.run_id for member in members]
+    assert run.status == "FINISHED"
+    assert run.tags["members"].split() == ids
+    assert [run.params[f"member.{place}"] for place in range(3)] == ids
+    assert run.metrics["test/acc"] == pytest.approx(table.lines[-1].accuracy.mean)
+    names = {"table.csv", "table.html", "table.md", "table.json", "accuracy.png"}
+    assert {path.name for path in (run.artifacts / "evaluation").iterdir()} == names
+    assert {path.name for path in (store_copy / "out").iterdir()} == names
+    assert json.loads((run.artifacts / "evaluation" / "table.json").read_text(encoding="utf-8"))
+    assert (run.artifacts / "evaluation" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_members_without_a_common_ground_are_refused(members: list[TrackedRun], store_copy: Path) -> None:
+    short = ("--trainer.max_epochs=1", "--test_after_fit=false")
+    assert fit(*short, "--data.split_seed=1") == 0
+    assert fit(*short, "--data.val_fraction=0.2") == 0
+    _, _, _, other_test, other_val = tracked_runs(store_copy, "fit")
+    first = members[0]
+    assert other_val.tags["test_split_digest"] == first.tags["test_split_digest"]
+    for other, what in ((other_test, "test images"), (other_val, "validation images")):
+        with pytest.raises(UsageError, match=f"differ in their {what}") as refusal:
+            ensemble(run_ids=[first.run_id, other.run_id])
+        assert first.run_id in str(refusal.value) and other.run_id in str(refusal.value)
+
+
+def test_members_with_other_class_names_are_refused(tmp_path: Path) -> None:
+    for folder, classes in (("first", ["ant", "bee"]), ("second", ["ant", "wasp"])):
+        image_folder(tmp_path / folder, classes, per_class=10)
+        options = ["--data.image_size=32", "--data.num_workers=0", "--model.arch=lenet5", "--experiment=insects"]
+        config = f"--config={CONFIGS / 'experiment' / 'own_images.yaml'}"
+        assert main(["fit", config, f"--data.root={tmp_path / folder}", *options, "--trainer.max_epochs=1"]) == 0
+    with pytest.raises(UsageError, match="differ in their class names"):
+        ensemble(experiment="insects")
+
+
+def test_what_cannot_be_found_is_refused(members: list[TrackedRun], store_copy: Path) -> None:
+    one = members[0].run_id
+    for arguments, message in (
+        ({"run_ids": [one, one]}, "a run is named twice"),
+        ({"run_ids": [one, "abcdef123"]}, "abcdef123"),
+        ({"experiment": "digitz"}, "--experiment digitz: not in .*digits"),
+        ({"experiment": "digits", "filter_string": "tags.seed = '7'"}, "--filter .*matches no run"),
+        ({"experiment": "digits", "filter_string": "seed is 7"}, "--filter"),
+        ({"experiment": "digits", "top_k": 4}, "--top_k 4: only 3 runs match"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            ensemble(**arguments)
+    best_of(members[0]).unlink()
+    with pytest.raises(UsageError, match=f"{one}.*has no file checkpoints/best.ckpt"):
+        ensemble(run_ids=[one])
+    assert tracked_runs(store_copy, "ensemble") == []
+
+
+def ensemble(**arguments: Any) -> Table:
+    """Runs it on the store of the test's folder."""
+    return ensemble_runs(resolve_store(), num_workers=0, **arguments)
+
+
+def refuse_to_compute(*_: Any) -> None:
+    raise AssertionError("a forward pass")
+
+
+def best_of(run: TrackedRun) -> Path:
+    return Path("mlruns/artifacts/digits", run.run_id, "artifacts/checkpoints/best.ckpt")
+
+
+def stored(run: TrackedRun, views: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a member's stored logits (V, N, K), and the true labels (N,)."""
+    member = load_member(best_of(run))
+    image_set = member.data.image_set
+    indices = np.array(sorted(member.data.splits.test, key=lambda index: image_set.paths[index]))
+    return predict_views(member, indices, [views], Path("mlruns/predictions"))[views], image_set.labels[indices]
