@@ -56,7 +56,7 @@ def test_dropout_belongs_to_seed_and_step() -> None:
             self.draws: list[float] = []
 
         def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: object) -> None:
-            pl_module.on_train_batch_start(args[0], 0)  # type: ignore[arg-type]
+            pl_module.on_train_batch_start(args[0], 0)
             self.draws.append(float(torch.rand(1)))
 
     draws = []
@@ -73,7 +73,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
     data = digits()
     model = classifier(data)
     with torch.no_grad():
-        model.net.classifier.bias[0] = math.nan  # type: ignore[union-attr,operator,index]
+        model.net.classifier.bias[0] = math.nan  # type: ignore[union-attr,operator]
     before = [parameter.clone() for parameter in model.parameters()]
     with pytest.raises(NonFiniteLossError, match=r"nan at step 0 .*learning rate"):
         trainer(max_epochs=1).fit(model, datamodule=data)
