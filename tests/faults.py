@@ -12,7 +12,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,15 +98,34 @@ def wait(pid: int, timeout: float = 300) -> int:
 def kill_at_random(arguments: list[str], folder: Path, rng: random.Random, longest: float) -> bool:
     """Runs until a random moment after the run's first checkpoint, then kills; returns whether it was still running."""
     pid = start(arguments, folder)
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("mlruns/journal/*/last.ckpt")) and time.monotonic() < deadline:
-        if os.waitpid(pid, os.WNOHANG)[0]:
-            return False
-        time.sleep(0.005)
+    wait_until(lambda: has_checkpoint(folder))
     time.sleep(rng.uniform(0, longest))
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     return wait(pid) == -signal.SIGKILL
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether the run in a folder has written its first `last.ckpt`."""
+    return any(folder.glob("mlruns/journal/*/last.ckpt"))
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether the run in a folder has not come to its end."""
+    return any(folder.glob("mlruns/journal/*/unfinished.json"))
+
+
+def wait_until(holds: Callable[[], bool], timeout: float = 120) -> None:
+    """Returns as soon as a condition holds.
+
+    Raises:
+        TimeoutError: If it does not within `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout} s in vain")
+        time.sleep(0.005)
 
 
 def outcome(folder: Path) -> Outcome:
@@ -139,10 +158,14 @@ def kills(
     # A process with a pool of OpenMP threads cannot be forked into one that computes: this one never makes a pool.
     torch.set_num_threads(1)
     arguments = fit_arguments(num_workers, epochs, images)
+    place = folder / "reference"
+    pid = start(arguments, place)
+    wait_until(lambda: has_checkpoint(place))
     began = time.monotonic()
-    if (code := wait(start(arguments, folder / "reference"))) != 0:
-        raise RuntimeError(f"the uninterrupted run ended with {code}: see {folder / 'reference' / 'log.txt'}")
-    longest = (time.monotonic() - began) * 0.5
+    wait_until(lambda: not is_unfinished(place))
+    longest = time.monotonic() - began
+    if (code := wait(pid)) != 0:
+        raise RuntimeError(f"the uninterrupted run ended with {code}: see {place / 'log.txt'}")
     reference = outcome(folder / "reference")
     rng = random.Random(seed)
     done = attempts = 0
@@ -151,6 +174,8 @@ def kills(
         place = folder / f"try{attempts}"
         if not sum(kill_at_random(arguments, place, rng, longest) for _ in range(rng.choice((1, 1, 2)))):
             continue
+        if not is_unfinished(place):
+            continue  # killed after its end: the next launch would rightly start anew
         code = wait(start(arguments, place))
         done += 1
         try:
