@@ -151,6 +151,21 @@ def same(one: Outcome, other: Outcome) -> bool:
     return weights and one.metrics == other.metrics and one.duplicates == other.duplicates == 0
 
 
+def why_lost(reference: Outcome, place: Path, code: int) -> str:
+    """Returns in what a resumed run differs from the uninterrupted one; empty if in nothing."""
+    if code != 0:
+        return f"exit code {code}"
+    try:
+        found = outcome(place)
+    except (UsageError, ValueError) as error:
+        return str(error)
+    if same(reference, found):
+        return ""
+    keys = reference.metrics.keys() | found.metrics.keys()
+    other = sorted(key for key in keys if reference.metrics.get(key) != found.metrics.get(key))
+    return f"{found.duplicates} values logged twice, {len(other)} values differ, the first of them {other[:5]}"
+
+
 def kills(
     tries: int, num_workers: int, folder: Path, seed: int = 0, epochs: int = 4, images: int = 400
 ) -> Iterator[bool]:
@@ -178,10 +193,11 @@ def kills(
             continue  # killed after its end: the next launch would rightly start anew
         code = wait(start(arguments, place))
         done += 1
-        try:
-            yield code == 0 and same(reference, outcome(place))
-        except (UsageError, ValueError):
-            yield False
+        reason = why_lost(reference, place, code)
+        if reason:
+            log = (place / "log.txt").read_text(errors="replace")[-2000:]
+            print(f"lost in {place.name}: {reason}\n{log}", file=sys.stderr, flush=True)
+        yield not reason
 
 
 def main() -> int:

@@ -192,8 +192,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--parent", type=int, required=True, help="process whose journals to send")
     parser.add_argument("--parent_token", required=True, help="what its journals name it by")
     options = parser.parse_args(arguments)
-    os.nice(5)  # training comes first
     store = resolve_store(options.tracking_uri)
+    # Training comes first. A server is to be watched besides: its silence has to be noticed within seconds.
+    os.nice(5 if store.is_http else 19)
     store = Store(store.tracking_uri, store.artifact_location, options.journal_dir)
     Sender(store, Process(options.parent, options.parent_token)).serve()
 
