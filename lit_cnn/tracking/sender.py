@@ -7,6 +7,7 @@ as long as there is something to do for either, so it outlives its parent for as
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -194,7 +195,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     store = resolve_store(options.tracking_uri)
     # Training comes first. A server is to be watched besides: its silence has to be noticed within seconds.
-    os.nice(5 if store.is_http else 19)
+    patience = 5 if store.is_http else 19
+    os.nice(patience)
+    with contextlib.suppress(OSError):
+        # A session of its own is a scheduling group of its own on Linux, within which alone nice counts.
+        Path("/proc/self/autogroup").write_text(str(patience), encoding="ascii")
     store = Store(store.tracking_uri, store.artifact_location, options.journal_dir)
     Sender(store, Process(options.parent, options.parent_token)).serve()
 
