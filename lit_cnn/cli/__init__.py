@@ -81,6 +81,11 @@ def _train_or_evaluate(name: str, arguments: list[str]) -> int:
 
     seeds, arguments = take_seeds(arguments) if name == "fit" else (None, arguments)
     precheck(arguments)
+    # Not in the other processes of a distributed run, which Lightning starts with a rank, and which log nothing.
+    if name == "fit" and "LOCAL_RANK" not in os.environ and not {"--help", "-h"}.intersection(arguments):
+        from lit_cnn.tracking.supervisor import start_early
+
+        start_early()
     from lit_cnn.cli.train import run_trainer_command
 
     return run_trainer_command(name, arguments, seeds)

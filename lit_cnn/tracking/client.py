@@ -44,7 +44,7 @@ def connect(store: Store) -> "MlflowClient":
         ConnectionError: If the server does not answer within 3 s.
     """
     require_reachable(store)
-    os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
+    _set_environment()
     from mlflow.tracking import MlflowClient
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -52,6 +52,12 @@ def connect(store: Store) -> "MlflowClient":
         client = MlflowClient(store.tracking_uri)
         repair_moved_store(store)
     return client
+
+
+def import_mlflow() -> None:
+    """Imports what `connect` would, the seconds of it, before the store is known."""
+    _set_environment()
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  # brings all else along
 
 
 def require_reachable(store: Store) -> None:
@@ -96,6 +102,10 @@ def repair_moved_store(store: Store) -> dict[str, str]:
                         (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
                     )
     return moved
+
+
+def _set_environment() -> None:
+    os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ})
 
 
 def _has_moved(recorded: Path, here: Path) -> bool:

@@ -1,24 +1,33 @@
 """The process that carries journals to MLflow, beside the training, and `lit-cnn sync`, which does it once.
 
-    python -m lit_cnn.tracking.sender --journal_dir DIR --parent PID --parent_token TOKEN [--tracking_uri URI]
+    python -m lit_cnn.tracking.sender
+
+It imports MLflow, which takes seconds, and then waits for an `Order` on standard input: a process that is about to
+train starts it while it still has imports of its own to make. Without an order it ends, having written nothing, when
+its parent does.
 
 It serves the journals of the process that started it, and those whose process has ended before all was sent. It lives
 as long as there is something to do for either, so it outlives its parent for as long as the store takes what is left.
 """
 
-import argparse
 import contextlib
+import json
 import os
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Self
 
+from lit_cnn.tracking.client import import_mlflow
 from lit_cnn.tracking.delivery import Courier, in_one_line
 from lit_cnn.tracking.journal import JOURNAL, Process, RunHeader, read_header, read_owner
 from lit_cnn.tracking.progress import Progress
-from lit_cnn.tracking.store import Store, resolve_store
+from lit_cnn.tracking.store import Store
 
+LOG = "sender.log"
+# Training comes first; but a server is to be watched: its silence has to be noticed within seconds.
+_NICE, _NICEST = 5, 19
 _POLL = 1.0  # seconds between two looks at the journals
 _LONGEST_PAUSE = 3.0  # seconds between two attempts while the store fails; less than a process waits at its end
 _SLICE = 3.0  # seconds for one journal before it is the next one's turn
@@ -114,6 +123,30 @@ class Backlog:
         return self._headers[name]
 
 
+@dataclass(frozen=True)
+class Order:
+    """What a sender is to do.
+
+    Attributes:
+        store: Where to send, and whose journals.
+        parent: The process whose journals to send while it runs.
+    """
+
+    store: Store
+    parent: Process
+
+    def to_json(self) -> str:
+        """Returns the order as one line; not for a command line, which all can read: addresses may hold passwords."""
+        return json.dumps({"store": asdict(self.store), "parent": asdict(self.parent)}, default=str) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Returns what `to_json` was called on."""
+        fields = json.loads(text)
+        store = Store(**{**fields["store"], "journal_dir": Path(fields["store"]["journal_dir"])})
+        return cls(store, Process(**fields["parent"]))
+
+
 class Sender:
     """Serves one process's journals and the orphans, until there is nothing left to do."""
 
@@ -185,23 +218,29 @@ class Sender:
             _say(f"{folder.name}: {in_one_line(error)}")
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main() -> None:
     """Runs the sender; see the module's docstring."""
-    parser = argparse.ArgumentParser(prog="python -m lit_cnn.tracking.sender")
-    parser.add_argument("--tracking_uri", help="default: as for every command (MLFLOW_TRACKING_URI)")
-    parser.add_argument("--journal_dir", type=Path, required=True)
-    parser.add_argument("--parent", type=int, required=True, help="process whose journals to send")
-    parser.add_argument("--parent_token", required=True, help="what its journals name it by")
-    options = parser.parse_args(arguments)
-    store = resolve_store(options.tracking_uri)
-    # Training comes first. A server is to be watched besides: its silence has to be noticed within seconds.
-    patience = 5 if store.is_http else 19
-    os.nice(patience)
+    _yield_to_training(_NICE)
+    with contextlib.suppress(ImportError):  # comes again at the first delivery, and is reported there
+        import_mlflow()
+    text = sys.stdin.readline()
+    if not text:
+        return
+    order = Order.from_json(text)
+    log = os.open(order.store.journal_dir / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(log, sys.stdout.fileno())
+    os.dup2(log, sys.stderr.fileno())
+    os.environ["MLFLOW_TRACKING_URI"] = order.store.tracking_uri  # some of MLflow asks that rather than its client
+    if not order.store.is_http:
+        _yield_to_training(_NICEST)
+    Sender(order.store, order.parent).serve()
+
+
+def _yield_to_training(niceness: int) -> None:
+    os.nice(niceness - os.nice(0))
     with contextlib.suppress(OSError):
         # A session of its own is a scheduling group of its own on Linux, within which alone nice counts.
-        Path("/proc/self/autogroup").write_text(str(patience), encoding="ascii")
-    store = Store(store.tracking_uri, store.artifact_location, options.journal_dir)
-    Sender(store, Process(options.parent, options.parent_token)).serve()
+        Path("/proc/self/autogroup").write_text(str(niceness), encoding="ascii")
 
 
 def _say(message: str) -> None:

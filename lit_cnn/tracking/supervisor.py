@@ -1,15 +1,17 @@
 """Starts this process's sender, starts it again if it dies, and says so when MLflow does not take what is logged."""
 
+import contextlib
 import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from lit_cnn.tracking.journal import Process
 from lit_cnn.tracking.progress import Progress, unsent_bytes
+from lit_cnn.tracking.sender import LOG, Order
 from lit_cnn.tracking.store import Store
 
-LOG = "sender.log"
 _CHECK_EVERY = 2.0  # seconds
 _RESTART_AFTER = 10.0  # seconds between two starts, so that a sender that cannot start is no burden
 _WARN_AFTER_ERROR = 3.0  # seconds of failing
@@ -18,6 +20,16 @@ _GIVE_UP_AFTER_ERROR = 5.0  # seconds without progress at the end of the process
 _GIVE_UP_AFTER_SILENCE = 15.0  # the same while it does not: it is starting, or waits 10 s for an answer
 
 _supervisors: dict[Store, "Supervisor"] = {}
+_early: list[tuple[int, int]] = []  # senders without a store yet: process number, descriptor for the order
+
+
+def start_early() -> None:
+    """Starts the next sender before its store is known, so that it can import MLflow in the meantime.
+
+    It writes nothing, and ends with this process if no run is begun.
+    """
+    if not _early:
+        _early.append(_start())
 
 
 def supervisor_of(store: Store) -> "Supervisor":
@@ -128,23 +140,32 @@ class Supervisor:
 
 
 def _spawn(store: Store) -> int:
+    """Gives the store to a sender, the one that was started early if there is one; returns its process number."""
+    pid, pipe = _early.pop() if _early else _start()
+    store.journal_dir.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(BrokenPipeError), os.fdopen(pipe, "w") as file:  # `check` replaces one that has died
+        file.write(Order(store, Process.this()).to_json())
+    return pid
+
+
+def _start() -> tuple[int, int]:
     """Starts a sender in a session of its own, where neither Ctrl-C nor the end of the terminal reaches it.
 
-    The address of the store goes by the environment: command lines can be read by everyone, and it may hold a password.
+    Returns:
+        Its process number, and the descriptor to write its order to.
     """
-    parent = Process.this()
-    store.journal_dir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-P", "-m", "lit_cnn.tracking.sender"]  # -P: no module of the working directory
-    command += ["--journal_dir", str(store.journal_dir)]
-    command += ["--parent", str(parent.pid), "--parent_token", parent.token]
     package = str(Path(__file__).resolve().parents[2])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": store.tracking_uri, "PYTHONPATH": os.pathsep.join(paths)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    appended = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    files: list[tuple[int, int, str, int, int]] = [
-        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_OPEN, 1, str(store.journal_dir / LOG), appended, 0o666),
-        (os.POSIX_SPAWN_OPEN, 2, str(store.journal_dir / LOG), appended, 0o666),
+    order, pipe = os.pipe()
+    files: list[Any] = [
+        (os.POSIX_SPAWN_DUP2, order, 0),
+        (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
     ]
-    return os.posix_spawn(sys.executable, command, environment, file_actions=files, setsid=True)
+    try:
+        return os.posix_spawn(sys.executable, command, environment, file_actions=files, setsid=True), pipe
+    finally:
+        os.close(order)

@@ -1,6 +1,7 @@
 """The logger with a real Trainer, and the recorder's order of calls."""
 
-import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,13 @@ from tests.tracking.conftest import stored_metrics
 
 
 @pytest.fixture(autouse=True)
-def no_sender(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests here send with `sync`; the sender as a process has tests of its own."""
-    monkeypatch.setattr("lit_cnn.tracking.supervisor._spawn", lambda store: os.posix_spawn("/bin/true", ["true"], {}))
+def idle_sender(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The tests here send with `sync`; the sender as a process, which has tests of its own, does nothing here."""
+    process = subprocess.Popen(["sleep", "600"])
+    monkeypatch.setattr("lit_cnn.tracking.supervisor._spawn", lambda store: process.pid)
+    yield
+    process.kill()
+    process.wait()
 
 
 class Line(LightningModule):

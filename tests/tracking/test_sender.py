@@ -17,7 +17,7 @@ import pytest
 from lit_cnn.tracking.journal import JOURNAL, Journal, Process, read_journal
 from lit_cnn.tracking.progress import Progress
 from lit_cnn.tracking.queries import find_runs
-from lit_cnn.tracking.sender import Backlog, Sender, sync
+from lit_cnn.tracking.sender import LOG, Backlog, Order, Sender, sync
 from lit_cnn.tracking.store import Store, resolve_store
 from tests.tracking.conftest import run_python, start_python, stored_metrics
 
@@ -44,15 +44,20 @@ def assert_stored_as_logged(store: Store, key: str) -> None:
 
 
 def senders_of(journal_dir: Path) -> list[int]:
-    """The senders at work in a folder, by their command lines."""
-    found = []
+    """The senders at work in a folder, by the log that they write to."""
+    return [pid for pid, log in senders().items() if log == str(journal_dir / LOG)]
+
+
+def senders() -> dict[int, str]:
+    """All senders of this machine: process number -> where their messages go."""
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes().decode().split("\0")
+            if "lit_cnn.tracking.sender" in command:
+                found[int(process.name)] = os.readlink(process / "fd" / "2")
         except OSError:
             continue
-        if "lit_cnn.tracking.sender" in command and str(journal_dir) in command:
-            found.append(int(process.name))
     return found
 
 
@@ -81,6 +86,38 @@ def test_a_run_arrives_and_no_process_stays(store: Store, tmp_path: Path) -> Non
     assert (run.run_id, run.status, run.params, run.tags["arch"]) == (run_id, "FINISHED", {"lr": "0.1"}, "lenet5")
     assert_stored_as_logged(store, key)
     wait_for(lambda: not senders_of(store.journal_dir), timeout=30)
+
+
+def test_a_sender_started_early_takes_the_run(store: Store, tmp_path: Path) -> None:
+    early = "from lit_cnn.tracking import supervisor\nsupervisor.start_early(); supervisor.start_early()\n"
+    code = BEGIN.replace("recorder = Recorder", f"{early}recorder = Recorder", 1) + (
+        "recorder.log_metrics({'a': 1.0}, 0)\nrecorder.end('FINISHED')\n"
+        "print(recorder.wait_until_sent(60), supervisor._early)"
+    )
+    key, *printed = run_python(code, tmp_path).split()
+    assert printed == ["True", "[]"]
+    assert_stored_as_logged(store, key)
+
+
+def test_a_sender_without_a_run_ends_with_its_parent_and_writes_nothing(tmp_path: Path) -> None:
+    code = (
+        "from lit_cnn.tracking import supervisor\nsupervisor.start_early()\n"
+        "print(supervisor._early[0][0], flush=True)\ninput()"
+    )
+    process = start_python(code, tmp_path)
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    assert pid in senders()
+    process.kill()
+    process.communicate()
+    wait_for(lambda: pid not in senders())
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_order_survives_its_line(store: Store) -> None:
+    order = Order(store, Process.this())
+    assert order.to_json().count("\n") == 1
+    assert Order.from_json(order.to_json()) == order
 
 
 @pytest.mark.slow
