@@ -54,7 +54,6 @@ class LitClassifier(pl.LightningModule):
 
     mean: torch.Tensor
     std: torch.Tensor
-    _train_sums: torch.Tensor
 
     def __init__(
         self,
@@ -96,7 +95,8 @@ class LitClassifier(pl.LightningModule):
         self.register_buffer("std", _channels(std, 0.5, in_channels), persistent=False)
         # Summed by hand: torchmetrics costs more per step than LeNet-5's own backward pass. Kept in the checkpoint, so
         # that an epoch's mean is that of the whole epoch even if a resume fell inside it.
-        self.register_buffer("_train_sums", torch.zeros(3, dtype=torch.float64), persistent=False)
+        # No buffer: with several devices, those of the first would overwrite the others' at every step.
+        self._train_sums = torch.zeros(3, dtype=torch.float64)
         self.run_record: dict[str, Any] = {}
         self.last_loss = math.nan
         self.val_metrics = _metrics(num_classes, "val/")
@@ -129,12 +129,8 @@ class LitClassifier(pl.LightningModule):
                 f"the loss is {value} at step {self.global_step} (epoch {self.current_epoch}), learning rate "
                 f"{self.learning_rate:.3g}: the run stops; the last checkpoint is from before. Try a lower --model.lr"
             )
-        with torch.no_grad():
-            correct = (logits.argmax(1) == targets).sum()
-            count = len(targets)
-            self._train_sums += torch.stack(
-                [loss.detach().double() * count, correct.double(), correct.new_tensor(count)]
-            )
+        correct = (logits.argmax(1) == targets).sum().item()
+        self._train_sums += torch.tensor([value * len(targets), correct, len(targets)], dtype=torch.float64)
         self.last_loss = value
         return loss
 
@@ -149,8 +145,7 @@ class LitClassifier(pl.LightningModule):
 
     def train_means(self) -> dict[str, float]:
         """Returns `train/loss` and `train/acc` over the epoch's images so far, on all devices."""
-        sums = self.trainer.strategy.reduce(self._train_sums.clone(), reduce_op="sum")
-        loss, correct, count = torch.as_tensor(sums).tolist()
+        loss, correct, count = self._sums_of_all_devices()
         return {"train/loss": loss / max(count, 1), "train/acc": correct / max(count, 1)}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -204,11 +199,12 @@ class LitClassifier(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the run says of itself, and the running sums of the epoch under way."""
         checkpoint["lit_cnn"] = self.run_record
-        checkpoint["train_sums"] = self._train_sums.tolist()
+        checkpoint["train_sums"] = self._sums_of_all_devices()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the running sums of the epoch under way; a new learning rate or weight decay wins over the saved."""
-        self._train_sums = torch.tensor(checkpoint["train_sums"], dtype=torch.float64, device=self.device)
+        if self.global_rank == 0:
+            self._train_sums = torch.tensor(checkpoint["train_sums"], dtype=torch.float64)
         self._rewrite_rates(checkpoint)
 
     def check_optimizer_of(self, checkpoint: dict[str, Any]) -> None:
@@ -223,6 +219,10 @@ class LitClassifier(pl.LightningModule):
                 raise UsageError(
                     f"--model.{name} {now}: the checkpoint was trained with {saved}; keep it, or start anew"
                 )
+
+    def _sums_of_all_devices(self) -> list[float]:
+        sums = self.trainer.strategy.reduce(self._train_sums.to(self.device, copy=True), reduce_op="sum")
+        return torch.as_tensor(sums).tolist()
 
     def _rewrite_rates(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["hyper_parameters"]

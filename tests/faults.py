@@ -95,14 +95,14 @@ def wait(pid: int, timeout: float = 300) -> int:
     raise TimeoutError(f"process {pid} did not end within {timeout} s")
 
 
-def kill_at_random(arguments: list[str], folder: Path, rng: random.Random, longest: float) -> bool:
-    """Runs until a random moment after the run's first checkpoint, then kills; returns whether it was still running."""
+def kill_at_random(arguments: list[str], folder: Path, rng: random.Random, longest: float) -> None:
+    """Runs until a random moment after the run's first checkpoint, then kills."""
     pid = start(arguments, folder)
     wait_until(lambda: has_checkpoint(folder))
     time.sleep(rng.uniform(0, longest))
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    return wait(pid) == -signal.SIGKILL
+    wait(pid)
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -115,7 +115,7 @@ def is_unfinished(folder: Path) -> bool:
     return any(folder.glob("mlruns/journal/*/unfinished.json"))
 
 
-def wait_until(holds: Callable[[], bool], timeout: float = 120) -> None:
+def wait_until(holds: Callable[[], object], timeout: float = 120) -> None:
     """Returns as soon as a condition holds.
 
     Raises:
@@ -166,6 +166,18 @@ def why_lost(reference: Outcome, place: Path, code: int) -> str:
     return f"{found.duplicates} values logged twice, {len(other)} values differ, the first of them {other[:5]}"
 
 
+def uninterrupted(arguments: list[str], place: Path) -> float:
+    """Runs to the end; returns the seconds from the run's first checkpoint to its end."""
+    pid = start(arguments, place)
+    wait_until(lambda: has_checkpoint(place))
+    began = time.monotonic()
+    wait_until(lambda: not is_unfinished(place))
+    seconds = time.monotonic() - began
+    if (code := wait(pid)) != 0:
+        raise RuntimeError(f"the uninterrupted run ended with {code}: see {place / 'log.txt'}")
+    return seconds
+
+
 def kills(
     tries: int, num_workers: int, folder: Path, seed: int = 0, epochs: int = 4, images: int = 400
 ) -> Iterator[bool]:
@@ -173,24 +185,20 @@ def kills(
     # A process with a pool of OpenMP threads cannot be forked into one that computes: this one never makes a pool.
     torch.set_num_threads(1)
     arguments = fit_arguments(num_workers, epochs, images)
-    place = folder / "reference"
-    pid = start(arguments, place)
-    wait_until(lambda: has_checkpoint(place))
-    began = time.monotonic()
-    wait_until(lambda: not is_unfinished(place))
-    longest = time.monotonic() - began
-    if (code := wait(pid)) != 0:
-        raise RuntimeError(f"the uninterrupted run ended with {code}: see {place / 'log.txt'}")
+    uninterrupted(arguments, folder / "warm_up")  # the first fork of all is slow, and would let kills come too late
+    longest = uninterrupted(arguments, folder / "reference")
     reference = outcome(folder / "reference")
     rng = random.Random(seed)
     done = attempts = 0
     while done < tries:
         attempts += 1
         place = folder / f"try{attempts}"
-        if not sum(kill_at_random(arguments, place, rng, longest) for _ in range(rng.choice((1, 1, 2)))):
-            continue
+        for _ in range(rng.choice((1, 1, 2))):
+            kill_at_random(arguments, place, rng, longest)
+            if not is_unfinished(place):
+                break
         if not is_unfinished(place):
-            continue  # killed after its end: the next launch would rightly start anew
+            continue  # came to its end before a kill: the next launch would rightly start anew
         code = wait(start(arguments, place))
         done += 1
         reason = why_lost(reference, place, code)

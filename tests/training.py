@@ -5,8 +5,7 @@ import functools
 import os
 import shutil
 import sqlite3
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,11 +148,3 @@ def image_folder(folder: Path, classes: Sequence[str], per_class: int, size: int
             pixels = generator.integers(brightness - 40, brightness + 60, (size, size, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{number:02}.png")
     return folder
-
-
-def wait_for(condition: Callable[[], bool], timeout: float = 30) -> None:
-    """Returns once the condition holds; fails if it does not within `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "what was waited for did not come"
-        time.sleep(0.01)

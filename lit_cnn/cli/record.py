@@ -1,8 +1,10 @@
 """What a run says of itself: its tags and inputs in MLflow, and its record in every checkpoint."""
 
+import hashlib
 import importlib.metadata
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from lit_cnn.files import write_text_atomically
 from lit_cnn.models import resolve_arch
 from lit_cnn.randomness import SCHEME_VERSION
 from lit_cnn.tracking.logger import JournalLogger
+
+_LONGEST_CLASS_NAMES = 4000  # characters; MLflow takes 8,000 bytes
 
 
 def run_name(model: LitClassifier, datamodule: ImageDataModule, recipe: str | None) -> str:
@@ -49,12 +53,23 @@ def run_tags(model: LitClassifier, datamodule: ImageDataModule, digest: str) -> 
         "split_digest": digests["split"],
         "val_split_digest": digests["val"],
         "test_split_digest": digests["test"],
-        "class_names": json.dumps(datamodule.class_names, ensure_ascii=False)[:5000],
+        "class_names": class_names_tag(datamodule.class_names),
         "parameters": str(num_parameters(model)),
         "git_commit": commit,
         "git_dirty": dirty,
         "lit_cnn_version": __version__,
     }
+
+
+def class_names_tag(class_names: Sequence[str]) -> str:
+    """Returns the names in label order as JSON; cut, with the whole's SHA-256, where MLflow would take no more.
+
+    Members of an ensemble are compared by it, so it has to differ where the names or their order do.
+    """
+    text = json.dumps(list(class_names), ensure_ascii=False)
+    if len(text) <= _LONGEST_CLASS_NAMES:
+        return text
+    return f"{text[:_LONGEST_CLASS_NAMES]}… sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def log_inputs(

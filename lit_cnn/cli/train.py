@@ -1,6 +1,7 @@
 """`lit-cnn fit | validate | test`: Lightning's command line around one tracked run."""
 
 import atexit
+import functools
 import logging
 import os
 import shutil
@@ -126,8 +127,7 @@ class LitCLI(LightningCLI):
 
     def fit(self, model: LitClassifier, datamodule: ImageDataModule, **kwargs: Any) -> None:
         """Trains one tracked run from its first step, or from the checkpoint where an earlier one stands."""
-        config = self.config_dump_plain()
-        digest = config_digest(config, datamodule.digests["data"])
+        digest = config_digest(self.plain_config, datamodule.digests["data"])
         if self._parent is not None and self.trainer.world_size > 1:
             raise UsageError("--seeds: one device a run; for several devices give --seed_everything, seed by seed")
         ckpt_path = self._resumed_checkpoint(digest)
@@ -155,8 +155,9 @@ class LitCLI(LightningCLI):
         """Evaluates a checkpoint on the validation images."""
         self._evaluate(self.trainer.validate, model, datamodule)
 
-    def config_dump_plain(self) -> dict[str, Any]:
-        """Returns the resolved configuration as plain values, links left out."""
+    @functools.cached_property
+    def plain_config(self) -> dict[str, Any]:
+        """The resolved configuration as plain values, links left out."""
         text = self._parser(self._only).dump(self._options, skip_none=False, format="yaml")
         plain: dict[str, Any] = yaml.safe_load(text)
         plain.pop("config", None)
@@ -202,7 +203,6 @@ class LitCLI(LightningCLI):
         if not is_first_process():
             self.checkpoints.folder = Path(os.environ[_RUN_FOLDER])
             return
-        config = self.config_dump_plain()
         tags, name = run_tags(model, datamodule, digest), run_name(model, datamodule, self._options.recipe)
         record = (resumed or {}).get("lit_cnn", {})
         same = ckpt_path is not None and record.get("config_digest") == digest
@@ -211,7 +211,7 @@ class LitCLI(LightningCLI):
             tags["resumed_from"] = str(record.get("run_id") or record.get("key") or ckpt_path)
         logger.begin(
             run_name=name,
-            params=flatten(config),
+            params=flatten(self.plain_config),
             tags=tags,
             parent_key=parent_key,
             resume_folder=folder if folder is not None and folder.is_dir() else None,
@@ -219,7 +219,7 @@ class LitCLI(LightningCLI):
         mark_unfinished(logger.run_folder, digest, name)
         self.checkpoints.folder = logger.run_folder
         os.environ[_RUN_FOLDER] = str(logger.run_folder)
-        config_text = yaml.safe_dump(config, sort_keys=False)
+        config_text = yaml.safe_dump(self.plain_config, sort_keys=False)
         model.run_record = run_record(datamodule, config_text, digest, logger.key)
         if folder is None or not folder.is_dir():
             log_inputs(logger, model, datamodule, config_text, self._store.journal_dir.parent / "splits")
@@ -229,7 +229,7 @@ class LitCLI(LightningCLI):
     def _open_parent(self, model: LitClassifier, datamodule: ImageDataModule) -> str:
         assert self._parent is not None
         seeds = list(self._parent.seeds)
-        config = {**self.config_dump_plain(), "seed_everything": seeds}
+        config = {**self.plain_config, "seed_everything": seeds}
         digest = config_digest(config, datamodule.digests["data"])
         tags = {**run_tags(model, datamodule, digest), "kind": "seeds", "seed": " ".join(map(str, seeds))}
         name = run_name(model, datamodule, self._options.recipe)

@@ -105,13 +105,16 @@ class _Plan:
 
     @property
     def name(self) -> str:
+        """The name without its origin."""
         return self.resolved.split("/", 1)[1]
 
     @property
     def is_ours(self) -> bool:
+        """Whether the architecture is one of lit_cnn's own."""
         return self.resolved.startswith("lit/")
 
     def build(self, image_size: int, pretrained: bool = False) -> "nn.Module":
+        """Builds the network for square images of `image_size` pixels; raises whatever its maker raises."""
         if self.is_ours:
             return _builder(self.name)(
                 num_classes=self.num_classes, in_channels=self.in_channels, image_size=image_size, **self.options
@@ -141,6 +144,7 @@ class _Plan:
             self.build(image_size).eval()(torch.empty(1, self.in_channels, image_size, image_size))
 
     def fits(self, image_size: int) -> bool:
+        """Tells whether the network takes square images of `image_size` pixels."""
         try:
             self.try_on_meta(image_size)
         except Exception:  # each network fails in its own way
@@ -148,11 +152,13 @@ class _Plan:
         return True
 
     def least_image_size(self) -> int | None:
+        """Returns the least size in pixels that the network takes; None if that is beyond all that are tried."""
         sizes = range(1, _LARGEST_TRIED + 1)
         index = bisect.bisect_left(sizes, True, key=self.fits)
         return sizes[index] if index < len(sizes) else None
 
     def has_pretrained_weights(self) -> bool:
+        """Tells whether there are weights to load: timm's own, or a file that the options name."""
         if self.is_ours:
             return False
         import timm

@@ -34,7 +34,8 @@ from lit_cnn.tracking import names
 
 JOURNAL = "journal.jsonl"
 _OWNER = "owner.lock"
-_CLAIM_PATIENCE = 2.0  # seconds: a sender that asks whether the owner lives holds the lock for an instant
+_CLAIM_PATIENCE = 2.0  # seconds that an owner is given to end
+_ASKER_PATIENCE = 60.0  # seconds that whoever asks for the owner is given to let go of the lock
 
 Record = dict[str, Any]
 
@@ -265,13 +266,15 @@ def now_ms() -> int:
 def _claim(folder: Path) -> int:
     """Makes this process the journal's owner; returns the descriptor whose closing gives it up."""
     descriptor = os.open(folder / _OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    deadline = time.monotonic() + _CLAIM_PATIENCE
+    start = time.monotonic()
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError:
-            if time.monotonic() > deadline:
+            # Without an owner it is a sender that asks, for an instant; but at low priority, on a busy machine.
+            patience = _ASKER_PATIENCE if read_owner(folder) is None else _CLAIM_PATIENCE
+            if time.monotonic() - start > patience:
                 os.close(descriptor)
                 raise UsageError(f"{folder}: this run is still running in another process; end that first") from None
             time.sleep(0.05)

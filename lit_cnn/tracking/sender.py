@@ -26,8 +26,7 @@ from lit_cnn.tracking.progress import Progress
 from lit_cnn.tracking.store import Store
 
 LOG = "sender.log"
-# Training comes first; but a server is to be watched: its silence has to be noticed within seconds.
-_NICE, _NICEST = 5, 19
+_NICE = 5  # training comes first, but on a busy machine no run is to wait minutes at its end for its sender
 _POLL = 1.0  # seconds between two looks at the journals
 _LONGEST_PAUSE = 3.0  # seconds between two attempts while the store fails; less than a process waits at its end
 _SLICE = 3.0  # seconds for one journal before it is the next one's turn
@@ -220,7 +219,7 @@ class Sender:
 
 def main() -> None:
     """Runs the sender; see the module's docstring."""
-    _yield_to_training(_NICE)
+    _yield_to_training()
     with contextlib.suppress(ImportError):  # comes again at the first delivery, and is reported there
         import_mlflow()
     text = sys.stdin.readline()
@@ -231,16 +230,14 @@ def main() -> None:
     os.dup2(log, sys.stdout.fileno())
     os.dup2(log, sys.stderr.fileno())
     os.environ["MLFLOW_TRACKING_URI"] = order.store.tracking_uri  # some of MLflow asks that rather than its client
-    if not order.store.is_http:
-        _yield_to_training(_NICEST)
     Sender(order.store, order.parent).serve()
 
 
-def _yield_to_training(niceness: int) -> None:
-    os.nice(niceness - os.nice(0))
+def _yield_to_training() -> None:
+    os.nice(_NICE)
     with contextlib.suppress(OSError):
         # A session of its own is a scheduling group of its own on Linux, within which alone nice counts.
-        Path("/proc/self/autogroup").write_text(str(niceness), encoding="ascii")
+        Path("/proc/self/autogroup").write_text(str(_NICE), encoding="ascii")
 
 
 def _say(message: str) -> None:

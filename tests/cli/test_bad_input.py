@@ -10,7 +10,8 @@ import pytest
 from lit_cnn.checkpoints import load_checkpoint, save_checkpoint
 from lit_cnn.cli import main
 from tests.conftest import Finished
-from tests.training import CONFIGS, DIGITS, SHORT, fit, image_folder, tracked_runs, wait_for
+from tests.faults import wait_until
+from tests.training import CONFIGS, DIGITS, SHORT, fit, image_folder, tracked_runs
 
 OWN_IMAGES = CONFIGS / "experiment" / "own_images.yaml"
 
@@ -217,7 +218,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_once(tmp_path: Path, capsys: 
     every_step = ("--checkpoint_seconds=0", "--trainer.log_every_n_steps=1")
     assert fit("--model.lr=1e30", "--model.optimizer=sgd", *every_step) == 1
     line = capsys.readouterr().err.splitlines()[-1]
-    wait_for(lambda: [run.status for run in tracked_runs(tmp_path)] == ["FAILED"])
+    wait_until(lambda: [run.status for run in tracked_runs(tmp_path)] == ["FAILED"])
     (run,) = tracked_runs(tmp_path)
     losses = run.history["train/loss_step"]
     assert all(math.isfinite(value) for _, value in losses)
@@ -228,6 +229,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_at_once(tmp_path: Path, capsys: 
     (last,) = tmp_path.glob("mlruns/journal/*/last.ckpt")
     checkpoint = load_checkpoint(last)
     assert checkpoint["global_step"] <= failed_at
+    assert all(tensor.isfinite().all() for tensor in checkpoint["state_dict"].values())
 
 
 def assert_one_line(stderr: str, said: list[str]) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import sqlite3
 import subprocess
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import yaml
 from lit_cnn.checkpoints import load_checkpoint
 from lit_cnn.cli import main
 from lit_cnn.cli.resume import config_digest
-from tests.training import CONFIGS, DIGITS, TrackedRun, fit, runs_in, same_weights, tracked_runs
+from tests.conftest import Finished
+from tests.training import CONFIGS, DIGITS, SHORT, TrackedRun, fit, runs_in, same_weights, tracked_runs
 
 STEPS_PER_EPOCH, STEPS = 8, 16
 
@@ -210,6 +212,24 @@ def test_evaluation_leaves_no_run(trained: Path, tmp_path: Path, capsys: pytest.
     assert main(["validate", f"--ckpt_path={best}"]) == 0
     assert f"val/acc  {run.metrics['best/val/acc']:.4f}" in capsys.readouterr().out
     assert not (tmp_path / "mlruns").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("empty_store")
+def test_two_devices_make_one_run_with_the_figures_of_one(
+    run: TrackedRun, lit_cnn_cli: Callable[..., Finished], tmp_path: Path
+) -> None:
+    two = ("--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp")
+    done = lit_cnn_cli("fit", *SHORT, *two)
+    assert done.returncode == 0, done.stderr
+    (shared,) = tracked_runs(tmp_path)
+    assert shared.status == "FINISHED"
+    alone = without_clocks(run)
+    assert without_clocks(shared).keys() == alone.keys()
+    for name, rows in without_clocks(shared).items():
+        assert [step for step, _ in rows] == [step for step, _ in alone[name]], name
+        if name != "train/loss_step":  # the first device's half of the batch
+            assert [value for _, value in rows] == pytest.approx([value for _, value in alone[name]], abs=1e-4), name
 
 
 def print_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from lit_cnn.cli import main
-from tests.training import ROOT, SHORT, TrackedRun, copy_empty_store, fit, inside, same_weights, tracked_runs, wait_for
+from tests.faults import wait_until
+from tests.training import ROOT, SHORT, TrackedRun, copy_empty_store, fit, inside, same_weights, tracked_runs
 
 # Long enough to be caught in the middle, with a checkpoint after nearly every step.
 LONGER = ("--trainer.max_epochs=6", "--checkpoint_seconds=0.02", "--trainer.log_every_n_steps=1")
@@ -41,7 +42,7 @@ def test_a_signal_stops_between_two_steps_and_a_resume_ends_as_if_there_had_been
 ) -> None:
     assert interrupted(number, tmp_path, *LONGER) == 128 + number
     assert f"stopped by {number.name}" in capsys.readouterr().err.splitlines()[-1]
-    wait_for(lambda: statuses(tmp_path) == ["KILLED"])
+    wait_until(lambda: statuses(tmp_path) == ["KILLED"])
     assert last_step(only_run(tmp_path)) < STEPS - 1
 
     assert fit(*LONGER, "--resume=auto") == 0
@@ -50,10 +51,10 @@ def test_a_signal_stops_between_two_steps_and_a_resume_ends_as_if_there_had_been
 
 def test_sigterm_to_the_process_is_survived_too(reference: TrackedRun, tmp_path: Path) -> None:
     with background_fit(tmp_path, *LONGER) as process:
-        wait_for(lambda: any(tmp_path.glob("mlruns/journal/*/last.ckpt")), timeout=120)
+        wait_until(lambda: any(tmp_path.glob("mlruns/journal/*/last.ckpt")), timeout=120)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
-    wait_for(lambda: statuses(tmp_path) == ["KILLED"])
+    wait_until(lambda: statuses(tmp_path) == ["KILLED"])
 
     assert fit(*LONGER, "--resume=auto") == 0
     assert_same_run(only_run(tmp_path), reference)
@@ -113,8 +114,8 @@ def test_kill_while_several_seeds_train_loses_only_what_was_not_finished(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with background_fit(tmp_path, *LONGER, "--seeds", "0", "1") as process:
-        wait_for(lambda: any(tmp_path.glob("mlruns/journal/*/results.json")), timeout=120)
-        wait_for(lambda: len(list(tmp_path.glob("mlruns/journal/*/last.ckpt"))) == 2)
+        wait_until(lambda: any(tmp_path.glob("mlruns/journal/*/results.json")), timeout=120)
+        wait_until(lambda: len(list(tmp_path.glob("mlruns/journal/*/last.ckpt"))) == 2)
         process.kill()
         assert process.wait(60) == -signal.SIGKILL
     (finished,) = (path.parent for path in tmp_path.glob("mlruns/journal/*/last.ckpt") if is_finished(path.parent))

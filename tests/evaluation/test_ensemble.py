@@ -1,6 +1,7 @@
 """`lit-cnn ensemble` on runs that were really trained: its numbers are computed again here from the stored logits."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ from scipy.stats import binomtest
 
 from lit_cnn.classifier import LitClassifier
 from lit_cnn.cli import main
+from lit_cnn.cli.record import class_names_tag
 from lit_cnn.errors import UsageError
-from lit_cnn.evaluation.ensemble import ensemble_runs
+from lit_cnn.evaluation.ensemble import ensemble_runs, refuse_unlike
 from lit_cnn.evaluation.predictions import load_member, predict_views
 from lit_cnn.evaluation.report import Table
 from lit_cnn.tracking import resolve_store
+from lit_cnn.tracking.queries import find_runs
 from tests.training import CONFIGS, TrackedRun, fit, image_folder, tracked_runs
 
 
@@ -149,6 +152,20 @@ def test_members_with_other_class_names_are_refused(tmp_path: Path) -> None:
         assert main(["fit", config, f"--data.root={tmp_path / folder}", *options, "--trainer.max_epochs=1"]) == 0
     with pytest.raises(UsageError, match="differ in their class names"):
         ensemble(experiment="insects")
+
+
+@pytest.mark.parametrize("num_classes", [3, 1000])
+def test_members_with_the_same_classes_in_another_order_are_refused(num_classes: int, store_copy: Path) -> None:
+    names = [f"class {label} of a long name" for label in range(num_classes)]
+    first, second = find_runs(resolve_store(), [run.run_id for run in tracked_runs(store_copy, "fit")[:2]])
+    swapped = [*names[:-2], names[-1], names[-2]]
+    runs = [
+        replace(run, tags={**run.tags, "class_names": class_names_tag(order)})
+        for run, order in ((first, names), (second, swapped))
+    ]
+    refuse_unlike([runs[0], replace(second, tags=runs[0].tags)])
+    with pytest.raises(UsageError, match=f"{first.run_id} .* and {second.run_id} .* differ in their class names"):
+        refuse_unlike(runs)
 
 
 def test_what_cannot_be_found_is_refused(members: list[TrackedRun], store_copy: Path) -> None:

@@ -1,9 +1,11 @@
 """The journal: nothing lost, nothing twice, however the process ends."""
 
+import fcntl
 import json
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +153,20 @@ def test_a_run_that_is_running_is_not_resumed(new_journal: NewJournal) -> None:
     with pytest.raises(UsageError, match="still running"):
         Journal.reopen(journal.folder)
     assert (journal.folder / JOURNAL).stat().st_size == size
+
+
+def test_whoever_asks_for_the_owner_delays_a_resume_and_does_not_refuse_it(
+    new_journal: NewJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_cnn.tracking.journal._CLAIM_PATIENCE", 0.0)
+    journal = new_journal()
+    journal.close()
+    asker = os.open(journal.folder / "owner.lock", os.O_RDONLY)
+    fcntl.flock(asker, fcntl.LOCK_SH)
+    threading.Timer(0.3, os.close, [asker]).start()
+    began = time.monotonic()
+    Journal.reopen(journal.folder).close()
+    assert time.monotonic() - began >= 0.3
 
 
 def test_what_is_no_run_is_not_resumed(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from lit_cnn.tracking.progress import Progress
 from lit_cnn.tracking.queries import find_runs
 from lit_cnn.tracking.sender import LOG, Backlog, Order, Sender, sync
 from lit_cnn.tracking.store import Store, resolve_store
+from tests.faults import wait_until
 from tests.tracking.conftest import run_python, start_python, stored_metrics
 
 NewJournal = Callable[..., Journal]
@@ -61,17 +62,10 @@ def senders() -> dict[int, str]:
     return found
 
 
-def wait_for(condition: Callable[[], object], timeout: float = 60) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
 def wait_for_progress(folder: Path, before: int | None = None) -> None:
     """Waits until more of the journal is sent than `before`, by default than at the call."""
     start = Progress.read(folder).offset if before is None else before
-    wait_for(lambda: Progress.read(folder).offset > start)
+    wait_until(lambda: Progress.read(folder).offset > start)
 
 
 def test_a_run_arrives_and_no_process_stays(store: Store, tmp_path: Path) -> None:
@@ -85,7 +79,7 @@ def test_a_run_arrives_and_no_process_stays(store: Store, tmp_path: Path) -> Non
     (run,) = find_runs(store, [key])
     assert (run.run_id, run.status, run.params, run.tags["arch"]) == (run_id, "FINISHED", {"lr": "0.1"}, "lenet5")
     assert_stored_as_logged(store, key)
-    wait_for(lambda: not senders_of(store.journal_dir), timeout=30)
+    wait_until(lambda: not senders_of(store.journal_dir), timeout=30)
 
 
 def test_a_sender_started_early_takes_the_run(store: Store, tmp_path: Path) -> None:
@@ -110,7 +104,7 @@ def test_a_sender_without_a_run_ends_with_its_parent_and_writes_nothing(tmp_path
     assert pid in senders()
     process.kill()
     process.communicate()
-    wait_for(lambda: pid not in senders())
+    wait_until(lambda: pid not in senders())
     assert not list(tmp_path.iterdir())
 
 
@@ -134,7 +128,7 @@ def test_a_killed_sender_is_replaced_and_sends_nothing_twice(store: Store, tmp_p
     wait_for_progress(folder, before=0)
     (killed,) = senders_of(store.journal_dir)
     os.kill(killed, signal.SIGKILL)
-    wait_for(lambda: set(senders_of(store.journal_dir)) - {killed})
+    wait_until(lambda: set(senders_of(store.journal_dir)) - {killed})
     (tmp_path / "stop").touch()
     out, err = process.communicate(timeout=90)
     assert (process.returncode, out.strip()) == (0, "True"), err
@@ -150,7 +144,7 @@ def test_a_killed_training_is_sent_by_its_orphaned_sender(store: Store, tmp_path
     wait_for_progress(store.journal_dir / key, before=0)
     process.kill()
     process.communicate()
-    wait_for(lambda: not senders_of(store.journal_dir))
+    wait_until(lambda: not senders_of(store.journal_dir))
     assert find_runs(store, [key])[0].status == "KILLED"
     assert_stored_as_logged(store, key)
 
@@ -201,7 +195,7 @@ def mlflow_server(folder: Path, port: int) -> Iterator[None]:
     with (folder / "server.log").open("ab") as log:
         server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True)
         try:
-            wait_for(lambda: answers(port), timeout=120)
+            wait_until(lambda: answers(port), timeout=120)
             yield
         finally:
             os.killpg(server.pid, signal.SIGKILL)
