@@ -96,7 +96,8 @@ class LitClassifier(pl.LightningModule):
         # Summed by hand: torchmetrics costs more per step than LeNet-5's own backward pass. Kept in the checkpoint, so
         # that an epoch's mean is that of the whole epoch even if a resume fell inside it.
         # No buffer: with several devices, those of the first would overwrite the others' at every step.
-        self._train_sums = torch.zeros(3, dtype=torch.float64)
+        self._train_sums = torch.zeros(3 + len(self.aux_weights), dtype=torch.float64)  # images, correct ones, losses
+        self._memory_format = torch.contiguous_format
         self.run_record: dict[str, Any] = {}
         self.last_loss = math.nan
         self.val_metrics = _metrics(num_classes, "val/")
@@ -108,7 +109,49 @@ class LitClassifier(pl.LightningModule):
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Returns `(images / 255 - mean) / std`, float, for uint8 images `(N, C, S, S)`."""
-        return (images.float() / 255 - self.mean) / self.std
+        return ((images.float() / 255 - self.mean) / self.std).contiguous(memory_format=self._memory_format)
+
+    @property
+    def aux_weights(self) -> tuple[float, ...]:
+        """The weight of each side branch's loss; none for a network without side branches."""
+        return tuple(getattr(self.net, "aux_weights", ()))
+
+    def losses(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Returns the loss to minimise, and what it is made of.
+
+        Args:
+            images: `(N, C, S, S)`, uint8 in [0, 255].
+            targets: `(N,)`, int64.
+
+        Returns:
+            The weighted sum of the classifier's loss and those of the side branches, which evaluation never computes;
+            and the parts: accuracy, the classifier's loss, one for each side branch.
+        """
+        if self.aux_weights:
+            net: Any = self.net
+            logits, aux_logits = net.forward_with_aux(self.normalize(images))
+        else:
+            logits, aux_logits = self(images), []
+        losses = [
+            # In float32: the exponentials of bfloat16's three digits would be coarse.
+            F.cross_entropy(each.float(), targets, label_smoothing=self.hparams["label_smoothing"])
+            for each in (logits, *aux_logits)
+        ]
+        loss = losses[0]
+        for weight, aux_loss in zip(self.aux_weights, losses[1:], strict=True):
+            loss = loss + weight * aux_loss
+        accuracy = (logits.argmax(1) == targets).double().mean()
+        return loss, [accuracy, *losses]
+
+    def setup(self, stage: str) -> None:
+        """Lays the weights out for the trainer's precision: bfloat16 is fast with channels last."""
+        if str(self.trainer.precision).startswith("bf16"):
+            self.use_channels_last()
+
+    def use_channels_last(self) -> None:
+        """Lays out weights and images in memory as (N, H, W, C); shapes and values stay."""
+        self._memory_format = torch.channels_last
+        self.net.to(memory_format=torch.channels_last)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Gives dropout and the like a stream that belongs to (seed, global step)."""
@@ -121,17 +164,16 @@ class LitClassifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Returns the loss of a batch; stops the run if it is not finite, before the weights are touched."""
         images, targets = batch
-        logits = self(images)
-        loss = F.cross_entropy(logits, targets, label_smoothing=self.hparams["label_smoothing"])
+        loss, parts = self.losses(images, targets)
         value = loss.item()
         if not math.isfinite(value):
             raise NonFiniteLossError(
                 f"the loss is {value} at step {self.global_step} (epoch {self.current_epoch}), learning rate "
                 f"{self.learning_rate:.3g}: the run stops; the last checkpoint is from before. Try a lower --model.lr"
             )
-        correct = (logits.argmax(1) == targets).sum().item()
-        self._train_sums += torch.tensor([value * len(targets), correct, len(targets)], dtype=torch.float64)
-        self.last_loss = value
+        count, values = len(targets), [part.item() for part in parts]
+        self._train_sums += torch.tensor([count, *(value * count for value in values)], dtype=torch.float64)
+        self.last_loss = values[1]
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -144,9 +186,14 @@ class LitClassifier(pl.LightningModule):
         self._train_sums.zero_()
 
     def train_means(self) -> dict[str, float]:
-        """Returns `train/loss` and `train/acc` over the epoch's images so far, on all devices."""
-        loss, correct, count = self._sums_of_all_devices()
-        return {"train/loss": loss / max(count, 1), "train/acc": correct / max(count, 1)}
+        """Returns `train/loss` and `train/acc` over the epoch's images so far, on all devices.
+
+        `train/loss` is the classifier's own; that of each side branch is `train/loss_aux1` and so on.
+        """
+        count, accuracy, *losses = self._sums_of_all_devices()
+        names = ["train/loss", *(f"train/loss_aux{number + 1}" for number in range(len(losses) - 1))]
+        means = {name: loss / max(count, 1) for name, loss in zip(names, losses, strict=True)}
+        return {**means, "train/acc": accuracy / max(count, 1)}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""
@@ -158,7 +205,7 @@ class LitClassifier(pl.LightningModule):
 
     def predict_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         """Returns class probabilities `(N, num_classes)`, float32."""
-        return self(batch).float().softmax(1)
+        return self._evaluate(batch).softmax(1)
 
     def on_validation_epoch_end(self) -> None:
         """Logs `val/loss`, `val/acc` and, with more than five classes, `val/acc5`."""
@@ -237,9 +284,14 @@ class LitClassifier(pl.LightningModule):
         for state in checkpoint.get("lr_schedulers", []):
             state["base_lrs"] = [rate * ratio for rate in state["base_lrs"]]
 
+    def _evaluate(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns logits computed in float32 whatever training used, so that every machine gives the same."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self(images)
+
     def _eval_step(self, batch: Batch, metrics: MetricCollection) -> None:
         images, targets = batch
-        logits = self(images)
+        logits = self._evaluate(images)
         losses = F.cross_entropy(logits, targets, reduction="none")
         for name, metric in metrics.items(keep_base=True):
             metric.update(losses) if name == "loss" else metric.update(logits, targets)

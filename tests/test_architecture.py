@@ -16,6 +16,7 @@ ORDER = [
     "files",
     "file_hashes",
     "randomness",
+    "precision",
     "datasets",
     "splits",
     "transforms",

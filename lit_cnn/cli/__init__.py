@@ -26,6 +26,8 @@ train and evaluate (Lightning):
              lit-cnn predict --ckpt_path runs:/RUN_ID --folder FOLDER
 
 compare and look:
+  describe   show a network layer by layer beside its paper's figures
+             lit-cnn describe resnet50 [--compare resnet18] [--stages] [--format json]
   ensemble   average tracked runs over one and many crops, with intervals and paired tests
              lit-cnn ensemble --experiment digits --top_k 3 --views 1 10
   ui         open the MLflow UI on this store
@@ -69,7 +71,13 @@ def _command(name: str) -> Callable[[list[str]], int]:
         return lambda arguments: _train_or_evaluate(name, arguments)
     from lit_cnn.cli import verbs
 
-    commands = {"predict": verbs.predict, "ensemble": verbs.ensemble, "ui": verbs.ui, "sync": verbs.sync}
+    commands = {
+        "predict": verbs.predict,
+        "describe": verbs.describe,
+        "ensemble": verbs.ensemble,
+        "ui": verbs.ui,
+        "sync": verbs.sync,
+    }
     if name not in commands:
         known = ", ".join(("fit", "validate", "test", *commands))
         raise UsageError(f"{name}: no such command; there are {known}")

@@ -27,6 +27,7 @@ from lit_cnn.cli.resume import checkpoint_file, config_digest, last_checkpoint, 
 from lit_cnn.cli.seeds import SeedsRun, format_summary
 from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.errors import UsageError
+from lit_cnn.precision import default_precision
 from lit_cnn.tracking import check_writable, resolve_store
 from lit_cnn.tracking.logger import JournalLogger
 
@@ -98,6 +99,9 @@ class LitCLI(LightningCLI):
         self._store = resolve_store(self._options.tracking_uri)
         if self._options.monitor not in MONITORS:
             raise UsageError(f"--monitor {self._options.monitor}: choose one of {', '.join(MONITORS)}")
+        if self._options.trainer.precision is None:
+            # Written into the configuration, so that the run records what it computed in.
+            self._options.trainer.precision = default_precision(self._options.trainer.accelerator)
         if self._only == "fit" and self._options.track:
             check_writable(self._store)
         ckpt_path = self._options.ckpt_path

@@ -1,11 +1,16 @@
-"""lit-cnn's own commands beside Lightning's: predict, ensemble, ui, sync."""
+"""lit-cnn's own commands beside Lightning's: predict, describe, ensemble, ui, sync."""
 
 import argparse
+import json
+import re
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lit_cnn.errors import UsageError
+
+if TYPE_CHECKING:
+    from lit_cnn.models.describe import Description
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -31,6 +36,74 @@ def predict(arguments: list[str]) -> int:
     num_images = predict_folder(path, options.folder, options.output, options.batch_size, options.num_workers)
     print(f"{num_images} images classified: {options.output}")
     return 0
+
+
+def describe(arguments: list[str]) -> int:
+    """`lit-cnn describe`: shows a network layer by layer beside its paper's figures; draws and downloads no weights."""
+    parser = _OneLineParser(
+        prog="lit-cnn describe",
+        description="Show a network layer by layer: output shapes, parameters, multiply-adds, activation memory, and "
+        "its paper's figures beside them. No weights are drawn or downloaded.",
+    )
+    parser.add_argument("arch", metavar="ARCH", help="a network of ours or of timm: lenet5, resnet50")
+    parser.add_argument("--image_size", type=int, help="pixels; default: what the network was made for")
+    parser.add_argument("--in_channels", type=int, help="channels of the image; default: the network's own")
+    parser.add_argument("--num_classes", type=int, help="default: 1000 for images of 200 px or more, else 10")
+    parser.add_argument("--arch_options", default="{}", help='ARCH\'s further options in YAML: "{drop_rate: 0.5}"')
+    view = parser.add_mutually_exclusive_group()
+    view.add_argument(
+        "--compare", metavar="ARCH2", help="the totals beside those of ARCH2, which has no --arch_options"
+    )
+    view.add_argument("--stages", action="store_true", help="one line for each stage instead of each layer")
+    parser.add_argument("--format", choices=["table", "json"], default="table", help="default: table")
+    options = parser.parse_args(arguments)
+    size = {name: getattr(options, name) for name in ("image_size", "in_channels", "num_classes")}
+    further = _yaml_options(options.arch_options)
+    network = _described("ARCH", options.arch, with_stages=options.stages, **size, **further)
+    other = _described("--compare", options.compare, **size) if options.compare else None
+
+    from rich.console import Console
+
+    from lit_cnn.cli.describe_table import render, render_comparison
+
+    # As `lit-cnn ensemble`: in a file or a pipe there is no width to keep to.
+    console = Console() if sys.stdout.isatty() else Console(width=110)
+    if options.format == "json":
+        both = network.to_dict() if other is None else network.to_dict() | {"compare": other.to_dict()}
+        print(json.dumps(both, indent=2))
+    elif other is not None:
+        render_comparison(network, other, console)
+    else:
+        render(network, console)
+    return 0
+
+
+def _described(word: str, arch: str, **options: Any) -> "Description":
+    """Describes an architecture; a mistake names this command's options, and `word` for the architecture itself."""
+    from lit_cnn.models.describe import describe as describe_network
+
+    try:
+        return describe_network(arch, **options)
+    except UsageError as error:
+        # create_model's messages name the options of fit.
+        message = str(error).replace("--model.arch ", f"{word} ", 1)
+        raise UsageError(re.sub(r"--(?:model|data)\.", "--", message)) from error
+
+
+def _yaml_options(text: str) -> dict[str, Any]:
+    """Returns an architecture's options from a YAML mapping."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise UsageError(f'--arch_options {text}: give names and values in YAML: "{{drop_rate: 0.5}}"')
+    for name in ("arch", "image_size", "in_channels", "num_classes", "pretrained", "with_stages"):
+        if name in found:
+            raise UsageError(f"--arch_options {text}: {name} is not an option of an architecture; see --help")
+    return found
 
 
 def ensemble(arguments: list[str]) -> int:

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 
 BUILDERS = {
     "lenet5": "lenet:LeNet5",
+    **{f"plain{depth}": f"resnet:plain{depth}" for depth in (18, 20, 32, 34, 44, 56, 110)},
+    **{f"residual{depth}": f"resnet:residual{depth}" for depth in (18, 34, 50, 101, 152)},
+    **{f"resnet{depth}": f"resnet:resnet{depth}" for depth in (20, 32, 44, 56, 110)},
+    "lenet5_1998": "lenet_1998:LeNet5_1998",
+    "alexnet": "alexnet:AlexNet",
+    "nin": "nin:NetworkInNetwork",
+    "googlenet": "googlenet:GoogLeNet",
 }
 """Our architectures: name -> module in this package, and class or function with `num_classes`, `in_channels` and
 `image_size` (pixels) as its arguments; any further ones are the architecture's options."""
@@ -174,13 +181,16 @@ def _mistake(plan: _Plan, image_size: int, error: Exception) -> str | None:
         names = ", ".join(_option_names(plan)) or "none"
         return f"--model.arch_options {unknown[1]}: {plan.resolved} has no such option; its options: {names}"
     least = plan.least_image_size()
-    if least is not None and image_size < least:
+    # Some networks take multiples of a number only, so that one more pixel is wrong again: no least size is meant then.
+    if least is not None and image_size < least and plan.fits(least + 1):
         return f"--data.image_size {image_size}: too small for {plan.resolved}; give {least} or more"
     reason = " ".join(str(error).split())
     if plan.options and replace(plan, options={}).fits(image_size):
         return f"--model.arch_options {plan.options}: {plan.resolved} refuses them: {reason}"
     if not plan.is_ours:  # for example a vision transformer, made for one size
         return f"--data.image_size {image_size}: {plan.resolved} does not take it: {reason}"
+    if isinstance(error, ValueError):  # ours say what they take: images of one size, or ten classes
+        return f"--model.arch {plan.name}: {reason}"
     return None
 
 

@@ -8,6 +8,11 @@ from torch import nn
 
 _PAPER_SIZE = 32  # the paper's input: a 28 px digit in a 32 px frame
 
+PAPER: dict[str, dict[str, float | str]] = {
+    "lenet5": {"parameters": 60_000, "source": "LeCun et al. 1998, section II-B"}
+}
+"""What the paper says, by the names of `lit_cnn.models.describe.TOTALS`."""
+
 
 class LeNet5(nn.Module):
     """LeNet-5 in its modern reading: two 5x5 convolutions and three fully connected layers.
@@ -31,6 +36,9 @@ class LeNet5(nn.Module):
         in_channels: Channels of the images.
         image_size: Height and width of the images in pixels, at least 12. The first fully connected layer is as wide as
             this asks, so a network takes images of this size only.
+        batch_norm: Normalise over the batch after every convolution and hidden fully connected layer, before the ReLU
+            (Ioffe and Szegedy 2015, "Batch normalization", section 3.2). Those layers then have no bias of their own:
+            61,932 parameters. In train mode such a network needs two images or more.
 
     Attributes:
         num_features: Channels of `forward_features`.
@@ -40,7 +48,9 @@ class LeNet5(nn.Module):
         ValueError: If `image_size` leaves nothing after the second pooling.
     """
 
-    def __init__(self, num_classes: int, in_channels: int = 1, image_size: int = 28) -> None:
+    def __init__(
+        self, num_classes: int, in_channels: int = 1, image_size: int = 28, *, batch_norm: bool = False
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.num_features = 16
@@ -49,10 +59,15 @@ class LeNet5(nn.Module):
         side = _map_side(image_size, padding)
         if side < 1:
             raise ValueError(f"LeNet-5 takes images of 12 px or more, not {image_size}")
-        self.conv1 = nn.Conv2d(in_channels, 6, 5, padding=padding)
-        self.conv2 = nn.Conv2d(6, self.num_features, 5)
-        self.fc1 = nn.Linear(self.num_features * side * side, 120)
-        self.fc2 = nn.Linear(120, self.head_hidden_size)
+        bias = not batch_norm  # the norm has its own
+        self.conv1 = nn.Conv2d(in_channels, 6, 5, padding=padding, bias=bias)
+        self.conv1_norm = nn.BatchNorm2d(6) if batch_norm else nn.Identity()
+        self.conv2 = nn.Conv2d(6, self.num_features, 5, bias=bias)
+        self.conv2_norm = nn.BatchNorm2d(self.num_features) if batch_norm else nn.Identity()
+        self.fc1 = nn.Linear(self.num_features * side * side, 120, bias=bias)
+        self.fc1_norm = nn.BatchNorm1d(120) if batch_norm else nn.Identity()
+        self.fc2 = nn.Linear(120, self.head_hidden_size, bias=bias)
+        self.fc2_norm = nn.BatchNorm1d(self.head_hidden_size) if batch_norm else nn.Identity()
         self.classifier = _linear(self.head_hidden_size, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -62,9 +77,9 @@ class LeNet5(nn.Module):
     def forward_features(self, images: torch.Tensor) -> torch.Tensor:
         """Returns the maps before the first fully connected layer, `(N, 16, 5, 5)` at 28 and 32 px, float."""
         # N x 1 x 28 x 28 (or 32 x 32)
-        maps = F.relu(self.conv1(images))  # N x 6 x 28 x 28
+        maps = F.relu(self.conv1_norm(self.conv1(images)))  # N x 6 x 28 x 28
         maps = F.max_pool2d(maps, 2)  # N x 6 x 14 x 14
-        maps = F.relu(self.conv2(maps))  # N x 16 x 10 x 10
+        maps = F.relu(self.conv2_norm(self.conv2(maps)))  # N x 16 x 10 x 10
         return F.max_pool2d(maps, 2)  # N x 16 x 5 x 5
 
     def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
@@ -78,8 +93,8 @@ class LeNet5(nn.Module):
             Logits `(N, num_classes)`, or features `(N, 84)`, at least 0, with `pre_logits`.
         """
         features = features.flatten(1)  # N x 400
-        features = F.relu(self.fc1(features))  # N x 120
-        features = F.relu(self.fc2(features))  # N x 84
+        features = F.relu(self.fc1_norm(self.fc1(features)))  # N x 120
+        features = F.relu(self.fc2_norm(self.fc2(features)))  # N x 84
         return features if pre_logits else self.classifier(features)  # N x num_classes
 
     def get_classifier(self) -> nn.Module:

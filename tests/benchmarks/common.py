@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,7 @@ def run_fit(options: argparse.Namespace, *more: str) -> float:
         f"--data.num_workers={options.num_workers}",
         f"--trainer.max_epochs={options.epochs}",
         "--trainer.limit_val_batches=0",
+        "--trainer.precision=32-true",  # as the plain loop computes
         "--test_after_fit=false",
         "--trainer.callbacks+=tests.benchmarks.common.Stopwatch",
         *more,
@@ -125,7 +126,7 @@ def _terminal() -> Iterator[int]:
         os.close(writer)
 
 
-def interleave(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def interleave(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Runs the sides in turn, once as a warm-up and then `rounds` times; returns what each returned."""
     for run in sides.values():
         run()

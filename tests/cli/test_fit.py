@@ -214,6 +214,22 @@ def test_evaluation_leaves_no_run(trained: Path, tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "mlruns").exists()
 
 
+@pytest.mark.usefixtures("empty_store")
+def test_side_branches_train_with_the_classifier_and_are_tracked(tmp_path: Path) -> None:
+    options = ("--model.arch=googlenet", "--trainer.max_epochs=1", "--data.image_size=16", "--data.limit_train=32")
+    for weight in (0.3, 0):
+        arch_options = f"{{stem: small, width: 0.0625, aux_weight: {weight}}}"
+        assert fit(*options, "--model.arch_options", arch_options, "--trainer.log_every_n_steps=1") == 0
+    both, none = tracked_runs(tmp_path)
+    aux = {"train/loss_aux1", "train/loss_aux2"}
+    assert both.history.keys() - none.history.keys() == aux
+    assert all(0 < both.metrics[name] < 10 for name in aux)
+    # The classifier's own loss, from the same first weights and dropout: one step must pass before they differ.
+    first = [run.history["train/loss_step"][0] for run in (both, none)]
+    assert first[0] == first[1]
+    assert both.history["val/loss"] != none.history["val/loss"]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("empty_store")
 def test_two_devices_make_one_run_with_the_figures_of_one(

@@ -88,6 +88,17 @@ def test_resume_auto_starts_anew_where_there_is_nothing_to_resume(tmp_path: Path
     assert only_run(tmp_path).status == "FINISHED"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_a_resume_is_exact_in_either_precision(precision: str, tmp_path: Path) -> None:
+    options = (*LONGER, "--model.arch=test_resnet", "--data.in_channels=3", f"--trainer.precision={precision}")
+    assert fit(*options) == 0
+    interrupted(signal.SIGINT, tmp_path, *options)
+    assert fit(*options, "--resume=auto") == 0
+    whole, resumed = tracked_runs(tmp_path)
+    assert_same_run(resumed, whole)
+
+
 def test_a_resumed_run_may_train_longer(tmp_path: Path) -> None:
     interrupted(signal.SIGINT, tmp_path, *LONGER)
     assert fit(*LONGER, "--trainer.max_epochs=8", "--resume=auto") == 0

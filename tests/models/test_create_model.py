@@ -1,5 +1,6 @@
 """Every architecture keeps timm's contract; every mistake of a name, an option or a size is told in one line."""
 
+import re
 import subprocess
 import sys
 import time
@@ -17,9 +18,38 @@ from lit_cnn.models import BUILDERS, create_model, least_image_size, resolve_arc
 
 OURS = [f"lit/{name}" for name in BUILDERS]
 THEIRS = ["timm/resnet18", "timm/mobilenetv3_small_050"]
-# Small enough to be quick, never below what the architecture takes.
-SIZES = {arch: max(32, least_image_size(arch)) for arch in OURS + THEIRS}
-every_arch = pytest.mark.parametrize("arch", SIZES)
+# Networks for images of one size only, in pixels.
+FIXED_SIZES = {"lit/lenet5_1998": 32}
+
+
+def small_size(arch: str) -> int:
+    """In pixels: small enough to be quick, never below what the architecture takes."""
+    try:
+        with torch.device("meta"):
+            create_model(arch, num_classes=10, in_channels=1, image_size=32)
+    except UsageError:
+        return least_image_size(arch)  # which takes ten times as long
+    return 32
+
+
+SIZES = {arch: small_size(arch) for arch in OURS + THEIRS}
+# Networks whose classifier has no weights to train.
+FIXED_CLASSIFIERS = {"lit/lenet5_1998"}
+
+
+def shallowest(archs: list[str]) -> list[str]:
+    """Of networks that differ in their depth alone, being made of the same kinds of layers, the shallowest."""
+    found: dict[tuple[str, frozenset[str]], str] = {}
+    for arch in sorted(archs, key=lambda arch: int(re.search(r"\d*$", arch)[0] or 0)):  # type: ignore[index]
+        with torch.device("meta"):
+            net = create_model(arch, num_classes=10, in_channels=1, image_size=SIZES[arch])
+        kinds = frozenset(type(module).__name__ for module in net.modules())
+        found.setdefault((arch.rstrip("0123456789"), kinds), arch)
+    return list(found.values())
+
+
+SHALLOWEST = shallowest(OURS)
+every_kind = pytest.mark.parametrize("arch", [*SHALLOWEST, *THEIRS])  # a deeper one would show nothing new
 
 
 def build(arch: str, in_channels: int = 1) -> Any:
@@ -30,7 +60,7 @@ def draw_images(arch: str, count: int, in_channels: int = 1) -> torch.Tensor:
     return torch.randn(count, in_channels, SIZES[arch], SIZES[arch])
 
 
-@every_arch
+@every_kind
 @pytest.mark.parametrize("in_channels", [1, 3])
 @pytest.mark.parametrize("count", [1, 2])
 def test_forward_gives_finite_logits(arch: str, in_channels: int, count: int) -> None:
@@ -39,7 +69,7 @@ def test_forward_gives_finite_logits(arch: str, in_channels: int, count: int) ->
     assert logits.isfinite().all()
 
 
-@every_arch
+@every_kind
 def test_forward_is_the_head_after_the_features(arch: str) -> None:
     net, images = build(arch).eval(), draw_images(arch, 2)
     features = net.forward_features(images)
@@ -47,7 +77,7 @@ def test_forward_is_the_head_after_the_features(arch: str) -> None:
     torch.testing.assert_close(net.forward_head(features), net(images))
 
 
-@every_arch
+@every_kind
 def test_pre_logits_feed_the_classifier(arch: str) -> None:
     net = build(arch).eval()
     features = net.forward_features(draw_images(arch, 1))
@@ -56,17 +86,20 @@ def test_pre_logits_feed_the_classifier(arch: str) -> None:
     torch.testing.assert_close(net.get_classifier()(pre_logits), net.forward_head(features))
 
 
-@every_arch
+@every_kind
 def test_every_parameter_gets_a_gradient(arch: str) -> None:
-    net = build(arch).train()
-    net(draw_images(arch, 2)).square().mean().backward()
+    net, images = build(arch).train(), draw_images(arch, 2)
+    # Side branches are computed in training only.
+    logits, aux_logits = net.forward_with_aux(images) if hasattr(net, "forward_with_aux") else (net(images), [])
+    sum(each.square().mean() for each in (logits, *aux_logits)).backward()
     without = [name for name, parameter in net.named_parameters() if parameter.grad is None]
     assert without == []
 
 
-@every_arch
+@every_kind
 def test_reset_classifier_changes_the_number_of_classes(arch: str) -> None:
-    net, images = build(arch).eval(), draw_images(arch, 1)
+    with torch.device("meta"):
+        net, images = build(arch).eval(), draw_images(arch, 1)
     net.reset_classifier(7)
     assert net.num_classes == 7
     assert net(images).shape == (1, 7)
@@ -76,24 +109,27 @@ def test_reset_classifier_changes_the_number_of_classes(arch: str) -> None:
 
 @pytest.mark.parametrize("arch", OURS)
 def test_reset_classifier_keeps_device_and_dtype(arch: str) -> None:
-    net = build(arch).to("meta", torch.bfloat16)
+    with torch.device("meta"):
+        net = build(arch).to(torch.bfloat16)
     net.reset_classifier(7)
     assert {(parameter.device.type, parameter.dtype) for parameter in net.parameters()} == {("meta", torch.bfloat16)}
 
 
-@every_arch
+@every_kind
 def test_groups_run_from_the_stem_to_the_classifier(arch: str) -> None:
-    net = build(arch)
+    with torch.device("meta"):
+        net = build(arch)
     names = [name for group in group_parameters(net, net.group_matcher()).values() for name in group]
     groups = group_parameters(net, net.group_matcher(), reverse=True)  # parameter -> number of its group
     assert sorted(names) == sorted(name for name, _ in net.named_parameters())
     classifier = {name for name, p in net.named_parameters() if any(p is q for q in net.get_classifier().parameters())}
     assert min(groups.values()) == 0
-    assert {groups[name] for name in classifier} == {max(groups.values())}
+    assert bool(classifier) == (arch not in FIXED_CLASSIFIERS)
+    assert {groups[name] for name in classifier} <= {max(groups.values())}
     assert len(set(groups.values())) >= 3, "a stem, at least one block, a classifier"
 
 
-@pytest.mark.parametrize("arch", [*OURS, "timm/vgg11"])
+@pytest.mark.parametrize("arch", [*(arch for arch in SHALLOWEST if arch not in FIXED_SIZES), "timm/vgg11"])
 def test_least_image_size_is_the_least_that_really_runs(arch: str) -> None:
     least = least_image_size(arch)
     assert least > 1
@@ -130,7 +166,7 @@ def test_resolve_arch_names_the_origin(arch: str, resolved: str) -> None:
         ("LENET", "lenet5, "),
         ("lit/lenet", "lenet5"),
         ("timm/lenet5", ""),
-        ("lit/resnet18", "lenet5"),
+        ("lit/resnet18", "resnet110, "),
         ("torchvision/resnet18", "resnet18, "),
         ("resnet18.nope", "resnet18, "),
         ("hf-hub:timm/resnet18", "resnet18, "),
@@ -151,7 +187,7 @@ def test_an_unknown_name_is_told_with_its_nearest(arch: str, nearest: str) -> No
         (
             "lenet5",
             {"drop_rate": 0.1},
-            r"--model.arch_options drop_rate: lit/lenet5 has no such option; its options: none",
+            r"--model.arch_options drop_rate: lit/lenet5 has no such option; its options: batch_norm",
         ),
         ("resnet18", {"drop_rat": 0.1}, r"--model.arch_options drop_rat: timm/resnet18 .* drop_rate, drop_path_rate"),
         (
@@ -159,6 +195,7 @@ def test_an_unknown_name_is_told_with_its_nearest(arch: str, nearest: str) -> No
             {"drop_rate": 7.0},
             r"--model.arch_options .*drop_rate.* timm/resnet18 refuses .* between 0 and 1",
         ),
+        ("lenet5_1998", {"output": "softmax"}, r"--model.arch_options .*softmax.* rbf"),
         (
             "vit_tiny_patch16_224",
             {},
@@ -170,6 +207,17 @@ def test_what_an_architecture_refuses_is_told_in_one_line(arch: str, options: di
     with pytest.raises(UsageError, match=message) as caught:
         create_model(arch, num_classes=10, in_channels=1, image_size=32, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("num_classes", "image_size", "said"), [(10, 28, "32 px"), (7, 32, "ten classes|linear")])
+def test_the_limits_of_a_network_of_ours_are_told(num_classes: int, image_size: int, said: str) -> None:
+    with pytest.raises(UsageError, match=f"--model.arch lenet5_1998: .*({said})"):
+        create_model("lenet5_1998", num_classes=num_classes, in_channels=1, image_size=image_size)
+
+
+def test_a_network_that_takes_multiples_of_a_number_has_no_least_size_to_name() -> None:
+    with pytest.raises(UsageError, match=r"--data.image_size 150: timm/test_vit does not take it: .* divisible"):
+        create_model("test_vit", num_classes=10, in_channels=1, image_size=150)
 
 
 def test_an_option_reaches_the_architecture() -> None:

@@ -1,0 +1,32 @@
+"""Which arithmetic a training step uses: bfloat16 with images laid out channels last where the hardware has it."""
+
+from typing import Literal
+
+import torch
+
+Precision = Literal["bf16-mixed", "32-true"]
+
+_X86_BF16 = ("amx_bf16", "avx512_bf16")
+_CUDA_BF16 = (8, 0)  # compute capability, from Ampere on
+
+
+def default_precision(accelerator: str) -> Precision:
+    """Returns the precision, in Lightning's words, that is fastest at equal accuracy on this machine.
+
+    Where bfloat16 is native, autocast with the channels-last layout makes a training step 2 to 4 times as fast as
+    float32; elsewhere it is emulated, and slower.
+
+    Args:
+        accelerator: Lightning's: `cpu`, `gpu`, `cuda` or `auto`; with any other, float32.
+    """
+    return "bf16-mixed" if has_native_bf16(accelerator) else "32-true"
+
+
+def has_native_bf16(accelerator: str) -> bool:
+    """Tells whether the hardware that Lightning would choose computes in bfloat16."""
+    if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
+        return torch.cuda.is_available() and torch.cuda.get_device_capability() >= _CUDA_BF16
+    if accelerator not in ("cpu", "auto"):
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in _X86_BF16)
