@@ -137,7 +137,7 @@ class GoogLeNet(nn.Module):
     What the paper leaves open: the constants of the local response normalisation are those of Caffe's replication of
     the network (5 channels, alpha 1e-4, beta 0.75, k 1), and the initial weights of the convolutions are those of He et
     al. 2015 (`with_relu`). With torch's own, the last maps of different images differ by less than a ten-thousandth of
-    their values, and a net without BatchNorm did not begin to learn.
+    their values, and a net of width 1/4 without BatchNorm did not begin to learn scikit-learn's digits in 180 steps.
 
     Common errors: torchvision's network, and what was copied from it, has a 3x3 convolution in place of the 5x5, and
     BatchNorm, which is younger than the paper. Table 1's numbers of parameters do not all follow from its widths: the

@@ -195,7 +195,7 @@ def test_an_unknown_name_is_told_with_its_nearest(arch: str, nearest: str) -> No
             {"drop_rate": 7.0},
             r"--model.arch_options .*drop_rate.* timm/resnet18 refuses .* between 0 and 1",
         ),
-        ("lenet5_1998", {"output": "softmax"}, r"--model.arch_options .*softmax.* rbf"),
+        ("lenet5_1998", {"output": "softmax"}, r"--model.arch_options .*softmax.*rbf"),
         (
             "vit_tiny_patch16_224",
             {},

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from timm.models import group_parameters
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -151,6 +152,20 @@ def test_normalisation_is_the_papers_or_batch_norm_or_none(stem: Any) -> None:
     assert kinds(batch_norm=True) == (0, convs + 9 * 6 + 2 * 2)
 
 
+def test_local_response_normalisation_divides_by_the_squares_of_five_channels() -> None:
+    normalize = build_small().stem[1]
+    maps = torch.full((1, 5, 1, 1), 100.0)
+    # The middle channel sees all five: (1 + 1e-4 / 5 * 5 * 100^2)^0.75 = 2^0.75.
+    assert normalize(maps)[0, 2, 0, 0].item() == pytest.approx(100 / 2**0.75)
+
+
+def test_initial_weights_tell_images_apart() -> None:
+    torch.manual_seed(0)
+    features = build_small().forward_features(torch.randn(8, 1, 32, 32)).mean((2, 3))
+    # Below 1e-4 with torch's own initial weights.
+    assert features.std(0).mean() > 0.01 * features.mean()
+
+
 def test_batch_norm_replaces_biases() -> None:
     net = build_on_meta(batch_norm=True)
     assert {name for name, layer in net.named_modules() if getattr(layer, "bias", None) is not None} == {
@@ -196,11 +211,21 @@ def test_forward_with_aux_gives_the_logits_of_forward_and_those_of_the_branches(
     maps = net.stem(images)
     for name in ("3a", "3b"):
         maps = net.inceptions[name](maps)
-    maps = net.inceptions["4a"](nn.functional.max_pool2d(maps, 3, 2, ceil_mode=True))
+    maps = net.inceptions["4a"](F.max_pool2d(maps, 3, 2, ceil_mode=True))
     torch.testing.assert_close(aux_logits[0], net.side_branches[0](maps))
     for name in ("4b", "4c", "4d"):
         maps = net.inceptions[name](maps)
     torch.testing.assert_close(aux_logits[1], net.side_branches[1](maps))
+
+
+def test_a_side_branch_is_the_papers() -> None:
+    branch: Any = GoogLeNet(num_classes=10, in_channels=1, width=0.125).side_branches[0].eval()
+    maps = torch.randn(2, 64, 14, 14)
+    means = torch.stack([maps[:, :, y : y + 5, x : x + 5].mean((2, 3)) for y in (0, 3, 6, 9) for x in (0, 3, 6, 9)], 2)
+    maps_1x1 = (torch.einsum("nip,oi->nop", means, branch.conv[0].weight.flatten(1))).relu()
+    assert maps_1x1.shape == (2, 16, 16)
+    hidden = (maps_1x1.flatten(1) @ branch.fc.weight.T + branch.fc.bias).relu()
+    torch.testing.assert_close(branch(maps), branch.classifier(hidden))
 
 
 def test_side_branches_train_the_layers_before_them_only() -> None:

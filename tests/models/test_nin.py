@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from timm.models import group_parameters
 from torch import nn
 
-from lit_cnn.models.nin import NetworkInNetwork, conv1x1
+from lit_cnn.models.nin import NetworkInNetwork, conv1x1, with_relu
 
 
 def build_on_meta(in_channels: int = 3, image_size: int = 32, **options: Any) -> Any:
@@ -85,6 +84,15 @@ def test_conv1x1_can_have_no_bias() -> None:
     assert count(conv1x1(8, 3)) == 27
 
 
+def test_with_relu_keeps_the_size_of_values() -> None:
+    torch.manual_seed(0)
+    layer: Any = with_relu(nn.Conv2d(64, 200, 3), batch_norm=False)
+    assert layer[0].weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
+    assert layer[0].bias.count_nonzero() == 0
+    squares = layer(torch.randn(1, 64, 20, 20)).square().mean()
+    assert squares.item() == pytest.approx(1, rel=0.05), "the mean square of what it was given"
+
+
 def test_logits_are_the_means_of_class_maps() -> None:
     net: Any = NetworkInNetwork(num_classes=10, width=0.25).eval()
     last = conv1x1(net.num_features, 10)
@@ -95,9 +103,18 @@ def test_logits_are_the_means_of_class_maps() -> None:
     torch.testing.assert_close(net.forward_head(features), class_maps.mean((2, 3)))
 
 
-def test_average_pooling_divides_a_cut_window_by_its_own_pixels() -> None:
-    # As Caffe does, in the last row and column of windows of its ceil mode.
-    assert F.avg_pool2d(torch.ones(1, 1, 4, 4), 3, 2, ceil_mode=True).tolist() == [[[[1.0, 1.0], [1.0, 1.0]]]]
+def test_poolings_are_max_then_average_in_caffes_ceil_mode() -> None:
+    net: Any = NetworkInNetwork(num_classes=10).eval()
+    net.stage1 = net.stage2 = net.stage3 = nn.Identity()
+    # Only the last window of either pooling sees the last pixel.
+    images = torch.zeros(1, 1, 16, 16)
+    images[0, 0, 15, 15] = 1
+    pooled = net.forward_features(images)
+    assert pooled.shape == (1, 1, 4, 4)
+    # The last windows have 2 x 2 pixels, as the edge cuts them off, and Caffe divides by these 4, not by 9.
+    assert pooled[0, 0, 3, 3] == 1 / 4
+    assert pooled.count_nonzero() == 1
+    torch.testing.assert_close(net.forward_features(torch.ones(1, 1, 16, 16)), torch.ones(1, 1, 4, 4))
 
 
 @pytest.mark.parametrize(

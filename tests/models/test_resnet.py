@@ -217,7 +217,7 @@ def test_weight_decay_of_normalised_convolutions_alone_does_nothing(block: Any) 
 def test_initial_weights_are_those_that_the_paper_cites() -> None:
     torch.manual_seed(0)
     for net in (resnet.resnet20(num_classes=10), resnet.resnet20(num_classes=10, batch_norm=False)):
-        conv = net.layer3.get_submodule("1.conv1")
+        conv = net.layer3.get_submodule("0.conv1")  # from 32 to 64 channels: 64 * 9 is its fan-out
         assert isinstance(conv, nn.Conv2d)
         assert float(conv.weight.detach().std()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
         zeros = {n for n, p in net.named_parameters() if p.count_nonzero() == 0}
