@@ -29,9 +29,10 @@ class LitClassifier(pl.LightningModule):
     a resize. All arguments are plain values, so a checkpoint reloads with `weights_only=True`.
 
     Args:
-        arch: Name of the architecture: ours first, else timm's; `lit/NAME` and `timm/NAME` force the origin.
+        arch: Name of the architecture: ours first, else timm's; `torchvision/NAME` for one of torchvision's. `lit/NAME`
+            and `timm/NAME` force the origin too.
         arch_options: Options of that architecture.
-        weights: `pretrained` (timm's own), or a file of weights for this architecture; by default none.
+        weights: `pretrained` (timm's or torchvision's own), or a file of weights for this architecture; by default none.
         optimizer: One of timm's optimizers, for example adamw or sgd.
         lr: Peak learning rate.
         weight_decay: Weight decay; biases and normalisation weights are left out.
@@ -333,7 +334,8 @@ def _weights_options(arch: str, weights: str | None) -> dict[str, Any]:
     if not file.is_file() or arch.startswith("lit/"):
         reason = "no such file" if not file.is_file() else f"{arch} takes no weights from a file yet"
         raise UsageError(
-            f"--model.weights {weights}: {reason}; give pretrained or a .safetensors or .pth file for timm"
+            f"--model.weights {weights}: {reason}; give pretrained, or a .safetensors or .pth file for a network of "
+            "timm or torchvision"
         )
     return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
 

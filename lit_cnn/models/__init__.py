@@ -1,4 +1,4 @@
-"""Architectures by name: ours first, else timm's.
+"""Architectures by name: ours first, else timm's; torchvision's with the prefix `torchvision/`.
 
 Ours carry timm's contract: `num_features`, `head_hidden_size`, `forward_features`, `forward_head(pre_logits=)`,
 `get_classifier`, `reset_classifier` and `group_matcher`. To add one, write a file beside this one and a line in
@@ -45,12 +45,13 @@ def create_model(
     It is first tried on the meta device, in milliseconds, so a mistake shows before weights are drawn or fetched.
 
     Args:
-        arch: Name of the architecture: ours first, else timm's; `lit/NAME` and `timm/NAME` force the origin.
+        arch: Name of the architecture: ours first, else timm's; `lit/NAME`, `timm/NAME` and `torchvision/NAME` force
+            the origin.
         num_classes: Number of logits.
         in_channels: Channels of the images.
         image_size: Height and width of the images in pixels.
-        pretrained: Load timm's own weights (with a new classifier if `num_classes` differs).
-        **arch_options: Further arguments of the architecture, or of `timm.create_model`.
+        pretrained: Load timm's or torchvision's own weights (with a new classifier if `num_classes` differs).
+        **arch_options: Further arguments of the architecture, of `timm.create_model` or of torchvision's builder.
 
     Returns:
         The network, in train mode, on the default device.
@@ -64,6 +65,8 @@ def create_model(
         raise UsageError(f"--model.arch {arch}: there are no pretrained weights for it; train it, or choose another")
     try:
         plan.try_on_meta(image_size)
+    except UsageError:
+        raise
     except Exception as error:  # each network fails in its own way
         mistake = _mistake(plan, image_size, error)
         if mistake is None:
@@ -83,6 +86,8 @@ def resolve_arch(arch: str) -> str:
         return f"lit/{name}"
     if (not separator or origin == "timm") and _is_timm_name(name):
         return f"timm/{name}"
+    if origin == "torchvision" and name in _torchvision_names():
+        return arch
     raise UsageError(f"--model.arch {arch}: no such architecture; nearest: {', '.join(_nearest(origin, name))}")
 
 
@@ -116,16 +121,23 @@ class _Plan:
         return self.resolved.split("/", 1)[1]
 
     @property
-    def is_ours(self) -> bool:
-        """Whether the architecture is one of lit_cnn's own."""
-        return self.resolved.startswith("lit/")
+    def origin(self) -> str:
+        """`lit`, `timm` or `torchvision`."""
+        return self.resolved.split("/", 1)[0]
 
     def build(self, image_size: int, pretrained: bool = False) -> "nn.Module":
         """Builds the network for square images of `image_size` pixels; raises whatever its maker raises."""
-        if self.is_ours:
+        if self.origin == "lit":
             return _builder(self.name)(
                 num_classes=self.num_classes, in_channels=self.in_channels, image_size=image_size, **self.options
             )
+        if self.origin == "torchvision":
+            from lit_cnn.models.torchvision_net import create_torchvision
+
+            options = dict(self.options)
+            file = options.pop("pretrained_cfg_overlay", {}).get("file")  # named as for timm
+            size = {"num_classes": self.num_classes, "in_channels": self.in_channels}
+            return create_torchvision(self.name, pretrained=pretrained, file=file, **size, **options)
         import timm
 
         from lit_cnn.models.hub import loading_weights, require_common_names
@@ -166,8 +178,8 @@ class _Plan:
 
     def has_pretrained_weights(self) -> bool:
         """Tells whether there are weights to load: timm's own, or a file that the options name."""
-        if self.is_ours:
-            return False
+        if self.origin != "timm":
+            return self.origin == "torchvision"
         import timm
 
         # timm's own way to name a file of weights, for a network of which it has none as well.
@@ -187,7 +199,7 @@ def _mistake(plan: _Plan, image_size: int, error: Exception) -> str | None:
     reason = " ".join(str(error).split())
     if plan.options and replace(plan, options={}).fits(image_size):
         return f"--model.arch_options {plan.options}: {plan.resolved} refuses them: {reason}"
-    if not plan.is_ours:  # for example a vision transformer, made for one size
+    if plan.origin != "lit":  # for example a vision transformer, made for one size
         return f"--data.image_size {image_size}: {plan.resolved} does not take it: {reason}"
     if isinstance(error, ValueError):  # ours say what they take: images of one size, or ten classes
         return f"--model.arch {plan.name}: {reason}"
@@ -197,8 +209,14 @@ def _mistake(plan: _Plan, image_size: int, error: Exception) -> str | None:
 def _option_names(plan: _Plan) -> list[str]:
     """Returns the names of the options that the architecture's class or function declares."""
     target: Callable[..., Any]
-    if plan.is_ours:
+    if plan.origin == "lit":
         given, target = {"num_classes", "in_channels", "image_size"}, _builder(plan.name)
+    elif plan.origin == "torchvision":
+        import torch
+
+        with torch.device("meta"):
+            net: Any = replace(plan, options={}).build(image_size=0)
+        given, target = {"num_classes"}, type(net.backbone)
     else:
         import torch
 
@@ -222,9 +240,22 @@ def _is_timm_name(name: str) -> bool:
     return timm.is_model(family) and (not tag or name in get_arch_pretrained_cfgs(family))
 
 
+def _torchvision_names() -> tuple[str, ...]:
+    from lit_cnn.models.torchvision_net import torchvision_names
+
+    return torchvision_names()
+
+
 def _nearest(origin: str, name: str) -> list[str]:
     import timm
 
-    ours = [] if origin == "timm" else list(BUILDERS)
-    theirs = [] if origin == "lit" else timm.list_models()
-    return difflib.get_close_matches(name.lower(), ours + theirs, n=3, cutoff=0)
+    names = {
+        "lit": list(BUILDERS),
+        "timm": timm.list_models(),
+        "torchvision": [f"torchvision/{name}" for name in _torchvision_names()],
+    }
+    if not origin and name in _torchvision_names():
+        return [f"torchvision/{name}"]  # which neither we nor timm have
+    known = names.get(origin) or names["lit"] + names["timm"]
+    prefix = "torchvision/" if origin == "torchvision" else ""
+    return difflib.get_close_matches(prefix + name.lower(), known, n=3, cutoff=0)

@@ -307,6 +307,10 @@ def _native_input(resolved: str) -> tuple[int, int]:
         config = timm.get_pretrained_cfg(name)
         if config is not None and config.input_size:
             return config.input_size[0], config.input_size[-1]
+    if origin == "torchvision":
+        from lit_cnn.models.torchvision_net import native_size
+
+        return 3, native_size(name)
     return 3, _OTHER_SIZE
 
 

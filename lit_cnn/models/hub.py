@@ -1,11 +1,13 @@
-"""Pretrained weights by way of timm: from its hub, asked in seconds rather than minutes of retries, or from a file."""
+"""Pretrained weights: from a hub, asked in seconds rather than minutes of retries, or from a file."""
 
 import socket
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import torch
 from torch import nn
 
 from lit_cnn.errors import UsageError
@@ -14,21 +16,24 @@ _CONNECT_TIMEOUT = 3.0  # seconds
 
 
 @contextmanager
-def loading_weights(arch: str, file: str | None) -> Iterator[None]:
+def loading_weights(arch: str, file: str | None, url: str | None = None) -> Iterator[None]:
     """Turns what loading raises into one line; without a connection only the hub's local cache is asked.
 
     Args:
         arch: Whose weights are loaded, for the message.
         file: The file they are in; None for the hub.
+        url: Where torch's hub finds them; None for timm's hub.
 
     Raises:
         UsageError: If they cannot be had.
     """
     from huggingface_hub import constants
 
-    if file is None and not _is_reachable(constants.ENDPOINT):
+    if file is None and url is None and not _is_reachable(constants.ENDPOINT):
         constants.HF_HUB_OFFLINE = True
     try:
+        if file is None and url is not None and not _is_cached(url) and not _is_reachable(url):
+            raise ConnectionError(url)
         yield
     except Exception as error:  # of the hub's client, of torch or of safetensors
         if file is not None:
@@ -50,6 +55,11 @@ def require_common_names(net: nn.Module, file: str) -> None:
 
     if not net.state_dict().keys() & load_state_dict(file, device="cpu", weights_only=True).keys():
         raise ValueError("no name of a weight in common")
+
+
+def _is_cached(url: str) -> bool:
+    """Tells whether torch's hub has the file already."""
+    return (Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]).is_file()
 
 
 def _is_reachable(address: str) -> bool:

@@ -17,7 +17,7 @@ from lit_cnn.errors import UsageError
 from lit_cnn.models import BUILDERS, create_model, least_image_size, resolve_arch
 
 OURS = [f"lit/{name}" for name in BUILDERS]
-THEIRS = ["timm/resnet18", "timm/mobilenetv3_small_050"]
+THEIRS = ["timm/resnet18", "timm/mobilenetv3_small_050", "torchvision/googlenet"]
 # Networks for images of one size only, in pixels.
 FIXED_SIZES = {"lit/lenet5_1998": 32}
 
@@ -167,7 +167,7 @@ def test_resolve_arch_names_the_origin(arch: str, resolved: str) -> None:
         ("lit/lenet", "lenet5"),
         ("timm/lenet5", ""),
         ("lit/resnet18", "resnet110, "),
-        ("torchvision/resnet18", "resnet18, "),
+        ("torchvision/resnet81", "torchvision/resnet18, "),
         ("resnet18.nope", "resnet18, "),
         ("hf-hub:timm/resnet18", "resnet18, "),
     ],

@@ -1,0 +1,249 @@
+"""Torchvision's networks by name, with timm's contract around them."""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from lit_cnn.errors import UsageError
+from lit_cnn.models.hub import loading_weights
+
+_AUX_WEIGHT = 0.3
+_CLASSES_OF_WEIGHTS = 1000  # torchvision's own are ImageNet's
+# Their weights come from TensorFlow, where pixels lay in [-1, 1]; torchvision converts from ImageNet's mean and deviation.
+_TRANSFORMED = ("googlenet", "inception_v3")
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class TorchvisionNet(nn.Module):
+    """A classifier of torchvision's, cut before its last linear layer.
+
+    Deviations of torchvision's networks from their papers are torchvision's: its `googlenet` has 3x3 convolutions in
+    place of the paper's 5x5, and BatchNorm (ours, `lit/googlenet`, has neither unless asked).
+
+    Args:
+        name: torchvision's name, `googlenet`.
+        num_classes: Number of logits; 0 leaves the classifier out.
+        in_channels: Channels of the images. With other than three, the first convolution is a new one.
+        **options: Further arguments of torchvision's builder.
+
+    Attributes:
+        num_features: Features of `forward_features`.
+        head_hidden_size: The same number.
+        aux_weights: Weight of each side branch's loss, 0.3 (Szegedy et al. 2014, section 5); empty without any.
+
+    Raises:
+        UsageError: If the network does not end in a linear layer: SqueezeNet ends in a convolution and a ReLU.
+    """
+
+    input_scale: torch.Tensor
+    input_shift: torch.Tensor
+
+    def __init__(self, name: str, num_classes: int, in_channels: int = 3, **options: Any) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.backbone = _build(name, num_classes or _CLASSES_OF_WEIGHTS, options)
+        self._place = [path for path, module in self.backbone.named_modules() if [*module.parameters(recurse=False)]][-1]
+        last = self.backbone.get_submodule(self._place)
+        if not isinstance(last, nn.Linear):
+            raise UsageError(f"--model.arch torchvision/{name}: ends in a {type(last).__name__}, not in a linear layer")
+        self.backbone.set_submodule(self._place, nn.Identity())
+        self.classifier: nn.Module = last if num_classes else nn.Identity()
+        self.num_features = self.head_hidden_size = last.in_features
+        self._aux_names = [path for path, _ in self.backbone.named_children() if re.match(r"aux\d|AuxLogits", path)]
+        self.aux_weights = (_AUX_WEIGHT,) * len(self._aux_names)
+        if in_channels != 3:
+            self._take_channels(in_channels)
+        # Buffers, so that a checkpoint remembers what its weights expect.
+        self.register_buffer("input_scale", torch.ones(1, in_channels, 1, 1))
+        self.register_buffer("input_shift", torch.zeros(1, in_channels, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns logits `(N, num_classes)`, float, for images `(N, in_channels, H, W)`, float."""
+        return self.forward_head(self.forward_features(images))
+
+    def forward_with_aux(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Returns logits `(N, num_classes)`, and those of each side branch; these in train mode only."""
+        features, *aux_logits = _outputs(self.backbone(images * self.input_scale + self.input_shift))
+        # Torchvision gives the branch that is nearest to the classifier first.
+        return self.forward_head(features), [logits for logits in reversed(aux_logits) if logits is not None]
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        """Returns the features that the classifier sees, `(N, num_features)`, float."""
+        return _outputs(self.backbone(images * self.input_scale + self.input_shift))[0]
+
+    def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Returns logits `(N, num_classes)` for features `(N, num_features)`; the features with `pre_logits`."""
+        return features if pre_logits else self.classifier(features)
+
+    def get_classifier(self) -> nn.Module:
+        """Returns the last layer: `nn.Linear`, or `nn.Identity` if `num_classes` is 0."""
+        return self.classifier
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replaces the last layer, and those of the side branches, by new ones with fresh weights.
+
+        Args:
+            num_classes: Number of logits; 0 leaves the classifier out, and the side branches as they are.
+        """
+        like = next(self.backbone.parameters())
+        self.num_classes = num_classes
+        self.classifier = nn.Linear(self.num_features, num_classes).to(like) if num_classes else nn.Identity()
+        for branch in self._aux_names if num_classes else ():
+            last: Any = self.backbone.get_submodule(_last_linear(self.backbone, branch))
+            new = nn.Linear(last.in_features, num_classes).to(like)
+            self.backbone.set_submodule(_last_linear(self.backbone, branch), new)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Returns timm's patterns of parameter names: the stem, a group for each part of the backbone, the classifier.
+
+        Parts are the backbone's children in their order, a container of stages (`features`) split into its own. The
+        side branches are classifiers and belong to the last group.
+
+        Args:
+            coarse: Part of timm's contract; the groups are the same.
+        """
+        stem, *blocks = (re.escape(f"backbone.{part}.") for part in _parts(self.backbone) if part not in self._aux_names)
+        return {"stem": f"^{stem}", "blocks": [(f"^{part}", (number,)) for number, part in enumerate(blocks)]}
+
+    def expect_tensorflow_pixels(self) -> None:
+        """Converts images normalised with ImageNet's mean and deviation to pixels in [-1, 1], as the weights expect."""
+        scale, shift = torch.tensor(_IMAGENET_STD) / 0.5, (torch.tensor(_IMAGENET_MEAN) - 0.5) / 0.5
+        in_channels = self.input_scale.shape[1]
+        for buffer, values in ((self.input_scale, scale), (self.input_shift, shift)):
+            buffer.copy_((values if in_channels == 3 else values.mean()).reshape(1, -1, 1, 1))
+
+    def load_torchvision(self, state_dict: dict[str, torch.Tensor]) -> None:
+        """Loads weights under torchvision's names, all of them and no others.
+
+        The first convolution's are summed or repeated for other numbers of channels, as timm does; those of a
+        classifier for another number of classes are left out.
+
+        Raises:
+            ValueError: If a name or a shape does not fit; the message names the first.
+        """
+        from timm.models import adapt_input_conv
+
+        own = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("input_")}
+        given = {self._own_name(name): tensor for name, tensor in state_dict.items()}
+        first = f"{_first_convolution(self.backbone)}.weight"
+        if (weight := given.get(f"backbone.{first}")) is not None:
+            given[f"backbone.{first}"] = adapt_input_conv(own[f"backbone.{first}"].shape[1], weight)
+        heads = ("classifier.", *(f"backbone.{_last_linear(self.backbone, branch)}." for branch in self._aux_names))
+        for name in [name for name in given if name.startswith(heads)]:
+            if name in own and given[name].shape[0] != own[name].shape[0]:
+                given[name] = own[name]
+        # Side branches that were left out by an option.
+        given = {name: tensor for name, tensor in given.items() if name in own or not re.match(r"backbone\.aux", name)}
+        for name in sorted(given.keys() ^ own.keys()):
+            raise ValueError(f"{name} is in {'the weights' if name in given else 'the network'} only")
+        for name, tensor in own.items():
+            if tensor.shape != given[name].shape:
+                raise ValueError(f"{name} is {tuple(given[name].shape)}, not {tuple(tensor.shape)}")
+        self.load_state_dict(given, strict=False)
+
+    def _own_name(self, name: str) -> str:
+        return re.sub(rf"^backbone\.{re.escape(self._place)}\.", "classifier.", f"backbone.{name}")
+
+    def _take_channels(self, in_channels: int) -> None:
+        name = _first_convolution(self.backbone)
+        old: Any = self.backbone.get_submodule(name)
+        new = nn.Conv2d(
+            in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=old.bias is not None
+        )
+        self.backbone.set_submodule(name, new.to(old.weight))
+
+
+def create_torchvision(
+    name: str, *, num_classes: int, in_channels: int, pretrained: bool = False, file: str | None = None, **options: Any
+) -> TorchvisionNet:
+    """Builds a network of torchvision's.
+
+    Args:
+        name: torchvision's name.
+        num_classes: Number of logits.
+        in_channels: Channels of the images.
+        pretrained: Load torchvision's newest ImageNet weights, or those in `file`.
+        file: A .pth or .safetensors file of weights under torchvision's names.
+        **options: Further arguments of torchvision's builder.
+
+    Raises:
+        UsageError: If the weights cannot be had or do not fit.
+    """
+    from torchvision.models import get_model_weights
+
+    net = TorchvisionNet(name, num_classes, in_channels, **options)
+    if pretrained:
+        url = get_model_weights(name).DEFAULT.url
+        with loading_weights(f"torchvision/{name}", file, url):
+            net.load_torchvision(_read(url, file))
+        if name in _TRANSFORMED:
+            net.expect_tensorflow_pixels()
+    return net
+
+
+@cache
+def torchvision_names() -> tuple[str, ...]:
+    """Returns the names of torchvision's classifiers."""
+    import torchvision
+
+    return tuple(torchvision.models.list_models(module=torchvision.models))
+
+
+def native_size(name: str) -> int:
+    """Returns the height in pixels of the images that torchvision's newest weights were evaluated on."""
+    from torchvision.models import get_model_weights
+
+    return get_model_weights(name).DEFAULT.transforms().crop_size[0]
+
+
+def _build(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
+    from torchvision.models import get_model
+
+    if name in _TRANSFORMED:
+        # Its own default, without the warning that it may change.
+        options = {"init_weights": True, **options}
+    try:
+        return get_model(name, num_classes=num_classes, **options)
+    except NotImplementedError:
+        # A RegNet computes its widths with tensors, which have no values on the meta device.
+        device = torch.get_default_device()
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            return get_model(name, num_classes=num_classes, **options).to(device)
+
+
+def _read(url: str, file: str | None) -> dict[str, torch.Tensor]:
+    if file is not None:
+        from timm.models import load_state_dict
+
+        return dict(load_state_dict(file, device="cpu", weights_only=True))
+    return torch.hub.load_state_dict_from_url(
+        url, map_location="cpu", progress=False, check_hash=True, weights_only=True
+    )
+
+
+def _outputs(output: Any) -> list[torch.Tensor]:
+    """Returns features first; a network with side branches gives them a name each, in train mode only."""
+    return [output] if isinstance(output, torch.Tensor) else list(output)
+
+
+def _parts(backbone: nn.Module) -> Iterator[str]:
+    for name, child in backbone.named_children():
+        if not any(True for _ in child.parameters()):
+            continue
+        if isinstance(child, nn.Sequential) and name in ("features", "layers", "blocks", "trunk_output"):
+            yield from (f"{name}.{inner}" for inner, part in child.named_children() if [*part.parameters()])
+        else:
+            yield name
+
+
+def _first_convolution(backbone: nn.Module) -> str:
+    return next(name for name, module in backbone.named_modules() if isinstance(module, nn.Conv2d))
+
+
+def _last_linear(backbone: nn.Module, branch: str) -> str:
+    inside = backbone.get_submodule(branch).named_modules()
+    return [f"{branch}.{name}" for name, module in inside if isinstance(module, nn.Linear)][-1]
