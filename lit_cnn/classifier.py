@@ -32,7 +32,7 @@ class LitClassifier(pl.LightningModule):
         arch: Name of the architecture: ours first, else timm's; `torchvision/NAME` for one of torchvision's. `lit/NAME`
             and `timm/NAME` force the origin too.
         arch_options: Options of that architecture.
-        weights: `pretrained` (timm's or torchvision's own), or a file of weights for this architecture; by default none.
+        weights: `pretrained` (timm's or torchvision's own), or a file of weights of this architecture; default none.
         optimizer: One of timm's optimizers, for example adamw or sgd.
         lr: Peak learning rate.
         weight_decay: Weight decay; biases and normalisation weights are left out.

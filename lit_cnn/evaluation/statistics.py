@@ -131,6 +131,29 @@ def mean_std(values: Sequence[float] | np.ndarray) -> MeanStd:
     return MeanStd(len(array), float(array.mean()), std)
 
 
+def paired_difference(values: Sequence[float], others: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean of the differences of paired values with its limits after Student's t.
+
+    Args:
+        values: Such as one figure for each training seed.
+        others: The same of something else, in the same order; it is subtracted.
+        confidence: In (0, 1).
+
+    Returns:
+        The mean of `values - others`, and its limits; infinite ones for a single pair.
+
+    Raises:
+        ValueError: If the numbers of values differ, or there are none.
+    """
+    from scipy.stats import t
+
+    if len(values) != len(others):
+        raise ValueError(f"paired_difference: {len(values)} values cannot be paired with {len(others)}")
+    n, mean, std = mean_std(np.asarray(values, dtype=np.float64) - np.asarray(others, dtype=np.float64))
+    half = float(t.ppf((1 + confidence) / 2, n - 1)) * std / math.sqrt(n) if n > 1 else math.inf
+    return Interval(mean, mean - half, mean + half)
+
+
 def images_for_power(
     correct_a: np.ndarray, correct_b: np.ndarray, power: float = 0.8, alpha: float = 0.05
 ) -> int | None:

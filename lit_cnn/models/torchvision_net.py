@@ -13,7 +13,7 @@ from lit_cnn.models.hub import loading_weights
 
 _AUX_WEIGHT = 0.3
 _CLASSES_OF_WEIGHTS = 1000  # torchvision's own are ImageNet's
-# Their weights come from TensorFlow, where pixels lay in [-1, 1]; torchvision converts from ImageNet's mean and deviation.
+# Their weights come from TensorFlow, where pixels lay in [-1, 1]; torchvision converts from ImageNet's mean and std.
 _TRANSFORMED = ("googlenet", "inception_v3")
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -46,7 +46,9 @@ class TorchvisionNet(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.backbone = _build(name, num_classes or _CLASSES_OF_WEIGHTS, options)
-        self._place = [path for path, module in self.backbone.named_modules() if [*module.parameters(recurse=False)]][-1]
+        self._place = [path for path, module in self.backbone.named_modules() if [*module.parameters(recurse=False)]][
+            -1
+        ]
         last = self.backbone.get_submodule(self._place)
         if not isinstance(last, nn.Linear):
             raise UsageError(f"--model.arch torchvision/{name}: ends in a {type(last).__name__}, not in a linear layer")
@@ -106,7 +108,9 @@ class TorchvisionNet(nn.Module):
         Args:
             coarse: Part of timm's contract; the groups are the same.
         """
-        stem, *blocks = (re.escape(f"backbone.{part}.") for part in _parts(self.backbone) if part not in self._aux_names)
+        stem, *blocks = (
+            re.escape(f"backbone.{part}.") for part in _parts(self.backbone) if part not in self._aux_names
+        )
         return {"stem": f"^{stem}", "blocks": [(f"^{part}", (number,)) for number, part in enumerate(blocks)]}
 
     def expect_tensorflow_pixels(self) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "download_artifact",
     "experiment_id",
     "find_runs",
+    "metric_history",
     "repair_moved_store",
     "search_runs",
 ]
@@ -130,6 +131,13 @@ def search_runs(
     if not runs:
         raise UsageError(f"--filter {filter!r}: matches no run of experiment {experiment!r}; loosen it")
     return [_info(run, {in_experiment: experiment}) for run in runs]
+
+
+def metric_history(store: Store, run: RunInfo, metric: str) -> list[tuple[int, float]]:
+    """Returns a metric's (step, value) pairs in the order of their steps; none if the run never logged it."""
+    with _in_one_line(store):
+        history = client(store).get_metric_history(run.run_id, metric)
+    return sorted((entry.step, entry.value) for entry in history)
 
 
 def download_artifact(store: Store, run: RunInfo, artifact_path: str, target_dir: Path | None = None) -> Path:

@@ -7,6 +7,7 @@ import pytest
 
 from lit_cnn.cli import HELP, main
 from lit_cnn.cli.precheck import known_options
+from lit_cnn.models import BUILDERS
 from tests.conftest import Finished
 from tests.training import CONFIGS
 
@@ -48,6 +49,7 @@ def test_every_option_in_the_overview_exists(capsys: pytest.CaptureFixture[str])
 def test_every_config_file_parses(capsys: pytest.CaptureFixture[str]) -> None:
     files = sorted(CONFIGS.rglob("*.yaml"))
     assert len(files) >= 9
+    assert {name for name in BUILDERS if not (CONFIGS / "model" / f"{name}.yaml").is_file()} == set()
     for file in files:
         group = file.parent.name
         option = f"--{group}={file}" if group in ("data", "model") else f"--config={file}"

@@ -22,6 +22,7 @@ from lit_cnn.evaluation.statistics import (
     mean_std,
     negative_log_likelihood,
     paired_bootstrap,
+    paired_difference,
     wilson_interval,
 )
 
@@ -183,3 +184,14 @@ def test_temperature_stays_in_its_range() -> None:
     # All right: the smaller the better. All wrong: the larger the better.
     assert 0.01 <= fit_temperature(np.eye(3) * 5, np.arange(3)) < 0.2
     assert fit_temperature(np.eye(3) * 5, np.array([1, 2, 0])) == pytest.approx(100, rel=0.01)
+
+
+def test_paired_difference_is_scipys() -> None:
+    a, b = [0.91, 0.93, 0.90, 0.95], [0.90, 0.91, 0.90, 0.91]
+    found = paired_difference(a, b)
+    expected = scipy.stats.ttest_rel(a, b).confidence_interval(0.95)
+    assert found.mean == pytest.approx(np.mean(a) - np.mean(b))
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert paired_difference([0.9], [0.8]).low == -math.inf
+    with pytest.raises(ValueError, match="2 values cannot be paired with 1"):
+        paired_difference([1.0, 2.0], [1.0])

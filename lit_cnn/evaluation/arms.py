@@ -1,0 +1,208 @@
+"""Arms of an experiment: configurations that are trained with the same seeds and differ in one thing.
+
+Their runs are found in MLflow by name, so that an experiment that stopped goes on with what is missing; their learning
+curves are drawn over each other, and differences are taken seed by seed.
+"""
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lit_cnn.errors import UsageError
+from lit_cnn.evaluation.statistics import mean_std, paired_difference
+from lit_cnn.files import replace_atomically
+from lit_cnn.tracking import resolve_store
+from lit_cnn.tracking.queries import RunInfo, metric_history, search_runs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLORS = ("#0b5cad", "#c2410c", "#15803d", "#7e22ce", "#52606d", "#b45309")
+_SAME_LENGTH = ("trainer.max_epochs", "data.limit_train")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of a comparison.
+
+    Attributes:
+        label: What tables and pictures call it.
+        run_name: The name that its runs have in MLflow: `{arch}_{transfer}_{dataset}[_{recipe}]`.
+        arguments: What `lit-cnn fit` is given, apart from seeds and experiment.
+    """
+
+    label: str
+    run_name: str
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric of one run over its training.
+
+    Attributes:
+        seed: The run's training seed.
+        steps: `(n,)` int64, optimizer steps, rising.
+        values: `(n,)` float64, the metric at these steps.
+    """
+
+    seed: int
+    steps: np.ndarray
+    values: np.ndarray
+
+
+def train_missing(arms: Sequence[Arm], experiment: str, seeds: Sequence[int], *more: str) -> None:
+    """Trains, arm by arm, with those seeds of which the experiment has no finished run yet.
+
+    Args:
+        arms: What to train.
+        experiment: Name of the MLflow experiment, in the store that `resolve_store` finds.
+        seeds: Training seeds.
+        *more: Further arguments of `lit-cnn fit`, for every arm; they win.
+
+    Raises:
+        subprocess.CalledProcessError: If a run fails; what it said stands above.
+    """
+    for arm in arms:
+        done = finished_runs(arm, experiment)
+        missing = [str(seed) for seed in seeds if seed not in done]
+        print(f"{arm.label}: {len(seeds) - len(missing)} of {len(seeds)} runs are there", flush=True)
+        if missing:
+            command = [sys.executable, "-m", "lit_cnn", "fit", "--experiment", experiment, *arm.arguments, *more]
+            subprocess.run([*command, "--seeds", *missing], check=True)
+
+
+def finished_runs(arm: Arm, experiment: str) -> dict[int, RunInfo]:
+    """Returns an arm's finished runs by their seeds; the newest where a seed has several."""
+    words = f"attributes.run_name = '{arm.run_name}' AND attributes.status = 'FINISHED' AND tags.kind = 'fit'"
+    try:
+        runs = search_runs(resolve_store(), experiment, words)
+    except UsageError:  # no store, no experiment or no run yet
+        return {}
+    return {int(run.tags["seed"]): run for run in reversed(runs)}
+
+
+def final_values(arms: Sequence[Arm], experiment: str, metric: str, seeds: Sequence[int]) -> dict[str, list[float]]:
+    """Returns a metric's last value for each arm's label, in the order of the seeds.
+
+    Raises:
+        ValueError: If a run is missing, has no such metric, or was trained longer or on more images than another.
+    """
+    found = _comparable_runs(arms, experiment, seeds)
+    for label, runs in found.items():
+        for run in runs:
+            if metric not in run.metrics:
+                raise ValueError(f"{label}: run {run.run_id} has no metric {metric}; it has {sorted(run.metrics)}")
+    return {label: [run.metrics[metric] for run in runs] for label, runs in found.items()}
+
+
+def learning_curves(arms: Sequence[Arm], experiment: str, metric: str, seeds: Sequence[int]) -> dict[str, list[Curve]]:
+    """Returns a metric's curves for each arm's label, in the order of the seeds.
+
+    Raises:
+        ValueError: As `final_values`.
+    """
+    store = resolve_store()
+    curves: dict[str, list[Curve]] = {}
+    for label, runs in _comparable_runs(arms, experiment, seeds).items():
+        histories = [metric_history(store, run, metric) for run in runs]
+        if not all(histories):
+            raise ValueError(f"{label}: has no metric {metric}")
+        curves[label] = [
+            Curve(seed, *(np.array(column, dtype) for column, dtype in zip(zip(*rows, strict=True), "qd", strict=True)))
+            for seed, rows in zip(seeds, histories, strict=True)
+        ]
+    return curves
+
+
+def smoothed(curve: Curve, window: int) -> Curve:
+    """Returns the mean of each value and the `window - 1` before it, from the first for which there are so many."""
+    if not 1 <= window <= len(curve.values):
+        raise ValueError(f"window {window}: give 1 to {len(curve.values)}")
+    means = np.convolve(curve.values, np.full(window, 1 / window), mode="valid")
+    return Curve(curve.seed, curve.steps[window - 1 :], means)
+
+
+def steps_to(curve: Curve, level: float) -> float:
+    """Returns the first step at which the curve is at `level` or below it; infinity if it never is."""
+    below = np.flatnonzero(curve.values <= level)
+    return float(curve.steps[below[0]]) if len(below) else float("inf")
+
+
+def comparison(values: Mapping[str, Sequence[float]], digits: int = 4) -> str:
+    """Returns a table of the arms: n, mean and standard deviation, and the difference to the first arm seed by seed.
+
+    Args:
+        values: A value for each seed, in the same order for every label.
+        digits: Decimals.
+
+    Returns:
+        One line for each arm. Limits are those of Student's t for the paired differences, with 95 % confidence.
+    """
+    reference = next(iter(values.values()))
+    width = max(map(len, values))
+    lines = [f"{'':{width}}   n  mean ± std{'':{2 * digits - 1}}  minus the first [95 %]"]
+    for label, own in values.items():
+        n, mean, std = mean_std(own)
+        line = f"{label:{width}}  {n:2}  {mean:.{digits}f} ± {std:.{digits}f}"
+        if own is not reference:
+            difference, low, high = paired_difference(own, reference)
+            line += f"    {difference:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def plot_curves(curves: Mapping[str, Sequence[Curve]], path: Path, ylabel: str, log_scale: bool = False) -> None:
+    """Draws every run as a thin line and each arm's mean over its runs as a bold one, as a PNG of 1200 x 675 px.
+
+    Args:
+        curves: The runs of each label, all at the same steps.
+        path: The PNG file; replaced whole if it is there.
+        ylabel: What the values are.
+        log_scale: Whether the values' axis is logarithmic.
+    """
+    # Not pyplot: it keeps every figure alive and may look for a display.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for (label, runs), color in zip(curves.items(), _COLORS, strict=False):
+        for run in runs:
+            axes.plot(run.steps, run.values, color=color, linewidth=0.7, alpha=0.45)
+        mean = np.mean([run.values for run in runs], axis=0)
+        axes.plot(runs[0].steps, mean, color=color, linewidth=2.2, label=f"{label} (n = {len(runs)})")
+    _label(axes, ylabel, log_scale)
+    with replace_atomically(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _label(axes: "Axes", ylabel: str, log_scale: bool) -> None:
+    if log_scale:
+        axes.set_yscale("log")
+    axes.set_xlabel("optimizer steps")
+    axes.set_ylabel(ylabel)
+    axes.legend(frameon=False, fontsize=9)
+    axes.grid(color="#e5e7eb", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _comparable_runs(arms: Sequence[Arm], experiment: str, seeds: Sequence[int]) -> dict[str, list[RunInfo]]:
+    found = dict(_runs_by_label(arms, experiment, seeds))
+    for name in _SAME_LENGTH:
+        lengths = {run.params.get(name) for runs in found.values() for run in runs}
+        if len(lengths) > 1:
+            raise ValueError(f"experiment {experiment}: its runs differ in {name} ({lengths}); compare like with like")
+    return found
+
+
+def _runs_by_label(arms: Sequence[Arm], experiment: str, seeds: Sequence[int]) -> Iterator[tuple[str, list[RunInfo]]]:
+    for arm in arms:
+        runs = finished_runs(arm, experiment)
+        if missing := [seed for seed in seeds if seed not in runs]:
+            raise ValueError(f"{arm.label}: no finished run {arm.run_name} with seeds {missing}; train it first")
+        yield arm.label, [runs[seed] for seed in seeds]
