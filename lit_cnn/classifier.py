@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lit_cnn.datamodule import Batch
 from lit_cnn.errors import UsageError
+from lit_cnn.mixing import build_mixing
 from lit_cnn.models import create_model, resolve_arch
 from lit_cnn.optimization import Schedule, build_optimizer, learning_rate_factor
 from lit_cnn.randomness import torch_seed
@@ -40,6 +41,10 @@ class LitClassifier(pl.LightningModule):
         schedule: `constant` or `one_cycle` (a rise, then a cosine to 0), step by step.
         warmup_fraction: Share of the run in which the learning rate rises to its peak.
         label_smoothing: Share of the target spread evenly over all classes (Szegedy et al. 2015, section 7).
+        mixup: Alpha of mixup (Zhang et al. 2017, "mixup"): each image of a batch is averaged with its neighbour, with a
+            weight from Beta(alpha, alpha), and so are the targets; 0 is off. 0.2 is common.
+        cutmix: Alpha of CutMix (Yun et al. 2019): a rectangle of each image is its neighbour's, targets by area; 0 is
+            off, 1.0 is common. With both, each batch gets one of them, by the toss of a coin.
         num_classes: Number of classes; linked from the data.
         in_channels: 1 or 3; linked from the data.
         image_size: Pixels of the square that the network takes; linked from the data.
@@ -68,6 +73,8 @@ class LitClassifier(pl.LightningModule):
         schedule: Schedule = "one_cycle",
         warmup_fraction: float = 0.25,
         label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
         num_classes: int = 10,
         in_channels: int = 1,
         image_size: int = 28,
@@ -79,6 +86,7 @@ class LitClassifier(pl.LightningModule):
     ) -> None:
         super().__init__()
         _check_numbers(lr, weight_decay, warmup_fraction, label_smoothing)
+        self._mix = build_mixing(mixup, cutmix, num_classes)
         arch = resolve_arch(arch)
         self.save_hyperparameters()
         # The initial weights belong to the seed, whatever was drawn before.
@@ -126,16 +134,18 @@ class LitClassifier(pl.LightningModule):
 
         Returns:
             The weighted sum of the classifier's loss and those of the side branches, which evaluation never computes;
-            and the parts: accuracy, the classifier's loss, one for each side branch.
+            and the parts: accuracy, the classifier's loss, one for each side branch. Mixed images count as what the
+            larger part of them is.
         """
-        if self.aux_weights:
-            net: Any = self.net
-            logits, aux_logits = net.forward_with_aux(self.normalize(images))
-        else:
-            logits, aux_logits = self(images), []
+        views, soft_targets = self.normalize(images), targets
+        if self._mix is not None:
+            views, soft_targets = self._mix(views, targets)
+            targets = soft_targets.argmax(1)
+        net: Any = self.net
+        logits, aux_logits = net.forward_with_aux(views) if self.aux_weights else (net(views), [])
         losses = [
             # In float32: the exponentials of bfloat16's three digits would be coarse.
-            F.cross_entropy(each.float(), targets, label_smoothing=self.hparams["label_smoothing"])
+            F.cross_entropy(each.float(), soft_targets, label_smoothing=self.hparams["label_smoothing"])
             for each in (logits, *aux_logits)
         ]
         loss = losses[0]

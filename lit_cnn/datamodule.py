@@ -4,6 +4,7 @@ A training item is asked for as (epoch, index): the epoch travels with the index
 an attribute that is set on its copy of the data set later.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +15,11 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
-from lit_cnn.datasets import ArrayImages, ImageSet, load_image_set, read_image
+from lit_cnn.datasets import ArrayImages, ImageSet, load_image_set
 from lit_cnn.errors import UsageError
+from lit_cnn.pixel_statistics import PixelStatistics, cached, keep, measure_pixels
 from lit_cnn.randomness import epoch_permutation
 from lit_cnn.splits import Splits, draw_splits, manifest, manifest_digest
 from lit_cnn.transforms import Interpolation, TrainCrop, TrainTransform, resize_and_center_crop
@@ -140,31 +143,6 @@ class EvalImages(Dataset[Batch]):
         return stack_images(views), torch.from_numpy(self.labels[chosen])
 
 
-class FolderImages(Dataset[torch.Tensor]):
-    """Images without labels, as validation sees them: what `lit-cnn predict` reads.
-
-    Args:
-        files: The image files.
-        size: S, pixels of the square.
-        in_channels: 1 (gray) or 3 (RGB).
-        interpolation: How to resize.
-    """
-
-    def __init__(self, files: Sequence[Path], size: int, in_channels: int, interpolation: Interpolation) -> None:
-        self.files = files
-        self.size = size
-        self.in_channels = in_channels
-        self.interpolation = interpolation
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitems__(self, positions: Sequence[int]) -> torch.Tensor:
-        """Returns images `(N, C, S, S)` uint8."""
-        images = [read_image(self.files[position], self.in_channels) for position in positions]
-        return stack_images([resize_and_center_crop(image, self.size, self.interpolation) for image in images])
-
-
 def stack_images(views: Sequence[np.ndarray]) -> torch.Tensor:
     """Stacks `(S, S, C)` uint8 arrays to one contiguous `(N, C, S, S)` uint8 tensor."""
     return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).contiguous()
@@ -187,7 +165,9 @@ class ImageDataModule(pl.LightningDataModule):
         train_crop: `center`, `random` or `random_resized`: how a training image becomes a square.
         augment: albumentations transforms by class_path, applied to the training square in this order.
         interpolation: `area`, `bilinear` or `bicubic`.
-        mean: Mean per channel of pixels in [0, 1]; by default that of the training images in memory, ImageNet's else.
+        normalize: By whose mean and standard deviation: `train`, the training images' (each is decoded once, the result
+            remembered), or `imagenet`, as pretrained weights expect; by default `imagenet` for files, else `train`.
+        mean: Mean per channel of pixels in [0, 1]; wins over `normalize`.
         std: Standard deviation per channel, likewise.
         seed: The training seed, for order and augmentation; linked from `--seed_everything`.
 
@@ -208,8 +188,9 @@ class ImageDataModule(pl.LightningDataModule):
         split_seed: int = 0,
         limit_train: int | None = None,
         train_crop: TrainCrop = "center",
-        augment: list[dict[str, Any]] | None = None,
+        augment: list[dict] | None = None,  # of Any, jsonargparse would build the transforms inside a OneOf itself
         interpolation: Interpolation = "area",
+        normalize: Literal["train", "imagenet"] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
         seed: int = 0,
@@ -236,13 +217,16 @@ class ImageDataModule(pl.LightningDataModule):
         self.limit_train = limit_train
         self.interpolation: Interpolation = interpolation
         self.train_transform = TrainTransform(image_size, train_crop, augment or (), interpolation)
+        self.normalize = normalize
         self._mean, self._std = mean, std
         self.seed = seed
 
     @cached_property
     def image_set(self) -> ImageSet:
         """The images, read at first use."""
-        return load_image_set(self.dataset, self.root, self._in_channels)
+        image_set = load_image_set(self.dataset, self.root, self._in_channels)
+        self.train_transform.check_channels(image_set.in_channels)
+        return image_set
 
     @cached_property
     def splits(self) -> Splits:
@@ -292,16 +276,41 @@ class ImageDataModule(pl.LightningDataModule):
         return _per_channel("--data.std", self._std, self.in_channels) or self._statistics[1]
 
     @cached_property
-    def _statistics(self) -> tuple[list[float], list[float]]:
-        images = self.image_set.images
+    def pixel_statistics(self) -> PixelStatistics:
+        """Those of the training images: in memory as they are, from files as validation sees them; remembered."""
+        images, train = self.image_set.images, self.splits.train
         if isinstance(images, ArrayImages):
-            pixels = images.array[np.sort(self.splits.train)].reshape(-1, self.in_channels) / np.float32(255)
-            mean, std = pixels.mean(0, dtype=np.float64), pixels.std(0, dtype=np.float64)
+            parts = np.array_split(np.sort(train), -(-len(train) // 4096))
+            return measure_pixels(images.array[part] for part in parts)
+        key = (self.image_set.digest_of(train), self.in_channels, self.image_size, self.interpolation)
+        if (statistics := cached(key)) is None:
+            loader = self._eval_loader(train)
+            shown = tqdm(loader, desc="measuring pixels", unit="batch", file=sys.stderr, disable=len(loader) < 10)
+            statistics = measure_pixels(views.permute(0, 2, 3, 1).numpy() for views, _ in shown)
+            keep(key, statistics)
+        return statistics
+
+    @property
+    def has_measured_pixels(self) -> bool:
+        """Whether this run depends on `pixel_statistics`, which are then there already."""
+        return "pixel_statistics" in self.__dict__ or self.train_transform.needs_covariance
+
+    @cached_property
+    def _statistics(self) -> tuple[list[float], list[float]]:
+        in_memory = isinstance(self.image_set.images, ArrayImages)
+        if (self.normalize or ("train" if in_memory else "imagenet")) == "train":
+            found = self.pixel_statistics
             # Images of one colour have no deviation; dividing by 1 leaves them as they are.
-            return [round(float(value), 6) for value in mean], [round(float(value), 6) or 1.0 for value in std]
+            return [round(value, 6) for value in found.mean], [round(value, 6) or 1.0 for value in found.std]
         if self.in_channels == 1:
             return [sum(IMAGENET_MEAN) / 3], [sum(IMAGENET_STD) / 3]
         return list(IMAGENET_MEAN), list(IMAGENET_STD)
+
+    def ready_train_transform(self) -> TrainTransform:
+        """Returns the training transform; measures the training images' colours if it asks for them."""
+        if self.train_transform.needs_covariance:
+            self.train_transform.set_covariance(self.pixel_statistics.covariance)
+        return self.train_transform
 
     @property
     def num_train_batches(self) -> int:
@@ -310,7 +319,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the training loader, at the batch where a resumed run stands."""
-        images = TrainImages(self.image_set, self.splits.train, self.train_transform, self.seed)
+        images = TrainImages(self.image_set, self.splits.train, self.ready_train_transform(), self.seed)
         return self._loader(images, self._train_batches(*self._position()), self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:

@@ -7,7 +7,7 @@ import importlib
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
@@ -22,6 +22,18 @@ if TYPE_CHECKING:
 Interpolation = Literal["area", "bilinear", "bicubic"]
 TrainCrop = Literal["center", "random", "random_resized"]
 
+# On gray images albumentations does something else with these, nothing at all, or stops.
+_RGB_ONLY = {
+    "ChannelDropout",
+    "ChannelShuffle",
+    "FancyPCA",
+    "HueSaturationValue",
+    "PCAColor",
+    "PlanckianJitter",
+    "RGBShift",
+    "ToGray",
+    "ToSepia",
+}
 _CV2_INTERPOLATION = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
@@ -83,10 +95,35 @@ class TrainTransform:
         self.crop = crop
         self.interpolation: Interpolation = interpolation
         transforms = _crop_transforms(size, crop, interpolation) + [_instantiate(spec) for spec in augment]
+        self._transforms = list(_flatten(transforms))
         self._compose = _compose(transforms) if transforms else None
         self._random = KeyedRandom()
         if self._compose is not None:
             self._compose.set_random_state(self._random.generator, self._random.python_random)
+
+    def check_channels(self, in_channels: int) -> None:
+        """Refuses transforms of colour for gray images: albumentations would take them and do something else.
+
+        Raises:
+            UsageError: If there is one.
+        """
+        names = {type(transform).__name__ for transform in self._transforms}
+        if in_channels == 1 and (found := sorted(names & _RGB_ONLY)):
+            raise UsageError(
+                f"--data.augment {found[0]}: works on colours, and the images are gray; leave it out, or give "
+                "--data.in_channels 3"
+            )
+
+    @property
+    def needs_covariance(self) -> bool:
+        """Whether a PCAColor waits for the covariance of the training images."""
+        return any(getattr(transform, "covariance", ()) is None for transform in self._transforms)
+
+    def set_covariance(self, covariance: Sequence[Sequence[float]]) -> None:
+        """Gives the `(3, 3)` RGB covariance of the training images, pixels in [0, 1], to each PCAColor without one."""
+        for transform in self._transforms:
+            if getattr(transform, "covariance", ()) is None:
+                transform.covariance = [list(row) for row in covariance]
 
     def __call__(self, image: np.ndarray, *key: int | str) -> np.ndarray:
         """Returns the `(S, S, C)` uint8 view of an `(H, W, C)` uint8 image that belongs to the key."""
@@ -136,6 +173,13 @@ def _instantiate(spec: Mapping[str, Any]) -> "albumentations.BasicTransform":
     if not isinstance(transform, albumentations.BasicTransform | albumentations.BaseCompose):
         raise UsageError(f"--data.augment {class_path}: is not an albumentations transform")
     return transform
+
+
+def _flatten(transforms: Sequence[Any]) -> Iterator[Any]:
+    """Yields the transforms, and those inside a OneOf and the like."""
+    for transform in transforms:
+        yield transform
+        yield from _flatten(getattr(transform, "transforms", ()))
 
 
 def _compose(transforms: list["albumentations.BasicTransform"]) -> "albumentations.Compose":

@@ -11,7 +11,6 @@ from lit_cnn.datamodule import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Batch,
-    FolderImages,
     ImageDataModule,
     TrainBatches,
     TrainImages,
@@ -19,6 +18,7 @@ from lit_cnn.datamodule import (
 )
 from lit_cnn.datasets import ArrayImages, ImageSet
 from lit_cnn.errors import UsageError
+from lit_cnn.evaluation.predictions import FolderImages
 from lit_cnn.randomness import epoch_permutation
 from lit_cnn.transforms import TrainTransform, resize_and_center_crop
 from tests.test_datasets import save_images

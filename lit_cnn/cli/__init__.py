@@ -28,6 +28,8 @@ train and evaluate (Lightning):
 compare and look:
   describe   show a network layer by layer beside its paper's figures
              lit-cnn describe resnet50 [--compare resnet18] [--stages] [--format json]
+  preview    write a picture of what augmentation makes of the training images
+             lit-cnn preview --config configs/augment/geometric.yaml --data.dataset digits
   ensemble   average tracked runs over one and many crops, with intervals and paired tests
              lit-cnn ensemble --experiment digits --top_k 3 --views 1 10
   ui         open the MLflow UI on this store
@@ -69,6 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(name: str) -> Callable[[list[str]], int]:
     if name in ("fit", "validate", "test"):
         return lambda arguments: _train_or_evaluate(name, arguments)
+    if name == "preview":
+        from lit_cnn.cli.preview import preview
+
+        return preview
     from lit_cnn.cli import verbs
 
     commands = {
@@ -79,7 +85,7 @@ def _command(name: str) -> Callable[[list[str]], int]:
         "sync": verbs.sync,
     }
     if name not in commands:
-        known = ", ".join(("fit", "validate", "test", *commands))
+        known = ", ".join(("fit", "validate", "test", "preview", *commands))
         raise UsageError(f"{name}: no such command; there are {known}")
     return commands[name]
 

@@ -1,5 +1,6 @@
 """The process around a run: which of several it is, what it does at a signal, which advice it passes on."""
 
+import logging
 import signal
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,12 @@ from lit_cnn.callbacks import RunCheckpoints, RunInterrupted
 def is_first_process() -> bool:
     """Tells whether this is the process of a distributed run that writes; true where there is only one."""
     return getattr(rank_zero_only, "rank", 0) in (0, None)
+
+
+def hush_lightning() -> None:
+    """Keeps Lightning's banner and advertisements away; its warnings stay."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @contextmanager

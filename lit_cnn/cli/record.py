@@ -5,15 +5,19 @@ import importlib.metadata
 import json
 import subprocess
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from lit_cnn import __version__
 from lit_cnn.classifier import LitClassifier
 from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.errors import UsageError
-from lit_cnn.files import write_text_atomically
+from lit_cnn.files import replace_atomically, write_text_atomically
 from lit_cnn.models import resolve_arch
+from lit_cnn.preview import preview_grid
 from lit_cnn.randomness import SCHEME_VERSION
 from lit_cnn.tracking.logger import JournalLogger
 
@@ -98,6 +102,16 @@ def log_inputs(
         profile=json.dumps({"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)}),
     )
     logger.log_metrics({"model/parameters": num_parameters(model)}, step=0)
+    if datamodule.has_measured_pixels:
+        logger.log_text(json.dumps(asdict(datamodule.pixel_statistics), indent=2), "data/pixel_statistics.json")
+
+
+def log_preview(logger: JournalLogger, datamodule: ImageDataModule) -> None:
+    """Logs the picture of what augmentation does, as `preview.png`."""
+    file = logger.run_folder / "preview.png"
+    with replace_atomically(file) as temporary:
+        Image.fromarray(preview_grid(datamodule)).save(temporary, format="png")
+    logger.log_artifact(file)
 
 
 def run_record(datamodule: ImageDataModule, config_text: str, digest: str, key: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import atexit
 import functools
-import logging
 import os
 import shutil
 import signal
@@ -21,8 +20,8 @@ from lit_cnn.callbacks import FitProgress, RunCheckpoints, RunInterrupted, StepM
 from lit_cnn.checkpoints import CheckpointIO256, load_checkpoint
 from lit_cnn.classifier import LitClassifier, NonFiniteLossError, check_has_end
 from lit_cnn.cli.parser import OneLineParser, default_config
-from lit_cnn.cli.process import is_first_process, quiet_lightning, signals_stop
-from lit_cnn.cli.record import check_classes, flatten, log_inputs, run_name, run_record, run_tags
+from lit_cnn.cli.process import hush_lightning, is_first_process, quiet_lightning, signals_stop
+from lit_cnn.cli.record import check_classes, flatten, log_inputs, log_preview, run_name, run_record, run_tags
 from lit_cnn.cli.resume import checkpoint_file, config_digest, last_checkpoint, mark_finished, mark_unfinished
 from lit_cnn.cli.seeds import SeedsRun, format_summary
 from lit_cnn.datamodule import ImageDataModule
@@ -81,6 +80,7 @@ class LitCLI(LightningCLI):
         # Taken out of the arguments before they are parsed (take_seeds): the parser only has to tell of it.
         if self._only == "fit":
             parser.epilog = "--seeds N [N ...]: train once with each seed, under one run with their mean and deviation"
+        parser.add_argument("--log_preview", type=bool, default=False, help="keep a picture of the augmentation")
         parser.add_argument("--recipe", type=str | None, default=None, help="a word that ends the run's name")
         parser.add_argument("--experiment", type=str | None, default=None, help="MLflow experiment; default: the data")
         parser.add_argument("--track", type=bool, default=True, help="false: no MLflow run and no checkpoints")
@@ -227,6 +227,8 @@ class LitCLI(LightningCLI):
         model.run_record = run_record(datamodule, config_text, digest, logger.key)
         if folder is None or not folder.is_dir():
             log_inputs(logger, model, datamodule, config_text, self._store.journal_dir.parent / "splits")
+            if self._options.log_preview:
+                log_preview(logger, datamodule)
         verb = "resuming" if ckpt_path else "training"
         print(f"{verb} {name} (seed {self._options.seed_everything}), run {logger.key}", file=sys.stderr)
 
@@ -297,9 +299,7 @@ def run_trainer_command(subcommand: str, arguments: list[str], seeds: list[int] 
     Returns:
         The exit code.
     """
-    # Lightning's banner and advertisements; its warnings stay.
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    hush_lightning()
     if seeds is not None:
         return _exit_code(lambda: _run_seeds(seeds, arguments))
     if subcommand != "fit":

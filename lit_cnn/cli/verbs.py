@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from lit_cnn.models.describe import Description
 
 
-class _OneLineParser(argparse.ArgumentParser):
+class CommandParser(argparse.ArgumentParser):
+    """argparse's parser; a mistake is one line instead of the usage."""
+
     def error(self, message: str) -> NoReturn:
+        """Raises a UsageError that points to the command's --help."""
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
@@ -40,7 +43,7 @@ def predict(arguments: list[str]) -> int:
 
 def describe(arguments: list[str]) -> int:
     """`lit-cnn describe`: shows a network layer by layer beside its paper's figures; draws and downloads no weights."""
-    parser = _OneLineParser(
+    parser = CommandParser(
         prog="lit-cnn describe",
         description="Show a network layer by layer: output shapes, parameters, multiply-adds, activation memory, and "
         "its paper's figures beside them. No weights are drawn or downloaded.",
@@ -171,7 +174,7 @@ def sync(arguments: list[str]) -> int:
     return 1 if summary.failed else 0
 
 
-def _parser(command: str, description: str) -> _OneLineParser:
-    parser = _OneLineParser(prog=f"lit-cnn {command}", description=description)
+def _parser(command: str, description: str) -> CommandParser:
+    parser = CommandParser(prog=f"lit-cnn {command}", description=description)
     parser.add_argument("--tracking_uri", help="MLflow store; default: $MLFLOW_TRACKING_URI, else mlruns/mlflow.db")
     return parser

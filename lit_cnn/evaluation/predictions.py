@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_cnn.checkpoints import digest_of_weights, load_checkpoint
 from lit_cnn.classifier import LitClassifier
-from lit_cnn.datamodule import FolderImages, ImageDataModule
-from lit_cnn.datasets import ArrayImages, ImageSet, list_images
+from lit_cnn.datamodule import ImageDataModule, stack_images
+from lit_cnn.datasets import ArrayImages, ImageSet, list_images, read_image
 from lit_cnn.errors import UsageError
 from lit_cnn.evaluation.multi_crop import views_of
 from lit_cnn.files import replace_atomically
-from lit_cnn.transforms import Interpolation
+from lit_cnn.transforms import Interpolation, resize_and_center_crop
 
 SCHEMA_VERSION = 1
 """Raised when stored logits would mean something else; old ones are then not found."""
@@ -158,6 +158,31 @@ def read_logits(file: Path) -> np.ndarray | None:
     except (OSError, SafetensorError):
         return None
     return logits if hashlib.sha256(logits.tobytes()).hexdigest() == digest else None
+
+
+class FolderImages(Dataset[torch.Tensor]):
+    """Images without labels, as validation sees them: what `lit-cnn predict` reads.
+
+    Args:
+        files: The image files.
+        size: S, pixels of the square.
+        in_channels: 1 (gray) or 3 (RGB).
+        interpolation: How to resize.
+    """
+
+    def __init__(self, files: Sequence[Path], size: int, in_channels: int, interpolation: Interpolation) -> None:
+        self.files = files
+        self.size = size
+        self.in_channels = in_channels
+        self.interpolation = interpolation
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitems__(self, positions: Sequence[int]) -> torch.Tensor:
+        """Returns images `(N, C, S, S)` uint8."""
+        images = [read_image(self.files[position], self.in_channels) for position in positions]
+        return stack_images([resize_and_center_crop(image, self.size, self.interpolation) for image in images])
 
 
 class ViewImages(Dataset[torch.Tensor]):

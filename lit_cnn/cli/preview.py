@@ -1,0 +1,51 @@
+"""`lit-cnn preview`: the picture of what a configuration's augmentation does, before anything is trained."""
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lit_cnn.cli.precheck import precheck
+from lit_cnn.cli.process import hush_lightning
+from lit_cnn.cli.train import LitCLI
+from lit_cnn.cli.verbs import CommandParser
+from lit_cnn.errors import UsageError
+from lit_cnn.files import replace_atomically
+from lit_cnn.preview import preview_grid
+
+
+class _PreviewCLI(LitCLI):
+    """Builds what `lit-cnn fit` would build, and keeps the data module instead of training."""
+
+    def fit(self, model: Any, datamodule: Any, **kwargs: Any) -> None:
+        """Does nothing."""
+
+
+def preview(arguments: list[str]) -> int:
+    """Writes the picture; takes the options of `lit-cnn fit` and three of its own."""
+    parser = CommandParser(
+        prog="lit-cnn preview",
+        description="Write a picture of what augmentation makes of the training images: a row an image, the first "
+        "column as validation sees it, then what it becomes in each epoch. The same picture for the same seed. Takes "
+        "the options of lit-cnn fit too: --config, --data.augment, --seed_everything and so on.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--output", type=Path, default=Path("preview.png"), help="default: preview.png")
+    parser.add_argument("--num_images", default="8", help="rows; default: 8")
+    parser.add_argument("--num_draws", default="7", help="columns after the first; default: 7")
+    options, of_fit = parser.parse_known_args(arguments)
+    counts = {name: _count(name, getattr(options, name)) for name in ("num_images", "num_draws")}
+    precheck(of_fit)
+    hush_lightning()
+    data = _PreviewCLI("fit", [*of_fit, "--track=false"]).datamodule
+    picture = preview_grid(data, **counts)
+    with replace_atomically(options.output) as temporary:
+        Image.fromarray(picture).save(temporary, format="png")
+    print(f"{options.output}: {picture.shape[1]} x {picture.shape[0]} px")
+    return 0
+
+
+def _count(name: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--{name} {text}: give a whole number of at least 1")
+    return int(text)

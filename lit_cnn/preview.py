@@ -1,0 +1,64 @@
+"""What augmentation makes of the training images, as one picture."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from lit_cnn.datamodule import ImageDataModule
+from lit_cnn.transforms import resize_and_center_crop
+
+_LEAST_CELL = 96  # pixels; smaller images are enlarged by a whole number
+_GAP, _HEADER, _LETTER = 4, 18, 7  # pixels; the last is about what a letter takes
+
+
+def preview_grid(data: ImageDataModule, num_images: int = 8, num_draws: int = 7) -> np.ndarray:
+    """Draws training images and their augmentations; the same picture for the same seed.
+
+    Args:
+        data: The images and what happens to them.
+        num_images: Rows: training images, spread evenly over the classes, at least 1.
+        num_draws: Columns after the first, at least 1: what an image becomes in epoch 0, 1 and so on.
+
+    Returns:
+        `(H, W, 3)` uint8. A row has the class name, the image as validation sees it, then the draws.
+    """
+    transform = data.ready_train_transform()
+    chosen = _spread_over_classes(data.splits.train, data.image_set.labels, num_images)
+    rows, names = [], []
+    for index in chosen:
+        image = data.image_set.images[index]
+        original = resize_and_center_crop(image, data.image_size, data.interpolation)
+        rows.append([original, *(transform(image, data.seed, epoch, index) for epoch in range(num_draws))])
+        names.append(data.class_names[data.image_set.labels[index]])
+    return _compose(rows, names, ["original", *(f"epoch {epoch}" for epoch in range(num_draws))])
+
+
+def _spread_over_classes(train: np.ndarray, labels: np.ndarray, count: int) -> list[int]:
+    """Returns training images, one of each class in turn, in their order."""
+    by_class = [list(train[labels[train] == label]) for label in np.unique(labels[train])]
+    longest = max(map(len, by_class))
+    in_turn = [own[place] for place in range(longest) for own in by_class if place < len(own)]
+    return [int(index) for index in in_turn[:count]]
+
+
+def _compose(rows: Sequence[Sequence[np.ndarray]], names: Sequence[str], titles: Sequence[str]) -> np.ndarray:
+    size = rows[0][0].shape[0]
+    factor = max(1, -(-_LEAST_CELL // size))
+    step = size * factor + _GAP
+    margin = _GAP + _LETTER * max(map(len, names)) + _GAP
+    picture = np.full((_HEADER + step * len(rows), margin + step * len(titles), 3), 255, np.uint8)
+    for row, views in enumerate(rows):
+        for column, view in enumerate(views):
+            cell = cv2.resize(view, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
+            cell = cell.reshape(size * factor, size * factor, -1)
+            top, left = _HEADER + step * row, margin + step * column
+            picture[top : top + size * factor, left : left + size * factor] = cell
+    image = Image.fromarray(picture)
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(12)
+    for row, name in enumerate(names):
+        pen.text((_GAP, _HEADER + step * row + step // 2), name, fill="black", font=font, anchor="lm")
+    for column, title in enumerate(titles):
+        pen.text((margin + step * column, _HEADER // 2), title, fill="black", font=font, anchor="lm")
+    return np.asarray(image)
