@@ -138,7 +138,7 @@ def outcome(folder: Path) -> Outcome:
             continue
         for name, value in record["values"].items():
             duplicates += (name, record["step"]) in metrics
-            if not name.startswith("time/"):
+            if not name.startswith(("time/", "data/")):
                 metrics[name, record["step"]] = value
     return Outcome(load_checkpoint(run_folder / "last.ckpt")["state_dict"], metrics, duplicates)
 

@@ -93,7 +93,9 @@ def test_local_warping_bends_straight_lines(warp: str) -> None:
     for key in range(10):
         bends.append(bend(transform(diagonal, key)))
     assert np.median(bends) > 0.75
-    assert bend(TrainTransform(SIZE, augment=[AFFINE])(diagonal, 0)) < 0.65, "rotated and sheared, a line stays straight"
+    assert bend(TrainTransform(SIZE, augment=[AFFINE])(diagonal, 0)) < 0.65, (
+        "rotated and sheared, a line stays straight"
+    )
 
 
 def test_colour_shifts_move_channels_by_different_amounts() -> None:

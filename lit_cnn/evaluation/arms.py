@@ -183,7 +183,12 @@ def plot_curves(curves: Mapping[str, Sequence[Curve]], path: Path, ylabel: str, 
 
 def _label(axes: "Axes", ylabel: str, log_scale: bool) -> None:
     if log_scale:
+        from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel(ylabel)
     axes.legend(frameon=False, fontsize=9)

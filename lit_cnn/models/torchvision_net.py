@@ -11,6 +11,7 @@ from torch import nn
 from lit_cnn.errors import UsageError
 from lit_cnn.models.hub import loading_weights
 
+_AUX = r"aux\d|AuxLogits"  # names of side branches
 _AUX_WEIGHT = 0.3
 _CLASSES_OF_WEIGHTS = 1000  # torchvision's own are ImageNet's
 # Their weights come from TensorFlow, where pixels lay in [-1, 1]; torchvision converts from ImageNet's mean and std.
@@ -55,7 +56,7 @@ class TorchvisionNet(nn.Module):
         self.backbone.set_submodule(self._place, nn.Identity())
         self.classifier: nn.Module = last if num_classes else nn.Identity()
         self.num_features = self.head_hidden_size = last.in_features
-        self._aux_names = [path for path, _ in self.backbone.named_children() if re.match(r"aux\d|AuxLogits", path)]
+        self._aux_names = [path for path, _ in self.backbone.named_children() if re.match(_AUX, path)]
         self.aux_weights = (_AUX_WEIGHT,) * len(self._aux_names)
         if in_channels != 3:
             self._take_channels(in_channels)
@@ -102,16 +103,21 @@ class TorchvisionNet(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Returns timm's patterns of parameter names: the stem, a group for each part of the backbone, the classifier.
 
-        Parts are the backbone's children in their order, a container of stages (`features`) split into its own. The
-        side branches are classifiers and belong to the last group.
+        Parts are the backbone's children in their order, a container of stages (`features`) split into its own; a
+        BatchNorm goes with what is before it. The side branches are classifiers and belong to the last group.
 
         Args:
             coarse: Part of timm's contract; the groups are the same.
         """
-        stem, *blocks = (
-            re.escape(f"backbone.{part}.") for part in _parts(self.backbone) if part not in self._aux_names
-        )
-        return {"stem": f"^{stem}", "blocks": [(f"^{part}", (number,)) for number, part in enumerate(blocks)]}
+        groups: list[list[str]] = []
+        for part in _parts(self.backbone):
+            if part in self._aux_names:
+                continue
+            if not (groups and isinstance(self.backbone.get_submodule(part), nn.BatchNorm2d)):
+                groups.append([])
+            groups[-1].append(re.escape(f"backbone.{part}."))
+        stem, *blocks = (f"^(?:{'|'.join(parts)})" for parts in groups)
+        return {"stem": stem, "blocks": [(pattern, (number,)) for number, pattern in enumerate(blocks)]}
 
     def expect_tensorflow_pixels(self) -> None:
         """Converts images normalised with ImageNet's mean and deviation to pixels in [-1, 1], as the weights expect."""
@@ -141,7 +147,11 @@ class TorchvisionNet(nn.Module):
             if name in own and given[name].shape[0] != own[name].shape[0]:
                 given[name] = own[name]
         # Side branches that were left out by an option.
-        given = {name: tensor for name, tensor in given.items() if name in own or not re.match(r"backbone\.aux", name)}
+        given = {
+            name: tensor
+            for name, tensor in given.items()
+            if name in own or not re.match(_AUX, name.removeprefix("backbone."))
+        }
         for name in sorted(given.keys() ^ own.keys()):
             raise ValueError(f"{name} is in {'the weights' if name in given else 'the network'} only")
         for name, tensor in own.items():

@@ -256,4 +256,4 @@ def print_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def without_clocks(run: TrackedRun) -> dict[str, list[tuple[int, float]]]:
-    return {name: rows for name, rows in run.history.items() if not name.startswith("time/")}
+    return {name: rows for name, rows in run.history.items() if not name.startswith(("time/", "data/"))}

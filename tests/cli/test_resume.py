@@ -210,7 +210,7 @@ def assert_same_run(run: TrackedRun, reference: TrackedRun) -> None:
 
 def comparable(run: TrackedRun) -> dict[str, list[Any]]:
     return {
-        name: [step for step, _ in rows] if name.startswith("time/") else list(rows)
+        name: [step for step, _ in rows] if name.startswith(("time/", "data/")) else list(rows)
         for name, rows in run.history.items()
     }
 

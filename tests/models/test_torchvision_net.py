@@ -124,6 +124,14 @@ def test_side_branches_are_given_from_the_stem_on_and_train_with_the_classifier(
     assert not seen, "evaluation never pays for them"
 
 
+def test_the_stages_of_resnet50_are_the_papers() -> None:
+    stages = describe("torchvision/resnet50", with_stages=True).stages
+    assert stages is not None
+    assert [stage.output_shape for stage in stages[1:5]] == [(256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7)]
+    assert stages[0].layers == ("backbone.conv1", "backbone.bn1")
+    assert len(stages) == 6
+
+
 @pytest.mark.parametrize("name", ["googlenet", "vgg11_bn", "swin_t", "regnet_x_400mf"])
 def test_groups_hold_every_parameter_and_end_with_the_classifiers(name: str) -> None:
     with torch.device("meta"):

@@ -1,0 +1,49 @@
+"""A run tells how long it waited for data."""
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_cnn.cli import main
+from tests.training import SHORT, tracked_runs
+
+SECONDS = 0.05  # an image
+
+
+def slow() -> Any:
+    """A transform that takes its time and changes nothing."""
+    import albumentations
+
+    def wait(image: Any, **_: Any) -> Any:
+        time.sleep(SECONDS)
+        return image
+
+    return albumentations.Lambda(image=wait, p=1.0)
+
+
+def fit(*more: str) -> list[tuple[int, float]]:
+    """Trains two epochs of four steps; returns what is logged of waiting."""
+    assert main(["fit", *SHORT, "--data.limit_train=72", "--data.batch_size=18", *more]) == 0
+    (run,) = tracked_runs(Path.cwd(), "fit")
+    return run.history["data/wait_fraction"]
+
+
+def test_waiting_for_slow_images_is_measured_and_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    waited = fit("--data.augment=[{class_path: tests.test_callbacks.slow}]")
+    assert [step for step, _ in waited] == [3, 7]
+    # Lightning asks for one batch ahead, so two of an epoch's four are asked for after the first step has begun.
+    assert all(0.5 < share < 1 for _, share in waited)
+    told = re.findall(
+        r"lit-cnn: training waited for images (\d+)% of the time; more --data.num_workers \(now 0",
+        capsys.readouterr().err,
+    )
+    assert len(told) == 1 and int(told[0]) > 50
+
+
+def test_a_run_that_does_not_wait_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    waited = fit("--data.augment=[]", "--model.arch=lenet5_1998", "--data.image_size=32")
+    assert all(0 <= share < 0.5 for _, share in waited)
+    assert "waited" not in capsys.readouterr().err
