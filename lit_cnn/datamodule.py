@@ -7,7 +7,7 @@ an attribute that is set on its copy of the data set later.
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import cv2
 import lightning.pytorch as pl
@@ -15,13 +15,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lit_cnn.datasets import ArrayImages, ImageSet, load_image_set, read_image
+from lit_cnn.datasets import ArrayImages, ImageSet, check_source, load_image_set, read_image
 from lit_cnn.errors import UsageError
 from lit_cnn.randomness import epoch_permutation
 from lit_cnn.splits import Splits, draw_splits, manifest, manifest_digest
 from lit_cnn.transforms import Interpolation, TrainCrop, TrainTransform, resize_and_center_crop
 
-DatasetName = Literal["digits", "fashion_mnist", "image_folder"]
 Key = tuple[int, int]
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -174,8 +173,8 @@ class ImageDataModule(pl.LightningDataModule):
     """Images, split and served.
 
     Args:
-        dataset: `digits` (embedded), `fashion_mnist` (IDX files) or `image_folder`.
-        root: Folder of the images: needed by image_folder, optional for fashion_mnist.
+        dataset: `digits` (embedded), `fashion_mnist`, `image_folder` or `idx` (a folder of four IDX files).
+        root: Where the images are: a folder; digits take none, fashion_mnist can do without.
         image_size: Pixels of the square that the network takes; images are resized to it.
         in_channels: 1 (gray) or 3 (RGB); by default what the source has, 3 for a folder.
         batch_size: Training images per step, over all devices.
@@ -189,6 +188,8 @@ class ImageDataModule(pl.LightningDataModule):
         interpolation: `area`, `bilinear` or `bicubic`.
         mean: Mean per channel of pixels in [0, 1]; by default that of the training images in memory, ImageNet's else.
         std: Standard deviation per channel, likewise.
+        class_names: The order of the classes; all of the data's, perhaps with more. By default the source's own, or
+            sorted. Where the source has numbers only, these are the names of 0, 1, 2 and so on.
         seed: The training seed, for order and augmentation; linked from `--seed_everything`.
 
     Raises:
@@ -197,7 +198,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        dataset: DatasetName = "digits",
+        dataset: str = "digits",
         root: str | None = None,
         image_size: int = 32,
         in_channels: Literal[1, 3] | None = None,
@@ -212,6 +213,7 @@ class ImageDataModule(pl.LightningDataModule):
         interpolation: Interpolation = "area",
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        class_names: list[str] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -222,8 +224,7 @@ class ImageDataModule(pl.LightningDataModule):
         _fraction("--data.test_fraction", test_fraction)
         if limit_train is not None:
             _at_least("--data.limit_train", limit_train, 1)
-        if dataset not in get_args(DatasetName):
-            raise UsageError(f"--data.dataset {dataset}: choose one of {', '.join(get_args(DatasetName))}")
+        check_source(dataset)
         self.dataset = dataset
         self.root = Path(root).expanduser() if root is not None else None
         self.image_size = image_size
@@ -237,12 +238,13 @@ class ImageDataModule(pl.LightningDataModule):
         self.interpolation: Interpolation = interpolation
         self.train_transform = TrainTransform(image_size, train_crop, augment or (), interpolation)
         self._mean, self._std = mean, std
+        self._class_names = class_names
         self.seed = seed
 
     @cached_property
     def image_set(self) -> ImageSet:
         """The images, read at first use."""
-        return load_image_set(self.dataset, self.root, self._in_channels)
+        return load_image_set(self.dataset, self.root, self._in_channels, self._class_names)
 
     @cached_property
     def splits(self) -> Splits:

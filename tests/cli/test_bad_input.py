@@ -158,6 +158,20 @@ def test_a_folder_without_two_classes_of_images_is_refused(
     assert written(tmp_path) == ["images"]
 
 
+@pytest.mark.usefixtures("empty_store")
+def test_an_image_that_a_worker_cannot_decode_is_named_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image_folder(tmp_path / "images", ["cat", "dog"], per_class=10)
+    for path in (tmp_path / "images" / "cat").iterdir():
+        path.write_bytes(path.read_bytes()[:-500])
+    data = ["--data.dataset=image_folder", "--data.root=images", "--data.in_channels=1", "--data.limit_train=null"]
+    assert fit(*data, "--data.num_workers=2") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("lit-cnn: error: ") and "Traceback" not in line
+    assert str(Path("images", "cat")) in line and "this image cannot be decoded" in line
+
+
 def test_a_store_that_is_no_database_is_refused_and_stays_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
