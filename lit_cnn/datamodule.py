@@ -173,8 +173,9 @@ class ImageDataModule(pl.LightningDataModule):
     """Images, split and served.
 
     Args:
-        dataset: `digits` (embedded), `fashion_mnist`, `image_folder` or `idx` (a folder of four IDX files).
-        root: Where the images are: a folder; digits take none, fashion_mnist can do without.
+        dataset: `digits` (embedded), `fashion_mnist`, `image_folder`, `manifest` (a CSV or Parquet file) or `idx` (a
+            folder of four IDX files).
+        root: Where the images are: a folder or a file; digits take none, fashion_mnist can do without.
         image_size: Pixels of the square that the network takes; images are resized to it.
         in_channels: 1 (gray) or 3 (RGB); by default what the source has, 3 for a folder.
         batch_size: Training images per step, over all devices.
@@ -190,6 +191,7 @@ class ImageDataModule(pl.LightningDataModule):
         std: Standard deviation per channel, likewise.
         class_names: The order of the classes; all of the data's, perhaps with more. By default the source's own, or
             sorted. Where the source has numbers only, these are the names of 0, 1, 2 and so on.
+        columns: A manifest's columns by what they are for: `image`, `label`, `split`, `group`; else found by name.
         seed: The training seed, for order and augmentation; linked from `--seed_everything`.
 
     Raises:
@@ -214,6 +216,7 @@ class ImageDataModule(pl.LightningDataModule):
         mean: list[float] | None = None,
         std: list[float] | None = None,
         class_names: list[str] | None = None,
+        columns: dict[str, str] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -238,13 +241,13 @@ class ImageDataModule(pl.LightningDataModule):
         self.interpolation: Interpolation = interpolation
         self.train_transform = TrainTransform(image_size, train_crop, augment or (), interpolation)
         self._mean, self._std = mean, std
-        self._class_names = class_names
+        self._class_names, self._columns = class_names, columns
         self.seed = seed
 
     @cached_property
     def image_set(self) -> ImageSet:
         """The images, read at first use."""
-        return load_image_set(self.dataset, self.root, self._in_channels, self._class_names)
+        return load_image_set(self.dataset, self.root, self._in_channels, self._class_names, self._columns)
 
     @cached_property
     def splits(self) -> Splits:

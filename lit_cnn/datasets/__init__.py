@@ -4,7 +4,7 @@
 an item is asked for, in the worker process that asked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lit_cnn.datasets.decoding import IMAGE_SUFFIXES, decode_image, read_image
@@ -26,6 +26,7 @@ from lit_cnn.datasets.image_set import (
     gray_to_rgb,
     with_class_names,
 )
+from lit_cnn.datasets.manifest import load_manifest
 from lit_cnn.errors import UsageError
 
 __all__ = [
@@ -45,12 +46,14 @@ __all__ = [
     "load_idx",
     "load_image_folder",
     "load_image_set",
+    "load_manifest",
     "read_idx",
     "read_image",
 ]
 
 _NEEDS_ROOT = {
     "image_folder": "a folder with one sub-folder of images per class",
+    "manifest": "a .csv or .parquet file that lists the images",
     "idx": "a folder of four IDX files",
 }
 SOURCES = ("digits", "fashion_mnist", *_NEEDS_ROOT)
@@ -72,6 +75,7 @@ def load_image_set(
     root: Path | None = None,
     in_channels: int | None = None,
     class_names: Sequence[str] | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> ImageSet:
     """Reads an image set.
 
@@ -80,6 +84,7 @@ def load_image_set(
         root: The folder or file to read; optional for `fashion_mnist`, refused by `digits`, needed by all others.
         in_channels: 1 or 3: what images are converted to; by default what the source has (3 for files of images).
         class_names: The order of the classes; by default the source's own. See `with_class_names`.
+        columns: What the columns of a manifest are called; see `load_manifest`.
 
     Raises:
         UsageError: If the source is not there or holds nothing to train on.
@@ -87,7 +92,9 @@ def load_image_set(
     check_source(name)
     if name in _NEEDS_ROOT and root is None:
         raise UsageError(f"--data.root: {name} needs {_NEEDS_ROOT[name]}")
-    image_set = _load(name, root, in_channels)
+    if columns and name != "manifest":
+        raise UsageError(f"--data.columns: {name} has no columns; leave it out")
+    image_set = _load(name, root, in_channels, columns)
     if in_channels == 3 and image_set.in_channels == 1:
         image_set = gray_to_rgb(image_set)
     if class_names is not None:
@@ -96,7 +103,7 @@ def load_image_set(
     return image_set
 
 
-def _load(name: str, root: Path | None, in_channels: int | None) -> ImageSet:
+def _load(name: str, root: Path | None, in_channels: int | None, columns: Mapping[str, str] | None) -> ImageSet:
     if name == "digits":
         if root is not None:
             raise UsageError(f"--data.root {root}: digits are part of scikit-learn and take no folder; leave it out")
@@ -106,4 +113,6 @@ def _load(name: str, root: Path | None, in_channels: int | None) -> ImageSet:
     assert root is not None
     if name == "idx":
         return load_idx(root)
+    if name == "manifest":
+        return load_manifest(root, in_channels or 3, columns)
     return load_image_folder(root, in_channels or 3)

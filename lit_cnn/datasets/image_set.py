@@ -52,16 +52,20 @@ class SpanImages(Sequence[np.ndarray]):
     """Images decoded, when asked for, from spans of bytes inside large files.
 
     Args:
+        source: What an error calls the whole.
         files: The large files.
         places: `(N, 3)` int64: of each image the index of its file, its offset there and its size, in bytes.
-        names: What an error calls each image.
+        paths: What an error calls each image.
         in_channels: 1 (gray) or 3 (RGB): what every image is converted to.
     """
 
-    def __init__(self, files: Sequence[Path], places: np.ndarray, names: Sequence[str], in_channels: int) -> None:
+    def __init__(
+        self, source: str, files: Sequence[Path], places: np.ndarray, paths: Sequence[str], in_channels: int
+    ) -> None:
+        self.source = source
         self.files = files
         self.places = places
-        self.names = names
+        self.paths = paths
         self.in_channels = in_channels
 
     def __len__(self) -> int:
@@ -73,7 +77,7 @@ class SpanImages(Sequence[np.ndarray]):
         with self.files[number].open("rb") as file:
             file.seek(offset)
             content = file.read(size)
-        return decode_image(content, self.in_channels, self.names[index])
+        return decode_image(content, self.in_channels, f"{self.source}, {self.paths[index]}")
 
 
 @dataclass(frozen=True)
