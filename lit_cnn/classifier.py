@@ -2,17 +2,16 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from torchmetrics import MetricCollection
-from torchmetrics.aggregation import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
 
 from lit_cnn.datamodule import Batch
 from lit_cnn.errors import UsageError
+from lit_cnn.metrics import balanced_weights, evaluation_metrics
 from lit_cnn.mixing import build_mixing
 from lit_cnn.models import create_model, resolve_arch
 from lit_cnn.optimization import Schedule, build_optimizer, learning_rate_factor
@@ -45,10 +44,13 @@ class LitClassifier(pl.LightningModule):
             weight from Beta(alpha, alpha), and so are the targets; 0 is off. 0.2 is common.
         cutmix: Alpha of CutMix (Yun et al. 2019): a rectangle of each image is its neighbour's, targets by area; 0 is
             off, 1.0 is common. With both, each batch gets one of them, by the toss of a coin.
+        class_weights: `balanced`: in the training loss an image of a class weighs as much as the class is rare, 1 on
+            average: n / (number of classes * images of its class).
         num_classes: Number of classes; linked from the data.
         in_channels: 1 or 3; linked from the data.
         image_size: Pixels of the square that the network takes; linked from the data.
         class_names: Class names in label order; linked from the data.
+        class_counts: Training images of each class; linked from the data.
         mean: Mean per channel of pixels in [0, 1]; linked from the data.
         std: Standard deviation per channel; linked from the data.
         interpolation: How images are resized; linked from the data.
@@ -60,6 +62,7 @@ class LitClassifier(pl.LightningModule):
 
     mean: torch.Tensor
     std: torch.Tensor
+    loss_weights: torch.Tensor | None
 
     def __init__(
         self,
@@ -75,10 +78,12 @@ class LitClassifier(pl.LightningModule):
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        class_weights: Literal["balanced"] | None = None,
         num_classes: int = 10,
         in_channels: int = 1,
         image_size: int = 28,
         class_names: list[str] | None = None,
+        class_counts: list[int] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
         interpolation: str = "area",
@@ -102,6 +107,8 @@ class LitClassifier(pl.LightningModule):
         self.class_names = class_names or [str(label) for label in range(num_classes)]
         self.register_buffer("mean", _channels(mean, 0.5, in_channels), persistent=False)
         self.register_buffer("std", _channels(std, 0.5, in_channels), persistent=False)
+        weights_of_classes = balanced_weights(class_counts) if class_weights is not None else None
+        self.register_buffer("loss_weights", weights_of_classes, persistent=False)
         # Summed by hand: torchmetrics costs more per step than LeNet-5's own backward pass. Kept in the checkpoint, so
         # that an epoch's mean is that of the whole epoch even if a resume fell inside it.
         # No buffer: with several devices, those of the first would overwrite the others' at every step.
@@ -109,8 +116,8 @@ class LitClassifier(pl.LightningModule):
         self._memory_format = torch.contiguous_format
         self.run_record: dict[str, Any] = {}
         self.last_loss = math.nan
-        self.val_metrics = _metrics(num_classes, "val/")
-        self.test_metrics = _metrics(num_classes, "test/")
+        self.val_metrics = evaluation_metrics(num_classes, "val/")
+        self.test_metrics = evaluation_metrics(num_classes, "test/")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Returns logits `(N, num_classes)` for images `(N, C, S, S)`, uint8 in [0, 255]."""
@@ -145,7 +152,7 @@ class LitClassifier(pl.LightningModule):
         logits, aux_logits = net.forward_with_aux(views) if self.aux_weights else (net(views), [])
         losses = [
             # In float32: the exponentials of bfloat16's three digits would be coarse.
-            F.cross_entropy(each.float(), soft_targets, label_smoothing=self.hparams["label_smoothing"])
+            self._cross_entropy(each.float(), soft_targets)
             for each in (logits, *aux_logits)
         ]
         loss = losses[0]
@@ -153,6 +160,15 @@ class LitClassifier(pl.LightningModule):
             loss = loss + weight * aux_loss
         accuracy = (logits.argmax(1) == targets).double().mean()
         return loss, [accuracy, *losses]
+
+    def _cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        smoothing = self.hparams["label_smoothing"]
+        if self.loss_weights is None:
+            return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        # Not torch's weighted mean, which divides by the batch's own sum of weights: that depends on who shares a
+        # batch, and so on the number of devices.
+        losses = F.cross_entropy(logits, targets, self.loss_weights, reduction="none", label_smoothing=smoothing)
+        return losses.mean()
 
     def setup(self, stage: str) -> None:
         """Lays the weights out for the trainer's precision: bfloat16 is fast with channels last."""
@@ -219,12 +235,12 @@ class LitClassifier(pl.LightningModule):
         return self._evaluate(batch).softmax(1)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs `val/loss`, `val/acc` and, with more than five classes, `val/acc5`."""
+        """Logs `val/loss`, `val/acc` and the others of `evaluation_metrics`."""
         self.log_dict(self.val_metrics.compute())
         self.val_metrics.reset()
 
     def on_test_epoch_end(self) -> None:
-        """Logs `test/loss`, `test/acc` and, with more than five classes, `test/acc5`."""
+        """Logs `test/loss`, `test/acc` and the others of `evaluation_metrics`."""
         self.log_dict(self.test_metrics.compute())
         self.test_metrics.reset()
 
@@ -348,16 +364,6 @@ def _weights_options(arch: str, weights: str | None) -> dict[str, Any]:
             "timm or torchvision"
         )
     return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
-
-
-def _metrics(num_classes: int, prefix: str) -> MetricCollection:
-    metrics: dict[str, Any] = {
-        "loss": MeanMetric(),
-        "acc": MulticlassAccuracy(num_classes, average="micro"),
-    }
-    if num_classes > 5:
-        metrics["acc5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
-    return MetricCollection(metrics, prefix=prefix, compute_groups=False)
 
 
 def _channels(values: list[float] | None, default: float, in_channels: int) -> torch.Tensor:

@@ -1,14 +1,10 @@
-"""`ImageDataModule`: splits, worker processes and the order of images, all of it a pure function of seeds.
-
-A training item is asked for as (epoch, index): the epoch travels with the index because a persistent worker never sees
-an attribute that is set on its copy of the data set later.
-"""
+"""`ImageDataModule`: splits, worker processes and the order of images, all of it a pure function of seeds."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import cv2
 import lightning.pytorch as pl
@@ -17,73 +13,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from lit_cnn.datasets import ArrayImages, ImageSet, load_image_set
+from lit_cnn.datasets import ArrayImages, ImageSet, check_source, load_image_set
 from lit_cnn.errors import UsageError
 from lit_cnn.pixel_statistics import PixelStatistics, cached, keep, measure_pixels
-from lit_cnn.randomness import epoch_permutation
+from lit_cnn.sampling import Key, Sampler, TrainBatches
 from lit_cnn.splits import Splits, draw_splits, manifest, manifest_digest
 from lit_cnn.transforms import Interpolation, TrainCrop, TrainTransform, resize_and_center_crop
 
-DatasetName = Literal["digits", "fashion_mnist", "image_folder"]
-Key = tuple[int, int]
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EVAL_BATCH_SIZE = 256
-
-
-class TrainBatches:
-    """Batch sampler: the batches of an epoch as lists of (epoch, position), from any batch on.
-
-    With several devices the global batch is fixed first and then shared out evenly, so the images of a step do not
-    depend on how many devices there are; only an epoch's last, smaller batch loses what cannot be shared, fewer images
-    than there are devices.
-
-    Args:
-        num_images: Images in an epoch.
-        batch_size: Global batch size; the last, smaller batch of an epoch is kept.
-        seed: The training seed.
-        first_epoch: The epoch that the first pass is for.
-        first_batch: The batch at which that first pass starts: those before it were trained on before a resume.
-        rank: This process's number.
-        world_size: The number of processes.
-    """
-
-    def __init__(
-        self,
-        num_images: int,
-        batch_size: int,
-        seed: int,
-        first_epoch: int = 0,
-        first_batch: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.num_images = num_images
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = first_epoch
-        self._start = (first_epoch, first_batch)
-        self.rank = rank
-        self.world_size = world_size
-        self._num_used = num_images - num_images % batch_size % world_size
-        # Lightning announces the epoch to `batch_sampler.sampler`, not to the batch sampler.
-        self.sampler = self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch of the next pass; Lightning calls this before each one."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return -(-self._num_used // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        epoch = self.epoch
-        order = epoch_permutation(self.seed, epoch, self.num_images)[: self._num_used]
-        first = self._start[1] if epoch == self._start[0] else 0
-        for batch in range(first, len(self)):
-            positions = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(epoch, int(position)) for position in positions[self.rank :: self.world_size]]
 
 
 class TrainImages(Dataset[Batch]):
@@ -108,10 +48,12 @@ class TrainImages(Dataset[Batch]):
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """Returns images `(N, C, S, S)` uint8 and labels `(N,)` int64 for (epoch, position) pairs."""
-        chosen = [int(self.indices[position]) for _, position in keys]
+        num_images = len(self.indices)
+        chosen = [int(self.indices[position % num_images]) for _, position in keys]
+        # A balanced epoch asks for an image again as position + n: augmented by a key that belongs to no other image.
         views = [
-            self.transform(self.images[index], self.seed, epoch, index)
-            for index, (epoch, _) in zip(chosen, keys, strict=True)
+            self.transform(self.images[index], self.seed, epoch, index + position // num_images * len(self.labels))
+            for index, (epoch, position) in zip(chosen, keys, strict=True)
         ]
         return stack_images(views), torch.from_numpy(self.labels[chosen])
 
@@ -152,8 +94,9 @@ class ImageDataModule(pl.LightningDataModule):
     """Images, split and served.
 
     Args:
-        dataset: `digits` (embedded), `fashion_mnist` (IDX files) or `image_folder`.
-        root: Folder of the images: needed by image_folder, optional for fashion_mnist.
+        dataset: `digits` (embedded), `fashion_mnist`, `image_folder`, `manifest` (a CSV or Parquet file) or `idx` (a
+            folder of four IDX files).
+        root: Where the images are: a folder or a file; digits take none, fashion_mnist can do without.
         image_size: Pixels of the square that the network takes; images are resized to it.
         in_channels: 1 (gray) or 3 (RGB); by default what the source has, 3 for a folder.
         batch_size: Training images per step, over all devices.
@@ -162,6 +105,7 @@ class ImageDataModule(pl.LightningDataModule):
         test_fraction: Share of all images set aside for the test, where the source has no test.
         split_seed: Seed of the split; the training seed has no part in it.
         limit_train: Train on that many images in all, stratified; the first 50 are among the first 500.
+        sampler: `shuffled`: an epoch is every training image once; `balanced`: as many, but equally many of each class.
         train_crop: `center`, `random` or `random_resized`: how a training image becomes a square.
         augment: albumentations transforms by class_path, applied to the training square in this order.
         interpolation: `area`, `bilinear` or `bicubic`.
@@ -169,6 +113,9 @@ class ImageDataModule(pl.LightningDataModule):
             remembered), or `imagenet`, as pretrained weights expect; by default `imagenet` for files, else `train`.
         mean: Mean per channel of pixels in [0, 1]; wins over `normalize`.
         std: Standard deviation per channel, likewise.
+        class_names: The order of the classes; all of the data's, perhaps with more. By default the source's own, or
+            sorted. Where the source has numbers only, these are the names of 0, 1, 2 and so on.
+        columns: A manifest's columns by what they are for: `image`, `label`, `split`, `group`; else found by name.
         seed: The training seed, for order and augmentation; linked from `--seed_everything`.
 
     Raises:
@@ -177,7 +124,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        dataset: DatasetName = "digits",
+        dataset: str = "digits",
         root: str | None = None,
         image_size: int = 32,
         in_channels: Literal[1, 3] | None = None,
@@ -187,12 +134,15 @@ class ImageDataModule(pl.LightningDataModule):
         test_fraction: float = 0.2,
         split_seed: int = 0,
         limit_train: int | None = None,
+        sampler: Sampler = "shuffled",
         train_crop: TrainCrop = "center",
         augment: list[dict] | None = None,  # of Any, jsonargparse would build the transforms inside a OneOf itself
         interpolation: Interpolation = "area",
         normalize: Literal["train", "imagenet"] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        class_names: list[str] | None = None,
+        columns: dict[str, str] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -203,8 +153,7 @@ class ImageDataModule(pl.LightningDataModule):
         _fraction("--data.test_fraction", test_fraction)
         if limit_train is not None:
             _at_least("--data.limit_train", limit_train, 1)
-        if dataset not in get_args(DatasetName):
-            raise UsageError(f"--data.dataset {dataset}: choose one of {', '.join(get_args(DatasetName))}")
+        check_source(dataset)
         self.dataset = dataset
         self.root = Path(root).expanduser() if root is not None else None
         self.image_size = image_size
@@ -215,18 +164,20 @@ class ImageDataModule(pl.LightningDataModule):
         self.test_fraction = test_fraction
         self.split_seed = split_seed
         self.limit_train = limit_train
+        self.sampler = sampler
         self.interpolation: Interpolation = interpolation
         self.train_transform = TrainTransform(image_size, train_crop, augment or (), interpolation)
         self.normalize = normalize
         self._mean, self._std = mean, std
+        self._class_names, self._columns = class_names, columns
         self.seed = seed
 
     @cached_property
     def image_set(self) -> ImageSet:
         """The images, read at first use."""
-        image_set = load_image_set(self.dataset, self.root, self._in_channels)
-        self.train_transform.check_channels(image_set.in_channels)
-        return image_set
+        found = load_image_set(self.dataset, self.root, self._in_channels, self._class_names, self._columns)
+        self.train_transform.check_channels(found.in_channels)
+        return found
 
     @cached_property
     def splits(self) -> Splits:
@@ -257,6 +208,11 @@ class ImageDataModule(pl.LightningDataModule):
     def class_names(self) -> list[str]:
         """The class names in label order."""
         return list(self.image_set.class_names)
+
+    @property
+    def class_counts(self) -> list[int]:
+        """The number of training images of each class."""
+        return np.bincount(self.image_set.labels[self.splits.train], minlength=self.num_classes).tolist()
 
     @property
     def in_channels(self) -> int:
@@ -334,8 +290,11 @@ class ImageDataModule(pl.LightningDataModule):
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if self.batch_size % world_size:
             raise UsageError(f"--data.batch_size {self.batch_size}: give a multiple of the {world_size} devices")
-        num_images = len(self.splits.train)
-        return TrainBatches(num_images, self.batch_size, self.seed, first_epoch, first_batch, rank, world_size)
+        labels = self.image_set.labels[self.splits.train]
+        balanced = labels if self.sampler == "balanced" else None
+        return TrainBatches(
+            len(labels), self.batch_size, self.seed, first_epoch, first_batch, rank, world_size, labels=balanced
+        )
 
     def _position(self) -> tuple[int, int]:
         """Returns (epoch, batch) at which training goes on, from Lightning's restored counters."""

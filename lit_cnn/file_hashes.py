@@ -7,9 +7,11 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from lit_cnn.files import sha256_of_file
 
+Item = TypeVar("Item")
 FEW_FILES = 2_000
 """Below this many files to hash, no progress bar."""
 
@@ -32,7 +34,7 @@ def hash_files(files: Sequence[Path], cache_file: Path | None = None) -> list[st
     missing = [index for index, digest in enumerate(hashes) if not digest]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = pool.map(sha256_of_file, [files[index] for index in missing])
-        for index, digest in zip(missing, _with_progress(digests, len(missing)), strict=True):
+        for index, digest in zip(missing, with_progress(digests, len(missing), "hashing images", "file"), strict=True):
             hashes[index] = digest
     # A cache that cannot be written costs time at the next scan and nothing else: the hashes themselves are right.
     with contextlib.suppress(sqlite3.Error, OSError), _open(cache_file) as database:
@@ -41,6 +43,16 @@ def hash_files(files: Sequence[Path], cache_file: Path | None = None) -> list[st
         )
         database.commit()
     return hashes
+
+
+def with_progress(items: Iterable[Item], total: int, description: str, unit: str) -> Iterator[Item]:
+    """Passes items on; where there are many, with a progress bar on the error output."""
+    if total < FEW_FILES:
+        yield from items
+        return
+    from tqdm import tqdm
+
+    yield from tqdm(items, total=total, desc=description, unit=unit, file=sys.stderr)
 
 
 def default_cache_file() -> Path:
@@ -72,12 +84,3 @@ def _remembered(database: sqlite3.Connection, paths: Sequence[str]) -> dict[str,
         for path, *rest in database.execute(f"SELECT * FROM hashes WHERE path IN ({marks})", part):
             known[path] = tuple(rest)
     return known
-
-
-def _with_progress(digests: Iterable[str], total: int) -> Iterator[str]:
-    if total < FEW_FILES:
-        yield from digests
-        return
-    from tqdm import tqdm
-
-    yield from tqdm(digests, total=total, desc="hashing images", unit="file", file=sys.stderr)

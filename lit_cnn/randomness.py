@@ -34,6 +34,34 @@ def epoch_permutation(seed: int, epoch: int, num_images: int) -> np.ndarray:
     return generator("order", seed, epoch).permutation(num_images)
 
 
+def balanced_order(seed: int, epoch: int, labels: np.ndarray) -> np.ndarray:
+    """Returns the order of an epoch in which each class has its equal share of places, give or take one.
+
+    A class of many images is thinned, anew in each epoch; one of few comes round again, and no image of it a second
+    time before all have come once.
+
+    Args:
+        seed: The training seed.
+        epoch: The epoch.
+        labels: `(n,)` the label of each training image.
+
+    Returns:
+        `(n,)` int64: position p for the first time that image p comes, p + n for the second, p + 2n for the third. So a
+        repetition has a key of its own to be augmented by.
+    """
+    draw = generator("balanced", seed, epoch)
+    classes, counts = np.unique(labels, return_counts=True)
+    quotas = np.full(len(classes), len(labels) // len(classes))
+    quotas[draw.permutation(len(classes))[: len(labels) - quotas.sum()]] += 1
+    members = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+    chosen = [np.empty(0, np.int64)]
+    for positions, quota in zip(members, quotas, strict=True):
+        rounds = -(-quota // len(positions))
+        turns = [draw.permutation(positions) + turn * len(labels) for turn in range(rounds)]
+        chosen.append(np.concatenate(turns)[:quota] if turns else chosen[0])
+    return draw.permutation(np.concatenate(chosen))
+
+
 def torch_seed(*key: int | str) -> int:
     """Returns a seed for `torch.manual_seed` in [0, 2**63)."""
     return key_words(*key)[0] >> 1

@@ -70,7 +70,7 @@ def test_gray_images_as_rgb_repeat_their_channel() -> None:
 
 
 def test_unusable_sources_are_refused(tmp_path: Path) -> None:
-    assert "--data.dataset cifar: choose digits" in refused(load_image_set, "cifar")
+    assert "--data.dataset cifar: choose one of digits" in refused(load_image_set, "cifar")
     assert "--data.root here: digits" in refused(load_image_set, "digits", Path("here"))
     assert "--data.root: image_folder needs a folder" in refused(load_image_set, "image_folder")
     assert f"--data.root {tmp_path / 'no'}: no such folder" in refused(load_image_set, "image_folder", tmp_path / "no")

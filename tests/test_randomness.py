@@ -2,7 +2,15 @@ import albumentations
 import numpy as np
 import pytest
 
-from lit_cnn.randomness import SCHEME_VERSION, KeyedRandom, epoch_permutation, generator, key_words, torch_seed
+from lit_cnn.randomness import (
+    SCHEME_VERSION,
+    KeyedRandom,
+    balanced_order,
+    epoch_permutation,
+    generator,
+    key_words,
+    torch_seed,
+)
 
 
 def test_version_1_of_the_scheme_draws_what_it_has_always_drawn() -> None:
@@ -13,6 +21,7 @@ def test_version_1_of_the_scheme_draws_what_it_has_always_drawn() -> None:
     assert key_words() == (5305399256101424259, 17222939857198149504)
     assert torch_seed("a", 1) == 453186776871447842
     assert epoch_permutation(0, 0, 10).tolist() == [9, 3, 7, 5, 2, 4, 1, 0, 8, 6]
+    assert balanced_order(0, 0, np.array([0, 0, 0, 0, 1, 2])).tolist() == [3, 11, 1, 5, 10, 4]
     assert generator("x").random(2) == pytest.approx([0.14367527, 0.15006765], abs=1e-8)
     keyed = KeyedRandom()
     keyed.rekey("augment", 0, 0, 0)
@@ -54,6 +63,42 @@ def test_an_epoch_is_a_permutation(num_images: int) -> None:
 def test_seed_and_epoch_both_change_the_order() -> None:
     orders = {tuple(epoch_permutation(seed, epoch, 50)) for seed in range(3) for epoch in range(3)}
     assert len(orders) == 9
+
+
+LABELS = np.array([2] * 3 + [0] * 90 + [1] * 30)
+
+
+def test_a_balanced_epoch_has_equal_shares_and_repeats_no_image_before_its_turn() -> None:
+    for epoch in range(5):
+        order = balanced_order(0, epoch, LABELS)
+        turns, positions = np.divmod(order, len(LABELS))
+        assert order.dtype == np.int64 and len(order) == len(LABELS) == len(np.unique(order))
+        assert np.bincount(LABELS[positions]).tolist() == [41, 41, 41]
+        assert np.bincount(positions)[LABELS == 2].tolist() in ([14, 14, 13], [14, 13, 14], [13, 14, 14])
+        assert np.bincount(positions, minlength=len(LABELS))[LABELS == 0].max() == 1
+        assert sorted(np.bincount(positions, minlength=len(LABELS))[LABELS == 1]) == [1] * 19 + [2] * 11
+        for position in np.unique(positions):  # the first time, the second, and so on without a gap
+            assert sorted(turns[positions == position]) == list(range((positions == position).sum()))
+
+
+def test_a_balanced_epoch_belongs_to_seed_and_epoch_and_thins_anew() -> None:
+    orders = {tuple(balanced_order(seed, epoch, LABELS)) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
+    np.testing.assert_array_equal(balanced_order(1, 2, LABELS), balanced_order(1, 2, LABELS.copy()))
+    kept = {tuple(sorted(p for p in balanced_order(0, epoch, LABELS) if 3 <= p < 93)) for epoch in range(4)}
+    assert len(kept) == 4
+
+
+@pytest.mark.parametrize("labels", [[5], [0, 1, 2, 3], [7, 7, 7]])
+def test_small_balanced_epochs(labels: list[int]) -> None:
+    order = balanced_order(0, 0, np.array(labels, np.int64))
+    assert sorted(order.tolist()) == list(range(len(labels)))
+
+
+def test_what_does_not_divide_goes_to_other_classes_in_other_epochs() -> None:
+    labels = np.arange(4).repeat(25)[:99]
+    extra = {int(np.argmin(np.bincount(labels[balanced_order(0, e, labels) % 99], minlength=4))) for e in range(30)}
+    assert extra == {0, 1, 2, 3}
 
 
 def test_rekey_equals_a_fresh_generator_whatever_was_drawn_before() -> None:

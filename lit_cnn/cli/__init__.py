@@ -61,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _command(arguments[0])(arguments[1:])
     except UsageError as error:
-        print(f"lit-cnn: error: {' '.join(str(error).split())}", file=sys.stderr)
+        # One that was raised in a loader's worker process comes with that process's traceback, and ends with itself.
+        message = str(error).rpartition("lit_cnn.errors.UsageError: ")[2]
+        print(f"lit-cnn: error: {' '.join(message.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lit-cnn: interrupted", file=sys.stderr)

@@ -30,10 +30,19 @@ from lit_cnn.precision import default_precision
 from lit_cnn.tracking import check_writable, resolve_store
 from lit_cnn.tracking.logger import JournalLogger
 
-MONITORS = ("val/acc", "val/acc5", "val/loss")
+MONITORS = ("val/acc", "val/acc5", "val/balanced_acc", "val/f1", "val/loss")
 # How the first process of a distributed run tells the others.
 _RESUME_FROM, _RUN_FOLDER = "LIT_CNN_RESUME_FROM", "LIT_CNN_RUN_FOLDER"
-_LINKED_FROM_DATA = ("num_classes", "in_channels", "image_size", "class_names", "mean", "std", "interpolation")
+_LINKED_FROM_DATA = (
+    "num_classes",
+    "in_channels",
+    "image_size",
+    "class_names",
+    "class_counts",
+    "mean",
+    "std",
+    "interpolation",
+)
 
 
 class LitCLI(LightningCLI):
@@ -99,6 +108,8 @@ class LitCLI(LightningCLI):
         self._store = resolve_store(self._options.tracking_uri)
         if self._options.monitor not in MONITORS:
             raise UsageError(f"--monitor {self._options.monitor}: choose one of {', '.join(MONITORS)}")
+        if self._options.data.sampler == "balanced" and self._options.model.class_weights == "balanced":
+            raise UsageError("--model.class_weights balanced: --data.sampler balanced evens out the classes; take one")
         if self._options.trainer.precision is None:
             # Written into the configuration, so that the run records what it computed in.
             self._options.trainer.precision = default_precision(self._options.trainer.accelerator)

@@ -54,6 +54,10 @@ FIT = [
     (["--model.optimizer_options={foo: 3}"], ["--model.optimizer_options", "foo"]),
     (["--model.weights=pretrained"], ["pretrained", "lit/lenet5"]),
     (["--model.weights=nowhere.pth"], ["--model.weights nowhere.pth", "no such file"]),
+    (["--data.sampler=fair"], ["sampler", "fair"]),
+    (["--data.sampler=balanced", "--model.class_weights=balanced"], ["--model.class_weights", "--data.sampler"]),
+    (["--data.class_names=[a, b]"], ["--data.class_names [a, b]", "lacks 0"]),
+    (["--data.dataset=manifest"], ["--data.root", ".csv or .parquet"]),
     (["--trainer.accelerator=foo"], ["--trainer", "foo"]),
     (["--trainer.max_epochs=-1"], ["--trainer.max_epochs -1"]),
     (["--trainer.max_epochs=many"], ["max_epochs", "many"]),
@@ -156,6 +160,20 @@ def test_a_folder_without_two_classes_of_images_is_refused(
     assert main(["fit", f"--config={OWN_IMAGES}", "--data.root=images", "--data.num_workers=0"]) == 2
     assert_one_line(capsys.readouterr().err, ["images"])
     assert written(tmp_path) == ["images"]
+
+
+@pytest.mark.usefixtures("empty_store")
+def test_an_image_that_a_worker_cannot_decode_is_named_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image_folder(tmp_path / "images", ["cat", "dog"], per_class=10)
+    for path in (tmp_path / "images" / "cat").iterdir():
+        path.write_bytes(path.read_bytes()[:-500])
+    data = ["--data.dataset=image_folder", "--data.root=images", "--data.in_channels=1", "--data.limit_train=null"]
+    assert fit(*data, "--data.num_workers=2") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("lit-cnn: error: ") and "Traceback" not in line
+    assert str(Path("images", "cat")) in line and "this image cannot be decoded" in line
 
 
 def test_a_store_that_is_no_database_is_refused_and_stays_as_it_is(

@@ -99,6 +99,20 @@ def test_a_resume_is_exact_in_either_precision(precision: str, tmp_path: Path) -
     assert_same_run(resumed, whole)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("evened_out", ["--data.sampler=balanced", "--model.class_weights=balanced"])
+def test_a_resume_is_exact_where_classes_are_evened_out(evened_out: str, tmp_path: Path) -> None:
+    options = (*LONGER, evened_out, "--monitor=val/balanced_acc")
+    assert fit(*options) == 0
+    interrupted(signal.SIGINT, tmp_path, *options)
+    assert fit(*options, "--resume=auto", "--data.num_workers=1") == 0
+    whole, resumed = tracked_runs(tmp_path)
+    assert_same_run(resumed, whole)
+    scores = [value for _, value in whole.history["val/balanced_acc"]]
+    assert whole.metrics["best/val/balanced_acc"] == max(scores)
+    assert 0 < whole.metrics["test/f1"] <= 1
+
+
 def test_a_resumed_run_may_train_longer(tmp_path: Path) -> None:
     interrupted(signal.SIGINT, tmp_path, *LONGER)
     assert fit(*LONGER, "--trainer.max_epochs=8", "--resume=auto") == 0

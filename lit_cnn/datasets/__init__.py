@@ -1,0 +1,118 @@
+"""Where images come from: an `ImageSet` gives images as (H, W, C) uint8 arrays, labels, class names and a digest.
+
+`load_image_set` is the door; behind it is a module for each family of sources. What is encoded in files is decoded when
+an item is asked for, in the worker process that asked.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lit_cnn.datasets.decoding import IMAGE_SUFFIXES, decode_image, read_image
+from lit_cnn.datasets.digits import load_digits
+from lit_cnn.datasets.folders import SPLIT_FOLDERS, list_images, load_image_folder
+from lit_cnn.datasets.idx import (
+    FASHION_MNIST_CLASSES,
+    FASHION_MNIST_FOLDER,
+    load_fashion_mnist,
+    load_idx,
+    read_idx,
+)
+from lit_cnn.datasets.image_set import (
+    ArrayImages,
+    FileImages,
+    ImageSet,
+    SpanImages,
+    check_classes,
+    gray_to_rgb,
+    with_class_names,
+)
+from lit_cnn.datasets.manifest import load_manifest
+from lit_cnn.errors import UsageError
+
+__all__ = [
+    "FASHION_MNIST_CLASSES",
+    "FASHION_MNIST_FOLDER",
+    "IMAGE_SUFFIXES",
+    "SPLIT_FOLDERS",
+    "ArrayImages",
+    "FileImages",
+    "ImageSet",
+    "SpanImages",
+    "check_source",
+    "decode_image",
+    "list_images",
+    "load_digits",
+    "load_fashion_mnist",
+    "load_idx",
+    "load_image_folder",
+    "load_image_set",
+    "load_manifest",
+    "read_idx",
+    "read_image",
+]
+
+_NEEDS_ROOT = {
+    "image_folder": "a folder with one sub-folder of images per class",
+    "manifest": "a .csv or .parquet file that lists the images",
+    "idx": "a folder of four IDX files",
+}
+SOURCES = ("digits", "fashion_mnist", *_NEEDS_ROOT)
+"""What `--data.dataset` may be."""
+
+
+def check_source(name: str) -> None:
+    """Refuses the name of a source that there is not.
+
+    Raises:
+        UsageError: If it is none of `SOURCES`.
+    """
+    if name not in SOURCES:
+        raise UsageError(f"--data.dataset {name}: choose one of {', '.join(SOURCES)}")
+
+
+def load_image_set(
+    name: str,
+    root: Path | None = None,
+    in_channels: int | None = None,
+    class_names: Sequence[str] | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> ImageSet:
+    """Reads an image set.
+
+    Args:
+        name: One of `SOURCES`.
+        root: The folder or file to read; optional for `fashion_mnist`, refused by `digits`, needed by all others.
+        in_channels: 1 or 3: what images are converted to; by default what the source has (3 for files of images).
+        class_names: The order of the classes; by default the source's own. See `with_class_names`.
+        columns: What the columns of a manifest are called; see `load_manifest`.
+
+    Raises:
+        UsageError: If the source is not there or holds nothing to train on.
+    """
+    check_source(name)
+    if name in _NEEDS_ROOT and root is None:
+        raise UsageError(f"--data.root: {name} needs {_NEEDS_ROOT[name]}")
+    if columns and name != "manifest":
+        raise UsageError(f"--data.columns: {name} has no columns; leave it out")
+    image_set = _load(name, root, in_channels, columns)
+    if in_channels == 3 and image_set.in_channels == 1:
+        image_set = gray_to_rgb(image_set)
+    if class_names is not None:
+        image_set = with_class_names(image_set, class_names)
+    check_classes(image_set)
+    return image_set
+
+
+def _load(name: str, root: Path | None, in_channels: int | None, columns: Mapping[str, str] | None) -> ImageSet:
+    if name == "digits":
+        if root is not None:
+            raise UsageError(f"--data.root {root}: digits are part of scikit-learn and take no folder; leave it out")
+        return load_digits()
+    if name == "fashion_mnist":
+        return load_fashion_mnist(root)
+    assert root is not None
+    if name == "idx":
+        return load_idx(root)
+    if name == "manifest":
+        return load_manifest(root, in_channels or 3, columns)
+    return load_image_folder(root, in_channels or 3)

@@ -1,0 +1,178 @@
+"""A manifest: a CSV or Parquet file with a row per image, its class, and perhaps its split and its group."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_cnn.datasets.folders import SPLIT_FOLDERS
+from lit_cnn.datasets.image_set import FileImages, ImageSet, class_order
+from lit_cnn.datasets.parquet import has_bytes, parquet_columns, parquet_images, parquet_texts
+from lit_cnn.errors import UsageError
+from lit_cnn.file_hashes import hash_files
+
+ROLES = {"image": ("path", "image"), "label": ("label", "class"), "split": ("split",), "group": ("group",)}
+"""What a column can be for, and what it is called where `--data.columns` does not say: the first that is there."""
+
+
+def load_manifest(file: Path, in_channels: int = 3, columns: Mapping[str, str] | None = None) -> ImageSet:
+    """Reads the images that a manifest lists.
+
+    Columns, others are passed over:
+
+    - `path` (or `image`): a file, relative to the manifest's folder; in Parquet also the bytes of an image file, or a
+      struct with a field `bytes`, as Hugging Face writes them. Bytes are copied once to the user's cache folder (see
+      `parquet_images`);
+    - `label` (or `class`): a name or a whole number; classes are sorted, as numbers if all are numbers;
+    - `split`, optional: `train`, `val` or `test` in every row;
+    - `group`, optional: images of one group stay together when a split is drawn; an empty cell stands alone.
+
+    The manifest that each run keeps of its split is one too: put beside the images, it repeats that split.
+
+    Args:
+        file: Ends in .csv or .parquet; its name without that becomes the set's.
+        in_channels: 1 (gray) or 3 (RGB): what images are converted to.
+        columns: Role (`image`, `label`, `split`, `group`) -> name of its column, where it is not the one above.
+
+    Raises:
+        UsageError: If a column, a cell or an image file is missing, an image is listed twice, or a group is in two of
+            the splits given.
+    """
+    if not file.is_file():
+        raise UsageError(f"--data.root {file}: no such file; give the manifest, a .csv or .parquet file")
+    if file.suffix.lower() not in (".csv", ".parquet"):
+        raise UsageError(f"--data.root {file}: a manifest is a .csv or a .parquet file")
+    is_parquet = file.suffix.lower() == ".parquet"
+    chosen = _choose_columns(file, parquet_columns(file) if is_parquet else _csv_columns(file), columns or {})
+    holds_bytes = is_parquet and has_bytes(file, chosen["image"])
+    wanted = {role: name for role, name in chosen.items() if not (holds_bytes and role == "image")}
+    texts = parquet_texts(file, wanted) if is_parquet else _csv_texts(file, wanted)
+    labels = _no_empty_cell(file, chosen["label"], texts["label"])
+    class_names = class_order(labels)
+    place = {name: label for label, name in enumerate(class_names)}
+    splits = _splits(file, chosen["split"], texts["split"]) if "split" in texts else {}
+    groups = texts.get("group")
+    if groups is not None:
+        _refuse_groups_in_two_splits(file, groups, splits)
+    if holds_bytes:
+        images, paths, hashes = parquet_images(file, chosen["image"], in_channels)
+    else:
+        images, paths, hashes = _file_images(file, _no_empty_cell(file, chosen["image"], texts["image"]), in_channels)
+    return ImageSet(
+        name=file.stem,
+        source=str(file.resolve()),
+        images=images,
+        labels=np.array([place[label] for label in labels], np.int64),
+        class_names=class_names,
+        paths=paths,
+        hashes=hashes,
+        in_channels=in_channels,
+        splits=splits,
+        groups=groups,
+    )
+
+
+def _csv_columns(file: Path) -> list[str]:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    try:
+        with csv.open_csv(file) as reader:
+            return list(reader.schema.names)
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"--data.root {file}: cannot be read as CSV ({error}); save it as UTF-8, with commas"
+        ) from error
+
+
+def _csv_texts(file: Path, columns: Mapping[str, str]) -> dict[str, list[str]]:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    # All as text: "01" is no 1, and a class may be called NA.
+    types = csv.ConvertOptions(
+        column_types=dict.fromkeys(columns.values(), pa.string()), include_columns=list(columns.values())
+    )
+    try:
+        table = csv.read_csv(file, convert_options=types)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UsageError(
+            f"--data.root {file}: cannot be read as CSV ({error}); save it as UTF-8, with commas"
+        ) from error
+    return {role: [text.strip() for text in table[name].to_pylist()] for role, name in columns.items()}
+
+
+def _choose_columns(file: Path, there: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
+    if unknown := sorted(set(given) - set(ROLES)):
+        raise UsageError(f"--data.columns {unknown[0]}: name the columns of {', '.join(ROLES)}")
+    shown = ", ".join(there[:12]) + (", …" if len(there) > 12 else "")
+    chosen = {}
+    for role, usual in ROLES.items():
+        candidates = (given[role],) if role in given else usual
+        found = [name for name in candidates if name in there]
+        if found:
+            if there.count(found[0]) > 1:
+                raise UsageError(f"--data.root {file}: has two columns {found[0]}; rename one")
+            chosen[role] = found[0]
+        elif role in given:
+            raise UsageError(f"--data.columns {role}={given[role]}: {file} has no such column, it has {shown}")
+        elif role in ("image", "label"):
+            raise UsageError(
+                f"--data.root {file}: has no column {' or '.join(usual)}, it has {shown}; "
+                f"rename one, or say --data.columns.{role} NAME"
+            )
+    return chosen
+
+
+def _no_empty_cell(file: Path, column: str, texts: list[str]) -> list[str]:
+    if not texts:
+        raise UsageError(f"--data.root {file}: lists no images")
+    if "" in texts:
+        raise UsageError(f"--data.root {file}: row {texts.index('') + 1} has no {column}; fill it or take the row away")
+    return texts
+
+
+def _splits(file: Path, column: str, texts: list[str]) -> dict[str, np.ndarray]:
+    meaning = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
+    found: dict[str, list[int]] = {}
+    for row, text in enumerate(texts):
+        if text.lower() not in meaning:
+            raise UsageError(
+                f"--data.root {file}: row {row + 1} has {column} '{text}'; say train, val or test in every row, or "
+                "leave the column out to have the split drawn"
+            )
+        found.setdefault(meaning[text.lower()], []).append(row)
+    if "train" not in found:
+        raise UsageError(
+            f"--data.root {file}: no row's {column} is train; leave the column out to have the split drawn"
+        )
+    return {split: np.array(rows, np.int64) for split, rows in found.items()}
+
+
+def _refuse_groups_in_two_splits(file: Path, groups: Sequence[str], splits: Mapping[str, np.ndarray]) -> None:
+    split_of: dict[str, str] = {}
+    for split, rows in splits.items():
+        for row in rows:
+            if groups[row] and split_of.setdefault(groups[row], split) != split:
+                raise UsageError(
+                    f"--data.root {file}: group {groups[row]} is in {split_of[groups[row]]} and in {split} (row "
+                    f"{row + 1}); move it into one, or leave the split out to have it drawn"
+                )
+
+
+def _file_images(file: Path, names: list[str], in_channels: int) -> tuple[Any, list[str], list[str]]:
+    paths = [Path(os.path.normpath(name)).as_posix() for name in names]
+    first: dict[str, int] = {}
+    for row, path in enumerate(paths):
+        if first.setdefault(path, row) != row:
+            raise UsageError(f"--data.root {file}: rows {first[path] + 1} and {row + 1} are both {path}; keep one")
+    files = [file.parent / path for path in paths]
+    missing = [path for path in files if not path.is_file()]
+    if missing:
+        raise UsageError(
+            f"--data.root {file}: {missing[0]} is not there, nor are {len(missing) - 1} others; paths are relative to "
+            "the manifest's folder"
+        )
+    return FileImages(files, in_channels), paths, hash_files(files)
