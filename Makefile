@@ -37,7 +37,7 @@ bench: $(INSTALLED)  ## One measurement: make bench NAME=… (a file in tests/be
 faults: $(INSTALLED)  ## Kill training runs at random moments, resume them, compare what comes out
 	$(BIN)/python -m tests.faults
 
-notebooks: $(INSTALLED)  ## Run the classic experiments; about an hour and a half if no run of theirs is there yet
+notebooks: $(INSTALLED)  ## Run the classic experiments; hours, if none of their runs is there yet
 	for book in notebooks/*.ipynb; do $(BIN)/jupyter-execute --inplace --timeout=-1 $$book || exit; done
 
 debian:

@@ -146,15 +146,18 @@ def comparison(values: Mapping[str, Sequence[float]], digits: int = 4) -> str:
     """
     reference = next(iter(values.values()))
     width = max(map(len, values))
-    lines = [f"{'':{width}}   n  mean ± std{'':{2 * digits - 1}}  minus the first [95 %]"]
+    cells = {
+        label: f"{mean_std(own).mean:.{digits}f} ± {mean_std(own).std:.{digits}f}" for label, own in values.items()
+    }
+    column = max(map(len, ["mean ± std", *cells.values()]))
+    lines = [f"{'':{width}}   n  {'mean ± std':{column}}    minus the first [95 %]"]
     for label, own in values.items():
-        n, mean, std = mean_std(own)
-        line = f"{label:{width}}  {n:2}  {mean:.{digits}f} ± {std:.{digits}f}"
+        line = f"{label:{width}}  {len(own):2}  {cells[label]:{column}}"
         if own is not reference:
             difference, low, high = paired_difference(own, reference)
             line += f"    {difference:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
         lines.append(line)
-    return "\n".join(lines)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def plot_curves(curves: Mapping[str, Sequence[Curve]], path: Path, ylabel: str, log_scale: bool = False) -> None:
@@ -183,12 +186,12 @@ def plot_curves(curves: Mapping[str, Sequence[Curve]], path: Path, ylabel: str, 
 
 def _label(axes: "Axes", ylabel: str, log_scale: bool) -> None:
     if log_scale:
-        from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel(ylabel)
     axes.legend(frameon=False, fontsize=9)
