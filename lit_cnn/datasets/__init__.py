@@ -28,6 +28,7 @@ from lit_cnn.datasets.image_set import (
     with_class_names,
 )
 from lit_cnn.datasets.manifest import load_manifest
+from lit_cnn.datasets.shards import load_webdataset
 from lit_cnn.datasets.torchvision_sets import PREFIX, load_torchvision
 from lit_cnn.errors import UsageError
 
@@ -51,6 +52,7 @@ __all__ = [
     "load_image_set",
     "load_manifest",
     "load_torchvision",
+    "load_webdataset",
     "read_idx",
     "read_image",
 ]
@@ -60,6 +62,7 @@ _NEEDS_ROOT = {
     "manifest": "a .csv or .parquet file that lists the images",
     "idx": "a folder of four IDX files",
     "hf_disk": "a folder that Hugging Face's save_to_disk wrote",
+    "webdataset": "a folder of .tar shards, or their names with braces",
 }
 SOURCES = ("digits", "fashion_mnist", *_NEEDS_ROOT)
 """What `--data.dataset` may be, besides `torchvision/NAME`."""
@@ -125,4 +128,6 @@ def _load(name: str, root: Path | None, in_channels: int | None, columns: Mappin
         return load_manifest(root, in_channels or 3, columns)
     if name == "hf_disk":
         return load_hf_disk(root, in_channels or 3, columns)
+    if name == "webdataset":
+        return load_webdataset(root, in_channels or 3)
     return load_image_folder(root, in_channels or 3)

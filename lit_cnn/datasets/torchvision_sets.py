@@ -61,9 +61,9 @@ def load_torchvision(name: str, root: Path, in_channels: int | None = None) -> I
     """Reads one of torchvision's data sets; downloads it into `root` where it is not there.
 
     The splits train (or trainval), val and test are those that torchvision has for it. It decodes the images too, so
-    EXIF and 16 bits are its affair. An image's hash is that of its decoded pixels; the first reading decodes all of them
-    once for it, later ones remember. CIFAR's files are pickles, which torchvision unpickles after it has compared their
-    MD5 with the published one.
+    EXIF and 16 bits are its affair. An image's hash is that of its decoded pixels; the first reading decodes all of
+    them once for it, later ones remember. CIFAR's files are pickles, which torchvision unpickles after it has compared
+    their MD5 with the published one.
 
     Args:
         name: `torchvision/` and the name of a class of `torchvision.datasets`, such as `torchvision/CIFAR10`.
