@@ -94,8 +94,9 @@ class ImageDataModule(pl.LightningDataModule):
     """Images, split and served.
 
     Args:
-        dataset: `digits` (embedded), `fashion_mnist`, `image_folder`, `manifest` (a CSV or Parquet file) or `idx` (a
-            folder of four IDX files).
+        dataset: `digits` (embedded), `fashion_mnist`, `image_folder`, `manifest` (a CSV or Parquet file), `idx` (a
+            folder of four IDX files), `hf_disk` (a folder that Hugging Face's save_to_disk wrote), `webdataset` (tar
+            shards) or `torchvision/NAME` (one of torchvision's, such as CIFAR10).
         root: Where the images are: a folder or a file; digits take none, fashion_mnist can do without.
         image_size: Pixels of the square that the network takes; images are resized to it.
         in_channels: 1 (gray) or 3 (RGB); by default what the source has, 3 for a folder.

@@ -10,6 +10,7 @@ from pathlib import Path
 from lit_cnn.datasets.decoding import IMAGE_SUFFIXES, decode_image, read_image
 from lit_cnn.datasets.digits import load_digits
 from lit_cnn.datasets.folders import SPLIT_FOLDERS, list_images, load_image_folder
+from lit_cnn.datasets.huggingface import load_hf_disk
 from lit_cnn.datasets.idx import (
     FASHION_MNIST_CLASSES,
     FASHION_MNIST_FOLDER,
@@ -27,6 +28,8 @@ from lit_cnn.datasets.image_set import (
     with_class_names,
 )
 from lit_cnn.datasets.manifest import load_manifest
+from lit_cnn.datasets.shards import load_webdataset
+from lit_cnn.datasets.torchvision_sets import PREFIX, load_torchvision
 from lit_cnn.errors import UsageError
 
 __all__ = [
@@ -43,10 +46,13 @@ __all__ = [
     "list_images",
     "load_digits",
     "load_fashion_mnist",
+    "load_hf_disk",
     "load_idx",
     "load_image_folder",
     "load_image_set",
     "load_manifest",
+    "load_torchvision",
+    "load_webdataset",
     "read_idx",
     "read_image",
 ]
@@ -55,19 +61,21 @@ _NEEDS_ROOT = {
     "image_folder": "a folder with one sub-folder of images per class",
     "manifest": "a .csv or .parquet file that lists the images",
     "idx": "a folder of four IDX files",
+    "hf_disk": "a folder that Hugging Face's save_to_disk wrote",
+    "webdataset": "a folder of .tar shards, or their names with braces",
 }
 SOURCES = ("digits", "fashion_mnist", *_NEEDS_ROOT)
-"""What `--data.dataset` may be."""
+"""What `--data.dataset` may be, besides `torchvision/NAME`."""
 
 
 def check_source(name: str) -> None:
     """Refuses the name of a source that there is not.
 
     Raises:
-        UsageError: If it is none of `SOURCES`.
+        UsageError: If it is none of `SOURCES` and does not start with `torchvision/`.
     """
-    if name not in SOURCES:
-        raise UsageError(f"--data.dataset {name}: choose one of {', '.join(SOURCES)}")
+    if name not in SOURCES and not name.startswith(PREFIX):
+        raise UsageError(f"--data.dataset {name}: choose one of {', '.join(SOURCES)}, {PREFIX}NAME")
 
 
 def load_image_set(
@@ -80,19 +88,20 @@ def load_image_set(
     """Reads an image set.
 
     Args:
-        name: One of `SOURCES`.
+        name: One of `SOURCES`, or `torchvision/NAME`.
         root: The folder or file to read; optional for `fashion_mnist`, refused by `digits`, needed by all others.
         in_channels: 1 or 3: what images are converted to; by default what the source has (3 for files of images).
         class_names: The order of the classes; by default the source's own. See `with_class_names`.
-        columns: What the columns of a manifest are called; see `load_manifest`.
+        columns: What the columns of a `manifest` or of `hf_disk` are called; see `load_manifest`.
 
     Raises:
         UsageError: If the source is not there or holds nothing to train on.
     """
     check_source(name)
-    if name in _NEEDS_ROOT and root is None:
-        raise UsageError(f"--data.root: {name} needs {_NEEDS_ROOT[name]}")
-    if columns and name != "manifest":
+    if root is None and name not in ("digits", "fashion_mnist"):
+        needed = _NEEDS_ROOT.get(name, "the folder where torchvision keeps it")
+        raise UsageError(f"--data.root: {name} needs {needed}")
+    if columns and name not in ("manifest", "hf_disk"):
         raise UsageError(f"--data.columns: {name} has no columns; leave it out")
     image_set = _load(name, root, in_channels, columns)
     if in_channels == 3 and image_set.in_channels == 1:
@@ -111,8 +120,14 @@ def _load(name: str, root: Path | None, in_channels: int | None, columns: Mappin
     if name == "fashion_mnist":
         return load_fashion_mnist(root)
     assert root is not None
+    if name.startswith(PREFIX):
+        return load_torchvision(name, root, in_channels)
     if name == "idx":
         return load_idx(root)
     if name == "manifest":
         return load_manifest(root, in_channels or 3, columns)
+    if name == "hf_disk":
+        return load_hf_disk(root, in_channels or 3, columns)
+    if name == "webdataset":
+        return load_webdataset(root, in_channels or 3)
     return load_image_folder(root, in_channels or 3)

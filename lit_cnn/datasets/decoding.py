@@ -68,6 +68,7 @@ def _decode(source: Path | BinaryIO, in_channels: int, name: str) -> np.ndarray:
         ValueError,
         SyntaxError,
         EOFError,
+        RuntimeError,  # AVIF's
         struct.error,
         UnidentifiedImageError,
         Image.DecompressionBombError,

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, features
 
 from lit_cnn.datasets import IMAGE_SUFFIXES, decode_image, read_image
+from lit_cnn.errors import UsageError
 from tests.test_datasets import refused
 
 RED_AND_BLUE = np.array([[[255, 0, 0]] * 8 + [[0, 0, 255]] * 8] * 16, np.uint8)
@@ -148,6 +149,24 @@ def test_bytes_that_are_no_image_are_named(damage: Callable[[bytes], bytes]) -> 
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, "png")
     assert decode_image(buffer.getvalue(), 3, "row 7").shape == (64, 64, 3)
     assert "row 7: this image cannot be decoded" in refused(decode_image, damage(buffer.getvalue()), 3, "row 7")
+
+
+# Pillow says this on its way to the error, or past it.
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("file_format", ["jpeg", "png", "webp", "tiff", "bmp", "gif", "ppm", "avif"])
+def test_whatever_byte_is_wrong_the_image_is_decoded_or_refused(file_format: str) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(RED_AND_BLUE).save(buffer, file_format)
+    refusals = 0
+    for place in range(min(250, len(buffer.getvalue()))):
+        content = bytearray(buffer.getvalue())
+        content[place] ^= 0xFF
+        try:
+            decode_image(bytes(content), 3, "x")
+        except UsageError as error:
+            assert str(error).startswith("x: this image cannot be decoded")
+            refusals += 1
+    assert refusals > 3
 
 
 def test_a_truncated_avif_is_named(tmp_path: Path) -> None:

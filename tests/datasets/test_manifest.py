@@ -201,7 +201,7 @@ def test_a_broken_image_in_parquet_is_named(tmp_path: Path) -> None:
 # --- groups ---
 
 
-def grouped(folder: Path, groups: Sequence[tuple[str, str, int]], in_split: str = "") -> ImageDataModule:
+def grouped(folder: Path, groups: Sequence[tuple[str, str, int]]) -> ImageDataModule:
     """A manifest of groups: (name, classes, images of each class)."""
     rows, number = [], 0
     for group, classes, count in groups:

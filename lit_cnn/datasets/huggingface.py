@@ -1,0 +1,159 @@
+"""Data sets that Hugging Face's `datasets` saved on disk: Arrow files, mapped into memory and not read into it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_cnn.datasets.decoding import decode_image
+from lit_cnn.datasets.folders import SPLIT_FOLDERS
+from lit_cnn.datasets.image_set import ImageSet
+from lit_cnn.datasets.index_cache import hexadecimal, index_file, remembered, sha256_row
+from lit_cnn.errors import UsageError
+from lit_cnn.file_hashes import with_progress
+
+
+class ArrowImages(Sequence[np.ndarray]):
+    """Images decoded, when asked for, from rows of Arrow files.
+
+    Args:
+        parts: Data sets of one column each, undecoded images, one part after the other.
+        column: The name of that column.
+        paths: What an error calls each image.
+        in_channels: 1 (gray) or 3 (RGB): what every image is converted to.
+    """
+
+    def __init__(self, parts: Sequence[Any], column: str, paths: Sequence[str], in_channels: int) -> None:
+        self.parts = parts
+        self.column = column
+        self.paths = paths
+        self.in_channels = in_channels
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # Sequence's overloads: an int or a slice
+        return decode_image(self.content(int(index)), self.in_channels, self.paths[index])
+
+    def content(self, index: int) -> bytes:
+        """Returns an image's file as bytes.
+
+        Raises:
+            UsageError: If the row is empty, or refers to a file that is not there.
+        """
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - int(self._ends[part]) + len(self.parts[part])
+        cell = self.parts[part][row][self.column] or {}
+        if cell.get("bytes"):
+            return cell["bytes"]
+        try:
+            return Path(cell["path"]).read_bytes()
+        except (KeyError, TypeError, OSError) as error:
+            raise UsageError(
+                f"--data.root: {self.paths[index]} holds no image and refers to none that is there"
+            ) from error
+
+
+def load_hf_disk(root: Path, in_channels: int = 3, columns: Mapping[str, str] | None = None) -> ImageSet:
+    """Reads a `Dataset` or `DatasetDict` that `save_to_disk` wrote; nothing of it is unpickled.
+
+    It needs one column of the feature `Image` and one of `ClassLabel`, whose names are the classes, in its order. A
+    `DatasetDict` prescribes the splits that it has; its names may be those of `SPLIT_FOLDERS`.
+
+    Args:
+        root: The folder; it becomes the set's name.
+        in_channels: 1 (gray) or 3 (RGB): what images are converted to.
+        columns: Which column is the `image` or the `label`, where there are several.
+
+    Raises:
+        UsageError: If the package `datasets` is not installed, or the folder holds no such data set.
+    """
+    parts = _parts(root)
+    image_column, label_column = _columns(root, next(iter(parts.values())).features, columns or {})
+    class_names = tuple(next(iter(parts.values())).features[label_column].names)
+    labels: list[int | None] = []
+    paths: list[str] = []
+    splits: dict[str, np.ndarray] = {}
+    for split, part in parts.items():
+        if part.features.get(label_column) is None or tuple(part.features[label_column].names) != class_names:
+            raise UsageError(f"--data.root {root}: {split} has other classes in {label_column} than the first split")
+        start = len(paths)
+        labels += part[label_column][:]
+        paths += [f"{split}/{row:08d}" if split else f"{row:08d}" for row in range(len(part))]
+        if split:
+            splits[split] = np.arange(start, len(paths))
+    if unlabelled := [path for path, label in zip(paths, labels, strict=True) if label is None or label < 0]:
+        raise UsageError(f"--data.root {root}: {unlabelled[0]} has no {label_column}; leave such rows out")
+    images = ArrowImages(_undecoded(parts, image_column), image_column, paths, in_channels)
+    files = [Path(file["filename"]) for part in parts.values() for file in part.cache_files]
+    found = remembered(index_file(f"hf_disk {image_column}", files), lambda: {"digests": _digests(images)})
+    return ImageSet(
+        name=root.resolve().name,
+        source=str(root.resolve()),
+        images=images,
+        labels=np.array(labels, np.int64),
+        class_names=class_names,
+        paths=paths,
+        hashes=hexadecimal(found["digests"]),
+        in_channels=in_channels,
+        splits=splits,
+    )
+
+
+def _parts(root: Path) -> dict[str, Any]:
+    """Returns the data sets by split, or a single one by the empty name."""
+    try:
+        from datasets import DatasetDict, load_from_disk
+    except ImportError as error:
+        raise UsageError("--data.dataset hf_disk: needs the package datasets: pip install datasets") from error
+    if not root.is_dir():
+        raise UsageError(f"--data.root {root}: no such folder; give one that save_to_disk wrote")
+    try:
+        loaded = load_from_disk(str(root))
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"--data.root {root}: holds no data set of save_to_disk ({error})") from error
+    if not isinstance(loaded, DatasetDict):
+        return {"": loaded}
+    meaning = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
+    parts = {meaning.get(name, name): part for name, part in loaded.items()}
+    if len(parts) < len(loaded) or "train" not in parts or not set(parts) <= set(SPLIT_FOLDERS):
+        raise UsageError(
+            f"--data.root {root}: has the splits {', '.join(loaded)}; keep train, and one val and one test"
+        )
+    return parts
+
+
+def _columns(root: Path, features: Mapping[str, Any], given: Mapping[str, str]) -> tuple[str, str]:
+    from datasets import ClassLabel, Image
+
+    if unknown := sorted(set(given) - {"image", "label"}):
+        raise UsageError(f"--data.columns {unknown[0]}: name the columns of image and label")
+    chosen = []
+    for role, kind in (("image", Image), ("label", ClassLabel)):
+        there = [name for name, feature in features.items() if isinstance(feature, kind)]
+        found = [name for name in there if name == given.get(role, name)]
+        if len(found) != 1:
+            raise UsageError(
+                f"--data.root {root}: columns of the feature {kind.__name__}: {', '.join(there) or 'none'}; there must "
+                f"be one, or say --data.columns.{role} NAME"
+            )
+        chosen.append(found[0])
+    return chosen[0], chosen[1]
+
+
+def _undecoded(parts: Mapping[str, Any], column: str) -> list[Any]:
+    from datasets import Image
+
+    return [
+        part.with_format(None).select_columns([column]).cast_column(column, Image(decode=False))
+        for part in parts.values()
+    ]
+
+
+def _digests(images: ArrowImages) -> np.ndarray:
+    contents = (images.content(index) for index in range(len(images)))
+    return np.stack(
+        [sha256_row(content) for content in with_progress(contents, len(images), "hashing images", "image")]
+    )

@@ -1,0 +1,168 @@
+"""WebDataset: tar files in which the files of a sample stand side by side, `KEY.jpg` and `KEY.cls`."""
+
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_cnn.datasets.decoding import IMAGE_SUFFIXES
+from lit_cnn.datasets.folders import SPLIT_FOLDERS
+from lit_cnn.datasets.image_set import ImageSet, SpanImages, class_order
+from lit_cnn.datasets.index_cache import hexadecimal, index_file, remembered, sha256_row
+from lit_cnn.errors import UsageError
+
+
+def load_webdataset(root: Path, in_channels: int = 3) -> ImageSet:
+    """Reads tar shards as WebDataset writes them, each sample with one image and a label in `.cls` or `.json`.
+
+    The library streams shards in their order; here any image is asked for by its index, so that the order of an epoch
+    is a function of its seed. Hence the members of the tars are listed once with offset and size (remembered until a
+    shard changes), and read from there. How shard names expand and which members make a sample are the library's rules.
+
+    The split is that in each shard's name (`train-000.tar`) or folder (`train/000.tar`), or drawn where none says any.
+
+    Args:
+        root: A folder of .tar files, one such file, or several with braces: `shards/train-{000..003}.tar`.
+        in_channels: 1 (gray) or 3 (RGB): what images are converted to.
+
+    Raises:
+        UsageError: If the package `webdataset` is not installed, a shard is missing or is no plain tar, or a sample has
+            not one image and one label.
+    """
+    shards = _shards(root)
+    folder = Path(os.path.commonpath([shard.parent for shard in shards]))
+    splits = _splits_of_shards(root, folder, shards)
+    found = remembered(index_file("webdataset", shards), lambda: _index(shards))
+    labels = found["labels"].tolist()
+    class_names = class_order(labels)
+    place = {name: label for label, name in enumerate(class_names)}
+    names = [shard.relative_to(folder).as_posix() for shard in shards]
+    paths = [f"{names[number]}/{key}" for number, key in zip(found["places"][:, 0], found["keys"], strict=True)]
+    split_of = np.array(splits)[found["places"][:, 0]]
+    return ImageSet(
+        name=folder.resolve().name,
+        source=str(root.resolve()),
+        images=SpanImages(str(folder), shards, found["places"], paths, in_channels),
+        labels=np.array([place[label] for label in labels], np.int64),
+        class_names=class_names,
+        paths=paths,
+        hashes=hexadecimal(found["digests"]),
+        in_channels=in_channels,
+        splits={split: np.flatnonzero(split_of == split) for split in SPLIT_FOLDERS if split in splits},
+    )
+
+
+def _shards(root: Path) -> list[Path]:
+    if root.is_dir():
+        shards = sorted(path for path in root.rglob("*.tar") if path.is_file())
+        if not shards:
+            raise UsageError(f"--data.root {root}: holds no .tar files; give the folder of the shards")
+        return shards
+    expand_urls = _library().shardlists.expand_urls
+    try:
+        shards = [Path(url) for url in expand_urls(str(root))]
+    except (ValueError, AssertionError) as error:
+        raise UsageError(f"--data.root {root}: its braces cannot be expanded ({error})") from error
+    if missing := [shard for shard in shards if not shard.is_file()]:
+        raise UsageError(f"--data.root {root}: {missing[0]} is not there; shards are read from this machine's disk")
+    return shards
+
+
+def _splits_of_shards(root: Path, folder: Path, shards: Sequence[Path]) -> list[str]:
+    """Returns each shard's split, or empty texts where none says any."""
+    meaning = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
+    # Of a folder that is given, its own name says nothing; of shards that are, that of their folder does.
+    base = root if root.is_dir() else folder.parent
+    splits = []
+    for shard in shards:
+        prefix = re.match("[a-z]*", shard.name.lower())
+        words = [prefix[0] if prefix else "", *reversed(shard.relative_to(base).parts[:-1])]
+        splits.append(next((meaning[word] for word in words if word in meaning), ""))
+    if not any(splits):
+        return splits
+    way_out = "call every shard train-…, val-… or test-…, or none of them"
+    if "" in splits:
+        raise UsageError(f"--data.root {root}: {shards[splits.index('')].name} names no split, others do; {way_out}")
+    if "train" not in splits:
+        raise UsageError(
+            f"--data.root {root}: no shard's name says train, {shards[0].name} says {splits[0]}; {way_out}"
+        )
+    return splits
+
+
+def _index(shards: Sequence[Path]) -> dict[str, np.ndarray]:
+    """Returns of every sample its key, its label as text, its image's place (see `SpanImages`) and SHA-256."""
+    keys, labels, places, digests = [], [], [], []
+    for number, shard in enumerate(shards):
+        seen = set()
+        for sample in _samples(shard):
+            name = f"{shard}: sample {sample['__key__']}"
+            image = [value for suffix, value in sample.items() if _is_image(suffix)]
+            if len(image) != 1 or sample["__key__"] in seen:
+                what = "comes twice" if sample["__key__"] in seen else f"has {len(image)} images"
+                raise UsageError(f"--data.root: {name} {what}; each needs one, under a key of its own")
+            seen.add(sample["__key__"])
+            keys.append(sample["__key__"])
+            labels.append(_label(name, sample))
+            places.append((number, *image[0][:2]))
+            digests.append(image[0][2])
+    if not keys:
+        raise UsageError(f"--data.root {shards[0]}: holds no samples")
+    return {
+        "keys": np.array(keys),
+        "labels": np.array(labels),
+        "places": np.array(places, np.int64),
+        "digests": np.stack(digests),
+    }
+
+
+def _samples(shard: Path) -> Iterator[dict[str, Any]]:
+    """Yields the samples of a shard: suffix -> (offset, size, SHA-256) of an image, or the bytes of a label."""
+    try:
+        yield from _library().tariterators.group_by_keys(_members(shard))
+    except (tarfile.TarError, ValueError, OSError) as error:
+        raise UsageError(f"--data.root: {shard} is no plain, whole tar of samples ({error}); write it again") from error
+
+
+def _members(shard: Path) -> Iterator[dict[str, Any]]:
+    with tarfile.open(shard, "r:") as tar:
+        for member in tar:
+            suffix = member.name.rpartition("/")[2].partition(".")[2].lower()
+            if not member.isreg() or not (_is_image(suffix) or suffix in ("cls", "json")):
+                continue
+            file = tar.extractfile(member)
+            content = file.read() if file is not None else b""
+            if len(content) < member.size:
+                raise tarfile.ReadError(f"{member.name} is cut short")
+            data = (member.offset_data, member.size, sha256_row(content)) if _is_image(suffix) else content
+            yield {"fname": member.name, "data": data, "__url__": str(shard)}
+
+
+def _is_image(suffix: str) -> bool:
+    return f".{suffix.rpartition('.')[2]}" in IMAGE_SUFFIXES
+
+
+def _label(name: str, sample: dict[str, Any]) -> str:
+    """Returns the text of `.cls`, else the `label` in `.json`."""
+    try:
+        label = sample["cls"].decode().strip() if "cls" in sample else json.loads(sample["json"])["label"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"--data.root: {name} has no label: neither .cls, nor .json with a field label") from error
+    if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
+        raise UsageError(f"--data.root: {name} has the label {label!r}; give a name or a whole number")
+    return str(label)
+
+
+def _library() -> Any:
+    try:
+        import webdataset
+        import webdataset.shardlists
+        import webdataset.tariterators
+    except ImportError as error:
+        raise UsageError("--data.dataset webdataset: needs the package webdataset: pip install webdataset") from error
+    return webdataset
