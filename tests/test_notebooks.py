@@ -1,0 +1,58 @@
+"""The notebooks run from their first cell to their last; as committed, they hold the figures of the long form."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
+every_notebook = pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+# One epoch of four steps.
+SHORT_FORM = """
+SEEDS = [0, 1]
+SHORTER = [
+    "--trainer.max_epochs=1", "--data.limit_train=64", "--data.batch_size=16", "--data.num_workers=0",
+    "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1",
+]
+PICTURES = "pictures"
+"""
+
+
+def parameters(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The one cell that says what can be changed."""
+    (cell,) = (cell for cell in book.cells if "parameters" in cell.metadata.get("tags", ()))
+    return cell
+
+
+def test_each_classic_experiment_has_a_notebook() -> None:
+    assert len(NOTEBOOKS) == 6
+
+
+@every_notebook
+def test_the_committed_notebook_was_run_as_a_whole(file: Path) -> None:
+    book = nbformat.read(file, as_version=4)
+    nbformat.validate(book)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+    text = "".join(output.get("text", "") for output in outputs)
+    assert re.search(r"\n.*  3  \d", text), "three seeds"
+    assert not re.search(r"/(root|home|work|tmp)/", text)
+
+
+@pytest.mark.slow
+@pytest.mark.debian
+@pytest.mark.timeout(900)
+@every_notebook
+def test_the_notebook_runs_in_its_short_form(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "configs").symlink_to(file.parent.parent / "configs")
+    (tmp_path / "pictures").mkdir()
+    book = nbformat.read(file, as_version=4)
+    parameters(book).source += SHORT_FORM
+    NotebookClient(book, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    text = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", ()))
+    assert re.search(r"\n.*  2  \d", text), "two seeds"
+    assert list((tmp_path / "pictures").glob("*.png"))
