@@ -37,6 +37,7 @@ def test_runs_and_curves_are_those_of_the_store(store_copy: Path) -> None:
     assert losses == [each.values[-1] for each in curves] == [runs[seed].metrics["train/loss"] for seed in SEEDS]
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_is_trained(store_copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = {seed: run.run_id for seed, run in finished_runs(LENET, "digits").items()}
     train_missing([LENET], "digits", [0, 1, 3])
@@ -46,6 +47,7 @@ def test_only_what_is_missing_is_trained(store_copy: Path, capfd: pytest.Capture
     assert {seed: after[seed] for seed in before} == before
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compared_is_refused(store_copy: Path) -> None:
     with pytest.raises(ValueError, match=r"LeNet-5: no finished run lenet5_scratch_digits with seeds \[7\]"):
         final_values([LENET], "digits", "train/loss", [0, 7])
