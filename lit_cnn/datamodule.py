@@ -281,11 +281,11 @@ class ImageDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Returns the validation loader."""
-        return self._eval_loader(self.splits.val)
+        return self._eval_loader(self._own_share(self.splits.val))
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Returns the test loader."""
-        return self._eval_loader(self.splits.test)
+        return self._eval_loader(self._own_share(self.splits.test))
 
     def _train_batches(self, first_epoch: int, first_batch: int) -> TrainBatches:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -311,9 +311,13 @@ class ImageDataModule(pl.LightningDataModule):
             return epochs.processed + 1, 0
         return epochs.processed, batches.processed
 
+    def _own_share(self, indices: np.ndarray) -> np.ndarray:
+        """Returns what this of several devices evaluates."""
+        if self.trainer is None or self.trainer.world_size == 1:
+            return indices
+        return indices[self.trainer.global_rank :: self.trainer.world_size]
+
     def _eval_loader(self, indices: np.ndarray) -> DataLoader[Batch]:
-        if self.trainer is not None and self.trainer.world_size > 1:
-            indices = indices[self.trainer.global_rank :: self.trainer.world_size]
         images = EvalImages(self.image_set, indices, self.image_size, self.interpolation)
         positions = np.arange(len(indices))
         batches = [positions[start : start + EVAL_BATCH_SIZE] for start in range(0, len(indices), EVAL_BATCH_SIZE)]

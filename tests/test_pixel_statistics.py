@@ -1,6 +1,9 @@
 """One pass, exact, remembered by what it depends on."""
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,9 +56,17 @@ def test_training_images_in_files_are_measured_once_as_validation_sees_them(tmp_
     assert data.mean == pytest.approx(pixels.mean(0), abs=1e-6)
     assert data.std == pytest.approx(pixels.std(0), abs=1e-6)
     again = ImageDataModule("image_folder", str(root), image_size=24, num_workers=0, normalize="train")
-    for file in root.rglob("*.png"):
-        assert file.stat().st_size  # the hashes are remembered by time and size; the pixels are not read again
-    assert again.pixel_statistics == data.pixel_statistics
+    kept: dict[Path, bytes] = {}
+    for file in (files := sorted(root.rglob("*.png"))):
+        before = file.stat()
+        whole = file.read_bytes()
+        with file.open("r+b") as opened:  # the same file by its size, time and inode, and no image any more
+            opened.write(bytes(before.st_size))
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        kept[file] = whole
+    assert again.pixel_statistics == data.pixel_statistics, "nothing is decoded again"
+    for file in files:
+        file.write_bytes(kept[file])
     other_size = ImageDataModule("image_folder", str(root), image_size=8, num_workers=0, normalize="train")
     assert other_size.pixel_statistics != data.pixel_statistics
     Image.fromarray(np.zeros((24, 24, 3), np.uint8)).save(next(root.rglob("*.png")))
@@ -69,3 +80,11 @@ def test_files_are_normalised_as_imagenet_unless_asked(tmp_path: Path) -> None:
     data = ImageDataModule("image_folder", str(root))
     assert tuple(data.mean) == IMAGENET_MEAN and not data.has_measured_pixels
     assert ImageDataModule("digits", normalize="imagenet").mean == pytest.approx([np.mean(IMAGENET_MEAN)])
+
+
+def test_one_of_several_devices_measures_all_images(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "pets", ["misty", "tigga"], per_class=10, size=24)
+    data: Any = ImageDataModule("image_folder", str(root), image_size=24, num_workers=0)
+    data.trainer = SimpleNamespace(global_rank=1, world_size=2)
+    assert data.pixel_statistics.num_images == len(data.splits.train)
+    assert len(data.val_dataloader().dataset) == len(data.splits.val[1::2])
