@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torchmetrics import MetricCollection
 
-from lit_cnn.datamodule import Batch
+from lit_cnn.batches import Batch
 from lit_cnn.errors import UsageError
 from lit_cnn.metrics import balanced_weights, evaluation_metrics
 from lit_cnn.mixing import build_mixing

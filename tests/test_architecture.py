@@ -23,6 +23,7 @@ ORDER = [
     "pca_color",
     "transforms",
     "sampling",
+    "batches",
     "datamodule",
     "preview",
     "audit",
@@ -170,7 +171,7 @@ def test_a_wrong_import_is_found(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("cli.train", "from lit_cnn import __version__\nfrom lit_cnn.cli.parser import OneLineParser\nimport torch"),
+        ("cli.lit_cli", "from lit_cnn import __version__\nfrom lit_cnn.cli.parser import OneLineParser\nimport torch"),
         (
             "evaluation.ensemble",
             "from lit_cnn.evaluation.report import write\nfrom lit_cnn.evaluation import statistics",

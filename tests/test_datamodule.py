@@ -7,19 +7,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lit_cnn.datamodule import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Batch,
-    ImageDataModule,
-    TrainBatches,
-    TrainImages,
-    stack_images,
-)
+from lit_cnn.batches import Batch, TrainImages, stack_images
+from lit_cnn.datamodule import IMAGENET_MEAN, IMAGENET_STD, ImageDataModule
 from lit_cnn.datasets import ArrayImages, ImageSet
 from lit_cnn.errors import UsageError
 from lit_cnn.evaluation.predictions import FolderImages
 from lit_cnn.randomness import epoch_permutation
+from lit_cnn.sampling import TrainBatches
 from lit_cnn.transforms import TrainTransform, resize_and_center_crop
 from tests.test_datasets import save_images
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lit_cnn.datamodule import ImageDataModule, TrainImages
+from lit_cnn.batches import TrainImages
+from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.randomness import balanced_order
 from lit_cnn.sampling import TrainBatches
 from tests.test_datamodule import CONTINUOUS, assert_same_batches, epochs_of

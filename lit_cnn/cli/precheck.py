@@ -79,7 +79,7 @@ def known_options() -> frozenset[str]:
         ("data", _PACKAGE / "datamodule.py", "ImageDataModule"),
     ):
         names |= {f"{section}.{name}" for name in _init_arguments(file, class_name)}
-    names |= set(_added_options(Path(__file__).parent / "train.py"))
+    names |= set(_added_options(Path(__file__).parent / "lit_cli.py"))
     return frozenset(names)
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from PIL import Image
 
+from lit_cnn.cli.lit_cli import LitCLI
 from lit_cnn.cli.precheck import precheck
 from lit_cnn.cli.process import hush_lightning
-from lit_cnn.cli.train import LitCLI
 from lit_cnn.cli.verbs import CommandParser
 from lit_cnn.errors import UsageError
 from lit_cnn.files import replace_atomically

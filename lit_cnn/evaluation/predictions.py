@@ -17,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch.utils.data import DataLoader, Dataset
 
+from lit_cnn.batches import stack_images
 from lit_cnn.checkpoints import digest_of_weights, load_checkpoint
 from lit_cnn.classifier import LitClassifier
-from lit_cnn.datamodule import ImageDataModule, stack_images
+from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.datasets import ArrayImages, ImageSet, list_images, read_image
 from lit_cnn.errors import UsageError
 from lit_cnn.evaluation.multi_crop import views_of

@@ -1,0 +1,301 @@
+"""`LitCLI`: Lightning's command line around one tracked run."""
+
+import functools
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lit_cnn.callbacks import FitProgress, RunCheckpoints, RunInterrupted, StepMetrics
+from lit_cnn.checkpoints import CheckpointIO256, load_checkpoint
+from lit_cnn.classifier import LitClassifier, check_has_end
+from lit_cnn.cli.parser import OneLineParser, default_config
+from lit_cnn.cli.process import is_first_process, quiet_lightning, signals_stop
+from lit_cnn.cli.record import check_classes, flatten, log_inputs, log_preview, run_name, run_record, run_tags
+from lit_cnn.cli.resume import checkpoint_file, config_digest, last_checkpoint, mark_finished, mark_unfinished
+from lit_cnn.cli.seeds import SeedsRun
+from lit_cnn.datamodule import ImageDataModule
+from lit_cnn.errors import UsageError
+from lit_cnn.precision import default_precision
+from lit_cnn.tracking import check_writable, resolve_store
+from lit_cnn.tracking.logger import JournalLogger
+
+MONITORS = ("val/acc", "val/acc5", "val/balanced_acc", "val/f1", "val/loss")
+# How the first process of a distributed run tells the others.
+_RESUME_FROM, _RUN_FOLDER = "LIT_CNN_RESUME_FROM", "LIT_CNN_RUN_FOLDER"
+_LINKED_FROM_DATA = (
+    "num_classes",
+    "in_channels",
+    "image_size",
+    "class_names",
+    "class_counts",
+    "mean",
+    "std",
+    "interpolation",
+)
+
+
+class LitCLI(LightningCLI):
+    """Lightning's CLI for one subcommand, with lit_cnn's links, callbacks and tracking.
+
+    Args:
+        subcommand: `fit`, `validate` or `test`.
+        arguments: What follows it on the command line.
+        parent: The run that holds the runs of several seeds, if this is one of them.
+    """
+
+    def __init__(self, subcommand: str, arguments: Sequence[str], parent: SeedsRun | None = None) -> None:
+        self._only = subcommand
+        self._parent = parent
+        self.result: dict[str, float] = {}
+        super().__init__(
+            LitClassifier,
+            ImageDataModule,
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_class=OneLineParser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=[subcommand, "--config", str(default_config()), *arguments],
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Returns the one subcommand that is asked for: building the parsers of all takes seconds."""
+        return {self._only: LightningCLI.subcommands()[self._only] | {"weights_only"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Links what model and data must agree on, and adds lit_cnn's own options."""
+        for name in _LINKED_FROM_DATA:
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        for section in ("data", "model"):
+            parser.link_arguments("seed_everything", f"{section}.seed")
+        parser.add_argument(
+            "--resume", type=Literal["auto"] | None, default=None, help="auto: go on with the unfinished run, if any"
+        )
+        parser.add_argument("--monitor", type=str, default="val/acc", help="metric that says which epoch is best")
+        parser.add_argument("--monitor_mode", type=Literal["max", "min"], default="max", help="max or min is best")
+        parser.add_argument("--checkpoint_seconds", type=float, default=60.0, help="seconds between last checkpoints")
+        parser.add_argument("--test_after_fit", type=bool, default=True, help="test the best checkpoint at the end")
+        # Taken out of the arguments before they are parsed (take_seeds): the parser only has to tell of it.
+        if self._only == "fit":
+            parser.epilog = "--seeds N [N ...]: train once with each seed, under one run with their mean and deviation"
+        parser.add_argument("--log_preview", type=bool, default=False, help="keep a picture of the augmentation")
+        parser.add_argument("--recipe", type=str | None, default=None, help="a word that ends the run's name")
+        parser.add_argument("--experiment", type=str | None, default=None, help="MLflow experiment; default: the data")
+        parser.add_argument("--track", type=bool, default=True, help="false: no MLflow run and no checkpoints")
+        parser.add_argument("--tracking_uri", type=str | None, default=None, help="MLflow store; default: mlruns/")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the given arguments only; Lightning would warn that this process has others."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the command line in charge: Lightning would overwrite it with the checkpoint's parameters."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses an unusable store and a missing checkpoint before anything is read or built."""
+        self._options = self.config[self._only]
+        self._store = resolve_store(self._options.tracking_uri)
+        if self._options.monitor not in MONITORS:
+            raise UsageError(f"--monitor {self._options.monitor}: choose one of {', '.join(MONITORS)}")
+        if self._options.data.sampler == "balanced" and self._options.model.class_weights == "balanced":
+            raise UsageError("--model.class_weights balanced: --data.sampler balanced evens out the classes; take one")
+        if self._options.trainer.precision is None:
+            # Written into the configuration, so that the run records what it computed in.
+            self._options.trainer.precision = default_precision(self._options.trainer.accelerator)
+        if self._only == "fit" and self._options.track:
+            check_writable(self._store)
+        ckpt_path = self._options.ckpt_path
+        if ckpt_path is not None and ckpt_path != "last":
+            self._options.ckpt_path = str(checkpoint_file(ckpt_path, self._store))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the trainer with the callbacks that every run has."""
+        options = self._options
+        self.checkpoints = RunCheckpoints(options.monitor, options.monitor_mode, options.checkpoint_seconds)
+        callbacks: list[Any] = [StepMetrics(), self.checkpoints]
+        if options.trainer.enable_progress_bar is not False:
+            callbacks.append(FitProgress())
+        config = dict(self._get(self.config_init, "trainer"))
+        config["callbacks"] = [*(config.get("callbacks") or []), *callbacks]
+        config["plugins"] = [*(config.get("plugins") or []), CheckpointIO256()]
+        config["use_distributed_sampler"] = False
+        logger = self._logger() if self._only == "fit" and options.track else False
+        try:
+            return Trainer(**{**config, "logger": logger, **kwargs})
+        except (ValueError, TypeError, MisconfigurationException) as error:
+            raise UsageError(f"--trainer: {error}") from error
+
+    def _logger(self) -> JournalLogger:
+        experiment = self._options.experiment or self.datamodule.image_set.name
+        return JournalLogger(experiment, tracking_uri=self._options.tracking_uri)
+
+    def fit(self, model: LitClassifier, datamodule: ImageDataModule, **kwargs: Any) -> None:
+        """Trains one tracked run from its first step, or from the checkpoint where an earlier one stands."""
+        digest = config_digest(self.plain_config, datamodule.digests["data"])
+        if self._parent is not None and self.trainer.world_size > 1:
+            raise UsageError("--seeds: one device a run; for several devices give --seed_everything, seed by seed")
+        ckpt_path = self._resumed_checkpoint(digest)
+        resumed = load_checkpoint(ckpt_path) if ckpt_path else None
+        if resumed is not None:
+            check_classes(resumed, datamodule, ckpt_path)
+            model.check_optimizer_of(resumed)
+        check_has_end(self.trainer)
+        model.build_optimizer()  # only to see now, before anything is written, that it can be built
+        logger = self.trainer.logger
+        if isinstance(logger, JournalLogger):
+            parent_key = self._open_parent(model, datamodule) if self._parent is not None else None
+            if self._parent is not None and self._options.seed_everything in self._parent.results:
+                self.result = self._parent.results[self._options.seed_everything]
+                return
+            self._begin(logger, model, datamodule, digest, resumed, ckpt_path, parent_key)
+        with signals_stop(self.checkpoints), quiet_lightning():
+            self._fit_to_the_end(model, datamodule, ckpt_path)
+
+    def test(self, model: LitClassifier, datamodule: ImageDataModule, **kwargs: Any) -> None:
+        """Evaluates a checkpoint on the test images."""
+        self._evaluate(self.trainer.test, model, datamodule)
+
+    def validate(self, model: LitClassifier, datamodule: ImageDataModule, **kwargs: Any) -> None:
+        """Evaluates a checkpoint on the validation images."""
+        self._evaluate(self.trainer.validate, model, datamodule)
+
+    @functools.cached_property
+    def plain_config(self) -> dict[str, Any]:
+        """The resolved configuration as plain values, links left out."""
+        text = self._parser(self._only).dump(self._options, skip_none=False, format="yaml")
+        plain: dict[str, Any] = yaml.safe_load(text)
+        plain.pop("config", None)
+        return plain
+
+    def _evaluate(self, evaluate: Any, model: LitClassifier, datamodule: ImageDataModule) -> None:
+        ckpt_path = self._options.ckpt_path
+        if ckpt_path is None or ckpt_path == "last":
+            raise UsageError(f"--ckpt_path: lit-cnn {self._only} needs a checkpoint's file or runs:/RUN_ID")
+        check_classes(load_checkpoint(Path(ckpt_path)), datamodule, ckpt_path)
+        with quiet_lightning():
+            (self.result,) = evaluate(model, datamodule, ckpt_path=ckpt_path, weights_only=True, verbose=False)
+        for name, value in self.result.items():
+            print(f"{name}  {value:.4f}")
+
+    def _resumed_checkpoint(self, digest: str) -> Path | None:
+        if not is_first_process():
+            return Path(os.environ[_RESUME_FROM]) if os.environ.get(_RESUME_FROM) else None
+        path = self._choose_checkpoint(digest)
+        # Lightning starts the other processes of a run later, by which time this one holds the run.
+        os.environ[_RESUME_FROM] = str(path or "")
+        return path
+
+    def _choose_checkpoint(self, digest: str) -> Path | None:
+        ckpt_path, resume = self._options.ckpt_path, self._options.resume
+        if ckpt_path == "last":
+            return last_checkpoint(self._store, digest, required=True)
+        if ckpt_path is None and resume == "auto":
+            return last_checkpoint(self._store, digest, required=False)
+        return Path(ckpt_path) if ckpt_path else None
+
+    def _begin(
+        self,
+        logger: JournalLogger,
+        model: LitClassifier,
+        datamodule: ImageDataModule,
+        digest: str,
+        resumed: dict[str, Any] | None,
+        ckpt_path: Path | None,
+        parent_key: str | None,
+    ) -> None:
+        """Opens the run in the journal: the same run on resume, if its folder is here and it is the same work."""
+        if not is_first_process():
+            self.checkpoints.folder = Path(os.environ[_RUN_FOLDER])
+            return
+        tags, name = run_tags(model, datamodule, digest), run_name(model, datamodule, self._options.recipe)
+        record = (resumed or {}).get("lit_cnn", {})
+        same = ckpt_path is not None and record.get("config_digest") == digest
+        folder = self._store.journal_dir / record.get("key", "-") if same else None
+        if ckpt_path is not None and not same:
+            tags["resumed_from"] = str(record.get("run_id") or record.get("key") or ckpt_path)
+        logger.begin(
+            run_name=name,
+            params=flatten(self.plain_config),
+            tags=tags,
+            parent_key=parent_key,
+            resume_folder=folder if folder is not None and folder.is_dir() else None,
+        )
+        mark_unfinished(logger.run_folder, digest, name)
+        self.checkpoints.folder = logger.run_folder
+        os.environ[_RUN_FOLDER] = str(logger.run_folder)
+        config_text = yaml.safe_dump(self.plain_config, sort_keys=False)
+        model.run_record = run_record(datamodule, config_text, digest, logger.key)
+        if folder is None or not folder.is_dir():
+            log_inputs(logger, model, datamodule, config_text, self._store.journal_dir.parent / "splits")
+            if self._options.log_preview:
+                log_preview(logger, datamodule)
+        verb = "resuming" if ckpt_path else "training"
+        print(f"{verb} {name} (seed {self._options.seed_everything}), run {logger.key}", file=sys.stderr)
+
+    def _open_parent(self, model: LitClassifier, datamodule: ImageDataModule) -> str:
+        assert self._parent is not None
+        seeds = list(self._parent.seeds)
+        config = {**self.plain_config, "seed_everything": seeds}
+        digest = config_digest(config, datamodule.digests["data"])
+        tags = {**run_tags(model, datamodule, digest), "kind": "seeds", "seed": " ".join(map(str, seeds))}
+        name = run_name(model, datamodule, self._options.recipe)
+        begin = {
+            "run_name": f"{name} ({len(seeds)} seeds)",
+            "params": flatten(config),
+            "tags": tags,
+        }
+        return self._parent.open(self._logger(), digest, begin)
+
+    def _fit_to_the_end(self, model: LitClassifier, datamodule: ImageDataModule, ckpt_path: Path | None) -> None:
+        logger = self.trainer.logger if self.trainer.is_global_zero else None
+        if not isinstance(logger, JournalLogger):
+            logger = None
+        try:
+            self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
+            self.result = {f"best/{name}": value for name, value in self.checkpoints.best.items()}
+            if self._options.test_after_fit and self.checkpoints.best_path is not None:
+                self._test_best(model, datamodule)
+        except (RunInterrupted, KeyboardInterrupt):
+            if logger:
+                _end_early(logger, "KILLED")
+            raise
+        except BaseException:
+            if logger:
+                _end_early(logger, "FAILED")
+            raise
+        if logger:
+            self._finish(logger)
+
+    def _test_best(self, model: LitClassifier, datamodule: ImageDataModule) -> None:
+        best_path = self.checkpoints.best_path
+        assert best_path is not None
+        step = self.trainer.global_step - 1
+        model.load_state_dict(load_checkpoint(best_path)["state_dict"])
+        logger = self.trainer.logger
+        # The test's own logging would give it a step of its own; the run's last step is meant.
+        self.trainer._loggers = []
+        (metrics,) = self.trainer.test(model, datamodule, verbose=False)
+        self.trainer._loggers = [logger] if logger is not None else []
+        for each in self.trainer.loggers:
+            each.log_metrics(dict(metrics), step=step)
+        self.result.update(metrics)
+
+    def _finish(self, logger: JournalLogger) -> None:
+        for name in ("best.ckpt", "last.ckpt"):
+            if (logger.run_folder / name).exists():
+                logger.log_artifact(logger.run_folder / name, "checkpoints")
+        logger.end("FINISHED")
+        mark_finished(logger.run_folder)
+
+
+def _end_early(logger: JournalLogger, status: str) -> None:
+    logger.end(status)
+    # Seconds that let the store show how the run ended; the journal has it in any case.
+    logger.wait_until_sent(timeout=5)
