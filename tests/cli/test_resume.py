@@ -18,8 +18,8 @@ from tests.faults import wait_until
 from tests.training import ROOT, SHORT, TrackedRun, copy_empty_store, fit, inside, same_weights, tracked_runs
 
 # Long enough to be caught in the middle, with a checkpoint after nearly every step.
-LONGER = ("--trainer.max_epochs=6", "--checkpoint_seconds=0.02", "--trainer.log_every_n_steps=1")
-STEPS = 48
+LONGER = ("--trainer.max_epochs=12", "--checkpoint_seconds=0.02", "--trainer.log_every_n_steps=1")
+STEPS = 96
 
 pytestmark = pytest.mark.usefixtures("empty_store")
 
