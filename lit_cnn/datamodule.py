@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from lit_cnn.batches import Batch, EvalImages, TrainImages
-from lit_cnn.datasets import ArrayImages, ImageSet, check_source, load_image_set
+from lit_cnn.datasets import MAX_PIXELS, ArrayImages, ImageSet, check_image_set, check_source, load_image_set
+from lit_cnn.datasets.inspection import without_bad_images
 from lit_cnn.errors import UsageError
 from lit_cnn.pixel_statistics import PixelStatistics, cached, keep, measure_pixels
 from lit_cnn.sampling import Sampler, TrainBatches
@@ -22,6 +23,7 @@ from lit_cnn.transforms import Interpolation, TrainCrop, TrainTransform
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EVAL_BATCH_SIZE = 256
+Check = Literal["off", "quick", "full"]
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -50,6 +52,12 @@ class ImageDataModule(pl.LightningDataModule):
         std: Standard deviation per channel, likewise.
         class_names: The order of the classes; all of the data's, perhaps with more. By default the source's own, or
             sorted. Where the source has numbers only, these are the names of 0, 1, 2 and so on.
+        check: What is looked at before the first step: `quick` (headers, copies by their bytes, classes), `full` (every
+            image decoded, near copies too) or `off`. See `lit-cnn check-data`.
+        on_bad_image: `raise` ends the run at a file that cannot be decoded. `skip` decodes every file once (what was
+            found is remembered), leaves such files out and says how many; of a test split that the source gives, none
+            is left out: a run with a bad one ends.
+        max_pixels: Images of more pixels are bad; by default Pillow's limit, a quarter of a gigabyte as RGB.
         columns: A manifest's columns by what they are for: `image`, `label`, `split`, `group`; else found by name.
         seed: The training seed, for order and augmentation; linked from `--seed_everything`.
 
@@ -78,12 +86,16 @@ class ImageDataModule(pl.LightningDataModule):
         std: list[float] | None = None,
         class_names: list[str] | None = None,
         columns: dict[str, str] | None = None,
+        check: Check = "quick",
+        on_bad_image: Literal["raise", "skip"] = "raise",
+        max_pixels: int = MAX_PIXELS,
         seed: int = 0,
     ) -> None:
         super().__init__()
         _at_least("--data.image_size", image_size, 1)
         _at_least("--data.batch_size", batch_size, 1)
         _at_least("--data.num_workers", num_workers, 0)
+        _at_least("--data.max_pixels", max_pixels, 1)
         _fraction("--data.val_fraction", val_fraction)
         _fraction("--data.test_fraction", test_fraction)
         if limit_train is not None:
@@ -105,19 +117,35 @@ class ImageDataModule(pl.LightningDataModule):
         self.normalize = normalize
         self._mean, self._std = mean, std
         self._class_names, self._columns = class_names, columns
+        self.check: Check = check
+        self.on_bad_image = on_bad_image
+        self.max_pixels = max_pixels
+        self.num_skipped = 0
         self.seed = seed
 
     @cached_property
     def image_set(self) -> ImageSet:
-        """The images, read at first use."""
-        found = load_image_set(self.dataset, self.root, self._in_channels, self._class_names, self._columns)
+        """The images, read at first use; without the bad ones, if these are to be skipped."""
+        found = self.load()
+        if self.on_bad_image == "skip":
+            found, self.num_skipped = without_bad_images(found)
+        check_image_set(found)
         self.train_transform.check_channels(found.in_channels)
         return found
+
+    def load(self) -> ImageSet:
+        """Reads the images, whatever may be wrong with them."""
+        options = (self.dataset, self.root, self._in_channels, self._class_names, self._columns)
+        return load_image_set(*options, max_pixels=self.max_pixels, checked=False)
 
     @cached_property
     def splits(self) -> Splits:
         """Who is in train, val and test."""
-        return draw_splits(self.image_set, self.val_fraction, self.test_fraction, self.split_seed, self.limit_train)
+        return self.split(self.image_set)
+
+    def split(self, image_set: ImageSet) -> Splits:
+        """Draws what the source does not prescribe of train, val and test."""
+        return draw_splits(image_set, self.val_fraction, self.test_fraction, self.split_seed, self.limit_train)
 
     @cached_property
     def manifest(self) -> str:

@@ -1,6 +1,7 @@
 """SHA-256 of many files, remembered by size, modification time and inode, so that a second scan reads no bytes."""
 
 import contextlib
+import hashlib
 import os
 import sqlite3
 import sys
@@ -16,33 +17,49 @@ FEW_FILES = 2_000
 """Below this many files to hash, no progress bar."""
 
 
-def hash_files(files: Sequence[Path], cache_file: Path | None = None) -> list[str]:
-    """Returns the SHA-256 of each file's bytes, in order.
+def hash_files(files: Sequence[Path | str], cache_file: Path | None = None) -> list[str]:
+    """Returns the SHA-256 of each file's bytes, in order; of one that cannot be read, that of its path instead.
 
-    A file is read only if its path, size, modification time (ns) or inode is not as remembered.
+    A file is read only if its path, size, modification time (ns) or inode is not as remembered. To read no bytes of a
+    file that cannot be read is left to who decodes it: there the error has the file's name.
 
     Args:
         files: Existing files.
         cache_file: The sqlite file that remembers; by default `lit_cnn/file_hashes.sqlite` in the user's cache folder.
     """
     cache_file = cache_file or default_cache_file()
-    keys = [_key(file) for file in files]
+    keys = [_key(folder, name) for folder, name in _split_paths(files)]
     known: dict[str, tuple[int, int, int, str]] = {}
     with contextlib.suppress(sqlite3.Error, OSError), _open(cache_file) as database:
         known = _remembered(database, [key[0] for key in keys])
     hashes = [known[key[0]][3] if key[0] in known and known[key[0]][:3] == key[1:] else "" for key in keys]
     missing = [index for index, digest in enumerate(hashes) if not digest]
+    rows: list[tuple[str, int, int, int, str]] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = pool.map(sha256_of_file, [files[index] for index in missing])
+        digests = pool.map(_sha256, [files[index] for index in missing])
         for index, digest in zip(missing, with_progress(digests, len(missing), "hashing images", "file"), strict=True):
-            hashes[index] = digest
+            hashes[index] = digest or hashlib.sha256(os.fsencode(files[index])).hexdigest()
+            if digest:
+                rows.append((*keys[index], digest))
+            if len(rows) >= FEW_FILES:  # what was read is not read again after an interruption
+                _remember(cache_file, rows)
+                rows = []
+    _remember(cache_file, rows)
+    return hashes
+
+
+def _remember(cache_file: Path, rows: Sequence[tuple[str, int, int, int, str]]) -> None:
     # A cache that cannot be written costs time at the next scan and nothing else: the hashes themselves are right.
     with contextlib.suppress(sqlite3.Error, OSError), _open(cache_file) as database:
-        database.executemany(
-            "INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?, ?)", [(*keys[index], hashes[index]) for index in missing]
-        )
+        database.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?, ?)", rows)
         database.commit()
-    return hashes
+
+
+def _sha256(file: Path | str) -> str | None:
+    try:
+        return sha256_of_file(Path(file))
+    except OSError:
+        return None
 
 
 def with_progress(items: Iterable[Item], total: int, description: str, unit: str) -> Iterator[Item]:
@@ -61,9 +78,23 @@ def default_cache_file() -> Path:
     return Path(cache).expanduser() / "lit_cnn" / "file_hashes.sqlite"
 
 
-def _key(file: Path) -> tuple[str, int, int, int]:
-    status = file.stat()
-    return str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ino
+def _split_paths(files: Sequence[Path | str]) -> Iterator[tuple[str, str]]:
+    """Yields each file's folder, links followed, and its name: to follow the links of each file anew takes seconds."""
+    followed: dict[str, str] = {}
+    for file in files:
+        folder, name = os.path.split(file)
+        if folder not in followed:
+            followed[folder] = os.path.realpath(folder)
+        yield followed[folder], name
+
+
+def _key(folder: str, name: str) -> tuple[str, int, int, int]:
+    path = os.path.join(folder, name)
+    try:
+        status = os.stat(path)
+    except OSError:
+        return path, -1, 0, 0
+    return path, status.st_size, status.st_mtime_ns, status.st_ino
 
 
 @contextlib.contextmanager

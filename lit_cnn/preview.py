@@ -1,12 +1,14 @@
 """What augmentation makes of the training images, as one picture."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from lit_cnn.datamodule import ImageDataModule
+from lit_cnn.files import replace_atomically
 from lit_cnn.transforms import resize_and_center_crop
 
 _LEAST_CELL = 96  # pixels; smaller images are enlarged by a whole number
@@ -33,6 +35,12 @@ def preview_grid(data: ImageDataModule, num_images: int = 8, num_draws: int = 7)
         rows.append([original, *(transform(image, data.seed, epoch, index) for epoch in range(num_draws))])
         names.append(data.class_names[data.image_set.labels[index]])
     return _compose(rows, names, ["original", *(f"epoch {epoch}" for epoch in range(num_draws))])
+
+
+def write_png(file: Path, picture: np.ndarray) -> None:
+    """Writes an `(H, W, 3)` uint8 picture; whole, or not at all."""
+    with replace_atomically(file) as temporary:
+        Image.fromarray(picture).save(temporary, format="png")
 
 
 def _spread_over_classes(train: np.ndarray, labels: np.ndarray, count: int) -> list[int]:

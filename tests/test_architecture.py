@@ -27,6 +27,7 @@ ORDER = [
     "datamodule",
     "preview",
     "audit",
+    "contact_sheet",
     "models",
     "tracking",
     "weights",

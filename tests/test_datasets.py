@@ -191,8 +191,8 @@ def test_a_folder_with_splits(tmp_path: Path) -> None:
         (["cat/1.png", ".git/2.png"], [], "a single class (cat)"),
         (["cat/1.png"], ["dog"], "dog holds no images"),
         (["train/cat/1.png"], ["train/dog"], "dog holds no images"),
-        (["train/a/1.png", "train/b/2.png", "val/c/3.png"], [], "c is a class that train lacks"),
-        (["train/a/1.png", "train/b/2.png", "test/c/3.png"], [], "c is a class that train lacks"),
+        (["train/a/1.png", "train/b/2.png", "val/c/3.png"], [], "has c, a class that train lacks"),
+        (["train/a/1.png", "train/b/2.png", "test/c/3.png"], [], "has c, a class that train lacks"),
         (["train/a/1.png", "train/b/2.png"], ["val/a", "val/b"], "val holds no images"),
     ],
 )
@@ -200,7 +200,7 @@ def test_unusable_folders_are_refused(tmp_path: Path, names: list[str], folders:
     root = save_images(tmp_path / "pets", *names)
     for folder in folders:
         (root / folder).mkdir(parents=True, exist_ok=True)
-    message = refused(load_image_folder, root)
+    message = refused(load_image_set, "image_folder", root)
     assert "--data.root" in message and expected in message
 
 

@@ -28,6 +28,8 @@ train and evaluate (Lightning):
 compare and look:
   describe   show a network layer by layer beside its paper's figures
              lit-cnn describe resnet50 [--compare resnet18] [--stages] [--format json]
+  check-data look through the images before training: damaged, doubled, mislabelled
+             lit-cnn check-data --config configs/experiment/own_images.yaml --data.root FOLDER [--strict]
   preview    write a picture of what augmentation makes of the training images
              lit-cnn preview --config configs/augment/geometric.yaml --data.dataset digits
   ensemble   average tracked runs over one and many crops, with intervals and paired tests
@@ -77,6 +79,10 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from lit_cnn.cli.preview import preview
 
         return preview
+    if name == "check-data":
+        from lit_cnn.cli.check_data import check_data
+
+        return check_data
     from lit_cnn.cli import verbs
 
     commands = {
@@ -87,7 +93,7 @@ def _command(name: str) -> Callable[[list[str]], int]:
         "sync": verbs.sync,
     }
     if name not in commands:
-        known = ", ".join(("fit", "validate", "test", "preview", *commands))
+        known = ", ".join(("fit", "validate", "test", "check-data", "preview", *commands))
         raise UsageError(f"{name}: no such command; there are {known}")
     return commands[name]
 

@@ -12,12 +12,23 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from lit_cnn.audit import Report
 from lit_cnn.callbacks import FitProgress, RunCheckpoints, RunInterrupted, StepMetrics
 from lit_cnn.checkpoints import CheckpointIO256, load_checkpoint
 from lit_cnn.classifier import LitClassifier, check_has_end
+from lit_cnn.cli.check_data import check_before_fit
 from lit_cnn.cli.parser import OneLineParser, default_config
 from lit_cnn.cli.process import is_first_process, quiet_lightning, signals_stop
-from lit_cnn.cli.record import check_classes, flatten, log_inputs, log_preview, run_name, run_record, run_tags
+from lit_cnn.cli.record import (
+    check_classes,
+    flatten,
+    log_check,
+    log_inputs,
+    log_preview,
+    run_name,
+    run_record,
+    run_tags,
+)
 from lit_cnn.cli.resume import checkpoint_file, config_digest, last_checkpoint, mark_finished, mark_unfinished
 from lit_cnn.cli.seeds import SeedsRun
 from lit_cnn.datamodule import ImageDataModule
@@ -148,13 +159,14 @@ class LitCLI(LightningCLI):
             model.check_optimizer_of(resumed)
         check_has_end(self.trainer)
         model.build_optimizer()  # only to see now, before anything is written, that it can be built
+        report = check_before_fit(datamodule) if is_first_process() else None
         logger = self.trainer.logger
         if isinstance(logger, JournalLogger):
             parent_key = self._open_parent(model, datamodule) if self._parent is not None else None
             if self._parent is not None and self._options.seed_everything in self._parent.results:
                 self.result = self._parent.results[self._options.seed_everything]
                 return
-            self._begin(logger, model, datamodule, digest, resumed, ckpt_path, parent_key)
+            self._begin(logger, model, datamodule, report, digest, resumed, ckpt_path, parent_key)
         with signals_stop(self.checkpoints), quiet_lightning():
             self._fit_to_the_end(model, datamodule, ckpt_path)
 
@@ -205,6 +217,7 @@ class LitCLI(LightningCLI):
         logger: JournalLogger,
         model: LitClassifier,
         datamodule: ImageDataModule,
+        report: Report | None,
         digest: str,
         resumed: dict[str, Any] | None,
         ckpt_path: Path | None,
@@ -234,6 +247,8 @@ class LitCLI(LightningCLI):
         model.run_record = run_record(datamodule, config_text, digest, logger.key)
         if folder is None or not folder.is_dir():
             log_inputs(logger, model, datamodule, config_text, self._store.journal_dir.parent / "splits")
+            if report is not None:
+                log_check(logger, datamodule, report)
             if self._options.log_preview:
                 log_preview(logger, datamodule)
         verb = "resuming" if ckpt_path else "training"
@@ -293,6 +308,24 @@ class LitCLI(LightningCLI):
                 logger.log_artifact(logger.run_folder / name, "checkpoints")
         logger.end("FINISHED")
         mark_finished(logger.run_folder)
+
+
+class DataCLI(LitCLI):
+    """Parses what `lit-cnn fit` would, and builds the data module only.
+
+    Args:
+        arguments: Options of `lit-cnn fit`.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        super().__init__("fit", [*arguments, "--track=false"])
+
+    def instantiate_classes(self) -> None:
+        """Builds the data module; nothing is read yet."""
+        self.datamodule = ImageDataModule(**self.plain_config["data"], seed=self._options.seed_everything)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Does nothing."""
 
 
 def _end_early(logger: JournalLogger, status: str) -> None:

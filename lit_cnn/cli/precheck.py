@@ -22,6 +22,7 @@ _LEAST = {
     "data.image_size": 1,
     "data.num_workers": 0,
     "data.limit_train": 1,
+    "data.max_pixels": 1,
 }
 
 

@@ -1,24 +1,13 @@
 """`lit-cnn preview`: the picture of what a configuration's augmentation does, before anything is trained."""
 
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
-
-from lit_cnn.cli.lit_cli import LitCLI
+from lit_cnn.cli.lit_cli import DataCLI
 from lit_cnn.cli.precheck import precheck
 from lit_cnn.cli.process import hush_lightning
 from lit_cnn.cli.verbs import CommandParser
 from lit_cnn.errors import UsageError
-from lit_cnn.files import replace_atomically
-from lit_cnn.preview import preview_grid
-
-
-class _PreviewCLI(LitCLI):
-    """Builds what `lit-cnn fit` would build, and keeps the data module instead of training."""
-
-    def fit(self, model: Any, datamodule: Any, **kwargs: Any) -> None:
-        """Does nothing."""
+from lit_cnn.preview import preview_grid, write_png
 
 
 def preview(arguments: list[str]) -> int:
@@ -37,10 +26,9 @@ def preview(arguments: list[str]) -> int:
     counts = {name: _count(name, getattr(options, name)) for name in ("num_images", "num_draws")}
     precheck(of_fit)
     hush_lightning()
-    data = _PreviewCLI("fit", [*of_fit, "--track=false"]).datamodule
+    data = DataCLI(of_fit).datamodule
     picture = preview_grid(data, **counts)
-    with replace_atomically(options.output) as temporary:
-        Image.fromarray(picture).save(temporary, format="png")
+    write_png(options.output, picture)
     print(f"{options.output}: {picture.shape[1]} x {picture.shape[0]} px")
     return 0
 

@@ -9,15 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from lit_cnn import __version__
+from lit_cnn.audit import Report
 from lit_cnn.classifier import LitClassifier
+from lit_cnn.contact_sheet import contact_sheet
 from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.errors import UsageError
-from lit_cnn.files import replace_atomically, write_text_atomically
+from lit_cnn.files import write_text_atomically
 from lit_cnn.models import resolve_arch
-from lit_cnn.preview import preview_grid
+from lit_cnn.preview import preview_grid, write_png
 from lit_cnn.randomness import SCHEME_VERSION
 from lit_cnn.tracking.logger import JournalLogger
 
@@ -106,11 +106,21 @@ def log_inputs(
         logger.log_text(json.dumps(asdict(datamodule.pixel_statistics), indent=2), "data/pixel_statistics.json")
 
 
+def log_check(logger: JournalLogger, datamodule: ImageDataModule, report: Report) -> None:
+    """Logs what was found in the images, as text and as a picture, and how many are left out."""
+    logger.log_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False), "data/check.json")
+    if datamodule.on_bad_image == "skip":
+        logger.log_metrics({"data/skipped": datamodule.num_skipped}, step=0)
+    if (picture := contact_sheet(datamodule.image_set, report)) is not None:
+        file = logger.run_folder / "check.png"
+        write_png(file, picture)
+        logger.log_artifact(file, "data")
+
+
 def log_preview(logger: JournalLogger, datamodule: ImageDataModule) -> None:
     """Logs the picture of what augmentation does, as `preview.png`."""
     file = logger.run_folder / "preview.png"
-    with replace_atomically(file) as temporary:
-        Image.fromarray(preview_grid(datamodule)).save(temporary, format="png")
+    write_png(file, preview_grid(datamodule))
     logger.log_artifact(file)
 
 

@@ -7,8 +7,9 @@ an item is asked for, in the worker process that asked.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lit_cnn.datasets.decoding import IMAGE_SUFFIXES, decode_image, read_image
+from lit_cnn.datasets.decoding import IMAGE_SUFFIXES, MAX_PIXELS, decode_image, limit_pixels, read_image
 from lit_cnn.datasets.digits import load_digits
+from lit_cnn.datasets.findings import Finding
 from lit_cnn.datasets.folders import SPLIT_FOLDERS, list_images, load_image_folder
 from lit_cnn.datasets.huggingface import load_hf_disk
 from lit_cnn.datasets.idx import (
@@ -20,12 +21,15 @@ from lit_cnn.datasets.idx import (
 )
 from lit_cnn.datasets.image_set import (
     ArrayImages,
+    EncodedImages,
     FileImages,
     ImageSet,
     SpanImages,
-    check_classes,
+    check_image_set,
     gray_to_rgb,
+    split_findings,
     with_class_names,
+    without_images,
 )
 from lit_cnn.datasets.manifest import load_manifest
 from lit_cnn.datasets.shards import load_webdataset
@@ -36,11 +40,15 @@ __all__ = [
     "FASHION_MNIST_CLASSES",
     "FASHION_MNIST_FOLDER",
     "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
     "SPLIT_FOLDERS",
     "ArrayImages",
+    "EncodedImages",
     "FileImages",
+    "Finding",
     "ImageSet",
     "SpanImages",
+    "check_image_set",
     "check_source",
     "decode_image",
     "list_images",
@@ -55,6 +63,8 @@ __all__ = [
     "load_webdataset",
     "read_idx",
     "read_image",
+    "split_findings",
+    "without_images",
 ]
 
 _NEEDS_ROOT = {
@@ -84,6 +94,8 @@ def load_image_set(
     in_channels: int | None = None,
     class_names: Sequence[str] | None = None,
     columns: Mapping[str, str] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    checked: bool = True,
 ) -> ImageSet:
     """Reads an image set.
 
@@ -93,6 +105,8 @@ def load_image_set(
         in_channels: 1 or 3: what images are converted to; by default what the source has (3 for files of images).
         class_names: The order of the classes; by default the source's own. See `with_class_names`.
         columns: What the columns of a `manifest` or of `hf_disk` are called; see `load_manifest`.
+        max_pixels: How many pixels an image may have; see `limit_pixels`.
+        checked: Whether to refuse what `check_image_set` refuses.
 
     Raises:
         UsageError: If the source is not there or holds nothing to train on.
@@ -103,12 +117,14 @@ def load_image_set(
         raise UsageError(f"--data.root: {name} needs {needed}")
     if columns and name not in ("manifest", "hf_disk"):
         raise UsageError(f"--data.columns: {name} has no columns; leave it out")
+    limit_pixels(max_pixels)
     image_set = _load(name, root, in_channels, columns)
     if in_channels == 3 and image_set.in_channels == 1:
         image_set = gray_to_rgb(image_set)
     if class_names is not None:
         image_set = with_class_names(image_set, class_names)
-    check_classes(image_set)
+    if checked:
+        check_image_set(image_set)
     return image_set
 
 

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import sys
+import warnings
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,10 +13,32 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 from lit_cnn.errors import UsageError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".pgm", ".ppm", ".gif"})
+MAX_PIXELS = 89_478_485  # Pillow's: a quarter of a gigabyte as RGB
+
+
+class TooManyPixelsError(ValueError):
+    """An image has more pixels than are allowed."""
+
+
+# Pillow itself warns above its limit and refuses above twice that; here both are refused.
+TOO_MANY_PIXELS = (TooManyPixelsError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+DECODING_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    RuntimeError,  # AVIF's
+    struct.error,
+    UnidentifiedImageError,
+    *TOO_MANY_PIXELS,
+)
+"""What Pillow raises for files that are damaged, of another kind, or too large."""
 
 
 def read_image(path: Path, in_channels: int) -> np.ndarray:
-    """Decodes one image file; see `decode_image`.
+    """Decodes one image file; see `decode_file`.
 
     Args:
         path: Any file that Pillow reads.
@@ -24,13 +48,45 @@ def read_image(path: Path, in_channels: int) -> np.ndarray:
         `(H, W, in_channels)` uint8.
 
     Raises:
-        UsageError: If the file is truncated, no image, or of floating-point or 32-bit pixels; the message names it.
+        UsageError: If the file cannot be read, is truncated, no image, or of floating-point or 32-bit pixels; the
+            message names it.
     """
-    return _decode(path, in_channels, str(path))
+    with open_file(path) as file:
+        return decode_file(file, in_channels, str(path))
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Opens a file of images for reading.
+
+    Raises:
+        UsageError: If it is not there or cannot be read; the message names it.
+    """
+    try:
+        return path.open("rb")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"{path}: cannot be read ({reason}); make it readable, or take it away") from error
 
 
 def decode_image(content: bytes, in_channels: int, name: str) -> np.ndarray:
-    """Decodes an image held in memory: upright, 8 bits a channel, gray or RGB.
+    """Decodes an image held in memory; see `decode_file`.
+
+    Args:
+        content: The bytes of a file that Pillow reads.
+        in_channels: 1 (gray) or 3 (RGB).
+        name: What an error calls it.
+
+    Returns:
+        `(H, W, in_channels)` uint8.
+
+    Raises:
+        UsageError: As for `decode_file`.
+    """
+    return decode_file(io.BytesIO(content), in_channels, name)
+
+
+def decode_file(file: BinaryIO, in_channels: int, name: str) -> np.ndarray:
+    """Decodes an image: upright, 8 bits a channel, gray or RGB.
 
     The orientation in EXIF is applied. Of an animation or a file of several pages, the first image counts. Sixteen bits
     are scaled to eight, not clipped. Transparency is dropped and the colour under it kept, as `PIL.Image.convert` and
@@ -38,7 +94,7 @@ def decode_image(content: bytes, in_channels: int, name: str) -> np.ndarray:
     RGB; colour profiles are passed over.
 
     Args:
-        content: The bytes of a file that Pillow reads.
+        file: The file, of any format that Pillow reads.
         in_channels: 1 (gray, Rec. 601 luma) or 3 (RGB).
         name: What an error calls it.
 
@@ -46,9 +102,48 @@ def decode_image(content: bytes, in_channels: int, name: str) -> np.ndarray:
         `(H, W, in_channels)` uint8.
 
     Raises:
-        UsageError: As for `read_image`.
+        UsageError: If the file is truncated, no image, of more pixels than `limit_pixels` allows, or of floating-point
+            or 32-bit pixels; the message names it.
     """
-    return _decode(io.BytesIO(content), in_channels, name)
+    try:
+        with Image.open(file) as image:
+            check_pixels(image)
+            return to_array(as_8_bit(ImageOps.exif_transpose(image)), in_channels)
+    except DECODING_ERRORS as error:
+        reason = str(error)
+        if name.lower().endswith(".avif") and not features.check("avif"):
+            reason = "the installed Pillow was built without AVIF"
+        if isinstance(error, TOO_MANY_PIXELS):
+            reason = f"it has more pixels than --data.max_pixels {pixel_limit()}"
+        raise UsageError(f"{name}: this image cannot be decoded ({reason}); mend it or take it away") from error
+
+
+def limit_pixels(max_pixels: int) -> None:
+    """Says how many pixels an image may have: one of more is refused before it fills the memory.
+
+    The limit is Pillow's own (`PIL.Image.MAX_IMAGE_PIXELS`), so it holds for all that this process and the workers
+    forked from it decode, torchvision's data sets included.
+    """
+    Image.MAX_IMAGE_PIXELS = max_pixels
+
+
+def pixel_limit() -> int:
+    """Returns how many pixels an image may have."""
+    return Image.MAX_IMAGE_PIXELS or sys.maxsize
+
+
+def check_pixels(image: Image.Image) -> None:
+    """Refuses an image that has been opened, but not decoded, for its number or kind of pixels.
+
+    Raises:
+        ValueError: With the reason.
+    """
+    if image.width * image.height > pixel_limit():
+        raise TooManyPixelsError
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no range to scale from: save it with 8 or 16 bits a channel")
+    if image.mode == "I" and image.format == "TIFF":
+        raise ValueError("signed or 32-bit pixels have no range to scale from: save it with 8 or 16 bits a channel")
 
 
 def to_array(image: Image.Image, in_channels: int) -> np.ndarray:
@@ -59,32 +154,9 @@ def to_array(image: Image.Image, in_channels: int) -> np.ndarray:
     return array[..., None] if array.ndim == 2 else array
 
 
-def _decode(source: Path | BinaryIO, in_channels: int, name: str) -> np.ndarray:
-    try:
-        with Image.open(source) as file:
-            return to_array(_as_8_bit(ImageOps.exif_transpose(file), file.format), in_channels)
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        RuntimeError,  # AVIF's
-        struct.error,
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-    ) as error:
-        reason = str(error)
-        if name.lower().endswith(".avif") and not features.check("avif"):
-            reason = "the installed Pillow was built without AVIF"
-        raise UsageError(f"{name}: this image cannot be decoded ({reason}); mend it or take it away") from error
-
-
-def _as_8_bit(image: Image.Image, file_format: str | None) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no range to scale from: save it with 8 or 16 bits a channel")
+def as_8_bit(image: Image.Image) -> Image.Image:
+    """Scales an image of 16 bits to 8; others stay as they are."""
     if not image.mode.startswith("I"):
         return image  # Pillow has taken the high byte of 16-bit colour already
-    if image.mode == "I" and file_format == "TIFF":
-        raise ValueError("signed or 32-bit pixels have no range to scale from: save it with 8 or 16 bits a channel")
     # The high byte, as Pillow does for colour: a gray image and its copy in RGB come out alike. Its convert() clips.
     return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))

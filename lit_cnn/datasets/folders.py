@@ -1,10 +1,13 @@
 """A folder of images: one sub-folder per class, or `train/`, `val/` and `test/` with one each."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from lit_cnn.datasets.decoding import IMAGE_SUFFIXES
+from lit_cnn.datasets.findings import Finding, Severity
 from lit_cnn.datasets.image_set import FileImages, ImageSet
 from lit_cnn.errors import UsageError
 from lit_cnn.file_hashes import hash_files
@@ -12,46 +15,71 @@ from lit_cnn.file_hashes import hash_files
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 """What folders, files and cells that belong to a split may be called."""
 
+# What a walk comes across besides images: kind -> (severity, message).
+_OVERLOOKED: dict[str, tuple[Severity, str]] = {
+    "unreadable_folder": ("error", "this folder cannot be read: give yourself the right to"),
+    "dangling_link": ("warning", "a link to nothing, passed over: mend it or take it away"),
+    "outward_link": ("warning", "a link out of the folder, followed: whoever gets the folder does not get the image"),
+    "linked_folder": ("warning", "a link to a folder, passed over: put the folder itself here"),
+    "special_file": ("warning", "a pipe, socket or device, passed over: take it away"),
+    "other_file": ("note", "no image by its name, passed over: if it is one, convert it to JPEG or PNG"),
+    "loose_image": ("note", "an image outside of the class folders, passed over: move it into one"),
+}
+
 
 def load_image_folder(root: Path, in_channels: int = 3) -> ImageSet:
     """Reads a folder of images: `root/CLASS/…`, or `root/{train,val,test}/CLASS/…` where the split is given.
 
-    The class order is that of the sorted names in train (or in `root`). Hidden files and folders are passed over.
+    The class order is that of the sorted names in train (or in `root`); classes that only val or test has come last.
+    Hidden files and folders are passed over, and what else is passed over is among the findings.
 
     Raises:
-        UsageError: If the folder is missing or empty, has a single class, a class without images, or a class in val or
-            test that train lacks.
+        UsageError: If the folder is missing or empty, has a single class, or a split without images.
     """
     if not root.is_dir():
         raise UsageError(f"--data.root {root}: no such folder; give a folder with one sub-folder of images per class")
     split_folders = _split_folders(root)
-    class_names = _class_names(split_folders.get("train", root), root)
-    files: list[Path] = []
+    train_classes = _class_names(split_folders.get("train", root), root)
+    further = {
+        name
+        for folder in split_folders.values()
+        for name in _sub_folders(folder)
+        if name not in train_classes and any(what == "image" for _, what in walk(folder / name, root))
+    }
+    class_names = (*train_classes, *sorted(further))
+    files: list[str] = []
     labels: list[int] = []
     splits: dict[str, np.ndarray] = {}
+    overlooked: list[tuple[str, str]] = []
     for split, folder in (split_folders or {"": root}).items():
         start = len(files)
-        _refuse_unknown_classes(folder, class_names)
         for label, class_name in enumerate(class_names):
-            found = _image_files(folder / class_name)
-            if not found and split in ("", "train"):
-                raise UsageError(f"--data.root {root}: class folder {folder / class_name} holds no images")
-            files += found
-            labels += [label] * len(found)
+            here = len(files)
+            for path, what in walk(folder / class_name, root):
+                if what == "image":
+                    files.append(path)
+                else:
+                    overlooked.append((what, path))
+            labels += [label] * (len(files) - here)
+            if here == len(files) and split in ("", "train") and class_name in train_classes:
+                overlooked.append(("empty_class", str(folder / class_name)))
         if split and start == len(files):
             raise UsageError(f"--data.root {root}: {folder} holds no images; fill it, or take it away to have it drawn")
         if split:
             splits[split] = np.arange(start, len(files))
+        overlooked += _beside_classes(folder, root)
+    prefix = len(os.path.join(root, ""))
     return ImageSet(
         name=root.resolve().name,
         source=str(root.resolve()),
-        images=FileImages(files, in_channels),
+        images=FileImages([Path(path) for path in files], in_channels),
         labels=np.array(labels, np.int64),
         class_names=class_names,
-        paths=[file.relative_to(root).as_posix() for file in files],
+        paths=[path[prefix:] for path in files],
         hashes=hash_files(files),
         in_channels=in_channels,
         splits=splits,
+        findings=tuple(_findings(overlooked, prefix)),
     )
 
 
@@ -63,10 +91,82 @@ def list_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise UsageError(f"--folder {folder}: no such folder; give a folder of images")
-    files = _image_files(folder)
+    files = [Path(path) for path, what in walk(folder, folder) if what == "image"]
     if not files:
         raise UsageError(f"--folder {folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return files
+
+
+def walk(folder: Path, root: Path) -> Iterator[tuple[str, str]]:
+    """Yields what is at and below a folder, sorted by name, as (path, what it is): `image`, or a kind of `_OVERLOOKED`.
+
+    Hidden files and folders are passed over, and so is a folder that is not there. Links to files are followed, links
+    to folders are not.
+
+    Args:
+        folder: Where to look; may be a link itself.
+        root: Links that lead out of this folder are outward.
+    """
+    if not folder.is_dir():
+        return
+    top = os.path.realpath(root)
+    found: list[tuple[str, str]] = []
+    if folder != root and not _is_inside(os.path.realpath(folder), top):
+        found.append((str(folder), "outward_link"))
+    waiting = [str(folder)]
+    while waiting:
+        here = waiting.pop()
+        # A hundred thousand files: what scandir knows of an entry costs nothing, another look at it does.
+        try:
+            with os.scandir(here) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    else:
+                        found += [(entry.path, what) for what in _what(entry, top)]
+        except OSError:
+            found.append((here, "unreadable_folder"))
+    # As paths sort, folder by folder: a/z before a-b/c.
+    yield from sorted(found, key=lambda pair: pair[0].split(os.sep))
+
+
+def _what(entry: os.DirEntry[str], top: str) -> tuple[str, ...]:
+    """Returns what an entry that is no folder is: one of `_OVERLOOKED`, `image`, or both for an outward link."""
+    has_suffix = _has_image_suffix(entry)
+    if not entry.is_symlink():
+        if entry.is_file():
+            return ("image",) if has_suffix else ("other_file",)
+        return ("special_file",)
+    try:
+        target = os.path.realpath(entry.path, strict=True)
+    except OSError:  # nothing there, or a ring of links
+        return ("dangling_link",)
+    if os.path.isdir(target):
+        return ("linked_folder",)
+    if not os.path.isfile(target):
+        return ("special_file",)
+    if not has_suffix:
+        return ("other_file",)
+    return ("image",) if _is_inside(target, top) else ("image", "outward_link")
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    return os.path.commonpath([folder, path]) == folder
+
+
+def _has_image_suffix(entry: os.DirEntry[str]) -> bool:
+    return os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _findings(overlooked: list[tuple[str, str]], prefix: int) -> Iterator[Finding]:
+    for folder in (path for what, path in overlooked if what == "empty_class"):
+        message = f"class folder {folder} holds no images: fill it, or take it away"
+        yield Finding("empty_class", "error", message, ((folder[prefix:],),))
+    for kind, (severity, message) in _OVERLOOKED.items():
+        if cases := tuple((path[prefix:],) for what, path in overlooked if what == kind):
+            yield Finding(kind, severity, message, cases)
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -83,7 +183,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def _class_names(folder: Path, root: Path) -> tuple[str, ...]:
-    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    names = _sub_folders(folder)
     if not names:
         raise UsageError(f"--data.root {root}: {folder} is empty; it needs one sub-folder of images per class")
     if len(names) == 1:
@@ -91,19 +191,19 @@ def _class_names(folder: Path, root: Path) -> tuple[str, ...]:
     return names
 
 
-def _refuse_unknown_classes(folder: Path, class_names: tuple[str, ...]) -> None:
-    here = {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    if unknown := sorted(here - set(class_names)):
-        raise UsageError(f"--data.root: {folder / unknown[0]} is a class that train lacks; add it there or remove it")
+def _sub_folders(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
 
 
-def _image_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+def _beside_classes(folder: Path, root: Path) -> Iterator[tuple[str, str]]:
+    """Yields what lies beside the class folders and was perhaps meant to count, as (what it is, path)."""
+    top = os.path.realpath(root)
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.startswith(".") or entry.is_dir():
+                continue
+            kinds = _what(entry, top)
+            if "dangling_link" in kinds:
+                yield "dangling_link", entry.path
+            elif "image" in kinds:
+                yield "loose_image", entry.path

@@ -1,21 +1,21 @@
 """Data sets that Hugging Face's `datasets` saved on disk: Arrow files, mapped into memory and not read into it."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from lit_cnn.datasets.decoding import decode_image
 from lit_cnn.datasets.folders import SPLIT_FOLDERS
-from lit_cnn.datasets.image_set import ImageSet
+from lit_cnn.datasets.image_set import EncodedImages, ImageSet, split_ranges
 from lit_cnn.datasets.index_cache import hexadecimal, index_file, remembered, sha256_row
 from lit_cnn.errors import UsageError
 from lit_cnn.file_hashes import with_progress
 
 
-class ArrowImages(Sequence[np.ndarray]):
-    """Images decoded, when asked for, from rows of Arrow files.
+class ArrowImages(EncodedImages):
+    """Images in rows of Arrow files.
 
     Args:
         parts: Data sets of one column each, undecoded images, one part after the other.
@@ -25,24 +25,29 @@ class ArrowImages(Sequence[np.ndarray]):
     """
 
     def __init__(self, parts: Sequence[Any], column: str, paths: Sequence[str], in_channels: int) -> None:
+        super().__init__(in_channels)
         self.parts = parts
         self.column = column
         self.paths = paths
-        self.in_channels = in_channels
         self._ends = np.cumsum([len(part) for part in parts])
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # Sequence's overloads: an int or a slice
-        return decode_image(self.content(int(index)), self.in_channels, self.paths[index])
-
-    def content(self, index: int) -> bytes:
-        """Returns an image's file as bytes.
+    def open(self, index: int) -> BinaryIO:
+        """Returns an image's file.
 
         Raises:
             UsageError: If the row is empty, or refers to a file that is not there.
         """
+        return io.BytesIO(self.content(index))
+
+    def name(self, index: int) -> str:
+        """Returns the split and the row of an image."""
+        return self.paths[index]
+
+    def content(self, index: int) -> bytes:
+        """Returns an image's file as bytes; see `open`."""
         part = int(np.searchsorted(self._ends, index, side="right"))
         row = index - int(self._ends[part]) + len(self.parts[part])
         cell = self.parts[part][row][self.column] or {}
@@ -75,15 +80,11 @@ def load_hf_disk(root: Path, in_channels: int = 3, columns: Mapping[str, str] | 
     class_names = tuple(next(iter(parts.values())).features[label_column].names)
     labels: list[int | None] = []
     paths: list[str] = []
-    splits: dict[str, np.ndarray] = {}
     for split, part in parts.items():
         if part.features.get(label_column) is None or tuple(part.features[label_column].names) != class_names:
             raise UsageError(f"--data.root {root}: {split} has other classes in {label_column} than the first split")
-        start = len(paths)
         labels += part[label_column][:]
         paths += [f"{split}/{row:08d}" if split else f"{row:08d}" for row in range(len(part))]
-        if split:
-            splits[split] = np.arange(start, len(paths))
     if unlabelled := [path for path, label in zip(paths, labels, strict=True) if label is None or label < 0]:
         raise UsageError(f"--data.root {root}: {unlabelled[0]} has no {label_column}; leave such rows out")
     images = ArrowImages(_undecoded(parts, image_column), image_column, paths, in_channels)
@@ -98,7 +99,7 @@ def load_hf_disk(root: Path, in_channels: int = 3, columns: Mapping[str, str] | 
         paths=paths,
         hashes=hexadecimal(found["digests"]),
         in_channels=in_channels,
-        splits=splits,
+        splits=split_ranges({split: len(part) for split, part in parts.items()}),
     )
 
 

@@ -1,14 +1,18 @@
 """`ImageSet`: what every source of images gives, and its classes put into the order asked for."""
 
 import hashlib
-from collections.abc import Sequence
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from lit_cnn.datasets.decoding import decode_image, read_image
+from lit_cnn.datasets.decoding import decode_file, open_file
+from lit_cnn.datasets.findings import Finding
 from lit_cnn.errors import UsageError
 
 
@@ -29,8 +33,35 @@ class ArrayImages(Sequence[np.ndarray]):
         return self.array[index]
 
 
-class FileImages(Sequence[np.ndarray]):
-    """Images decoded from files when asked for.
+class EncodedImages(Sequence[np.ndarray], ABC):
+    """Images decoded when asked for, from the bytes of image files wherever these lie.
+
+    Args:
+        in_channels: 1 (gray) or 3 (RGB): what every image is converted to.
+    """
+
+    def __init__(self, in_channels: int) -> None:
+        self.in_channels = in_channels
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # Sequence's overloads: an int or a slice
+        with self.open(int(index)) as file:
+            return decode_file(file, self.in_channels, self.name(int(index)))
+
+    @abstractmethod
+    def open(self, index: int) -> BinaryIO:
+        """Opens an image's file, wherever it lies, for reading.
+
+        Raises:
+            UsageError: If it cannot be read; the message names it.
+        """
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """Returns what an error calls an image."""
+
+
+class FileImages(EncodedImages):
+    """Images in files of their own.
 
     Args:
         files: One file per image.
@@ -38,18 +69,23 @@ class FileImages(Sequence[np.ndarray]):
     """
 
     def __init__(self, files: Sequence[Path], in_channels: int) -> None:
+        super().__init__(in_channels)
         self.files = files
-        self.in_channels = in_channels
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # Sequence's overloads: an int or a slice
-        return read_image(self.files[index], self.in_channels)
+    def open(self, index: int) -> BinaryIO:
+        """Opens an image's file."""
+        return open_file(self.files[index])
+
+    def name(self, index: int) -> str:
+        """Returns the path of an image's file."""
+        return str(self.files[index])
 
 
-class SpanImages(Sequence[np.ndarray]):
-    """Images decoded, when asked for, from spans of bytes inside large files.
+class SpanImages(EncodedImages):
+    """Images in spans of bytes inside large files.
 
     Args:
         source: What an error calls the whole.
@@ -62,22 +98,51 @@ class SpanImages(Sequence[np.ndarray]):
     def __init__(
         self, source: str, files: Sequence[Path], places: np.ndarray, paths: Sequence[str], in_channels: int
     ) -> None:
+        super().__init__(in_channels)
         self.source = source
         self.files = files
         self.places = places
         self.paths = paths
-        self.in_channels = in_channels
 
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # Sequence's overloads: an int or a slice
+    def open(self, index: int) -> BinaryIO:
+        """Returns a span's bytes as a file."""
         number, offset, size = (int(value) for value in self.places[index])
         # Opened anew each time, a tenth of a millisecond at most: no handle is shared between worker processes.
-        with self.files[number].open("rb") as file:
+        with open_file(self.files[number]) as file:
             file.seek(offset)
-            content = file.read(size)
-        return decode_image(content, self.in_channels, f"{self.source}, {self.paths[index]}")
+            return io.BytesIO(file.read(size))
+
+    def name(self, index: int) -> str:
+        """Returns the whole's name and the image's in it."""
+        return f"{self.source}, {self.paths[index]}"
+
+
+class SomeImages(EncodedImages):
+    """Some of the images of a larger sequence.
+
+    Args:
+        images: All of them.
+        indices: `(N,)` which.
+    """
+
+    def __init__(self, images: EncodedImages, indices: np.ndarray) -> None:
+        super().__init__(images.in_channels)
+        self.images = images
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def open(self, index: int) -> BinaryIO:
+        """Opens an image's file."""
+        return self.images.open(int(self.indices[index]))
+
+    def name(self, index: int) -> str:
+        """Returns what the larger sequence calls an image."""
+        return self.images.name(int(self.indices[index]))
 
 
 @dataclass(frozen=True)
@@ -96,6 +161,7 @@ class ImageSet:
         in_channels: 1 (gray) or 3 (RGB).
         groups: Of each image the name of what it must stay with when a split is drawn (a patient, a scene), empty if it
             stands alone; None if the source knows no groups.
+        findings: What was odd or wrong while it was read.
     """
 
     name: str
@@ -108,6 +174,7 @@ class ImageSet:
     in_channels: int
     splits: dict[str, np.ndarray] = field(default_factory=dict)
     groups: Sequence[str] | None = None
+    findings: tuple[Finding, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -140,6 +207,13 @@ def from_arrays(
         in_channels=array.shape[-1],
         splits=splits,
     )
+
+
+def split_ranges(sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Returns the indices of each split, where one follows the other; a part with an empty name is no split."""
+    ends = np.cumsum([0, *sizes.values()])
+    ranges = zip(sizes, ends[:-1], ends[1:], strict=True)
+    return {split: np.arange(start, end) for split, start, end in ranges if split}
 
 
 def gray_to_rgb(image_set: ImageSet) -> ImageSet:
@@ -179,20 +253,64 @@ def with_class_names(image_set: ImageSet, class_names: Sequence[str]) -> ImageSe
     raise UsageError(f"--data.class_names [{shown}]: lacks {missing[0]}, a class of the data; name all {len(own)}")
 
 
-def check_classes(image_set: ImageSet) -> None:
-    """Refuses what no classifier can learn from.
+def without_images(image_set: ImageSet, unwanted: np.ndarray) -> ImageSet:
+    """Returns the set without some of its images.
+
+    Args:
+        image_set: All images, encoded.
+        unwanted: `(n,)` their indices.
+    """
+    assert isinstance(image_set.images, EncodedImages)
+    kept = np.setdiff1d(np.arange(len(image_set.labels)), unwanted)
+    groups = image_set.groups
+    return replace(
+        image_set,
+        images=SomeImages(image_set.images, kept),
+        labels=image_set.labels[kept],
+        paths=[image_set.paths[index] for index in kept],
+        hashes=[image_set.hashes[index] for index in kept],
+        splits={split: np.flatnonzero(np.isin(kept, members)) for split, members in image_set.splits.items()},
+        groups=None if groups is None else [groups[index] for index in kept],
+    )
+
+
+def check_image_set(image_set: ImageSet) -> None:
+    """Refuses what no classifier can learn from, or be judged by.
 
     Raises:
-        UsageError: If there is a single class, or a prescribed val or test has a class that the prescribed train lacks.
+        UsageError: If there is a single class, a prescribed split has a class that the prescribed train lacks or tears
+            a group apart, or reading found an error.
     """
-    names, labels = image_set.class_names, image_set.labels
+    names = image_set.class_names
     if len(names) < 2:
         raise UsageError(f"--data.root: a single class ({''.join(names)}); a classifier needs two or more")
+    for finding in (*image_set.findings, *split_findings(image_set)):
+        if finding.severity == "error":
+            raise UsageError(f"--data.root {image_set.source}: {finding.message}")
+
+
+def split_findings(image_set: ImageSet) -> Iterator[Finding]:
+    """Yields what is wrong with the splits that a source prescribes: classes that train lacks, groups torn apart."""
+    names, labels, splits = image_set.class_names, image_set.labels, image_set.splits
     for split in ("val", "test"):
-        if "train" not in image_set.splits or split not in image_set.splits:
-            continue
-        unknown = np.setdiff1d(labels[image_set.splits[split]], labels[image_set.splits["train"]])
-        if len(unknown):
-            raise UsageError(
-                f"--data.root: {split} has {names[unknown[0]]}, a class that train lacks; add it there or remove it"
-            )
+        if "train" in splits and split in splits:
+            unknown = np.setdiff1d(labels[splits[split]], labels[splits["train"]])
+            for name in (names[label] for label in unknown):
+                message = f"{split} has {name}, a class that train lacks; add it there or remove it"
+                yield Finding("class_not_in_train", "error", message, ((name,),))
+    if image_set.groups is not None:
+        split_of: dict[str, tuple[str, int]] = {}
+        torn = set()
+        for split, members in splits.items():
+            for index in members:
+                group = image_set.groups[index]
+                first_split, first = split_of.setdefault(group, (split, int(index)))
+                if group and first_split != split and group not in torn:
+                    torn.add(group)
+                    message = (
+                        f"group {group} is in {first_split} and in {split} ({image_set.paths[index]}); move it into "
+                        "one, or leave the split out to have it drawn"
+                    )
+                    yield Finding(
+                        "group_leakage", "error", message, ((image_set.paths[first], image_set.paths[index]),)
+                    )

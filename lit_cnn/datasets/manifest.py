@@ -37,8 +37,7 @@ def load_manifest(file: Path, in_channels: int = 3, columns: Mapping[str, str] |
         columns: Role (`image`, `label`, `split`, `group`) -> name of its column, where it is not the one above.
 
     Raises:
-        UsageError: If a column, a cell or an image file is missing, an image is listed twice, or a group is in two of
-            the splits given.
+        UsageError: If a column, a cell or an image file is missing, or an image is listed twice.
     """
     if not file.is_file():
         raise UsageError(f"--data.root {file}: no such file; give the manifest, a .csv or .parquet file")
@@ -53,9 +52,6 @@ def load_manifest(file: Path, in_channels: int = 3, columns: Mapping[str, str] |
     class_names = class_order(labels)
     place = {name: label for label, name in enumerate(class_names)}
     splits = _splits(file, chosen["split"], texts["split"]) if "split" in texts else {}
-    groups = texts.get("group")
-    if groups is not None:
-        _refuse_groups_in_two_splits(file, groups, splits)
     if holds_bytes:
         images, paths, hashes = parquet_images(file, chosen["image"], in_channels)
     else:
@@ -70,7 +66,7 @@ def load_manifest(file: Path, in_channels: int = 3, columns: Mapping[str, str] |
         hashes=hashes,
         in_channels=in_channels,
         splits=splits,
-        groups=groups,
+        groups=texts.get("group"),
     )
 
 
@@ -149,17 +145,6 @@ def _splits(file: Path, column: str, texts: list[str]) -> dict[str, np.ndarray]:
             f"--data.root {file}: no row's {column} is train; leave the column out to have the split drawn"
         )
     return {split: np.array(rows, np.int64) for split, rows in found.items()}
-
-
-def _refuse_groups_in_two_splits(file: Path, groups: Sequence[str], splits: Mapping[str, np.ndarray]) -> None:
-    split_of: dict[str, str] = {}
-    for split, rows in splits.items():
-        for row in rows:
-            if groups[row] and split_of.setdefault(groups[row], split) != split:
-                raise UsageError(
-                    f"--data.root {file}: group {groups[row]} is in {split_of[groups[row]]} and in {split} (row "
-                    f"{row + 1}); move it into one, or leave the split out to have it drawn"
-                )
 
 
 def _file_images(file: Path, names: list[str], in_channels: int) -> tuple[Any, list[str], list[str]]:

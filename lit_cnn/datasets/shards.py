@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from lit_cnn.datasets.decoding import IMAGE_SUFFIXES
 from lit_cnn.datasets.folders import SPLIT_FOLDERS
@@ -98,7 +100,8 @@ def _splits_of_shards(root: Path, folder: Path, shards: Sequence[Path]) -> list[
 def _index(shards: Sequence[Path]) -> dict[str, np.ndarray]:
     """Returns of every sample its key, its label as text, its image's place (see `SpanImages`) and SHA-256."""
     keys, labels, places, digests = [], [], [], []
-    for number, shard in enumerate(shards):
+    shown = tqdm(shards, desc="indexing shards", unit="shard", file=sys.stderr, delay=1.0)
+    for number, shard in enumerate(shown):
         seen = set()
         for sample in _samples(shard):
             name = f"{shard}: sample {sample['__key__']}"

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from lit_cnn.datasets.decoding import to_array
-from lit_cnn.datasets.image_set import ImageSet
+from lit_cnn.datasets.image_set import ImageSet, split_ranges
 from lit_cnn.datasets.index_cache import hexadecimal, index_file, remembered, sha256_row
 from lit_cnn.errors import UsageError
 from lit_cnn.file_hashes import with_progress
@@ -86,8 +86,6 @@ def load_torchvision(name: str, root: Path, in_channels: int | None = None) -> I
         images.in_channels = 1
     files = sorted(path for path in root.rglob("*") if path.is_file())
     found = remembered(index_file(f"{name} {list(parts)}", files), lambda: _scan(images))
-    starts = np.cumsum([0, *(len(part) for part in parts.values())])
-    splits = {split: np.arange(starts[i], starts[i + 1]) for i, split in enumerate(parts) if split}
     return ImageSet(
         name=name.removeprefix(PREFIX).lower(),
         source=f"torchvision.datasets.{name.removeprefix(PREFIX)} in {root.resolve()}",
@@ -97,7 +95,7 @@ def load_torchvision(name: str, root: Path, in_channels: int | None = None) -> I
         paths=paths,
         hashes=hexadecimal(found["digests"]),
         in_channels=images.in_channels,
-        splits=splits,
+        splits=split_ranges({split: len(part) for split, part in parts.items()}),
     )
 
 

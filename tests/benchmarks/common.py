@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BATCH_SIZE = 128
 WARM_UP = 10  # batches
 _SECONDS = Path("seconds.txt")
+Result = TypeVar("Result")
 
 
 class Stopwatch(pl.Callback):
@@ -103,7 +104,7 @@ def images_clocked(options: argparse.Namespace) -> int:
     return options.images * options.epochs - WARM_UP * BATCH_SIZE
 
 
-def in_own_process(function: Callable[..., float], *arguments: Any) -> float:
+def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
     """Returns what a function returns in a new process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
@@ -148,7 +149,7 @@ def report(title: str, measured: dict[str, list[float]], unit: str, ratio: tuple
     for name, values in {**measured, f"{one} / {other}": ratios}.items():
         table.add_row(name, *(f"{value:.3f}" for value in _spread(values)), str(len(values)))
     console.print(table)
-    machine = f"{torch.get_num_threads()} threads, {_processor()}"
+    machine = f"{torch.get_num_threads()} threads, {processor()}"
     console.print(f"{unit}; {machine}; target: {one} / {other} of at least {target}")
     figures = {"ratios": ratios, "median_ratio": statistics.median(ratios), "target": target, "machine": machine}
     print(json.dumps({"title": title, "unit": unit, "measured": measured, **figures}))
@@ -158,7 +159,8 @@ def _spread(values: Sequence[float]) -> tuple[float, float, float]:
     return statistics.median(values), min(values), max(values)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Returns what the processor calls itself."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         for line in file:
             if line.startswith("model name"):

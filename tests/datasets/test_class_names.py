@@ -59,4 +59,4 @@ def test_names_that_do_not_fit_are_refused(pets: Path, names: list[str], expecte
 
 def test_a_class_that_train_lacks_stays_refused(tmp_path: Path) -> None:
     root = save_images(tmp_path / "pets", "train/a/1.png", "train/b/2.png", "val/c/3.png")
-    assert "c is a class that train lacks" in refused(load_image_set, "image_folder", root, None, ["a", "b", "c"])
+    assert "val has c, a class that train lacks" in refused(load_image_set, "image_folder", root, None, ["a", "b", "c"])

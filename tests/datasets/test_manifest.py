@@ -152,7 +152,7 @@ def test_worker_processes_read_images_out_of_parquet(tmp_path: Path) -> None:
         (
             "path,label,split,group",
             ["images/0.png,a,train,p", "images/1.png,b,train,q", "images/2.png,a,val,p"],
-            "group p is in train and in val (row 3)",
+            "group p is in train and in val (images/2.png)",
         ),
     ],
 )

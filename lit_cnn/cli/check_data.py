@@ -1,0 +1,132 @@
+"""`lit-cnn check-data`, and the same look at the images before a run's first step."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lit_cnn.audit import Report, audit
+from lit_cnn.cli.precheck import precheck
+from lit_cnn.cli.process import hush_lightning
+from lit_cnn.cli.verbs import CommandParser
+from lit_cnn.contact_sheet import contact_sheet
+from lit_cnn.datamodule import ImageDataModule
+from lit_cnn.errors import UsageError
+from lit_cnn.preview import write_png
+from lit_cnn.splits import SPLIT_NAMES
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_MOST_WARNINGS = 5  # lines before a run
+
+
+def check_data(arguments: list[str]) -> int:
+    """Looks through the images; takes the options of `lit-cnn fit` and four of its own."""
+    parser = CommandParser(
+        prog="lit-cnn check-data",
+        description="Look through the images before training: files that are damaged or no images, copies within and "
+        "across splits, the same image under two labels, classes and groups out of line. Takes the options of "
+        "lit-cnn fit too: --config, --data.root and so on.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--level",
+        choices=["quick", "full"],
+        default="full",
+        help="quick: headers, copies by their bytes, classes; full (default): every image decoded, near copies too",
+    )
+    parser.add_argument("--format", choices=["table", "json"], default="table", help="default: table")
+    parser.add_argument("--output", type=Path, help="write the worst images as a picture (PNG) into this file")
+    parser.add_argument("--strict", action="store_true", help="exit code 1 if there are errors or warnings")
+    options, of_fit = parser.parse_known_args(arguments)
+    precheck(of_fit)
+    hush_lightning()
+    from lit_cnn.cli.lit_cli import DataCLI
+
+    data = DataCLI(of_fit).datamodule
+    image_set = data.load()
+    try:
+        drawn = data.split(image_set)
+        splits: dict[str, np.ndarray] = {split: drawn[split] for split in SPLIT_NAMES}
+        undrawn = ""
+    except UsageError as error:
+        splits, undrawn = image_set.splits, str(error)
+    report = audit(image_set, splits, options.level)
+    if options.format == "json":
+        print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
+    else:
+        _print_table(report)
+    if undrawn:
+        print(f"lit-cnn: no split can be drawn: {undrawn}", file=sys.stderr)
+    if options.output is not None and (picture := contact_sheet(image_set, report)) is not None:
+        write_png(options.output, picture)
+        print(f"{options.output}: {picture.shape[1]} x {picture.shape[0]} px", file=sys.stderr)
+    return 1 if options.strict and (undrawn or report.of("error", "warning")) else 0
+
+
+def check_before_fit(datamodule: ImageDataModule) -> Report | None:
+    """Looks through the images as `--data.check` says; warnings go to the error output.
+
+    Raises:
+        UsageError: If there are images that cannot be trained on.
+    """
+    if datamodule.check == "off":
+        return None
+    splits: dict[str, np.ndarray] = {split: datamodule.splits[split] for split in SPLIT_NAMES}
+    report = audit(datamodule.image_set, splits, datamodule.check)
+    if errors := report.of("error"):
+        count = sum(len(finding.cases) for finding in errors)
+        others = f" (and {count - 1} more)" if count > 1 else ""
+        raise UsageError(
+            f"--data.root: {errors[0].cases[0][0]} {errors[0].message}{others}; lit-cnn check-data lists them, "
+            "--data.on_bad_image skip leaves such files out"
+        )
+    warnings = report.of("warning")
+    for finding in warnings[:_MOST_WARNINGS]:
+        first = " and ".join(finding.cases[0][:2])
+        print(
+            f"lit-cnn: warning: {finding.kind}, {len(finding.cases)} times: {first} {finding.message}", file=sys.stderr
+        )
+    if len(warnings) > _MOST_WARNINGS:
+        print("lit-cnn: warning: there are more; lit-cnn check-data lists them", file=sys.stderr)
+    return report
+
+
+def _print_table(report: Report) -> None:
+    from rich.table import Table
+
+    console = _console()
+    counts = ", ".join(f"{split} {count:,}" for split, count in report.num_images.items())
+    if not report.findings:
+        console.print(f"nothing found ({report.level}; {counts}; {report.seconds:.1f} s)")
+        return
+    table = Table(title=f"{report.level} check: {counts}", title_justify="left")
+    for column in ("", "what", "cases", "the first", "what it means"):
+        table.add_column(column, overflow="fold", justify="right" if column == "cases" else "left")
+    colors = {"error": "red", "warning": "yellow", "note": "default"}
+    for finding in report.findings:
+        first = "\n".join(" = ".join(case[:2]) for case in finding.cases[:3])
+        more = f"\n… and {len(finding.cases) - 3:,} more" if len(finding.cases) > 3 else ""
+        cells = (finding.severity, finding.kind, f"{len(finding.cases):,}", first + more, finding.message)
+        table.add_row(*(_plain(cell) for cell in cells), style=colors[finding.severity])
+    console.print(table)
+    of_severity = {severity: len(report.of(severity)) for severity in ("error", "warning", "note")}
+    console.print(
+        ", ".join(f"{count} {severity}s" for severity, count in of_severity.items()) + f" ({report.seconds:.1f} s)"
+    )
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    # As `lit-cnn ensemble`: in a file or a pipe there is no width to keep to.
+    return Console() if sys.stdout.isatty() else Console(width=150)

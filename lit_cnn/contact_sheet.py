@@ -1,0 +1,77 @@
+"""The worst of what `audit` found, as one picture."""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from lit_cnn.audit import Report
+from lit_cnn.datasets import Finding, ImageSet
+from lit_cnn.errors import UsageError
+from lit_cnn.transforms import resize_and_center_crop
+
+_CELL, _GAP, _LINE = 112, 8, 15  # pixels; the last is the height of a line of text
+_IN_A_ROW = 8
+_COLORS = {"error": "#b00020", "warning": "#a05a00", "note": "#404040"}
+
+
+def contact_sheet(image_set: ImageSet, report: Report, num_rows: int = 12) -> np.ndarray | None:
+    """Draws a row for each finding that can be seen: what it is, and the first of its images.
+
+    Images that are compared stand side by side on one ground. Of errors there is nothing to see.
+
+    Args:
+        image_set: The images that were looked through.
+        report: What was found.
+        num_rows: The most rows, the worst findings first.
+
+    Returns:
+        `(H, W, 3)` uint8, or None if there is nothing to see.
+    """
+    place = {path: index for index, path in enumerate(image_set.paths)}
+    seen = [finding for finding in report.of("warning", "note") if finding.cases[0][0] in place]
+    rows = [_row(image_set, place, finding) for finding in seen[:num_rows]]
+    return np.concatenate(rows) if rows else None
+
+
+def _row(image_set: ImageSet, place: dict[str, int], finding: Finding) -> np.ndarray:
+    width = _GAP + _IN_A_ROW * (_CELL + _GAP)
+    row = Image.new("RGB", (width, 2 * _GAP + 3 * _LINE + _CELL), "white")
+    pen, font = ImageDraw.Draw(row), ImageFont.load_default(12)
+    title = f"{finding.severity}: {finding.kind} ({len(finding.cases)})"
+    pen.text((_GAP, _GAP // 2), title, fill=_COLORS[finding.severity], font=font)
+    top, column = _GAP + _LINE, 0
+    for case in finding.cases:
+        shown = [path for path in case if path in place][: _IN_A_ROW - column]
+        if not shown:
+            continue
+        left = _GAP + column * (_CELL + _GAP)
+        if len(case) > 1:
+            right = left + len(shown) * (_CELL + _GAP)
+            ground = (left - _GAP // 2, top - 3, right - _GAP // 2 - 2, top + _CELL + 2 * _LINE + 2)
+            pen.rectangle(ground, fill="#e8eef7")
+        for path in shown:
+            row.paste(Image.fromarray(_view(image_set, place[path])), (left, top))
+            pen.rectangle((left, top, left + _CELL - 1, top + _CELL - 1), outline="#c0c0c0")
+            name = image_set.class_names[image_set.labels[place[path]]]
+            for line, text in enumerate((name, path.rpartition("/")[2])):
+                pen.text((left, top + _CELL + line * _LINE), _fitted(text, font), fill="black", font=font)
+            left += _CELL + _GAP
+            column += 1
+        if column == _IN_A_ROW:
+            break
+    return np.asarray(row)
+
+
+def _view(image_set: ImageSet, index: int) -> np.ndarray:
+    try:
+        view = resize_and_center_crop(image_set.images[index], _CELL)
+    except UsageError:  # `quick` has only seen its header
+        view = np.full((_CELL, _CELL, 1), 200, np.uint8)
+    return np.repeat(view, 3, axis=-1) if view.shape[-1] == 1 else view
+
+
+def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Returns a text as wide as a cell at most; its end is what tells files apart."""
+    whole = text
+    while text and font.getlength(text if text == whole else f"…{text}") > _CELL:
+        text = text[1:]
+    return text if text == whole else f"…{text}"

@@ -1,0 +1,34 @@
+"""`Finding`: something that is wrong, or odd, with a set of images; found while it is read or looked through."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Severity = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong, or odd, with a set of images.
+
+    Attributes:
+        kind: A word for it, such as `truncated` or `label_conflict`.
+        severity: `error` cannot be trained on; `warning` makes figures wrong or training worse; `note` is good to know.
+        message: What it is, and the way out where there is one.
+        cases: What it is about: for each case the paths of its images, of a folder, or the name of a class; two or more
+            where images are compared.
+    """
+
+    kind: str
+    severity: Severity
+    message: str
+    cases: tuple[tuple[str, ...], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values for JSON: kind, severity, message, count, cases."""
+        return {
+            "kind": self.kind,
+            "severity": self.severity,
+            "message": self.message,
+            "count": len(self.cases),
+            "cases": [list(case) for case in self.cases],
+        }

@@ -1,0 +1,123 @@
+"""`lit-cnn check-data`, and the same look before a run's first step."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lit_cnn.cli import main
+from tests.bad_files import UNUSABLE, write_corpus
+from tests.test_audit import photo_set
+from tests.training import CONFIGS, SHORT, tracked_runs
+
+OWN = f"--config={CONFIGS / 'experiment' / 'own_images.yaml'}"
+TINY = ("--model.arch=lenet5", "--data.image_size=32", "--trainer.max_epochs=1", "--data.num_workers=0")
+
+
+def check(root: Path, *more: str) -> int:
+    return main(["check-data", OWN, f"--data.root={root}", *more])
+
+
+def fit_on(root: Path, *more: str) -> int:
+    options = (
+        *SHORT,
+        "--data.dataset=image_folder",
+        f"--data.root={root}",
+        "--data.limit_train=null",
+        "--data.in_channels=1",
+    )
+    return main(["fit", *options, "--trainer.max_epochs=1", "--data.batch_size=8", *more])
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("corpus") / "pets"
+    write_corpus(root)
+    return root
+
+
+def test_the_table_names_what_is_wrong(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(corpus, "--output=worst.png") == 0
+    printed = capsys.readouterr().out
+    for text in (
+        "truncated",
+        "train/misty/error_page.png",
+        "label_conflict",
+        "bomb.png",
+        "near_duplicate_across_splits",
+    ):
+        assert text in printed
+    with Image.open("worst.png") as picture:
+        assert picture.width == 968 and picture.height > 1000
+    assert "6 errors, 9 warnings" in printed
+
+
+def test_strict_ends_with_1_if_there_is_something_to_mend(corpus: Path, tmp_path: Path) -> None:
+    assert check(corpus, "--strict", "--level=quick") == 1
+    assert check(photo_set(tmp_path / "pets", 12), "--strict") == 0
+
+
+def test_json_is_for_programs(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(corpus, "--format=json", "--level=quick") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["level"] == "quick" and report["num_images"] == {"train": 58, "val": 6, "test": 8}
+    by_kind = {finding["kind"]: finding for finding in report["findings"]}
+    assert by_kind["empty_file"]["cases"] == [["train/misty/zero_bytes.jpg"]]
+    assert by_kind["animated"]["count"] == 3
+
+
+def test_what_no_split_can_be_drawn_from_is_looked_through_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = photo_set(tmp_path / "pets", 2)
+    assert check(root, "--strict") == 1
+    printed = capsys.readouterr()
+    assert "no split can be drawn: --data.root: class misty has 2 images" in printed.err
+    assert "nothing found (full; all 4;" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("--level=deep", "--level: invalid choice: 'deep'"),
+        ("--levels=full", "--levels full: no such option"),
+        ("--data.max_pixels=0", "--data.max_pixels 0: give a whole number of at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(option: str, expected: str, corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(corpus, option) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line.replace("argument ", "")
+
+
+def test_fit_refuses_bad_images_before_anything_is_written(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit_on(corpus) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "lit-cnn: error: --data.root: train/misty/" in message and "--data.on_bad_image skip" in message
+    assert not list(Path().glob("mlruns/journal/*"))
+
+
+@pytest.mark.usefixtures("empty_store")
+def test_fit_with_skip_trains_on_the_rest_and_keeps_what_was_found(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit_on(corpus, "--data.on_bad_image=skip", "--data.check=full") == 0
+    err = capsys.readouterr().err
+    assert f"{len(UNUSABLE)} images are left out" in err
+    assert "lit-cnn: warning: label_conflict, 1 times: train/misty/02.png and train/tigga/whose.png" in err
+    (run,) = tracked_runs(tmp_path)
+    assert run.history["data/skipped"] == [(0, len(UNUSABLE))]
+    kept = next(Path().glob("mlruns/artifacts/**/check.json"))
+    assert json.loads(kept.read_text())["level"] == "full" and (kept.parent / "check.png").is_file()
+
+
+@pytest.mark.usefixtures("empty_store")
+def test_without_the_check_a_damaged_file_ends_the_run_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = photo_set(tmp_path / "pets", 12)
+    damaged = root / "misty" / "cut.png"
+    damaged.write_bytes((root / "misty" / "0.png").read_bytes()[:5000])
+    assert fit_on(root, "--data.check=off", "--data.num_workers=2") == 2
+    assert "cut.png: this image cannot be decoded" in capsys.readouterr().err.splitlines()[-1]
