@@ -43,7 +43,17 @@ def test_the_options_in_the_readmes_table_are_known(repo_root: Path) -> None:
     readme = (repo_root / "README.md").read_text()
     named = set(re.findall(r"`--([a-z_.]+)", readme))
     of_other_commands = {"seeds", "config", "print_config", "top_k", "views", "runs", "folder", "output", "port"}
-    of_other_commands |= {"compare", "stages", "format", "image_size", "in_channels", "num_classes", "arch_options"}
+    of_other_commands |= {
+        "level",
+        "strict",
+        "compare",
+        "stages",
+        "format",
+        "image_size",
+        "in_channels",
+        "num_classes",
+        "arch_options",
+    }
     unknown = {name for name in named - of_other_commands if name not in known_options()}
     assert len(named) > 15
     assert unknown <= {"trainer.callbacks"}, unknown
