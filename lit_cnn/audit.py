@@ -17,29 +17,6 @@ from lit_cnn.datasets.inspection import THUMBNAIL, Inspection, inspect_images
 
 Level = Literal["quick", "full"]
 
-_FAULTS = {
-    "unreadable": "cannot be read; give yourself the right to, or take it away",
-    "empty_file": "holds no bytes; put the image back, or take it away",
-    "not_an_image": "is no image; take it away",
-    "truncated": "ends too early; copy it again, or take it away",
-    "damaged": "cannot be decoded; copy it again, or take it away",
-    "unsupported_pixels": "has floating-point or 32-bit pixels; save it with 8 or 16 bits a channel",
-    "too_many_pixels": "has more pixels than --data.max_pixels; shrink it, or raise that",
-}
-_WITH_REASON = ("unreadable", "not_an_image", "truncated", "damaged")
-_FORMATS = {
-    ".jpg": {"JPEG", "MPO"},
-    ".jpeg": {"JPEG", "MPO"},
-    ".png": {"PNG"},
-    ".webp": {"WEBP"},
-    ".avif": {"AVIF"},
-    ".tif": {"TIFF"},
-    ".tiff": {"TIFF"},
-    ".bmp": {"BMP"},
-    ".gif": {"GIF"},
-    ".pgm": {"PPM"},
-    ".ppm": {"PPM"},
-}
 _LEAST_SIDE = 8  # pixels
 _LONGEST_SHAPE = 10  # times as long as wide
 _IMBALANCE = 10  # times as many
@@ -47,6 +24,41 @@ _IMBALANCE = 10  # times as many
 # Unrelated photographs differ in 22 of the 64 bits and more.
 _PHASH_BITS = 4
 _LEAST_CORRELATION = 0.995
+
+_FAULTS: dict[str, tuple[Severity, str]] = {
+    "unreadable": ("error", "cannot be read; give yourself the right to, or take it away"),
+    "empty_file": ("error", "holds no bytes; put the image back, or take it away"),
+    "not_an_image": ("error", "is no image; take it away"),
+    "truncated": ("error", "ends too early; copy it again, or take it away"),
+    "damaged": ("error", "cannot be decoded; copy it again, or take it away"),
+    "unsupported_pixels": ("error", "has floating-point or 32-bit pixels; save it with 8 or 16 bits a channel"),
+    "too_many_pixels": ("error", "has more pixels than --data.max_pixels; shrink it, or raise that"),
+}
+_ODDITIES: dict[str, tuple[Severity, str]] = {
+    "tiny": ("warning", f"is less than {_LEAST_SIDE} px wide or high: there is nothing to see; take it away"),
+    "flat": ("warning", "is of one colour throughout; take it away"),
+    "animated": ("note", "is an animation; its first frame counts"),
+    "several_pages": ("note", "has several pages; the first counts"),
+    "long_shape": (
+        "note",
+        f"is more than {_LONGEST_SHAPE} times as long as wide; the square that is cut out shows little of it",
+    ),
+    "other_suffix": ("note", "is of another format than its name says"),
+}
+_WITH_REASON = ("unreadable", "not_an_image", "truncated", "damaged")
+_FORMATS = {
+    ".jpg": ("JPEG", "MPO"),
+    ".jpeg": ("JPEG", "MPO"),
+    ".png": ("PNG",),
+    ".webp": ("WEBP",),
+    ".avif": ("AVIF",),
+    ".tif": ("TIFF",),
+    ".tiff": ("TIFF",),
+    ".bmp": ("BMP",),
+    ".gif": ("GIF",),
+    ".pgm": ("PPM",),
+    ".ppm": ("PPM",),
+}
 
 
 @dataclass(frozen=True)
@@ -109,52 +121,31 @@ def audit(image_set: ImageSet, splits: Mapping[str, np.ndarray], level: Level) -
 
 
 def _of_single_images(image_set: ImageSet, seen: Sequence[Inspection]) -> Iterator[Finding]:
-    paths = image_set.paths
-
-    def where(condition: Any) -> tuple[tuple[str, ...], ...]:
-        return tuple((paths[index],) for index, one in enumerate(seen) if condition(paths[index], one))
-
-    for fault, message in _FAULTS.items():
-        bad = [index for index, one in enumerate(seen) if one.fault == fault]
-        if bad:
-            reason = f" ({seen[bad[0]].reason})" if fault in _WITH_REASON else ""
-            yield Finding(fault, "error", message + reason, tuple((paths[index],) for index in bad))
-    odd: list[tuple[str, Severity, str, Any]] = [
-        (
-            "tiny",
-            "warning",
-            f"is less than {_LEAST_SIDE} px wide or high: there is nothing to see; take it away",
-            lambda path, one: 0 < min(one.width, one.height) < _LEAST_SIDE,
-        ),
-        ("flat", "warning", "is of one colour throughout; take it away", lambda path, one: one.is_flat),
-        (
-            "animated",
-            "note",
-            "is an animation; its first frame counts",
-            lambda path, one: one.num_frames > 1 and one.file_format in ("GIF", "PNG", "WEBP", "AVIF"),
-        ),
-        (
-            "several_pages",
-            "note",
-            "has several pages; the first counts",
-            lambda path, one: one.num_frames > 1 and one.file_format == "TIFF",
-        ),
-        (
-            "long_shape",
-            "note",
-            f"is more than {_LONGEST_SHAPE} times as long as wide; the square that is cut out shows little of it",
-            lambda path, one: max(one.width, one.height) > _LONGEST_SHAPE * max(1, min(one.width, one.height)),
-        ),
-        ("other_suffix", "note", "is of another format than its name says", _has_other_suffix),
-    ]
-    for kind, severity, message, condition in odd:
-        if cases := where(lambda path, one, condition=condition: not one.fault and condition(path, one)):
-            yield Finding(kind, severity, message, cases)
+    found = defaultdict(list)
+    for index, one in enumerate(seen):
+        for kind in (one.fault,) if one.fault else _oddities(image_set.paths[index], one):
+            found[kind].append(index)
+    for kind, (severity, message) in {**_FAULTS, **_ODDITIES}.items():
+        if indices := found[kind]:
+            reason = f" ({seen[indices[0]].reason})" if kind in _WITH_REASON else ""
+            yield Finding(kind, severity, message + reason, tuple((image_set.paths[index],) for index in indices))
 
 
-def _has_other_suffix(path: str, one: Inspection) -> bool:
-    formats = _FORMATS.get(f".{path.rpartition('.')[2].lower()}")
-    return bool(one.file_format and formats) and one.file_format not in (formats or ())
+def _oddities(path: str, one: Inspection) -> Iterator[str]:
+    """Yields the kinds of what is odd about an image that can be trained on."""
+    shorter, longer = sorted((one.width, one.height))
+    if 0 < shorter < _LEAST_SIDE:
+        yield "tiny"
+    if one.is_flat:
+        yield "flat"
+    if one.num_frames > 1 and one.file_format in ("GIF", "PNG", "WEBP", "AVIF"):
+        yield "animated"
+    if one.num_frames > 1 and one.file_format == "TIFF":
+        yield "several_pages"
+    if longer > _LONGEST_SHAPE * shorter:
+        yield "long_shape"
+    if one.file_format and one.file_format not in _FORMATS.get(path[path.rfind(".") :].lower(), (one.file_format,)):
+        yield "other_suffix"
 
 
 def _of_copies(image_set: ImageSet, split_of: np.ndarray) -> Iterator[Finding]:

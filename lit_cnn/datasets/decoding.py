@@ -55,14 +55,14 @@ def read_image(path: Path, in_channels: int) -> np.ndarray:
         return decode_file(file, in_channels, str(path))
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path | str) -> BinaryIO:
     """Opens a file of images for reading.
 
     Raises:
         UsageError: If it is not there or cannot be read; the message names it.
     """
     try:
-        return path.open("rb")
+        return open(path, "rb")
     except OSError as error:
         reason = error.strerror or str(error)
         raise UsageError(f"{path}: cannot be read ({reason}); make it readable, or take it away") from error

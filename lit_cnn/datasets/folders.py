@@ -72,7 +72,7 @@ def load_image_folder(root: Path, in_channels: int = 3) -> ImageSet:
     return ImageSet(
         name=root.resolve().name,
         source=str(root.resolve()),
-        images=FileImages([Path(path) for path in files], in_channels),
+        images=FileImages(files, in_channels),
         labels=np.array(labels, np.int64),
         class_names=class_names,
         paths=[path[prefix:] for path in files],
@@ -134,7 +134,7 @@ def walk(folder: Path, root: Path) -> Iterator[tuple[str, str]]:
 
 def _what(entry: os.DirEntry[str], top: str) -> tuple[str, ...]:
     """Returns what an entry that is no folder is: one of `_OVERLOOKED`, `image`, or both for an outward link."""
-    has_suffix = _has_image_suffix(entry)
+    has_suffix = entry.name[entry.name.rfind(".") :].lower() in IMAGE_SUFFIXES
     if not entry.is_symlink():
         if entry.is_file():
             return ("image",) if has_suffix else ("other_file",)
@@ -154,10 +154,6 @@ def _what(entry: os.DirEntry[str], top: str) -> tuple[str, ...]:
 
 def _is_inside(path: str, folder: str) -> bool:
     return os.path.commonpath([folder, path]) == folder
-
-
-def _has_image_suffix(entry: os.DirEntry[str]) -> bool:
-    return os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
 
 
 def _findings(overlooked: list[tuple[str, str]], prefix: int) -> Iterator[Finding]:

@@ -68,7 +68,7 @@ class FileImages(EncodedImages):
         in_channels: 1 (gray) or 3 (RGB): what every image is converted to.
     """
 
-    def __init__(self, files: Sequence[Path], in_channels: int) -> None:
+    def __init__(self, files: Sequence[Path | str], in_channels: int) -> None:
         super().__init__(in_channels)
         self.files = files
 

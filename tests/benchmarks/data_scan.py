@@ -72,7 +72,7 @@ def first_batch(root: str) -> dict[str, float]:
         "--data.num_workers=2",
         "--model.arch=lenet5",
         "--trainer.max_epochs=1",
-        "--trainer.limit_train_batches=1",
+        "--trainer.max_steps=1",
         "--trainer.limit_val_batches=0",
         "--test_after_fit=false",
     )
