@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from lit_cnn.batches import Batch, EvalImages, TrainImages
+from lit_cnn.batches import Batch, EvalImages, TrainImages, hand_over
 from lit_cnn.datasets import ArrayImages, ImageSet, check_source, load_image_set
 from lit_cnn.errors import UsageError
 from lit_cnn.pixel_statistics import PixelStatistics, cached, keep, measure_pixels
@@ -211,6 +211,8 @@ class ImageDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the training loader, at the batch where a resumed run stands."""
         images = TrainImages(self.image_set, self.splits.train, self.ready_train_transform(), self.seed)
+        if images.slow_step and self.trainer and self.trainer.is_global_zero:
+            print(f"augmenting image by image: {images.slow_step} cannot be done to a whole batch", file=sys.stderr)
         return self._loader(images, self._train_batches(*self._position()), self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -264,17 +266,13 @@ class ImageDataModule(pl.LightningDataModule):
             images,
             batch_sampler=batches,
             num_workers=num_workers,
-            collate_fn=_as_is,
+            collate_fn=hand_over,
             worker_init_fn=_one_thread,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             # The loader draws a base seed from torch's own stream at every pass; nothing here uses it.
             generator=torch.Generator(),
         )
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
 
 
 def _one_thread(worker_id: int) -> None:
