@@ -1,8 +1,12 @@
 """Data sets whose items are whole batches, decoded and augmented in the worker process that was asked for them."""
 
+import os
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
@@ -104,6 +108,21 @@ def hand_over(batch: Any) -> Any:
         The same; in a worker process, what becomes the same when it is unpickled.
     """
     return batch if get_worker_info() is None else _Parcel(*batch)
+
+
+def start_worker(worker_id: int) -> None:
+    """The `worker_init_fn` of every loader: OpenCV keeps to one thread, and the worker ends with its reader."""
+    # Worker processes share the cores with training; OpenCV's own pool would only contend with it.
+    cv2.setNumThreads(0)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    # torch's own watch ends a worker that waits for work. One that still writes into a pipe which nobody reads, since a
+    # kill -9 has taken the reader, would wait for ever: its brothers hold the other end open.
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 class _Parcel:

@@ -5,14 +5,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from lit_cnn.batches import Batch, EvalImages, TrainImages, hand_over
+from lit_cnn.batches import Batch, EvalImages, TrainImages, hand_over, start_worker
 from lit_cnn.datasets import ArrayImages, ImageSet, check_source, load_image_set
 from lit_cnn.errors import UsageError
 from lit_cnn.pixel_statistics import PixelStatistics, cached, keep, measure_pixels
@@ -267,17 +266,12 @@ class ImageDataModule(pl.LightningDataModule):
             batch_sampler=batches,
             num_workers=num_workers,
             collate_fn=hand_over,
-            worker_init_fn=_one_thread,
+            worker_init_fn=start_worker,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             # The loader draws a base seed from torch's own stream at every pass; nothing here uses it.
             generator=torch.Generator(),
         )
-
-
-def _one_thread(worker_id: int) -> None:
-    # Worker processes share the cores with training; OpenCV's own pool would only contend with it.
-    cv2.setNumThreads(0)
 
 
 def _at_least(option: str, value: int, least: int) -> None:
