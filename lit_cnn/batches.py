@@ -1,5 +1,6 @@
 """Data sets whose items are whole batches, decoded and augmented in the worker process that was asked for them."""
 
+import gc
 import os
 import threading
 import time
@@ -111,9 +112,11 @@ def hand_over(batch: Any) -> Any:
 
 
 def start_worker(worker_id: int) -> None:
-    """The `worker_init_fn` of every loader: OpenCV keeps to one thread, and the worker ends with its reader."""
+    """The `worker_init_fn` of every loader: one thread of OpenCV, little memory, and an end with the reader."""
     # Worker processes share the cores with training; OpenCV's own pool would only contend with it.
     cv2.setNumThreads(0)
+    # A collection would write to all that the worker has from its parent, and so copy the pages that they share.
+    gc.freeze()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 

@@ -110,8 +110,7 @@ def distinct_draws(numbers: Sequence[int]) -> dict[str, Any]:
 def growth(image_size: int, epochs: int) -> dict[str, Any]:
     """Returns the growth of memory of this process and two workers in MiB per epoch, and its open files.
 
-    Memory is the proportional set size: what processes share counts once. The slope is of least squares from the fifth
-    epoch on, with its 95 % interval.
+    The slope is of least squares from the fifth epoch on, with its 95 % interval.
     """
     pad = {"class_path": "albumentations.Pad", "init_args": {"padding": 4}}
     crop = {"class_path": "albumentations.RandomCrop", "init_args": {"height": image_size, "width": image_size}}
@@ -125,12 +124,21 @@ def growth(image_size: int, epochs: int) -> dict[str, Any]:
         for _ in loader:
             pass
         processes = [psutil.Process(), *psutil.Process().children()]
-        memory.append(sum(process.memory_full_info().pss for process in processes) / 2**20)
+        memory.append(sum(map(_memory, processes)))
         files.append(sum(process.num_fds() for process in processes))
     fit = linregress(np.arange(FIRST_EPOCH, epochs), memory[FIRST_EPOCH:])
     margin = t.ppf(0.975, epochs - FIRST_EPOCH - 2) * fit.stderr
     loader._iterator = None  # persistent workers end with their iterator
     return {"image_size": image_size, "slope": fit.slope, "margin": margin, "memory": memory, "files": files}
+
+
+def _memory(process: psutil.Process) -> float:
+    """The proportional set size in MiB: what processes share counts once.
+
+    Without that of files: other programs share torch's libraries, and what is theirs becomes ours when they end.
+    """
+    rows = Path(f"/proc/{process.pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
+    return sum(int(row.split()[1]) for row in rows if row.startswith(("Pss_Anon", "Pss_Shmem"))) / 1024
 
 
 def left_after(number: signal.Signals, experiment: str, seconds: float = 10.0) -> dict[str, Any]:
