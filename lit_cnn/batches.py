@@ -1,17 +1,26 @@
 """Data sets whose items are whole batches, decoded and augmented in the worker process that was asked for them."""
 
+import gc
+import os
+import threading
+import time
 from collections.abc import Sequence
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
-from lit_cnn.datasets import ImageSet
+from lit_cnn.batch_transforms import BatchTransform, slow_step
+from lit_cnn.datasets import ArrayImages, ImageSet
 from lit_cnn.sampling import Key
 from lit_cnn.transforms import Interpolation, TrainTransform, resize_and_center_crop
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Images `(N, C, S, S)` uint8 and labels `(N,)` int64."""
+
+_SMALL = 2**19  # bytes; about where the pipe and shared memory are equally fast
 
 
 class TrainImages(Dataset[Batch]):
@@ -22,6 +31,9 @@ class TrainImages(Dataset[Batch]):
         indices: `(n,)` the training images among them.
         transform: What happens to an image.
         seed: The training seed.
+
+    Attributes:
+        slow_step: The transform for whose sake images in memory are augmented one by one; None if there is none.
     """
 
     def __init__(self, image_set: ImageSet, indices: np.ndarray, transform: TrainTransform, seed: int) -> None:
@@ -30,19 +42,24 @@ class TrainImages(Dataset[Batch]):
         self.indices = indices
         self.transform = transform
         self.seed = seed
+        self.slow_step = slow_step(transform) if isinstance(self.images, ArrayImages) else None
+        self._batch_transform = BatchTransform(transform)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """Returns images `(N, C, S, S)` uint8 and labels `(N,)` int64 for (epoch, position) pairs."""
-        num_images = len(self.indices)
-        chosen = [int(self.indices[position % num_images]) for _, position in keys]
+        turns, places = np.divmod([position for _, position in keys], len(self.indices))
+        chosen = self.indices[places]
         # A balanced epoch asks for an image again as position + n: augmented by a key that belongs to no other image.
-        views = [
-            self.transform(self.images[index], self.seed, epoch, index + position // num_images * len(self.labels))
-            for index, (epoch, position) in zip(chosen, keys, strict=True)
-        ]
+        numbers = (chosen + turns * len(self.labels)).tolist()
+        draws = [(self.seed, epoch, number) for (epoch, _), number in zip(keys, numbers, strict=True)]
+        views: Sequence[np.ndarray] | np.ndarray
+        if isinstance(self.images, ArrayImages) and self.slow_step is None:
+            views = self._batch_transform(self.images.array[chosen], draws)
+        else:
+            views = [self.transform(self.images[index], *draw) for index, draw in zip(chosen, draws, strict=True)]
         return stack_images(views), torch.from_numpy(self.labels[chosen])
 
 
@@ -73,6 +90,55 @@ class EvalImages(Dataset[Batch]):
         return stack_images(views), torch.from_numpy(self.labels[chosen])
 
 
-def stack_images(views: Sequence[np.ndarray]) -> torch.Tensor:
+def stack_images(views: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
     """Stacks `(S, S, C)` uint8 arrays to one contiguous `(N, C, S, S)` uint8 tensor."""
-    return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).contiguous()
+    stacked = views if isinstance(views, np.ndarray) else np.stack(views)
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
+
+
+def hand_over(batch: Any) -> Any:
+    """The `collate_fn` of batches that are whole already: packs them, where another process awaits them.
+
+    torch hands each tensor over as a shared memory of its own, which takes about half a millisecond however small it
+    is: longer than to augment 128 small images. A parcel sends small tensors through the pipe instead.
+
+    Args:
+        batch: Images `(N, C, S, S)` uint8 and labels `(N,)` int64.
+
+    Returns:
+        The same; in a worker process, what becomes the same when it is unpickled.
+    """
+    return batch if get_worker_info() is None else _Parcel(*batch)
+
+
+def start_worker(worker_id: int) -> None:
+    """The `worker_init_fn` of every loader: one thread of OpenCV, little memory, and an end with the reader."""
+    # Worker processes share the cores with training; OpenCV's own pool would only contend with it.
+    cv2.setNumThreads(0)
+    # A collection would write to all that the worker has from its parent, and so copy the pages that they share.
+    gc.freeze()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    # torch's own watch ends a worker that waits for work. One that still writes into a pipe which nobody reads, since a
+    # kill -9 has taken the reader, would wait for ever: its brothers hold the other end open.
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+class _Parcel:
+    """A batch under way: pickled, it is arrays; unpickled, it is the batch."""
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        images = self.images.numpy() if self.images.nbytes <= _SMALL else self.images
+        return _unpack, (images, self.labels.numpy())
+
+
+def _unpack(images: np.ndarray | torch.Tensor, labels: np.ndarray) -> Batch:
+    return torch.as_tensor(images), torch.from_numpy(labels)

@@ -5,14 +5,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from lit_cnn.batches import Batch, EvalImages, TrainImages
+from lit_cnn.batches import Batch, EvalImages, TrainImages, hand_over, start_worker
 from lit_cnn.datasets import MAX_PIXELS, ArrayImages, ImageSet, check_image_set, check_source, load_image_set
 from lit_cnn.datasets.inspection import without_bad_images
 from lit_cnn.errors import UsageError
@@ -239,6 +238,8 @@ class ImageDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the training loader, at the batch where a resumed run stands."""
         images = TrainImages(self.image_set, self.splits.train, self.ready_train_transform(), self.seed)
+        if images.slow_step and self.trainer and self.trainer.is_global_zero:
+            print(f"augmenting image by image: {images.slow_step} cannot be done to a whole batch", file=sys.stderr)
         return self._loader(images, self._train_batches(*self._position()), self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -292,22 +293,13 @@ class ImageDataModule(pl.LightningDataModule):
             images,
             batch_sampler=batches,
             num_workers=num_workers,
-            collate_fn=_as_is,
-            worker_init_fn=_one_thread,
+            collate_fn=hand_over,
+            worker_init_fn=start_worker,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             # The loader draws a base seed from torch's own stream at every pass; nothing here uses it.
             generator=torch.Generator(),
         )
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
-def _one_thread(worker_id: int) -> None:
-    # Worker processes share the cores with training; OpenCV's own pool would only contend with it.
-    cv2.setNumThreads(0)
 
 
 def _at_least(option: str, value: int, least: int) -> None:

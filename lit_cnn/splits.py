@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from lit_cnn.datasets import ImageSet
 from lit_cnn.errors import UsageError
-from lit_cnn.randomness import key_words
+from lit_cnn.randomness import key_words, many_key_words
 
 Split = Literal["train", "val", "test"]
 SPLIT_NAMES: tuple[Split, ...] = get_args(Split)
@@ -68,7 +68,7 @@ def draw_splits(
     for num_later, split in zip(range(len(to_draw), 0, -1), to_draw, strict=True):
         fraction = test_fraction if split == "test" else val_fraction
         if units is None:
-            draws = _draw(image_set, remaining, "split", split, split_seed)
+            draws = _draw(image_set, remaining, split, split_seed)
             taken = _set_aside(image_set, remaining, draws, fraction, num_later)
         else:
             key = ("split", split, split_seed)
@@ -103,7 +103,7 @@ def stratified_order(image_set: ImageSet, indices: np.ndarray, split_seed: int) 
     """Orders images so that every prefix has the classes in their proportions and each class gets its turn early."""
     places = np.empty(len(indices))
     labels = image_set.labels[indices]
-    draws = _draw(image_set, indices, "split", split_seed)
+    draws = _draw(image_set, indices, split_seed)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         order = members[np.lexsort((indices[members], draws[members]))]
@@ -191,5 +191,5 @@ def _too_few_groups(image_set: ImageSet, label: int, reason: str) -> str:
 
 
 def _draw(image_set: ImageSet, indices: np.ndarray, *key: int | str) -> np.ndarray:
-    words = (key_words(*key, image_set.hashes[index])[0] for index in indices)
-    return np.fromiter(words, np.uint64, len(indices))
+    """Returns a number in [0, 2**64) for each image, `(n,)` uint64: a function of the key and the image's bytes."""
+    return many_key_words("split", ((*key, image_set.hashes[index]) for index in indices))[:, 0]

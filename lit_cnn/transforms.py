@@ -80,6 +80,9 @@ class TrainTransform:
             the `transforms` of a OneOf and the like are given in the same way.
         interpolation: See `resize_shorter_side`.
 
+    Attributes:
+        steps: albumentations transforms in the order in which they are applied, the crop first.
+
     Raises:
         UsageError: If a transform is not there or refuses its arguments.
     """
@@ -94,9 +97,9 @@ class TrainTransform:
         self.size = size
         self.crop = crop
         self.interpolation: Interpolation = interpolation
-        transforms = _crop_transforms(size, crop, interpolation) + [_instantiate(spec) for spec in augment]
-        self._transforms = list(_flatten(transforms))
-        self._compose = _compose(transforms) if transforms else None
+        self.steps = _crop_transforms(size, crop, interpolation) + [_instantiate(spec) for spec in augment]
+        self._transforms = list(_flatten(self.steps))
+        self._compose = _compose(self.steps) if self.steps else None
         self._random = KeyedRandom()
         if self._compose is not None:
             self._compose.set_random_state(self._random.generator, self._random.python_random)
@@ -125,12 +128,17 @@ class TrainTransform:
             if getattr(transform, "covariance", ()) is None:
                 transform.covariance = [list(row) for row in covariance]
 
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """Returns the `(H', W', C)` uint8 image that the crop is cut from: what comes before all that is drawn."""
+        if self.crop == "center":
+            return resize_and_center_crop(image, self.size, self.interpolation)
+        if self.crop == "random":
+            return resize_shorter_side(image, round(self.size * 256 / 224), self.interpolation)
+        return image
+
     def __call__(self, image: np.ndarray, *key: int | str) -> np.ndarray:
         """Returns the `(S, S, C)` uint8 view of an `(H, W, C)` uint8 image that belongs to the key."""
-        if self.crop == "center":
-            image = resize_and_center_crop(image, self.size, self.interpolation)
-        elif self.crop == "random":
-            image = resize_shorter_side(image, round(self.size * 256 / 224), self.interpolation)
+        image = self.resize(image)
         if self._compose is not None:
             self._random.rekey("augment", *key)
             channels = image.shape[-1]

@@ -22,6 +22,7 @@ ORDER = [
     "pixel_statistics",
     "pca_color",
     "transforms",
+    "batch_transforms",
     "sampling",
     "batches",
     "datamodule",

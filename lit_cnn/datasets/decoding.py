@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+import simplejpeg
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from lit_cnn.errors import UsageError
 
@@ -108,7 +109,11 @@ def decode_file(file: BinaryIO, in_channels: int, name: str) -> np.ndarray:
     try:
         with Image.open(file) as image:
             check_pixels(image)
-            return to_array(as_8_bit(ImageOps.exif_transpose(image)), in_channels)
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            if not turned and in_channels == 3 and (pixels := _jpeg_pixels(image)) is not None:
+                return pixels
+            # exif_transpose copies whatever it does not turn.
+            return to_array(as_8_bit(ImageOps.exif_transpose(image) if turned else image), in_channels)
     except DECODING_ERRORS as error:
         reason = str(error)
         if name.lower().endswith(".avif") and not features.check("avif"):
@@ -150,8 +155,25 @@ def to_array(image: Image.Image, in_channels: int) -> np.ndarray:
     """Returns a decoded image of at most 8 bits a channel as `(H, W, in_channels)` uint8."""
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         image = image.convert("RGBA")  # the colours are the same either way; from a palette Pillow would warn
-    array = np.asarray(image.convert("L" if in_channels == 1 else "RGB"))
+    mode = "L" if in_channels == 1 else "RGB"
+    array = np.asarray(image if image.mode == mode else image.convert(mode))
     return array[..., None] if array.ndim == 2 else array
+
+
+def _jpeg_pixels(file: Image.Image) -> np.ndarray | None:
+    """Returns the `(H, W, 3)` uint8 pixels of a colour JPEG without a fault; None leaves the file to Pillow.
+
+    simplejpeg gives the same pixels as Pillow in two thirds of the time, and refuses what is damaged; but only Pillow
+    says how.
+    """
+    if file.format != "JPEG" or file.mode != "RGB":
+        return None
+    stream: BinaryIO = file.fp  # type: ignore[attr-defined]
+    stream.seek(0)
+    try:
+        return simplejpeg.decode_jpeg(stream.read())
+    except ValueError:
+        return None
 
 
 def as_8_bit(image: Image.Image) -> Image.Image:

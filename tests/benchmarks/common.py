@@ -142,17 +142,27 @@ def report(title: str, measured: dict[str, list[float]], unit: str, ratio: tuple
     """Prints a table and the figures as JSON; the ratio is taken round by round."""
     one, other = ratio
     ratios = [a / b for a, b in zip(measured[one], measured[other], strict=True)]
-    console = Console(width=100)
+    machine = _print_table(title, {**measured, f"{one} / {other}": ratios})
+    print(f"{unit}; {machine}; target: {one} / {other} of at least {target}")
+    figures = {"ratios": ratios, "median_ratio": statistics.median(ratios), "target": target, "machine": machine}
+    print(json.dumps({"title": title, "unit": unit, "measured": measured, **figures}))
+
+
+def report_costs(title: str, measured: dict[str, list[float]], unit: str, target: float) -> None:
+    """Prints a table and the figures as JSON, of what is to be `target` at most."""
+    machine = _print_table(title, measured)
+    print(f"{unit}; {machine}; target: at most {target}")
+    print(json.dumps({"title": title, "unit": unit, "measured": measured, "target": target, "machine": machine}))
+
+
+def _print_table(title: str, measured: dict[str, list[float]]) -> str:
     table = Table(title=title)
     for column in ("", "median", "least", "largest", "rounds"):
         table.add_column(column)
-    for name, values in {**measured, f"{one} / {other}": ratios}.items():
+    for name, values in measured.items():
         table.add_row(name, *(f"{value:.3f}" for value in _spread(values)), str(len(values)))
-    console.print(table)
-    machine = f"{torch.get_num_threads()} threads, {processor()}"
-    console.print(f"{unit}; {machine}; target: {one} / {other} of at least {target}")
-    figures = {"ratios": ratios, "median_ratio": statistics.median(ratios), "target": target, "machine": machine}
-    print(json.dumps({"title": title, "unit": unit, "measured": measured, **figures}))
+    Console(width=100).print(table)
+    return f"{torch.get_num_threads()} threads, {processor()}"
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float, float]:

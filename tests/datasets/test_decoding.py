@@ -1,3 +1,4 @@
+import contextlib
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image, features
+from sklearn.datasets import load_sample_image
 
 from lit_cnn.datasets import IMAGE_SUFFIXES, decode_image, read_image
 from lit_cnn.errors import UsageError
@@ -176,3 +178,68 @@ def test_a_truncated_avif_is_named(tmp_path: Path) -> None:
     content = (tmp_path / "cut.avif").read_bytes()
     (tmp_path / "cut.avif").write_bytes(content[: len(content) * 3 // 4])
     assert "cut.avif: this image cannot be decoded" in refused(read_image, tmp_path / "cut.avif", 3)
+
+
+# --- JPEG, of which the sound ones take another way than Pillow's ---
+
+
+def photograph(size: tuple[int, int] = (101, 67)) -> Image.Image:
+    return Image.fromarray(load_sample_image("china.jpg")).resize(size)
+
+
+def pillows(content: bytes, in_channels: int) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as file:
+        array = np.asarray(file.convert("RGB" if in_channels == 3 else "L"))
+    return array.reshape(*array.shape[:2], in_channels)
+
+
+@pytest.mark.parametrize("in_channels", [1, 3])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"quality": 90},
+        {"quality": 20},
+        {"quality": 95, "subsampling": "4:4:4"},
+        {"subsampling": "4:2:2"},
+        {"progressive": True},
+        {"optimize": True, "restart_marker_rows": 1},
+    ],
+    ids=str,
+)
+def test_a_jpeg_has_the_pixels_that_pillow_gives(options: dict[str, Any], mode: str, in_channels: int) -> None:
+    buffer = io.BytesIO()
+    photograph().convert(mode).save(buffer, "jpeg", **options)
+    expected = pillows(buffer.getvalue(), in_channels)
+    np.testing.assert_array_equal(decode_image(buffer.getvalue(), in_channels, "x"), expected)
+
+
+def test_a_jpeg_of_rgb_that_is_no_ycbcr_keeps_its_colours() -> None:
+    buffer = io.BytesIO()
+    photograph().save(buffer, "jpeg", keep_rgb=True, quality=95)
+    np.testing.assert_array_equal(decode_image(buffer.getvalue(), 3, "x"), pillows(buffer.getvalue(), 3))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+def test_a_damaged_jpeg_is_refused_or_decoded_as_pillow_does() -> None:
+    buffer = io.BytesIO()
+    photograph().save(buffer, "jpeg", quality=90)
+    whole = buffer.getvalue()
+    cut = [whole[:length] for length in range(700, len(whole), 97)]
+    draw = np.random.default_rng(0)
+    changed = []
+    for place in draw.integers(2, len(whole), 300):
+        damaged = bytearray(whole)
+        damaged[place] ^= int(draw.integers(1, 256))
+        changed.append(bytes(damaged))
+    verdicts = set()
+    for content in cut + changed:
+        expected: np.ndarray | None = None
+        with contextlib.suppress(Exception):
+            expected = pillows(content, 3)
+        if expected is None:
+            assert "x: this image cannot be decoded" in refused(decode_image, content, 3, "x")
+        else:
+            np.testing.assert_array_equal(decode_image(content, 3, "x"), expected)
+        verdicts.add(expected is None)
+    assert verdicts == {True, False}

@@ -1,0 +1,48 @@
+"""Worker processes over many epochs, and when their run is killed. Their batches: test_datamodule.py."""
+
+import signal
+
+import psutil
+import pytest
+
+from lit_cnn.datamodule import ImageDataModule
+from tests.benchmarks.data_workers import growth, left_after
+from tests.test_datamodule import epochs_of
+
+
+@pytest.mark.parametrize("image_size", [16, 128], ids=["pipe", "shared memory"])
+def test_epochs_leave_no_file_open(image_size: int) -> None:
+    data = ImageDataModule(image_size=image_size, batch_size=64, num_workers=2, limit_train=256)
+    loader = data.train_dataloader()
+    before = set(psutil.Process().children())
+    counts = []
+    for epoch in range(4):
+        loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+        for _ in loader:
+            pass
+        workers = sorted(set(psutil.Process().children()) - before, key=lambda process: process.pid)
+        counts.append([process.num_fds() for process in (psutil.Process(), *workers)])
+    loader._iterator = None  # persistent workers end with their iterator
+    assert len(counts[0]) == 3 and counts[1:] == counts[1:2] * 3
+
+
+def test_workers_end_with_their_iterator() -> None:
+    before = set(psutil.Process().children())
+    epochs_of(ImageDataModule(image_size=16, num_workers=2, limit_train=256).train_dataloader(), 1)
+    _, alive = psutil.wait_procs(set(psutil.Process().children()) - before, 10)
+    assert not alive
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_worker_is_left_ten_seconds_after_a_run(number: signal.Signals) -> None:
+    left = left_after(number, "lenet5_scratch_digits.yaml")
+    assert left["workers"] == 2 and left["workers_left"] == 0
+    assert left["exit_code"] == (-number if number == signal.SIGKILL else 128 + number)
+
+
+@pytest.mark.slow
+@pytest.mark.debian
+def test_memory_stays_as_it_is_over_epochs() -> None:
+    found = growth(28, 12)
+    assert found["memory"][-1] - found["memory"][5] < 5  # MiB; an epoch of images is 10
