@@ -15,7 +15,7 @@ from lit_cnn.errors import UsageError
 from lit_cnn.metrics import balanced_weights, evaluation_metrics
 from lit_cnn.mixing import build_mixing
 from lit_cnn.models import create_model, resolve_arch
-from lit_cnn.models.heads import Head, with_new_head
+from lit_cnn.models.heads import Head, draw_classifier, with_new_head
 from lit_cnn.optimization import (
     Schedule,
     build_optimizer,
@@ -381,7 +381,11 @@ def _build_network(hparams: Mapping[str, Any]) -> tuple[nn.Module, str]:
     # All but those of the hub can be told to be wrong before any is drawn.
     loaded = find_weights(arch, weights) if weights not in (None, "pretrained") else None
     net = create_model(arch, **size, pretrained=weights == "pretrained", **(hparams["arch_options"] or {}))
-    note = f"weights of {arch} from its hub" if weights == "pretrained" else ""
+    note = ""
+    if weights == "pretrained":
+        note = f"weights of {arch} from its hub"
+        if size["num_classes"] != getattr(net, "pretrained_cfg", {}).get("num_classes", 1000):
+            draw_classifier(net)
     if loaded is not None and not loaded.has_new_head:
         note = load_into(net, arch, weights, loaded, hparams["class_names"])
     net = with_new_head(net, hparams["cut_at"], hparams["head"], **size)

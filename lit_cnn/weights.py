@@ -26,6 +26,7 @@ from torch import nn
 from lit_cnn.checkpoints import load_checkpoint
 from lit_cnn.errors import UsageError
 from lit_cnn.models import resolve_arch
+from lit_cnn.models.heads import draw_classifier
 from lit_cnn.tracking import Store, resolve_store
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -224,7 +225,7 @@ def _leave_head_out(
     their_classes: Sequence[str] | None,
     our_classes: Sequence[str] | None,
 ) -> Iterator[str]:
-    """Puts the network's own head over the given one where classes differ, those of side branches too."""
+    """Puts a fresh head over the given one where classes differ, and those of side branches too."""
     contract: Any = net
     classifier = contract.get_classifier()
     ids = {id(p) for p in classifier.parameters()} if isinstance(classifier, nn.Module) else set()
@@ -235,6 +236,7 @@ def _leave_head_out(
     are_others = None not in (their_classes, our_classes) and list(their_classes or ()) != list(our_classes or ())
     if before == after and not are_others:
         return
+    draw_classifier(net)
     for name in given.keys() & own.keys():
         shape, ours = given[name].shape, own[name].shape
         is_heads = name in head or (before != after and shape[:1] == (before,) and ours[:1] == (after,))

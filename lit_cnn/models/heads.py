@@ -117,6 +117,19 @@ def new_head(head: Head, in_features: int, num_classes: int) -> nn.Module:
     return nn.Sequential(nn.Linear(in_features, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, num_classes))
 
 
+def draw_classifier(net: nn.Module) -> None:
+    """Draws a classifier's weights anew, within 1 / sqrt(features) of 0, torch's own range.
+
+    Some networks draw theirs for training from scratch (EfficientNet within 1 / sqrt(classes)): with trained features
+    before it and few classes, such a head starts at several times the loss of a guess.
+    """
+    contract: Any = net
+    classifier = contract.get_classifier()
+    for layer in classifier.modules() if isinstance(classifier, nn.Module) else ():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.reset_parameters()
+
+
 def with_new_head(
     net: nn.Module, cut_at: int | None, head: Head, num_classes: int, in_channels: int, image_size: int
 ) -> nn.Module:
