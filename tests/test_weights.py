@@ -17,6 +17,7 @@ from skimage import data as photographs
 from sklearn.datasets import load_sample_image
 
 from lit_cnn import weights as weights_module
+from lit_cnn.checkpoints import save_checkpoint
 from lit_cnn.classifier import LitClassifier
 from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.errors import UsageError
@@ -158,6 +159,17 @@ def test_weights_that_do_not_fit_are_reported_in_one_line(change: Any, says: str
     state = seeded("test_resnet").state_dict()
     change(state)
     refused("test_resnet", saved(tmp_path, state), says)
+
+
+def test_a_checkpoint_of_a_cut_network_goes_into_one_that_is_cut_alike(tmp_path: Path) -> None:
+    options: dict[str, Any] = {**SIZE, "cut_at": 2, "head": "mlp"}
+    model = LitClassifier("test_resnet", **options)
+    file = str(tmp_path / "cut.ckpt")
+    save_checkpoint({"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict()}, Path(file))
+    again = LitClassifier("test_resnet", weights=file, **options, seed=1)
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(UsageError, match="does not hold the weights of timm/test_resnet"):
+        LitClassifier("test_resnet", weights=file, **SIZE)
 
 
 class Malicious:

@@ -1,17 +1,16 @@
 """Pretrained weights from a hub, asked in seconds rather than minutes of retries."""
 
-import socket
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import torch
 
 from lit_cnn.errors import UsageError
 
-_CONNECT_TIMEOUT = 3.0  # seconds
+_TIMEOUT = 2.0  # seconds for the connection, and again for the answer
 
 
 @contextmanager
@@ -27,7 +26,7 @@ def loading_weights(arch: str, url: str | None = None) -> Iterator[None]:
     """
     from huggingface_hub import constants
 
-    if url is None and not _is_reachable(constants.ENDPOINT):
+    if url is None and not constants.HF_HUB_OFFLINE and not _is_reachable(constants.ENDPOINT):
         constants.HF_HUB_OFFLINE = True
     try:
         if url is not None and not _is_cached(url) and not _is_reachable(url):
@@ -46,11 +45,12 @@ def _is_cached(url: str) -> bool:
 
 
 def _is_reachable(address: str) -> bool:
-    if urllib.request.getproxies():
-        return True  # only the request itself can tell
-    parts = urlsplit(address)
+    """Tells whether anything answers there, through a proxy if there is one; an error page is an answer."""
+    request = urllib.request.Request(address, method="HEAD")
     try:
-        socket.create_connection((parts.hostname or "", parts.port or 443), timeout=_CONNECT_TIMEOUT).close()
+        urllib.request.urlopen(request, timeout=_TIMEOUT).close()
+    except urllib.error.HTTPError:
+        return True
     except OSError:
         return False
     return True
