@@ -1,12 +1,13 @@
 """`LitClassifier`: the one LightningModule, around every architecture and every transfer regime."""
 
 import math
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torchmetrics import MetricCollection
 
 from lit_cnn.batches import Batch
@@ -14,8 +15,29 @@ from lit_cnn.errors import UsageError
 from lit_cnn.metrics import balanced_weights, evaluation_metrics
 from lit_cnn.mixing import build_mixing
 from lit_cnn.models import create_model, resolve_arch
-from lit_cnn.optimization import Schedule, build_optimizer, learning_rate_factor
+from lit_cnn.models.heads import Head, draw_classifier, with_new_head
+from lit_cnn.optimization import (
+    Schedule,
+    build_optimizer,
+    check_numbers,
+    learning_rate_factor,
+    rewrite_rates,
+    total_steps,
+)
 from lit_cnn.randomness import torch_seed
+from lit_cnn.transfer import Freezer, Regime, resolve_regime
+from lit_cnn.weights import find_weights, load_into
+
+_DECIDES_OPTIMIZER = (
+    "optimizer",
+    "optimizer_options",
+    "transfer",
+    "train_stages",
+    "cut_at",
+    "head",
+    "layer_decay",
+    "head_lr_factor",
+)
 
 
 class NonFiniteLossError(RuntimeError):
@@ -32,11 +54,21 @@ class LitClassifier(pl.LightningModule):
         arch: Name of the architecture: ours first, else timm's; `torchvision/NAME` for one of torchvision's. `lit/NAME`
             and `timm/NAME` force the origin too.
         arch_options: Options of that architecture.
-        weights: `pretrained` (timm's or torchvision's own), or a file of weights of this architecture; default none.
+        weights: What to start from: `pretrained` (timm's or torchvision's own), `offline`, a file, `runs:/RUN_ID` or
+            `models:/NAME@ALIAS` (see `lit_cnn.weights`); default none.
+        transfer: Which stages train (see `lit_cnn.transfer`): `scratch` all, from no weights; `head_only` a new head;
+            `last_stages` that and the last stages; `full` all; `gradual` stage after stage. By default `full` with
+            weights, else `scratch`.
+        train_stages: How many stages before the head train in `last_stages`.
+        unfreeze_every: Epochs from one stage to the next in `gradual`.
+        cut_at: Number of the last stage to keep, as `lit-cnn describe ARCH --stages` counts; by default all are kept.
+        head: `linear`, or `mlp` with a hidden layer of 256.
         optimizer: One of timm's optimizers, for example adamw or sgd.
         lr: Peak learning rate.
         weight_decay: Weight decay; biases and normalisation weights are left out.
         optimizer_options: More of the optimizer's own arguments.
+        layer_decay: Factor on the learning rate from each layer to the one before it, in (0, 1]; 1 is none.
+        head_lr_factor: Factor on the learning rate of the head.
         schedule: `constant` or `one_cycle` (a rise, then a cosine to 0), step by step.
         warmup_fraction: Share of the run in which the learning rate rises to its peak.
         label_smoothing: Share of the target spread evenly over all classes (Szegedy et al. 2015, section 7).
@@ -57,7 +89,7 @@ class LitClassifier(pl.LightningModule):
         seed: Training seed, for initial weights and dropout; linked from `--seed_everything`.
 
     Raises:
-        UsageError: If the architecture, its options, its weights or the optimizer cannot be had.
+        UsageError: If the architecture, its options, its weights, the regime or the optimizer cannot be had.
     """
 
     mean: torch.Tensor
@@ -69,10 +101,17 @@ class LitClassifier(pl.LightningModule):
         arch: str = "lenet5",
         arch_options: dict[str, Any] | None = None,
         weights: str | None = None,
+        transfer: Regime | None = None,
+        train_stages: int = 1,
+        unfreeze_every: int = 1,
+        cut_at: int | None = None,
+        head: Head = "linear",
         optimizer: str = "adamw",
         lr: float = 1e-3,
         weight_decay: float = 0.05,
         optimizer_options: dict[str, Any] | None = None,
+        layer_decay: float = 1.0,
+        head_lr_factor: float = 1.0,
         schedule: Schedule = "one_cycle",
         warmup_fraction: float = 0.25,
         label_smoothing: float = 0.0,
@@ -90,20 +129,15 @@ class LitClassifier(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check_numbers(lr, weight_decay, warmup_fraction, label_smoothing)
+        check_numbers(lr, weight_decay, warmup_fraction, label_smoothing, layer_decay, head_lr_factor)
         self._mix = build_mixing(mixup, cutmix, num_classes)
         arch = resolve_arch(arch)
+        transfer = resolve_regime(transfer, weights)
         self.save_hyperparameters()
         # The initial weights belong to the seed, whatever was drawn before.
         torch.manual_seed(torch_seed("init", seed))
-        self.net = create_model(
-            arch,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            image_size=image_size,
-            **(arch_options or {}),
-            **_weights_options(arch, weights),
-        )
+        self.net, self.weights_note = _build_network(self.hparams)
+        self.freezer = Freezer(self.net, arch, transfer, train_stages, unfreeze_every)
         self.class_names = class_names or [str(label) for label in range(num_classes)]
         self.register_buffer("mean", _channels(mean, 0.5, in_channels), persistent=False)
         self.register_buffer("std", _channels(std, 0.5, in_channels), persistent=False)
@@ -118,6 +152,13 @@ class LitClassifier(pl.LightningModule):
         self.last_loss = math.nan
         self.val_metrics = evaluation_metrics(num_classes, "val/")
         self.test_metrics = evaluation_metrics(num_classes, "test/")
+        self.train()
+
+    def train(self, mode: bool = True) -> "LitClassifier":
+        """Puts what trains into train mode; what is frozen stays in evaluation mode."""
+        super().train(mode)
+        self.freezer.hold()
+        return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Returns logits `(N, num_classes)` for images `(N, C, S, S)`, uint8 in [0, 255]."""
@@ -129,8 +170,8 @@ class LitClassifier(pl.LightningModule):
 
     @property
     def aux_weights(self) -> tuple[float, ...]:
-        """The weight of each side branch's loss; none for a network without side branches."""
-        return tuple(getattr(self.net, "aux_weights", ()))
+        """The weight of each side branch's loss; none without side branches, or where what they train is frozen."""
+        return () if self.freezer.freezes else tuple(getattr(self.net, "aux_weights", ()))
 
     def losses(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Returns the loss to minimise, and what it is made of.
@@ -171,7 +212,13 @@ class LitClassifier(pl.LightningModule):
         return losses.mean()
 
     def setup(self, stage: str) -> None:
-        """Lays the weights out for the trainer's precision: bfloat16 is fast with channels last."""
+        """Lays the weights out for the trainer's precision: bfloat16 is fast with channels last.
+
+        Raises:
+            UsageError: If several devices are to unfreeze: what they share is settled before the first epoch.
+        """
+        if self.hparams["transfer"] == "gradual" and self.trainer.world_size > 1:
+            raise UsageError("--model.transfer gradual: trains on one device; give --trainer.devices 1, or full")
         if str(self.trainer.precision).startswith("bf16"):
             self.use_channels_last()
 
@@ -181,7 +228,10 @@ class LitClassifier(pl.LightningModule):
         self.net.to(memory_format=torch.channels_last)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Gives dropout and the like a stream that belongs to (seed, global step)."""
+        """Gives dropout and the like a stream that belongs to (seed, global step); unfreezes what the epoch trains."""
+        # Here, as a resume inside an epoch does not begin it again.
+        if self.freezer.begin_epoch(self.current_epoch):
+            self.train()
         seed = torch_seed("step", self.hparams["seed"], self.global_step, self.global_rank)
         # torch.manual_seed asks every backend there is and takes 2 ms, a tenth of LeNet-5's step.
         torch.default_generator.manual_seed(seed)
@@ -248,10 +298,10 @@ class LitClassifier(pl.LightningModule):
         """Returns the optimizer and its schedule, stepped after every batch."""
         hparams = self.hparams
         optimizer = self.build_optimizer()
-        total_steps = _total_steps(self.trainer)
+        num_steps = total_steps(self.trainer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
-            lambda step: learning_rate_factor(step, total_steps, hparams["schedule"], hparams["warmup_fraction"]),
+            lambda step: learning_rate_factor(step, num_steps, hparams["schedule"], hparams["warmup_fraction"]),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -262,13 +312,25 @@ class LitClassifier(pl.LightningModule):
             UsageError: If there is none of that name, or it refuses its options.
         """
         hparams = self.hparams
-        options = hparams["optimizer_options"] or {}
-        return build_optimizer(self.net, hparams["optimizer"], hparams["lr"], hparams["weight_decay"], options)
+        self.freezer.free_all_that_ever_train()
+        optimizer = build_optimizer(
+            self.net,
+            hparams["optimizer"],
+            hparams["lr"],
+            hparams["weight_decay"],
+            hparams["optimizer_options"] or {},
+            hparams["layer_decay"],
+            self.freezer.head,
+            hparams["head_lr_factor"],
+        )
+        if self.freezer.begin_epoch(self.current_epoch):
+            self.train()
+        return optimizer
 
     @property
     def learning_rate(self) -> float:
-        """The learning rate of the first parameter group, now."""
-        return self.trainer.optimizers[0].param_groups[0]["lr"]
+        """The largest learning rate of all parameter groups, now."""
+        return max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what the run says of itself, and the running sums of the epoch under way."""
@@ -279,16 +341,17 @@ class LitClassifier(pl.LightningModule):
         """Restores the running sums of the epoch under way; a new learning rate or weight decay wins over the saved."""
         if self.global_rank == 0:
             self._train_sums = torch.tensor(checkpoint["train_sums"], dtype=torch.float64)
-        self._rewrite_rates(checkpoint)
+        rewrite_rates(checkpoint, self.hparams["lr"], self.hparams["weight_decay"])
 
     def check_optimizer_of(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to go on from a checkpoint with another optimizer: its state would mean something else.
+        """Refuses to go on from a checkpoint with other groups of parameters: its optimizer would mean something else.
 
         Raises:
-            UsageError: If the optimizer or its options differ.
+            UsageError: If the optimizer, its options or its groups differ.
         """
-        for name in ("optimizer", "optimizer_options"):
-            saved, now = checkpoint["hyper_parameters"][name], self.hparams[name]
+        for name in _DECIDES_OPTIMIZER:
+            now = self.hparams[name]
+            saved = checkpoint["hyper_parameters"].get(name, now)  # older checkpoints lack what was not there yet
             if saved != now:
                 raise UsageError(
                     f"--model.{name} {now}: the checkpoint was trained with {saved}; keep it, or start anew"
@@ -297,19 +360,6 @@ class LitClassifier(pl.LightningModule):
     def _sums_of_all_devices(self) -> list[float]:
         sums = self.trainer.strategy.reduce(self._train_sums.to(self.device, copy=True), reduce_op="sum")
         return torch.as_tensor(sums).tolist()
-
-    def _rewrite_rates(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint["hyper_parameters"]
-        ratio = self.hparams["lr"] / saved["lr"]
-        for state in checkpoint.get("optimizer_states", []):
-            for group in state["param_groups"]:
-                # Multiplying by a ratio of exactly 1 changes no bit.
-                group["lr"] *= ratio
-                group["initial_lr"] *= ratio
-                if group["weight_decay"] == saved["weight_decay"]:
-                    group["weight_decay"] = self.hparams["weight_decay"]
-        for state in checkpoint.get("lr_schedulers", []):
-            state["base_lrs"] = [rate * ratio for rate in state["base_lrs"]]
 
     def _evaluate(self, images: torch.Tensor) -> torch.Tensor:
         """Returns logits computed in float32 whatever training used, so that every machine gives the same."""
@@ -324,58 +374,25 @@ class LitClassifier(pl.LightningModule):
             metric.update(losses) if name == "loss" else metric.update(logits, targets)
 
 
-def check_has_end(trainer: pl.Trainer) -> None:
-    """Refuses a trainer without a last step: the learning rate's schedule needs one.
-
-    Raises:
-        UsageError: If neither max_epochs nor max_steps is given.
-    """
-    if (trainer.max_epochs or -1) <= 0 and trainer.max_steps <= 0:
-        raise UsageError(f"--trainer.max_epochs {trainer.max_epochs}: the schedule needs an end; give 1 or more")
-
-
-def _total_steps(trainer: pl.Trainer) -> int:
-    """Returns the optimizer steps of the whole run.
-
-    Not `trainer.estimated_stepping_batches`: that builds the training loader, and starts its workers, before a resumed
-    run's place in the epoch is restored.
-    """
-    check_has_end(trainer)
-    batches = trainer.datamodule.num_train_batches  # type: ignore[attr-defined]  # set by Trainer.fit
-    limit = trainer.limit_train_batches
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
-    totals = [steps_per_epoch * trainer.max_epochs] if trainer.max_epochs and trainer.max_epochs > 0 else []
-    totals += [trainer.max_steps] if trainer.max_steps > 0 else []
-    return max(1, min(totals))
-
-
-def _weights_options(arch: str, weights: str | None) -> dict[str, Any]:
-    """Returns what `create_model` has to be told about weights."""
-    if weights is None:
-        return {}
+def _build_network(hparams: Mapping[str, Any]) -> tuple[nn.Module, str]:
+    """Returns the network that the hyperparameters describe, and a sentence about its weights; empty without any."""
+    arch, weights = hparams["arch"], hparams["weights"]
+    size = {name: hparams[name] for name in ("num_classes", "in_channels", "image_size")}
+    # All but those of the hub can be told to be wrong before any is drawn.
+    loaded = find_weights(arch, weights) if weights not in (None, "pretrained") else None
+    net = create_model(arch, **size, pretrained=weights == "pretrained", **(hparams["arch_options"] or {}))
+    note = ""
     if weights == "pretrained":
-        return {"pretrained": True}
-    file = Path(weights).expanduser()
-    if not file.is_file() or arch.startswith("lit/"):
-        reason = "no such file" if not file.is_file() else f"{arch} takes no weights from a file yet"
-        raise UsageError(
-            f"--model.weights {weights}: {reason}; give pretrained, or a .safetensors or .pth file for a network of "
-            "timm or torchvision"
-        )
-    return {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
+        note = f"weights of {arch} from its hub"
+        if size["num_classes"] != getattr(net, "pretrained_cfg", {}).get("num_classes", 1000):
+            draw_classifier(net)
+    if loaded is not None and not loaded.has_new_head:
+        note = load_into(net, arch, weights, loaded, hparams["class_names"])
+    net = with_new_head(net, hparams["cut_at"], hparams["head"], **size)
+    if loaded is not None and loaded.has_new_head:
+        note = load_into(net, arch, weights, loaded, hparams["class_names"])
+    return net, note
 
 
 def _channels(values: list[float] | None, default: float, in_channels: int) -> torch.Tensor:
     return torch.tensor(values or [default] * in_channels, dtype=torch.float32).reshape(1, -1, 1, 1)
-
-
-def _check_numbers(lr: float, weight_decay: float, warmup_fraction: float, label_smoothing: float) -> None:
-    if not (lr > 0 and math.isfinite(lr)):
-        raise UsageError(f"--model.lr {lr}: give a number above 0, for example 0.001")
-    if not weight_decay >= 0:
-        raise UsageError(f"--model.weight_decay {weight_decay}: give 0 or more")
-    if not 0 <= warmup_fraction < 1:
-        raise UsageError(f"--model.warmup_fraction {warmup_fraction}: give a share from 0 to below 1")
-    if not 0 <= label_smoothing < 1:
-        raise UsageError(f"--model.label_smoothing {label_smoothing}: give a share from 0 to below 1")

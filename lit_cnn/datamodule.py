@@ -1,6 +1,7 @@
 """`ImageDataModule`: splits, worker processes and the order of images, all of it a pure function of seeds."""
 
 import sys
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,8 @@ class ImageDataModule(pl.LightningDataModule):
             folder of four IDX files), `hf_disk` (a folder that Hugging Face's save_to_disk wrote), `webdataset` (tar
             shards) or `torchvision/NAME` (one of torchvision's, such as CIFAR10).
         root: Where the images are: a folder or a file; digits take none, fashion_mnist can do without.
-        image_size: Pixels of the square that the network takes; images are resized to it.
+        image_size: Pixels of the square that the network takes; images are resized to it. By default that of the
+            weights that training starts from, else 32.
         in_channels: 1 (gray) or 3 (RGB); by default what the source has, 3 for a folder.
         batch_size: Training images per step, over all devices.
         num_workers: Worker processes that decode and augment; the result does not depend on it.
@@ -44,13 +46,16 @@ class ImageDataModule(pl.LightningDataModule):
         sampler: `shuffled`: an epoch is every training image once; `balanced`: as many, but equally many of each class.
         train_crop: `center`, `random` or `random_resized`: how a training image becomes a square.
         augment: albumentations transforms by class_path, applied to the training square in this order.
-        interpolation: `area`, `bilinear` or `bicubic`.
+        interpolation: `area`, `bilinear` or `bicubic`; by default that of the weights, else `area`.
         normalize: By whose mean and standard deviation: `train`, the training images' (each is decoded once, the result
-            remembered), or `imagenet`, as pretrained weights expect; by default `imagenet` for files, else `train`.
+            remembered), or `imagenet`; by default those that the weights expect, else `imagenet` for files and `train`
+            for images in memory.
         mean: Mean per channel of pixels in [0, 1]; wins over `normalize`.
         std: Standard deviation per channel, likewise.
         class_names: The order of the classes; all of the data's, perhaps with more. By default the source's own, or
             sorted. Where the source has numbers only, these are the names of 0, 1, 2 and so on.
+        weights_expect: What the weights that training starts from expect: image_size, mean, std, interpolation; filled
+            in from `--model.weights`. Each of the options above wins over it.
         check: What is looked at before the first step: `quick` (headers, copies by their bytes, classes), `full` (every
             image decoded, near copies too) or `off`. See `lit-cnn check-data`.
         on_bad_image: `raise` ends the run at a file that cannot be decoded. `skip` decodes every file once (what was
@@ -68,7 +73,7 @@ class ImageDataModule(pl.LightningDataModule):
         self,
         dataset: str = "digits",
         root: str | None = None,
-        image_size: int = 32,
+        image_size: int | None = None,
         in_channels: Literal[1, 3] | None = None,
         batch_size: int = 128,
         num_workers: int = 2,
@@ -79,11 +84,12 @@ class ImageDataModule(pl.LightningDataModule):
         sampler: Sampler = "shuffled",
         train_crop: TrainCrop = "center",
         augment: list[dict] | None = None,  # of Any, jsonargparse would build the transforms inside a OneOf itself
-        interpolation: Interpolation = "area",
+        interpolation: Interpolation | None = None,
         normalize: Literal["train", "imagenet"] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
         class_names: list[str] | None = None,
+        weights_expect: dict[str, Any] | None = None,
         columns: dict[str, str] | None = None,
         check: Check = "quick",
         on_bad_image: Literal["raise", "skip"] = "raise",
@@ -91,6 +97,9 @@ class ImageDataModule(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        expected = weights_expect or {}
+        image_size = expected.get("image_size", 32) if image_size is None else image_size
+        interpolation = interpolation or expected.get("interpolation", "area")
         _at_least("--data.image_size", image_size, 1)
         _at_least("--data.batch_size", batch_size, 1)
         _at_least("--data.num_workers", num_workers, 0)
@@ -112,6 +121,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.limit_train = limit_train
         self.sampler = sampler
         self.interpolation: Interpolation = interpolation
+        self._expected = expected
         self.train_transform = TrainTransform(image_size, train_crop, augment or (), interpolation)
         self.normalize = normalize
         self._mean, self._std = mean, std
@@ -216,13 +226,18 @@ class ImageDataModule(pl.LightningDataModule):
     @cached_property
     def _statistics(self) -> tuple[list[float], list[float]]:
         in_memory = isinstance(self.image_set.images, ArrayImages)
+        if self.normalize is None and self._expected.get("mean"):
+            return self._for_channels(self._expected["mean"]), self._for_channels(self._expected["std"])
         if (self.normalize or ("train" if in_memory else "imagenet")) == "train":
             found = self.pixel_statistics
             # Images of one colour have no deviation; dividing by 1 leaves them as they are.
             return [round(value, 6) for value in found.mean], [round(value, 6) or 1.0 for value in found.std]
-        if self.in_channels == 1:
-            return [sum(IMAGENET_MEAN) / 3], [sum(IMAGENET_STD) / 3]
-        return list(IMAGENET_MEAN), list(IMAGENET_STD)
+        return self._for_channels(IMAGENET_MEAN), self._for_channels(IMAGENET_STD)
+
+    def _for_channels(self, values: Sequence[float]) -> list[float]:
+        """Returns the values; for images of another number of channels their mean, for each."""
+        same = len(values) == self.in_channels
+        return list(values) if same else [sum(values) / len(values)] * self.in_channels
 
     def ready_train_transform(self) -> TrainTransform:
         """Returns the training transform; measures the training images' colours if it asks for them."""

@@ -1,8 +1,10 @@
 """timm's optimizers by name, and a learning-rate schedule that is a pure function of the step."""
 
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
+import lightning.pytorch as pl
 import torch
 from torch import nn
 
@@ -32,10 +34,52 @@ def learning_rate_factor(step: int, total_steps: int, schedule: Schedule, warmup
     return 0.5 * (1 + math.cos(math.pi * max(0.0, done)))
 
 
+def parameter_groups(
+    net: nn.Module, lr: float, weight_decay: float, layer_decay: float, head: Iterable[str], head_lr_factor: float
+) -> list[dict[str, Any]]:
+    """Returns groups of the trainable parameters that share learning rate and weight decay.
+
+    Biases, normalisation weights and what the network itself names are not decayed.
+
+    Args:
+        net: Whose parameters.
+        lr: Learning rate of the last layer.
+        weight_decay: Weight decay.
+        layer_decay: Factor on the learning rate from each layer to the one before it, as timm groups them (Clark et
+            al. 2020, "ELECTRA", appendix A; Bao et al. 2021, "BEiT"); 1 is none.
+        head: Names of the head's parameters.
+        head_lr_factor: Factor on the learning rate of the head.
+    """
+    from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+
+    contract: Any = net
+    undecayed = contract.no_weight_decay() if hasattr(net, "no_weight_decay") else ()
+    options: dict[str, Any] = {"weight_decay": weight_decay, "no_weight_decay_list": undecayed}
+    if layer_decay == 1:
+        groups = param_groups_weight_decay(net, **options)
+    else:
+        groups = param_groups_layer_decay(net, layer_decay=layer_decay, **options)
+    parameters = dict(net.named_parameters())
+    of_head = {parameters[name] for name in head}
+    merged: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for group in groups:
+        for parameter in group["params"]:
+            rate = lr * group.get("lr_scale", 1.0) * (head_lr_factor if parameter in of_head else 1.0)
+            merged.setdefault((rate, group["weight_decay"]), []).append(parameter)
+    return [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in merged.items()]
+
+
 def build_optimizer(
-    model: nn.Module, name: str, lr: float, weight_decay: float, options: dict[str, Any]
+    model: nn.Module,
+    name: str,
+    lr: float,
+    weight_decay: float,
+    options: dict[str, Any],
+    layer_decay: float = 1.0,
+    head: Iterable[str] = (),
+    head_lr_factor: float = 1.0,
 ) -> torch.optim.Optimizer:
-    """Builds one of timm's optimizers; biases and normalisation weights are not decayed.
+    """Builds one of timm's optimizers over the trainable parameters, in the groups of `parameter_groups`.
 
     Args:
         model: Whose trainable parameters are optimised.
@@ -43,6 +87,9 @@ def build_optimizer(
         lr: Peak learning rate.
         weight_decay: Decoupled or coupled, as the optimizer has it.
         options: More of the optimizer's own arguments.
+        layer_decay: See `parameter_groups`.
+        head: See `parameter_groups`.
+        head_lr_factor: See `parameter_groups`.
 
     Raises:
         UsageError: If timm has no such optimizer, or it refuses the options.
@@ -53,7 +100,76 @@ def build_optimizer(
         raise UsageError(
             f"--model.optimizer {name}: timm has no such optimizer; for example adamw, sgd, momentum, lamb"
         )
+    groups = parameter_groups(model, lr, weight_decay, layer_decay, head, head_lr_factor)
     try:
-        return create_optimizer_v2(model, opt=name, lr=lr, weight_decay=weight_decay, **options)
+        return create_optimizer_v2(groups, opt=name, lr=lr, **options)
     except (TypeError, ValueError, AssertionError) as error:
         raise UsageError(f"--model.optimizer_options {options}: {name} refuses them: {error}") from error
+
+
+def rewrite_rates(checkpoint: dict[str, Any], lr: float, weight_decay: float) -> None:
+    """Puts a new learning rate and weight decay into a checkpoint's optimizer and schedule, in place of the saved."""
+    saved = checkpoint["hyper_parameters"]
+    ratio = lr / saved["lr"]
+    for state in checkpoint.get("optimizer_states", []):
+        for group in state["param_groups"]:
+            # Multiplying by a ratio of exactly 1 changes no bit.
+            group["lr"] *= ratio
+            group["initial_lr"] *= ratio
+            if group["weight_decay"] == saved["weight_decay"]:
+                group["weight_decay"] = weight_decay
+    for state in checkpoint.get("lr_schedulers", []):
+        state["base_lrs"] = [rate * ratio for rate in state["base_lrs"]]
+
+
+def check_numbers(
+    lr: float,
+    weight_decay: float,
+    warmup_fraction: float,
+    label_smoothing: float,
+    layer_decay: float,
+    head_lr_factor: float,
+) -> None:
+    """Refuses numbers out of their range.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    if not (lr > 0 and math.isfinite(lr)):
+        raise UsageError(f"--model.lr {lr}: give a number above 0, for example 0.001")
+    if not weight_decay >= 0:
+        raise UsageError(f"--model.weight_decay {weight_decay}: give 0 or more")
+    if not 0 <= warmup_fraction < 1:
+        raise UsageError(f"--model.warmup_fraction {warmup_fraction}: give a share from 0 to below 1")
+    if not 0 <= label_smoothing < 1:
+        raise UsageError(f"--model.label_smoothing {label_smoothing}: give a share from 0 to below 1")
+    if not 0 < layer_decay <= 1:
+        raise UsageError(f"--model.layer_decay {layer_decay}: give a factor above 0, at most 1 (no decay)")
+    if not (head_lr_factor > 0 and math.isfinite(head_lr_factor)):
+        raise UsageError(f"--model.head_lr_factor {head_lr_factor}: give a number above 0, for example 10")
+
+
+def check_has_end(trainer: pl.Trainer) -> None:
+    """Refuses a trainer without a last step: the learning rate's schedule needs one.
+
+    Raises:
+        UsageError: If neither max_epochs nor max_steps is given.
+    """
+    if (trainer.max_epochs or -1) <= 0 and trainer.max_steps <= 0:
+        raise UsageError(f"--trainer.max_epochs {trainer.max_epochs}: the schedule needs an end; give 1 or more")
+
+
+def total_steps(trainer: pl.Trainer) -> int:
+    """Returns the optimizer steps of the whole run.
+
+    Not `trainer.estimated_stepping_batches`: that builds the training loader, and starts its workers, before a resumed
+    run's place in the epoch is restored.
+    """
+    check_has_end(trainer)
+    batches = trainer.datamodule.num_train_batches  # type: ignore[attr-defined]  # set by Trainer.fit
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+    totals = [steps_per_epoch * trainer.max_epochs] if trainer.max_epochs and trainer.max_epochs > 0 else []
+    totals += [trainer.max_steps] if trainer.max_steps > 0 else []
+    return max(1, min(totals))

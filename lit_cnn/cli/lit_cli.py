@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lit_cnn.audit import Report
 from lit_cnn.callbacks import FitProgress, RunCheckpoints, RunInterrupted, StepMetrics
 from lit_cnn.checkpoints import CheckpointIO256, load_checkpoint
-from lit_cnn.classifier import LitClassifier, check_has_end
+from lit_cnn.classifier import LitClassifier
 from lit_cnn.cli.check_data import check_before_fit
 from lit_cnn.cli.parser import OneLineParser, default_config
 from lit_cnn.cli.process import is_first_process, quiet_lightning, signals_stop
@@ -33,9 +33,11 @@ from lit_cnn.cli.resume import checkpoint_file, config_digest, last_checkpoint, 
 from lit_cnn.cli.seeds import SeedsRun
 from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.errors import UsageError
+from lit_cnn.optimization import check_has_end
 from lit_cnn.precision import default_precision
 from lit_cnn.tracking import check_writable, resolve_store
 from lit_cnn.tracking.logger import JournalLogger
+from lit_cnn.weights import expected_images, looking_in
 
 MONITORS = ("val/acc", "val/acc5", "val/balanced_acc", "val/f1", "val/loss")
 # How the first process of a distributed run tells the others.
@@ -125,6 +127,16 @@ class LitCLI(LightningCLI):
         ckpt_path = self._options.ckpt_path
         if ckpt_path is not None and ckpt_path != "last":
             self._options.ckpt_path = str(checkpoint_file(ckpt_path, self._store))
+        if self._options.model.weights is not None:
+            with looking_in(self._store):
+                expected = expected_images(self._options.model.arch, self._options.model.weights)
+            # In the configuration too, which the checkpoint keeps.
+            self._options.data.weights_expect = expected
+
+    def instantiate_classes(self) -> None:
+        """Builds data and model; the runs whose weights are asked for are those of this store."""
+        with looking_in(self._store):
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with the callbacks that every run has."""
@@ -252,6 +264,8 @@ class LitCLI(LightningCLI):
             if self._options.log_preview:
                 log_preview(logger, datamodule)
         verb = "resuming" if ckpt_path else "training"
+        if model.weights_note:
+            print(model.weights_note, file=sys.stderr)
         print(f"{verb} {name} (seed {self._options.seed_everything}), run {logger.key}", file=sys.stderr)
 
     def _open_parent(self, model: LitClassifier, datamodule: ImageDataModule) -> str:

@@ -32,8 +32,8 @@ def run_name(model: LitClassifier, datamodule: ImageDataModule, recipe: str | No
 
 
 def transfer_of(model: LitClassifier) -> str:
-    """Returns the transfer regime: `full` with weights to start from, else `scratch`."""
-    return "full" if model.hparams["weights"] else "scratch"
+    """Returns the transfer regime."""
+    return model.hparams["transfer"]
 
 
 def run_tags(model: LitClassifier, datamodule: ImageDataModule, digest: str) -> dict[str, str]:

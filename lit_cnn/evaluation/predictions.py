@@ -69,7 +69,7 @@ def load_classifier(path: Path) -> tuple[LitClassifier, dict[str, Any]]:
     if "lit_cnn" not in checkpoint:
         raise UsageError(f"--ckpt_path {path}: holds no configuration of lit_cnn; give one that lit-cnn fit wrote")
     # The weights come from the file: nothing is fetched that would only be overwritten.
-    model = LitClassifier(**{**checkpoint["hyper_parameters"], "weights": None})
+    model = LitClassifier(**{**checkpoint["hyper_parameters"], "weights": None, "transfer": None})
     model.load_state_dict(checkpoint["state_dict"])
     return model.eval(), checkpoint["lit_cnn"]
 

@@ -134,26 +134,20 @@ class _Plan:
         if self.origin == "torchvision":
             from lit_cnn.models.torchvision_net import create_torchvision
 
-            options = dict(self.options)
-            file = options.pop("pretrained_cfg_overlay", {}).get("file")  # named as for timm
             size = {"num_classes": self.num_classes, "in_channels": self.in_channels}
-            return create_torchvision(self.name, pretrained=pretrained, file=file, **size, **options)
+            return create_torchvision(self.name, pretrained=pretrained, **size, **self.options)
         import timm
 
-        from lit_cnn.models.hub import loading_weights, require_common_names
+        from lit_cnn.models.hub import loading_weights
 
-        file = self.options.get("pretrained_cfg_overlay", {}).get("file")
-        with loading_weights(self.name, file) if pretrained else contextlib.nullcontext():
-            net = timm.create_model(
+        with loading_weights(self.name) if pretrained else contextlib.nullcontext():
+            return timm.create_model(
                 self.name,
                 pretrained=pretrained,
                 num_classes=self.num_classes,
                 in_chans=self.in_channels,
                 **self.options,
             )
-            if pretrained and file is not None:
-                require_common_names(net, file)
-        return net
 
     def try_on_meta(self, image_size: int) -> None:
         """Builds the network and sends one image through it, shapes only; raises whatever the network raises."""
@@ -177,13 +171,12 @@ class _Plan:
         return sizes[index] if index < len(sizes) else None
 
     def has_pretrained_weights(self) -> bool:
-        """Tells whether there are weights to load: timm's own, or a file that the options name."""
+        """Tells whether timm or torchvision has weights of it."""
         if self.origin != "timm":
             return self.origin == "torchvision"
         import timm
 
-        # timm's own way to name a file of weights, for a network of which it has none as well.
-        return "pretrained_cfg_overlay" in self.options or timm.is_model_pretrained(self.name)
+        return timm.is_model_pretrained(self.name)
 
 
 def _mistake(plan: _Plan, image_size: int, error: Exception) -> str | None:

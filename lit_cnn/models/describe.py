@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_cnn.errors import UsageError
 from lit_cnn.models import BUILDERS, create_model, least_image_size, resolve_arch
+from lit_cnn.models.stages import stage_layers, stage_parameters
 
 if TYPE_CHECKING:
     # torch takes seconds to import; a mistake in the arguments is told without it.
@@ -267,16 +268,13 @@ def _layers(net: "nn.Module", calls: "dict[nn.Module, _Call]") -> Iterator[Layer
 
 
 def _stages(net: "nn.Module", calls: "dict[nn.Module, _Call]", resolved: str) -> Iterator[Stage]:
-    from timm.models import group_parameters
-
     try:
-        group_matcher: Any = net.group_matcher
-        names = group_parameters(net, group_matcher(coarse=True))
-    except (AssertionError, AttributeError, NotImplementedError) as error:  # few of timm's networks, none of ours
-        raise UsageError(f"--stages: {resolved} is not made to be split into stages: {error}") from error
+        stages = stage_parameters(net)
+    except ValueError as error:
+        raise UsageError(f"--stages: {resolved} {error}") from error
     parameters = dict(net.named_parameters())
-    number_of = {parameters[name]: number for number, group in names.items() for name in group}
-    multiply_adds, shapes, number = dict.fromkeys(names, 0), {}, 0
+    number_of = {parameters[name]: number for number, names in enumerate(stages) for name in names}
+    multiply_adds, shapes, number = [0] * len(stages), {}, 0
     for module, call in calls.items():
         # A module without parameters belongs to the stage of the one before it.
         number = next((number_of[parameter] for parameter in module.parameters()), number)
@@ -284,12 +282,12 @@ def _stages(net: "nn.Module", calls: "dict[nn.Module, _Call]", resolved: str) ->
     for module, call in sorted(calls.items(), key=lambda item: item[1].left):
         if len(inside := {number_of[parameter] for parameter in module.parameters()}) == 1:
             shapes[inside.pop()] = call.output_shape  # The last one that lies in this stage as a whole.
-    for number, group in sorted(names.items()):
+    for number, names in enumerate(stages):
         yield Stage(
             number=number,
-            layers=tuple(dict.fromkeys(name.rpartition(".")[0] or "(root)" for name in group)),
+            layers=stage_layers(names),
             output_shape=shapes.get(number),
-            parameters=sum(parameters[name].numel() for name in group),
+            parameters=sum(parameters[name].numel() for name in names),
             multiply_adds=multiply_adds[number],
         )
 

@@ -45,6 +45,7 @@ class TorchvisionNet(nn.Module):
 
     def __init__(self, name: str, num_classes: int, in_channels: int = 3, **options: Any) -> None:
         super().__init__()
+        self._name = name
         self.num_classes = num_classes
         self.backbone = _build(name, num_classes or _CLASSES_OF_WEIGHTS, options)
         self._place = [path for path, module in self.backbone.named_modules() if [*module.parameters(recurse=False)]][
@@ -119,7 +120,7 @@ class TorchvisionNet(nn.Module):
         stem, *blocks = (f"^(?:{'|'.join(parts)})" for parts in groups)
         return {"stem": stem, "blocks": [(pattern, (number,)) for number, pattern in enumerate(blocks)]}
 
-    def expect_tensorflow_pixels(self) -> None:
+    def _expect_tensorflow_pixels(self) -> None:
         """Converts images normalised with ImageNet's mean and deviation to pixels in [-1, 1], as the weights expect."""
         scale, shift = torch.tensor(_IMAGENET_STD) / 0.5, (torch.tensor(_IMAGENET_MEAN) - 0.5) / 0.5
         in_channels = self.input_scale.shape[1]
@@ -127,7 +128,7 @@ class TorchvisionNet(nn.Module):
             buffer.copy_((values if in_channels == 3 else values.mean()).reshape(1, -1, 1, 1))
 
     def load_torchvision(self, state_dict: dict[str, torch.Tensor]) -> None:
-        """Loads weights under torchvision's names, all of them and no others.
+        """Loads torchvision's weights, under its names, all of them and no others.
 
         The first convolution's are summed or repeated for other numbers of channels, as timm does; those of a
         classifier for another number of classes are left out.
@@ -158,6 +159,8 @@ class TorchvisionNet(nn.Module):
             if tensor.shape != given[name].shape:
                 raise ValueError(f"{name} is {tuple(given[name].shape)}, not {tuple(tensor.shape)}")
         self.load_state_dict(given, strict=False)
+        if self._name in _TRANSFORMED:
+            self._expect_tensorflow_pixels()
 
     def _own_name(self, name: str) -> str:
         return re.sub(rf"^backbone\.{re.escape(self._place)}\.", "classifier.", f"backbone.{name}")
@@ -172,7 +175,7 @@ class TorchvisionNet(nn.Module):
 
 
 def create_torchvision(
-    name: str, *, num_classes: int, in_channels: int, pretrained: bool = False, file: str | None = None, **options: Any
+    name: str, *, num_classes: int, in_channels: int, pretrained: bool = False, **options: Any
 ) -> TorchvisionNet:
     """Builds a network of torchvision's.
 
@@ -180,8 +183,7 @@ def create_torchvision(
         name: torchvision's name.
         num_classes: Number of logits.
         in_channels: Channels of the images.
-        pretrained: Load torchvision's newest ImageNet weights, or those in `file`.
-        file: A .pth or .safetensors file of weights under torchvision's names.
+        pretrained: Load torchvision's newest ImageNet weights.
         **options: Further arguments of torchvision's builder.
 
     Raises:
@@ -192,10 +194,11 @@ def create_torchvision(
     net = TorchvisionNet(name, num_classes, in_channels, **options)
     if pretrained:
         url = get_model_weights(name).DEFAULT.url
-        with loading_weights(f"torchvision/{name}", file, url):
-            net.load_torchvision(_read(url, file))
-        if name in _TRANSFORMED:
-            net.expect_tensorflow_pixels()
+        with loading_weights(f"torchvision/{name}", url):
+            state_dict = torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", progress=False, check_hash=True, weights_only=True
+            )
+            net.load_torchvision(state_dict)
     return net
 
 
@@ -229,19 +232,10 @@ def _build(name: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
             return get_model(name, num_classes=num_classes, **options).to(device)
 
 
-def _read(url: str, file: str | None) -> dict[str, torch.Tensor]:
-    if file is not None:
-        from timm.models import load_state_dict
-
-        return dict(load_state_dict(file, device="cpu", weights_only=True))
-    return torch.hub.load_state_dict_from_url(
-        url, map_location="cpu", progress=False, check_hash=True, weights_only=True
-    )
-
-
 def _outputs(output: Any) -> list[torch.Tensor]:
     """Returns features first; a network with side branches gives them a name each, in train mode only."""
-    return [output] if isinstance(output, torch.Tensor) else list(output)
+    # Not asked whether it is a tensor: when the network is cut, torch.fx sends something else through it.
+    return list(output) if isinstance(output, tuple) else [output]
 
 
 def _parts(backbone: nn.Module) -> Iterator[str]:

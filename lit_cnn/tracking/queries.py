@@ -1,6 +1,7 @@
 """Finds runs in a store, and their files."""
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ __all__ = [
     "experiment_id",
     "find_runs",
     "metric_history",
+    "registered_checkpoint",
     "repair_moved_store",
     "search_runs",
 ]
@@ -171,6 +173,39 @@ def download_artifact(store: Store, run: RunInfo, artifact_path: str, target_dir
 def best_checkpoint(store: Store, run: RunInfo, target_dir: Path | None = None) -> Path:
     """Returns a local path of the run's best checkpoint; see `download_artifact`."""
     return download_artifact(store, run, BEST_CHECKPOINT, target_dir)
+
+
+def registered_checkpoint(store: Store, address: str) -> Path:
+    """Returns a local path of the checkpoint that a registered model's version has as its source.
+
+    Args:
+        store: Where the registry is.
+        address: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Raises:
+        UsageError: If there is no such version, or its source is not a checkpoint among a run's files.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name, separator, which = re.fullmatch(r"models:/([^@/]*)([@/]?)(.*)", address).groups()  # type: ignore[union-attr]
+    if not (name and separator and which):
+        raise UsageError(f"{address}: give models:/NAME@ALIAS or models:/NAME/VERSION")
+    connected = client(store)
+    try:
+        by_alias = separator == "@"
+        version = (connected.get_model_version_by_alias if by_alias else connected.get_model_version)(name, which)
+    except MlflowException as error:
+        raise UsageError(f"{address}: not in {store.label}: {in_one_line(error)}") from error
+    source = re.fullmatch(r"runs:/[^/]+/(.+\.ckpt)", str(version.source))
+    inside = re.search(r"/artifacts/(.+\.ckpt)$", str(version.source))
+    found = source or inside
+    if not version.run_id or found is None:
+        raise UsageError(
+            f"{address}: its source is {version.source}, not a checkpoint of a run; register "
+            f"runs:/RUN_ID/{BEST_CHECKPOINT}"
+        )
+    (run,) = find_runs(store, [version.run_id])
+    return download_artifact(store, run, found[1])
 
 
 def _find_run(connected: "MlflowClient", experiment_ids: list[str], run_id: str, store: Store) -> "Run":

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lit_cnn.cli import main
+from lit_cnn.models import create_model
 from tests.faults import wait_until
 from tests.training import ROOT, SHORT, TrackedRun, copy_empty_store, fit, inside, same_weights, tracked_runs
 
@@ -111,6 +113,29 @@ def test_a_resume_is_exact_where_classes_are_evened_out(evened_out: str, tmp_pat
     scores = [value for _, value in whole.history["val/balanced_acc"]]
     assert whole.metrics["best/val/balanced_acc"] == max(scores)
     assert 0 < whole.metrics["test/f1"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("regime", ["last_stages", "gradual"])
+def test_a_resume_is_exact_where_stages_are_frozen(regime: str, tmp_path: Path) -> None:
+    net = create_model("test_resnet", num_classes=10, in_channels=3, image_size=32)
+    torch.save(net.state_dict(), tmp_path / "weights.pth")
+    options = (
+        *LONGER,
+        "--model.arch=test_resnet",
+        "--data.in_channels=3",
+        f"--model.weights={tmp_path / 'weights.pth'}",
+        f"--model.transfer={regime}",
+        "--model.unfreeze_every=2",
+        "--model.layer_decay=0.7",
+        "--model.head_lr_factor=3",
+    )
+    assert fit(*options) == 0
+    interrupted(signal.SIGINT, tmp_path, *options)
+    assert fit(*options, "--resume=auto") == 0
+    whole, resumed = tracked_runs(tmp_path)
+    assert_same_run(resumed, whole)
+    assert whole.name == f"test_resnet_{regime}_digits"
 
 
 def test_a_resumed_run_may_train_longer(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 from timm.models import group_parameters
 
 from lit_cnn.errors import UsageError
@@ -243,13 +242,3 @@ def test_our_names_need_neither_torch_nor_timm(repo_root: Path) -> None:
     code = "import sys, lit_cnn.models as m; m.resolve_arch('lenet5'); print({'torch', 'timm'} & set(sys.modules))"
     answer = subprocess.run([sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "set()"
-
-
-def test_a_file_of_weights_is_loaded_where_timm_has_none(tmp_path: Path) -> None:
-    trained = create_model("darknet17", num_classes=1000, in_channels=3, image_size=32)
-    save_file(trained.state_dict(), tmp_path / "weights.safetensors")
-    overlay = {"file": str(tmp_path / "weights.safetensors")}
-    net = create_model(
-        "darknet17", num_classes=1000, in_channels=3, image_size=32, pretrained=True, pretrained_cfg_overlay=overlay
-    )
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), trained.parameters(), strict=True))

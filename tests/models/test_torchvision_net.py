@@ -38,16 +38,8 @@ def save(net: torch.nn.Module, folder: Path) -> str:
 
 
 def from_file(name: str, file: str, num_classes: int = 1000, in_channels: int = 3, **options: Any) -> TorchvisionNet:
-    overlay = {"file": file}
-    net = create_model(
-        f"torchvision/{name}",
-        num_classes=num_classes,
-        in_channels=in_channels,
-        image_size=SIZE,
-        pretrained=True,
-        pretrained_cfg_overlay=overlay,
-        **options,
-    )
+    size = {"num_classes": num_classes, "in_channels": in_channels, "image_size": SIZE}
+    net = LitClassifier(arch=f"torchvision/{name}", weights=file, arch_options=options, **size).net  # type: ignore[arg-type]
     assert isinstance(net, TorchvisionNet)
     return net.eval()
 
