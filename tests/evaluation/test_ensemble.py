@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import softmax
 from scipy.stats import binomtest
 
@@ -80,8 +81,28 @@ def test_the_second_evaluation_makes_no_forward_pass(
     monkeypatch.setattr(LitClassifier, "forward", refuse_to_compute)
     again = ensemble(run_ids=ids, views=[1, 10])
     assert [line.accuracy for line in again.lines] == [line.accuracy for line in first.lines]
+    ensemble(run_ids=ids, views=[5])  # the first five of the ten
     with pytest.raises(AssertionError, match="forward pass"):
-        ensemble(run_ids=ids, views=[1, 5])
+        ensemble(run_ids=ids, views=[1, 2])
+
+
+def test_no_view_is_computed_twice(members: list[TrackedRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    num_forwarded = []
+    forward = LitClassifier.forward
+
+    def counted(self: LitClassifier, images: torch.Tensor) -> torch.Tensor:
+        num_forwarded.append(len(images))
+        assert len(images) <= 100
+        return forward(self, images)
+
+    monkeypatch.setattr(LitClassifier, "forward", counted)
+    ids = [members[0].run_id]
+    per_image = []
+    for views in ([1], [2], [10], [1, 2, 5, 10], [144]):
+        num_forwarded.clear()
+        num_images = ensemble(run_ids=ids, views=views, batch_size=100).num_images
+        per_image.append(sum(num_forwarded) / num_images)
+    assert per_image == [1, 1, 10, 0, 144]
 
 
 def test_a_changed_byte_in_stored_logits_is_noticed_and_computed_again(
