@@ -84,20 +84,20 @@ def test_ten_crops_resize_to_256_of_224() -> None:
 @pytest.mark.parametrize(("height", "width"), [(32, 50), (50, 32), (32, 32), (44, 68)])
 def test_144_crops_are_four_scales_of_three_squares_of_six_views_and_their_mirrors(height: int, width: int) -> None:
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    expected = []
+    expected: list[np.ndarray] = []
     for side in (32, 36, 40, 44):  # 28 * {256, 288, 320, 352} / 224
         longer = round(max(height, width) * side / min(height, width))
-        resized = image
+        resized: np.ndarray = image
         if side != min(height, width):
             shape = (longer, side) if width > height else (side, longer)
             method = cv2.INTER_AREA if side < min(height, width) else cv2.INTER_LINEAR
-            resized = cv2.resize(image, shape, interpolation=method)
+            resized = np.asarray(cv2.resize(image, shape, interpolation=method))
         for start in (0, (longer - side) // 2, longer - side):
             square = resized[:, start : start + side] if width > height else resized[start : start + side]
             last, middle = side - 28, (side - 28) // 2
             for top, left in ((0, 0), (0, last), (last, 0), (last, last), (middle, middle)):
                 expected.append(square[top : top + 28, left : left + 28])
-            expected.append(cv2.resize(square, (28, 28), interpolation=cv2.INTER_AREA))
+            expected.append(np.asarray(cv2.resize(square, (28, 28), interpolation=cv2.INTER_AREA)))
     views = views_of(image, 28, 144)
     assert np.array_equal(views[:72], expected)
     assert np.array_equal(views[72:], [view[:, ::-1] for view in expected])
