@@ -1,24 +1,23 @@
-"""`lit-cnn ensemble`: tracked runs, alone and averaged, with one and with many crops, in one table."""
+"""`lit-cnn ensemble`: tracked runs, alone and combined, with one and with many crops, in one table."""
 
+import math
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
 from lit_cnn.errors import UsageError
-from lit_cnn.evaluation.multi_crop import VIEWS, average_probabilities
-from lit_cnn.evaluation.predictions import Member, load_member, predict_views
+from lit_cnn.evaluation.comparison import COMBINATIONS, Comparison, compare
+from lit_cnn.evaluation.multi_crop import VIEWS
+from lit_cnn.evaluation.predictions import Member, load_member
 from lit_cnn.evaluation.report import (
-    Row,
     Table,
-    build_table,
     plot_accuracy,
+    plot_reliability,
     render,
-    sentences,
     to_csv,
     to_html,
     to_json,
@@ -45,14 +44,18 @@ def ensemble_runs(
     filter_string: str = "",
     top_k: int | None = None,
     views: Sequence[int] = (1, 10),
+    limit_144: int | None = None,
+    combine: str = "mean",
+    weights: Sequence[float] | None = None,
+    calibration: bool = False,
     batch_size: int = 256,
     num_workers: int = 2,
     root: Path | None = None,
     output: Path | None = None,
 ) -> Table:
-    """Evaluates runs' best checkpoints on the test images, alone and averaged, and logs the comparison as a run.
+    """Evaluates runs' best checkpoints on the test images, alone and combined, and logs the comparison as a run.
 
-    Every member sees every view once, with its own preprocessing; probabilities are averaged.
+    Every member sees every view once, with its own preprocessing; probabilities are averaged over views.
 
     Args:
         store: Where the runs are.
@@ -61,6 +64,10 @@ def ensemble_runs(
         filter_string: Which of its runs, in MLflow's search syntax.
         top_k: That many of them, best on val first.
         views: Numbers of crops per image.
+        limit_144: With 144 crops use at most that many images, stratified; default: all.
+        combine: How members are combined, one of `COMBINATIONS`; the mean of all is shown beside it.
+        weights: One for each of `run_ids`, in their order; default: equal ones.
+        calibration: Fit a temperature for each row on val.
         batch_size: Images per forward pass.
         num_workers: Processes that decode images.
         root: Folder of the images, if it is elsewhere than in training.
@@ -72,21 +79,33 @@ def ensemble_runs(
     Raises:
         UsageError: If the members cannot be found or may not be averaged, or an option cannot be used.
     """
-    _check_options(run_ids, experiment, top_k, views, batch_size, num_workers)
+    _check_options(run_ids, experiment, top_k, batch_size, num_workers)
+    _check_views(views, limit_144)
+    _check_combination(combine, weights, run_ids, top_k)
     check_writable(store)
     runs = find_members(store, run_ids, experiment, filter_string, top_k)
     refuse_unlike(runs)
-    members = [_load(store, run, root) for run in runs]
-    started = time.monotonic()
-    table = compare(
-        runs, members, sorted(set(views)), store.journal_dir.parent / "predictions", batch_size, num_workers
+    if weights is not None and run_ids:
+        weights = _in_order_of(runs, queries.find_runs(store, list(run_ids)), weights)
+    comparison = Comparison(
+        sorted(set(views)),
+        store.journal_dir.parent / "predictions",
+        combine,
+        weights,
+        calibration,
+        limit_144,
+        batch_size,
+        num_workers,
     )
+    members = [_load(store, run, root, comparison) for run in runs]
+    started = time.monotonic()
+    table = compare(runs, members, comparison)
     # In a file or a pipe there is no width to keep to, and the table has all its columns at 110.
     console = Console() if sys.stdout.isatty() else Console(width=110)
     render(table, console)
     with tempfile.TemporaryDirectory() as folder:
         files = write_report(table, Path(output or folder))
-        recorder = _record(store, runs, table, files, time.monotonic() - started)
+        recorder = _record(store, runs, table, comparison, files, time.monotonic() - started)
     sent = recorder.wait_until_sent(timeout=60)
     console.print(
         f"run {recorder.run_id or recorder.key} in experiment {recorder.experiment_name}; see it with: lit-cnn ui"
@@ -144,47 +163,8 @@ def refuse_unlike(runs: Sequence[RunInfo]) -> None:
                 )
 
 
-def compare(
-    runs: Sequence[RunInfo],
-    members: Sequence[Member],
-    views: Sequence[int],
-    folder: Path,
-    batch_size: int = 256,
-    num_workers: int = 2,
-) -> Table:
-    """Evaluates the members, alone and averaged, with each number of views.
-
-    Args:
-        runs: The members' runs, best on val first.
-        members: The members.
-        views: Numbers of crops per image, ascending.
-        folder: Where logits are stored.
-        batch_size: Images per forward pass.
-        num_workers: Processes that decode images.
-    """
-    probabilities: dict[int, list[np.ndarray]] = {count: [] for count in views}
-    targets: np.ndarray | None = None
-    names = member_names(runs)
-    for run, member, name in zip(runs, members, names, strict=True):
-        indices = _by_path(member)
-        labels = member.data.image_set.labels[indices]
-        assert targets is None or np.array_equal(targets, labels), "equal digests, yet other labels"
-        targets = labels
-        logits = predict_views(member, indices, views, folder, batch_size, num_workers, label=name)
-        for count in views:
-            probabilities[count].append(_averaged(logits[count], run))
-    assert targets is not None
-    rows = []
-    for count in views:
-        for run, name, one in zip(runs, names, probabilities[count], strict=True):
-            rows.append(_row(name, "member", 1, count, one, targets, run))
-        together = np.mean(probabilities[count], axis=0)
-        rows.append(_row(f"ensemble of {len(runs)}", "ensemble", len(runs), count, together, targets, None))
-    return build_table(rows, rows[0], num_classes=len(members[0].class_names))
-
-
 def write_report(table: Table, folder: Path) -> list[Path]:
-    """Writes table.csv, .html, .md, .json and accuracy.png into a folder and returns their paths.
+    """Writes table.csv, .html, .md, .json, accuracy.png and reliability.png into a folder and returns their paths.
 
     Raises:
         UsageError: If the folder cannot be written.
@@ -199,16 +179,16 @@ def write_report(table: Table, folder: Path) -> list[Path]:
         for name, text in texts.items():
             write_text_atomically(folder / name, text)
         plot_accuracy(table, folder / "accuracy.png")
+        plot_reliability(table, folder / "reliability.png")
     except OSError as error:
         raise UsageError(f"--output {folder}: cannot be written ({error.strerror}); give another folder") from error
-    return [folder / name for name in (*texts, "accuracy.png")]
+    return [folder / name for name in (*texts, "accuracy.png", "reliability.png")]
 
 
 def _check_options(
     run_ids: Sequence[str] | None,
     experiment: str | None,
     top_k: int | None,
-    views: Sequence[int],
     batch_size: int,
     num_workers: int,
 ) -> None:
@@ -218,77 +198,71 @@ def _check_options(
         )
     if top_k is not None and top_k < 1:
         raise UsageError(f"--top_k {top_k}: give a whole number of at least 1")
-    for count in views:
-        if count not in VIEWS:
-            raise UsageError(f"--views {count}: known numbers of crops are {', '.join(map(str, VIEWS))}")
     if batch_size < 1:
         raise UsageError(f"--batch_size {batch_size}: give a whole number of at least 1")
     if num_workers < 0:
         raise UsageError(f"--num_workers {num_workers}: give 0 or more")
 
 
-def _load(store: Store, run: RunInfo, root: Path | None) -> Member:
+def _check_views(views: Sequence[int], limit_144: int | None) -> None:
+    for count in views:
+        if count not in VIEWS:
+            raise UsageError(f"--views {count}: known numbers of crops are {', '.join(map(str, VIEWS))}")
+    if limit_144 is not None and limit_144 < 1:
+        raise UsageError(f"--limit_144 {limit_144}: give a whole number of at least 1")
+    if limit_144 is not None and 144 not in views:
+        raise UsageError(f"--limit_144 {limit_144}: is for 144 crops; add 144 to --views, or leave it out")
+
+
+def _check_combination(
+    combine: str, weights: Sequence[float] | None, run_ids: Sequence[str] | None, top_k: int | None
+) -> None:
+    if combine not in COMBINATIONS:
+        raise UsageError(f"--combine {combine}: give one of {', '.join(COMBINATIONS)}")
+    if weights is None:
+        return
+    given = f"--weights {' '.join(f'{weight:g}' for weight in weights)}"
+    if combine == "greedy":
+        raise UsageError(f"{given}: --combine greedy finds the weights itself; leave one of the two out")
+    if not run_ids or top_k is not None:
+        raise UsageError(f"{given}: name each weight's member, in the same order, with --runs; without --top_k")
+    if len(weights) != len(run_ids):
+        raise UsageError(f"{given}: {len(weights)} weights for {len(run_ids)} members; give one for each of --runs")
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
+        raise UsageError(f"{given}: give finite weights of at least 0, not all 0")
+
+
+def _in_order_of(runs: Sequence[RunInfo], named: Sequence[RunInfo], weights: Sequence[float]) -> list[float]:
+    weight_of = {run.run_id: weight for run, weight in zip(named, weights, strict=True)}
+    return [weight_of[run.run_id] for run in runs]
+
+
+def _load(store: Store, run: RunInfo, root: Path | None, comparison: Comparison) -> Member:
     member = load_member(queries.best_checkpoint(store, run), root)
-    if member.data.digests["test"] != run.tags["test_split_digest"]:
-        raise UsageError(
-            f"--runs {run.run_id}: the test images in {member.data.image_set.source} are not those that {run.name} was "
-            "trained with (their digest differs); bring them back, or name their folder with --root"
-        )
+    for split, what in (("test", "test"), ("val", "validation")):
+        needed = split == "test" or comparison.needs_val
+        if needed and member.data.digests[split] != run.tags[f"{split}_split_digest"]:
+            raise UsageError(
+                f"--runs {run.run_id}: the {what} images in {member.data.image_set.source} are not those that "
+                f"{run.name} was trained with (their digest differs); bring them back, or name their folder with --root"
+            )
     return member
 
 
-def _averaged(logits: np.ndarray, run: RunInfo) -> np.ndarray:
-    try:
-        return average_probabilities(logits)
-    except UsageError as error:
-        raise UsageError(f"--runs {run.run_id}: {run.name}: {error}") from error
-
-
-def _by_path(member: Member) -> np.ndarray:
-    """Returns the test images in the order of their paths: the same for every member."""
-    image_set = member.data.image_set
-    return np.array(sorted(member.data.splits.test, key=lambda index: image_set.paths[index]))
-
-
-def member_names(runs: Sequence[RunInfo]) -> list[str]:
-    """Returns the shortest names that tell the members apart: architecture and seed, run name and seed, or run id."""
-    seeds = [run.tags.get("seed", "?") for run in runs]
-    short = [f"{run.tags['arch'].rpartition('/')[2]} seed {seed}" for run, seed in zip(runs, seeds, strict=True)]
-    full = [f"{run.name} seed {seed}" for run, seed in zip(runs, seeds, strict=True)]
-    for names in (short, full):
-        if len(set(names)) == len(runs):
-            return names
-    return [f"{name} {run.run_id[:8]}" for name, run in zip(short, runs, strict=True)]
-
-
-def _row(
-    name: str,
-    kind: str,
-    num_models: int,
-    num_views: int,
-    probabilities: np.ndarray,
-    targets: np.ndarray,
-    run: RunInfo | None,
-) -> Row:
-    return Row(
-        name=name,
-        kind="member" if kind == "member" else "ensemble",
-        num_models=num_models,
-        num_views=num_views,
-        forward_passes=num_models * num_views,
-        correct=probabilities.argmax(1) == targets,
-        val_accuracy=run.metrics["best/val/acc"] if run else None,
-        run_id=run.run_id if run else None,
-    )
-
-
-def _record(store: Store, runs: Sequence[RunInfo], table: Table, files: Sequence[Path], seconds: float) -> Recorder:
+def _record(
+    store: Store,
+    runs: Sequence[RunInfo],
+    table: Table,
+    comparison: Comparison,
+    files: Sequence[Path],
+    seconds: float,
+) -> Recorder:
     first = runs[0]
     recorder = Recorder(first.experiment_name, store.tracking_uri)
     archs = sorted({run.tags["arch"] for run in runs})
     recorder.begin(
         run_name=f"ensemble_of_{len(runs)}_{first.tags['data']}",
-        params={f"member.{place}": run.run_id for place, run in enumerate(runs)},
+        params={"combine": comparison.combine, **{f"member.{place}": run.run_id for place, run in enumerate(runs)}},
         tags={
             "kind": "ensemble",
             "arch": " + ".join(archs),
@@ -297,12 +271,13 @@ def _record(store: Store, runs: Sequence[RunInfo], table: Table, files: Sequence
             "seed": " ".join(run.tags.get("seed", "?") for run in runs),
             "members": " ".join(run.run_id for run in runs),
             **{tag: first.tags[tag] for tag in _MUST_AGREE},
-            "mlflow.note.content": "\n\n".join((*sentences(table), to_markdown(table))),
+            "mlflow.note.content": to_markdown(table),
         },
     )
-    together = [line for line in table.lines if line.row.kind == "ensemble"]
-    metrics = {f"test/acc_{line.row.num_views}_crops": line.accuracy.mean for line in together}
-    metrics["test/acc"] = together[0].accuracy.mean
+    # The combination that was asked for comes after the mean of all.
+    together = {line.row.num_views: line.accuracy.mean for line in table.lines if line.row.kind == "ensemble"}
+    metrics = {f"test/acc_{num_views}_crops": accuracy for num_views, accuracy in together.items()}
+    metrics["test/acc"] = together[min(together)]
     metrics["time/evaluation_seconds"] = seconds
     recorder.log_metrics(metrics)
     for file in files:

@@ -1,12 +1,30 @@
 """Views of an image at test time, and the mean of what a network says of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
 from lit_cnn.errors import UsageError
 from lit_cnn.transforms import Interpolation, center_crop, resize_and_center_crop, resize_shorter_side
+
+
+class Block(NamedTuple):
+    """Views of an image that are cut together; a number of views is one block or two.
+
+    Attributes:
+        cut: `center`, `corners` or `scales`: see `views_of` for 1, 5 and 144 views.
+        mirrored: Whether each is mirrored horizontally.
+    """
+
+    cut: str
+    mirrored: bool
+
+    @property
+    def num_views(self) -> int:
+        """Views in this block."""
+        return {"center": 1, "corners": 5, "scales": 72}[self.cut]
 
 
 def views_of(image: np.ndarray, size: int, num_views: int, interpolation: Interpolation = "area") -> np.ndarray:
@@ -18,6 +36,10 @@ def views_of(image: np.ndarray, size: int, num_views: int, interpolation: Interp
       the centre.
     - 10: those five, then the horizontal mirror of each in the same order (Krizhevsky et al. 2012, section 4.1, who
       cut them from a 256 x 256 square; here, as in Szegedy et al. 2014, section 7, the image keeps its aspect ratio).
+    - 144: shorter side to round(S * s / 224) for s = 256, 288, 320, 352; of each the left, central and right square,
+      or top, central and bottom; of each square the four corners and the centre as above, S x S, then the whole square
+      resized to S x S; after these 72 the mirror of each (Szegedy et al. 2014, section 7). The three squares of a
+      square image are one: of its 144 views 48 are distinct.
 
     Args:
         image: `(H, W, C)` uint8 of any size; smaller ones are enlarged.
@@ -33,7 +55,15 @@ def views_of(image: np.ndarray, size: int, num_views: int, interpolation: Interp
     """
     if num_views not in VIEWS:
         raise UsageError(f"--views {num_views}: the known numbers of views are {', '.join(map(str, VIEWS))}")
-    return VIEWS[num_views](image, size, interpolation)
+    return blocks_of(image, size, VIEWS[num_views], interpolation)
+
+
+def blocks_of(image: np.ndarray, size: int, blocks: Sequence[Block], interpolation: Interpolation) -> np.ndarray:
+    """Cuts the views of several blocks, each cut once: `(V, S, S, C)` uint8, contiguous, block after block."""
+    # A mirrored block needs the same resized images as the other.
+    views = {cut: _CUTS[cut](image, size, interpolation) for cut in {block.cut for block in blocks}}
+    parts = [views[block.cut][:, :, ::-1] if block.mirrored else views[block.cut] for block in blocks]
+    return np.concatenate(parts)
 
 
 def average_probabilities(logits: np.ndarray) -> np.ndarray:
@@ -59,27 +89,42 @@ def average_probabilities(logits: np.ndarray) -> np.ndarray:
     return total / len(logits)
 
 
-def _one(image: np.ndarray, size: int, interpolation: Interpolation) -> np.ndarray:
-    return np.ascontiguousarray(resize_and_center_crop(image, size, interpolation)[None])
+def _center(image: np.ndarray, size: int, interpolation: Interpolation) -> np.ndarray:
+    return resize_and_center_crop(image, size, interpolation)[None]
 
 
-def _five(image: np.ndarray, size: int, interpolation: Interpolation) -> np.ndarray:
-    image = resize_shorter_side(image, round(size * 256 / 224), interpolation)
+def _corners(image: np.ndarray, size: int, interpolation: Interpolation) -> np.ndarray:
+    return np.stack(_five(resize_shorter_side(image, round(size * 256 / 224), interpolation), size))
+
+
+def _scales(image: np.ndarray, size: int, interpolation: Interpolation) -> np.ndarray:
+    views = []
+    for scale in (256, 288, 320, 352):
+        side = round(size * scale / 224)
+        resized = resize_shorter_side(image, side, interpolation)
+        # One of the two sides is the shorter one: on it all three squares begin at 0.
+        for square in (resized[:side, :side], center_crop(resized, side), resized[-side:, -side:]):
+            views += [*_five(square, size), resize_shorter_side(square, size, interpolation)]
+    return np.stack(views)
+
+
+def _five(image: np.ndarray, size: int) -> list[np.ndarray]:
     top_left, top_right = image[:size, :size], image[:size, -size:]
     bottom_left, bottom_right = image[-size:, :size], image[-size:, -size:]
-    return np.stack([top_left, top_right, bottom_left, bottom_right, center_crop(image, size)])
+    return [top_left, top_right, bottom_left, bottom_right, center_crop(image, size)]
 
 
-def _with_mirrors(views: np.ndarray) -> np.ndarray:
-    return np.concatenate([views, views[:, :, ::-1]])
+_CUTS: Mapping[str, Callable[[np.ndarray, int, Interpolation], np.ndarray]] = MappingProxyType(
+    {"center": _center, "corners": _corners, "scales": _scales}
+)
 
-
-VIEWS: Mapping[int, Callable[[np.ndarray, int, Interpolation], np.ndarray]] = MappingProxyType(
+VIEWS: Mapping[int, tuple[Block, ...]] = MappingProxyType(
     {
-        1: _one,
-        2: lambda *arguments: _with_mirrors(_one(*arguments)),
-        5: _five,
-        10: lambda *arguments: _with_mirrors(_five(*arguments)),
+        1: (Block("center", False),),
+        2: (Block("center", False), Block("center", True)),
+        5: (Block("corners", False),),
+        10: (Block("corners", False), Block("corners", True)),
+        144: (Block("scales", False), Block("scales", True)),
     }
 )
-"""The known numbers of views and what cuts them."""
+"""The known numbers of views and their blocks: 1 is the first of 2, and 5 are the first of 10."""

@@ -23,12 +23,15 @@ from lit_cnn.classifier import LitClassifier
 from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.datasets import ArrayImages, ImageSet, list_images, read_image
 from lit_cnn.errors import UsageError
-from lit_cnn.evaluation.multi_crop import views_of
+from lit_cnn.evaluation.multi_crop import VIEWS, Block, blocks_of
 from lit_cnn.files import replace_atomically
 from lit_cnn.transforms import Interpolation, resize_and_center_crop
 
-SCHEMA_VERSION = 1
-"""Raised when stored logits would mean something else; old ones are then not found."""
+SCHEMA_VERSION = 2
+"""Raised when stored logits would mean something else; old ones are then not found.
+
+1: a file for each number of views. 2: a file for each block of views, which numbers of views share.
+"""
 
 
 @dataclass(frozen=True)
@@ -93,14 +96,14 @@ def load_member(path: Path, root: Path | None = None) -> Member:
     )
 
 
-def store_key(member: Member, image_digest: str, num_views: int) -> str:
-    """Returns the digest of what stored logits depend on: weights, preprocessing, precision, images, view, schema."""
+def store_key(member: Member, image_digest: str, block: Block) -> str:
+    """Returns the digest of what stored logits depend on: weights, preprocessing, precision, images, views, schema."""
     depends_on = {
         "weights": member.weights_digest,
         "preprocessing": member.preprocessing,
         "precision": "fp32",
         "images": image_digest,
-        "views": num_views,
+        "views": block,
         "schema": SCHEMA_VERSION,
     }
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
@@ -117,6 +120,8 @@ def predict_views(
 ) -> dict[int, np.ndarray]:
     """Returns a member's logits for each number of views, computed only where they are not stored.
 
+    They are stored by blocks of views: 1 and 2 share the first view, 5 and 10 the first five.
+
     Args:
         member: The network.
         indices: `(N,)` which images of the member's data, in the order wanted.
@@ -129,18 +134,21 @@ def predict_views(
     Returns:
         Logits `(V, N, num_classes)` float32 for each V in `view_counts`.
     """
-    image_set = member.data.image_set
-    listed = "\n".join(f"{image_set.paths[index]}\t{image_set.hashes[index]}" for index in indices)
-    image_digest = hashlib.sha256(listed.encode()).hexdigest()
-    files = {count: folder / f"{store_key(member, image_digest, count)}.safetensors" for count in view_counts}
-    logits = {count: stored for count, file in files.items() if (stored := read_logits(file)) is not None}
-    missing = [count for count in view_counts if count not in logits]
+    blocks = list(dict.fromkeys(block for count in view_counts for block in VIEWS[count]))
+    files = _files(member, indices, blocks, folder)
+    logits = {block: stored for block, file in files.items() if (stored := read_logits(file)) is not None}
+    missing = [block for block in blocks if block not in logits]
     if missing:
-        views = ViewImages(image_set, indices, missing, member.preprocessing)
-        for count, computed in _forward(member, views, missing, batch_size, num_workers, label).items():
-            write_logits(files[count], computed)
-            logits[count] = computed
-    return logits
+        views = ViewImages(member.data.image_set, indices, missing, member.preprocessing)
+        for block, computed in _forward(member, views, batch_size, num_workers, label).items():
+            write_logits(files[block], computed)
+            logits[block] = computed
+    return {count: np.concatenate([logits[block] for block in VIEWS[count]]) for count in view_counts}
+
+
+def are_stored(member: Member, indices: np.ndarray, num_views: int, folder: Path) -> bool:
+    """Whether `predict_views` would find the logits of these images with so many views."""
+    return all(file.is_file() for file in _files(member, indices, VIEWS[num_views], folder).values())
 
 
 def write_logits(file: Path, logits: np.ndarray) -> None:
@@ -187,21 +195,21 @@ class FolderImages(Dataset[torch.Tensor]):
 
 
 class ViewImages(Dataset[torch.Tensor]):
-    """All views of images: `__getitems__` gives `(N, V, C, S, S)` uint8, V over all view counts in turn.
+    """Views of images: `__getitems__` gives `(N, V, C, S, S)` uint8, V over all blocks in turn.
 
     Args:
         image_set: All images.
         indices: `(N,)` which of them.
-        view_counts: The numbers of views.
+        blocks: Which views.
         preprocessing: See `Member.preprocessing`.
     """
 
     def __init__(
-        self, image_set: ImageSet, indices: np.ndarray, view_counts: Sequence[int], preprocessing: dict[str, Any]
+        self, image_set: ImageSet, indices: np.ndarray, blocks: Sequence[Block], preprocessing: dict[str, Any]
     ) -> None:
         self.images = image_set.images
         self.indices = indices
-        self.view_counts = view_counts
+        self.blocks = blocks
         self.size: int = preprocessing["image_size"]
         self.interpolation: Interpolation = preprocessing["interpolation"]
 
@@ -210,11 +218,9 @@ class ViewImages(Dataset[torch.Tensor]):
 
     def __getitems__(self, positions: Sequence[int]) -> torch.Tensor:
         """Returns the views of the images at these positions."""
-        views = [self._views(self.images[index]) for index in self.indices[positions]]
+        images = [self.images[index] for index in self.indices[positions]]
+        views = [blocks_of(image, self.size, self.blocks, self.interpolation) for image in images]
         return torch.from_numpy(np.stack(views)).permute(0, 1, 4, 2, 3).contiguous()
-
-    def _views(self, image: np.ndarray) -> np.ndarray:
-        return np.concatenate([views_of(image, self.size, count, self.interpolation) for count in self.view_counts])
 
 
 def predict_folder(path: Path, folder: Path, output: Path, batch_size: int, num_workers: int) -> int:
@@ -257,9 +263,17 @@ def predict_folder(path: Path, folder: Path, output: Path, batch_size: int, num_
     return len(rows)
 
 
+def _files(member: Member, indices: np.ndarray, blocks: Sequence[Block], folder: Path) -> dict[Block, Path]:
+    image_set = member.data.image_set
+    listed = "\n".join(f"{image_set.paths[index]}\t{image_set.hashes[index]}" for index in indices)
+    image_digest = hashlib.sha256(listed.encode()).hexdigest()
+    return {block: folder / f"{store_key(member, image_digest, block)}.safetensors" for block in blocks}
+
+
 def _forward(
-    member: Member, views: ViewImages, counts: Sequence[int], batch_size: int, num_workers: int, label: str
-) -> dict[int, np.ndarray]:
+    member: Member, views: ViewImages, batch_size: int, num_workers: int, label: str
+) -> dict[Block, np.ndarray]:
+    counts = [block.num_views for block in views.blocks]
     num_views = sum(counts)
     if isinstance(views.images, ArrayImages):
         num_workers = 0
@@ -267,11 +281,15 @@ def _forward(
     parts = []
     with torch.inference_mode():
         for batch in _progress(batches, len(views), label):
-            flat = batch.flatten(0, 1).to(member.model.device)
-            parts.append(member.model(flat).float().cpu().reshape(len(batch), num_views, -1))
+            # The views of one image may be more than a batch.
+            flat = [
+                member.model(part.to(member.model.device)).float().cpu()
+                for part in batch.flatten(0, 1).split(batch_size)
+            ]
+            parts.append(torch.cat(flat).reshape(len(batch), num_views, -1))
     logits = torch.cat(parts).transpose(0, 1).numpy()
     ends = np.cumsum(counts)
-    return {count: logits[end - count : end] for count, end in zip(counts, ends, strict=True)}
+    return {block: logits[end - block.num_views : end] for block, end in zip(views.blocks, ends, strict=True)}
 
 
 def _batches(images: Dataset[torch.Tensor], num_images: int, batch_size: int, num_workers: int) -> Any:

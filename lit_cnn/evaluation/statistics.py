@@ -154,6 +154,24 @@ def paired_difference(values: Sequence[float], others: Sequence[float], confiden
     return Interval(mean, mean - half, mean + half)
 
 
+def unpaired_difference(correct_a: int, num_a: int, correct_b: int, num_b: int) -> Interval:
+    """Difference of two accuracies on different images with its 95 % limits (Newcombe 1998, method 10).
+
+    Args:
+        correct_a: Images of the first set that are classified correctly.
+        num_a: Images in the first set, at least 1.
+        correct_b: The same of the second set, whose accuracy is subtracted.
+        num_b: Images in the second set, at least 1.
+
+    Returns:
+        A fraction in [-1, 1] and its limits.
+    """
+    from statsmodels.stats.proportion import confint_proportions_2indep
+
+    low, high = confint_proportions_2indep(correct_a, num_a, correct_b, num_b, method="newcomb")
+    return Interval(correct_a / num_a - correct_b / num_b, float(low), float(high))
+
+
 def images_for_power(
     correct_a: np.ndarray, correct_b: np.ndarray, power: float = 0.8, alpha: float = 0.05
 ) -> int | None:

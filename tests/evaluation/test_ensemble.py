@@ -3,20 +3,24 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import softmax
 from scipy.stats import binomtest
+from sklearn.metrics import log_loss
 
 from lit_cnn.classifier import LitClassifier
 from lit_cnn.cli import main
 from lit_cnn.cli.record import class_names_tag
 from lit_cnn.errors import UsageError
+from lit_cnn.evaluation.combining import select_greedily
 from lit_cnn.evaluation.ensemble import ensemble_runs, refuse_unlike
-from lit_cnn.evaluation.predictions import load_member, predict_views
+from lit_cnn.evaluation.predictions import Member, load_member, predict_views
 from lit_cnn.evaluation.report import Table
+from lit_cnn.splits import stratified_order
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.queries import find_runs
 from tests.training import CONFIGS, TrackedRun, fit, image_folder, tracked_runs
@@ -65,6 +69,88 @@ def test_the_table_follows_from_the_stored_logits(members: list[TrackedRun], mon
     assert ensemble_line.mcnemar.p_value == pytest.approx(binomtest(won, won + lost, 0.5).pvalue)
 
 
+def test_greedy_selection_and_temperatures_follow_from_the_logits_on_val(
+    members: list[TrackedRun], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = [run.run_id for run in members]
+    table = ensemble(run_ids=ids, views=[1, 144], limit_144=20, combine="greedy", calibration=True)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "ECE: expected calibration error" in said and "on a stratified part of 20 test images" in said
+    for views in (1, 144):
+        lines = {line.row.name: line for line in table.lines if line.row.num_views == views}
+        greedy = lines["greedy ensemble"]
+        counts = [0, 0, 0]
+        for words in greedy.row.composition.split(", "):
+            count, name = words.split(" x ")
+            counts[[run.tags["seed"] for run in members].index(name.removeprefix("lenet5 seed "))] = int(count)
+        assert (greedy.row.part is None) == (views == 1)
+        answers = {}
+        for split in ("val", "test"):
+            kept = slice(None) if views == 1 else part_of(members[0], split, 20)
+            logits, targets = zip(*(stored(run, views, split, kept) for run in members), strict=True)
+            probabilities = softmax(np.stack(logits).astype(float), axis=-1).mean(axis=1)
+            answers[split] = probabilities, targets[0]
+        assert counts == select_greedily(*answers["val"]).tolist()
+        together = {split: np.average(answers[split][0], axis=0, weights=counts) for split in answers}
+        correct = {split: together[split].argmax(axis=1) == answers[split][1] for split in answers}
+        assert np.array_equal(greedy.row.correct, correct["test"])
+        assert greedy.row.val_counts == (correct["val"].sum(), len(correct["val"]))
+        assert greedy.optimism is not None
+        assert greedy.optimism.mean == pytest.approx(correct["val"].mean() - correct["test"].mean())
+        grid = np.exp(np.linspace(np.log(0.01), np.log(100), 4001))
+        logarithm = np.log(together["val"])
+        losses = [log_loss(answers["val"][1], softmax(logarithm / t, axis=1), labels=range(10)) for t in grid]
+        calibration = greedy.row.calibration
+        assert calibration is not None and calibration.scaled is not None
+        assert calibration.scaled.temperature == pytest.approx(grid[np.argmin(losses)], rel=0.005)
+        assert calibration.nll == pytest.approx(log_loss(answers["test"][1], together["test"], labels=range(10)))
+        after = softmax(np.log(together["test"]) / calibration.scaled.temperature, axis=1)
+        assert calibration.scaled.nll == pytest.approx(log_loss(answers["test"][1], after, labels=range(10)))
+        num_selected = np.count_nonzero(counts)
+        assert ("top-k ensemble" in lines) == (num_selected < 3)
+        if num_selected < 3:
+            best = answers["test"][0][:num_selected].mean(axis=0).argmax(axis=1) == answers["test"][1]
+            assert np.array_equal(lines["top-k ensemble"].row.correct, best)
+
+
+@pytest.mark.slow
+def test_all_images_with_144_crops_serve_a_part_of_them_too(
+    members: list[TrackedRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [members[0].run_id]
+    whole = ensemble(run_ids=ids, views=[144]).lines[0].row
+    monkeypatch.setattr(LitClassifier, "forward", refuse_to_compute)
+    row = ensemble(run_ids=ids, views=[144], limit_144=50).lines[0].row
+    assert row.part is not None and len(row.part) == 50
+    assert np.array_equal(row.correct, whole.correct[row.part])
+    labels = stored(members[0], 144)[1]
+    counts, all_counts = np.bincount(labels[row.part]), np.bincount(labels)
+    assert np.abs(counts - 50 * all_counts / len(labels)).max() <= 1
+    assert ensemble(run_ids=ids, views=[144], limit_144=10_000).lines[0].row.part is None
+
+
+def test_weights_stand_in_the_order_of_the_runs(members: list[TrackedRun], store_copy: Path) -> None:
+    worst_first = [run.run_id for run in reversed(members)]
+    table = ensemble(run_ids=worst_first, weights=[3, 2, 1], views=[1])
+    line = table.lines[-1]
+    assert line.row.name == "ensemble of 3, weighted" and table.lines[-2].row.name == "ensemble of 3"
+    logits, targets = zip(*(stored(run, 1) for run in members), strict=True)
+    probabilities = np.average(softmax(np.stack(logits)[:, 0].astype(float), axis=-1), axis=0, weights=[1, 2, 3])
+    assert np.array_equal(line.row.correct, probabilities.argmax(1) == targets[0])
+    assert line.row.calibration is not None and line.row.calibration.scaled is None
+    assert line.row.calibration.nll == pytest.approx(log_loss(targets[0], probabilities, labels=range(10)))
+    by_vote = ensemble(run_ids=worst_first, combine="vote", views=[1]).lines[-1]
+    assert by_vote.row.name == "ensemble of 3, vote" and by_vote.row.calibration is None
+    by_logits = ensemble(run_ids=worst_first, combine="logits", views=[1]).lines[-1]
+    expected = softmax(np.stack(logits)[:, 0].mean(axis=0, dtype=float), axis=1)
+    assert np.array_equal(by_logits.row.correct, expected.argmax(1) == targets[0])
+    runs = tracked_runs(store_copy, "ensemble")
+    assert [run.params["combine"] for run in runs] == ["mean", "vote", "logits"]
+    assert [run.metrics["test/acc"] for run in runs] == pytest.approx(
+        [one.accuracy.mean for one in (line, by_vote, by_logits)]
+    )
+
+
 def test_members_are_chosen_by_val(members: list[TrackedRun]) -> None:
     table = ensemble(experiment="digits", top_k=2, views=[1])
     assert [line.row.run_id for line in table.lines] == [members[0].run_id, members[1].run_id, None]
@@ -80,8 +166,29 @@ def test_the_second_evaluation_makes_no_forward_pass(
     monkeypatch.setattr(LitClassifier, "forward", refuse_to_compute)
     again = ensemble(run_ids=ids, views=[1, 10])
     assert [line.accuracy for line in again.lines] == [line.accuracy for line in first.lines]
+    ensemble(run_ids=ids, views=[5])  # the first five of the ten
     with pytest.raises(AssertionError, match="forward pass"):
-        ensemble(run_ids=ids, views=[1, 5])
+        ensemble(run_ids=ids, views=[1, 2])
+
+
+def test_no_view_is_computed_twice(members: list[TrackedRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    num_forwarded = []
+    forward = LitClassifier.forward
+
+    def counted(self: LitClassifier, images: torch.Tensor) -> torch.Tensor:
+        num_forwarded.append(len(images))
+        assert len(images) <= 100
+        return forward(self, images)
+
+    monkeypatch.setattr(LitClassifier, "forward", counted)
+    ids = [members[0].run_id]
+    per_image = []
+    for views in ([1], [2], [10], [1, 2, 5, 10], [144]):
+        num_forwarded.clear()
+        limit = 20 if views == [144] else None
+        num_images = ensemble(run_ids=ids, views=views, limit_144=limit, batch_size=100).num_images
+        per_image.append(sum(num_forwarded) / num_images)
+    assert per_image == [1, 1, 10, 0, 144]
 
 
 def test_a_changed_byte_in_stored_logits_is_noticed_and_computed_again(
@@ -124,7 +231,7 @@ def test_the_ensemble_is_a_run_that_names_its_members_and_holds_the_table(
     assert run.tags["members"].split() == ids
     assert [run.params[f"member.{place}"] for place in range(3)] == ids
     assert run.metrics["test/acc"] == pytest.approx(table.lines[-1].accuracy.mean)
-    names = {"table.csv", "table.html", "table.md", "table.json", "accuracy.png"}
+    names = {"table.csv", "table.html", "table.md", "table.json", "accuracy.png", "reliability.png"}
     assert {path.name for path in (run.artifacts / "evaluation").iterdir()} == names
     assert {path.name for path in (store_copy / "out").iterdir()} == names
     assert json.loads((run.artifacts / "evaluation" / "table.json").read_text(encoding="utf-8"))
@@ -199,9 +306,25 @@ def best_of(run: TrackedRun) -> Path:
     return Path("mlruns/artifacts/digits", run.run_id, "artifacts/checkpoints/best.ckpt")
 
 
-def stored(run: TrackedRun, views: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns a member's stored logits (V, N, K), and the true labels (N,)."""
-    member = load_member(best_of(run))
+def stored(
+    run: TrackedRun, views: int, split: Literal["val", "test"] = "test", kept: slice | list[int] = slice(None)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a member's stored logits (V, N, K) about the images that are kept, and the true labels (N,)."""
+    member, indices = images_of(run, split)
+    indices = indices[kept]
     image_set = member.data.image_set
-    indices = np.array(sorted(member.data.splits.test, key=lambda index: image_set.paths[index]))
     return predict_views(member, indices, [views], Path("mlruns/predictions"))[views], image_set.labels[indices]
+
+
+def images_of(run: TrackedRun, split: Literal["val", "test"]) -> tuple[Member, np.ndarray]:
+    """Returns a member, and the images of a split by their paths."""
+    member = load_member(best_of(run))
+    paths = member.data.image_set.paths
+    return member, np.array(sorted(member.data.splits[split], key=lambda index: paths[index]))
+
+
+def part_of(run: TrackedRun, split: Literal["val", "test"], limit: int) -> list[int]:
+    """Returns which of these images a limit leaves, ascending."""
+    member, indices = images_of(run, split)
+    chosen = set(stratified_order(member.data.image_set, indices, 0)[:limit].tolist())
+    return [place for place, index in enumerate(indices.tolist()) if index in chosen]

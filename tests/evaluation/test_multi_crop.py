@@ -1,5 +1,6 @@
 """Views, pixel by pixel, and the mean of probabilities."""
 
+import cv2
 import numpy as np
 import pytest
 from scipy.special import softmax
@@ -80,9 +81,42 @@ def test_ten_crops_resize_to_256_of_224() -> None:
     assert np.array_equal(views[8], resized[96:, 32:][:, ::-1])
 
 
-@pytest.mark.parametrize("num_views", [0, 7, -1, 144])
+@pytest.mark.parametrize(("height", "width"), [(32, 50), (50, 32), (32, 32), (44, 68)])
+def test_144_crops_are_four_scales_of_three_squares_of_six_views_and_their_mirrors(height: int, width: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    expected: list[np.ndarray] = []
+    for side in (32, 36, 40, 44):  # 28 * {256, 288, 320, 352} / 224
+        longer = round(max(height, width) * side / min(height, width))
+        resized: np.ndarray = image
+        if side != min(height, width):
+            shape = (longer, side) if width > height else (side, longer)
+            method = cv2.INTER_AREA if side < min(height, width) else cv2.INTER_LINEAR
+            resized = np.asarray(cv2.resize(image, shape, interpolation=method))
+        for start in (0, (longer - side) // 2, longer - side):
+            square = resized[:, start : start + side] if width > height else resized[start : start + side]
+            last, middle = side - 28, (side - 28) // 2
+            for top, left in ((0, 0), (0, last), (last, 0), (last, last), (middle, middle)):
+                expected.append(square[top : top + 28, left : left + 28])
+            expected.append(np.asarray(cv2.resize(square, (28, 28), interpolation=cv2.INTER_AREA)))
+    views = views_of(image, 28, 144)
+    assert np.array_equal(views[:72], expected)
+    assert np.array_equal(views[72:], [view[:, ::-1] for view in expected])
+    distinct = len(np.unique(views.reshape(144, -1), axis=0))
+    assert distinct == (48 if height == width else 144)
+
+
+def test_a_number_of_views_holds_the_smaller_one_it_shares_its_blocks_with() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (40, 31, 3), dtype=np.uint8)
+    for fewer, more in ((1, 2), (5, 10)):
+        assert VIEWS[more][: len(VIEWS[fewer])] == VIEWS[fewer]
+        assert np.array_equal(views_of(image, SIZE, more)[:fewer], views_of(image, SIZE, fewer))
+    for num_views, blocks in VIEWS.items():
+        assert sum(block.num_views for block in blocks) == num_views
+
+
+@pytest.mark.parametrize("num_views", [0, 7, -1, 143])
 def test_an_unknown_number_of_views_is_named_with_the_known_ones(num_views: int) -> None:
-    with pytest.raises(UsageError, match=rf"^--views {num_views}: the known numbers of views are 1, 2, 5, 10$"):
+    with pytest.raises(UsageError, match=rf"^--views {num_views}: the known numbers of views are 1, 2, 5, 10, 144$"):
         views_of(numbered(8, 8), SIZE, num_views)
 
 

@@ -13,17 +13,20 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from scipy.special import softmax
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
+from lit_cnn.evaluation.calibration import calibration_of
 from lit_cnn.evaluation.multi_crop import average_probabilities
 from lit_cnn.evaluation.report import (
     Row,
     Table,
     build_table,
     plot_accuracy,
+    plot_reliability,
     render,
     sentences,
     to_csv,
@@ -228,7 +231,7 @@ def test_markdown_has_one_cell_a_column_whatever_the_name(rows: list[Row]) -> No
     text = to_markdown(build_table(odd, odd[0], NUM_CLASSES))
     grid = [line for line in text.splitlines() if line.startswith("|")]
     assert len(grid) == 2 + len(rows)
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in grid} == {10}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in grid} == {11}
     assert r"a\|b\_c\*d\<i>net\_0" in grid[2]
     assert text.startswith("- The reference is")
 
@@ -243,13 +246,110 @@ def test_html_is_one_file_with_table_and_picture(rows: list[Row]) -> None:
         .replace('<meta name="viewport" content="width=device-width, initial-scale=1">', "")
     )
     cells = [["".join(cell.itertext()) for cell in row] for row in root.iter("tr")]
-    assert len(cells) == 1 + len(rows) and {len(row) for row in cells} == {9}
+    assert len(cells) == 1 + len(rows) and {len(row) for row in cells} == {10}
     assert cells[1][0] == "<script>&net_0" and cells[1][5] == "reference"
     assert root.find(".//{http://www.w3.org/2000/svg}svg") is not None
     assert root.find(".//script") is None
     # No address is fetched: the only ones are names of XML vocabularies.
     assert not re.search(r"""(src|href)=["'](?!#)|url\((?!#)""", page)
     assert page == to_html(table)
+
+
+@pytest.fixture(scope="module")
+def full_table(rows: list[Row], logits: np.ndarray, targets: np.ndarray) -> Table:
+    """The table with calibration, temperatures, a selected ensemble, and a row on a part of the images."""
+    probabilities = [softmax(logits[member, 0], axis=1) for member in range(NUM_MEMBERS)]
+    calibrated = [
+        replace(row, calibration=calibration_of(one, targets, (one[:300], targets[:300])))
+        for row, one in zip(rows, [*probabilities, np.mean(probabilities, axis=0)], strict=False)
+    ]
+    part = np.arange(0, NUM_IMAGES, 3)
+    greedy = Row("greedy ensemble", "ensemble", 2, 1, 2, rows[3].correct, val_accuracy=0.95, val_counts=(95, 100))
+    greedy = replace(greedy, composition="2 x net_0, 1 x net_2")
+    partial = Row("ensemble of 3", "ensemble", 3, 144, 432, rows[7].correct[part], part=part)
+    return build_table([*calibrated, greedy, *rows[4:], partial], calibrated[2], NUM_CLASSES)
+
+
+def test_more_crops_are_compared_with_fewer_of_the_same_models(full_table: Table) -> None:
+    by_key = {(line.row.name, line.row.num_views): line for line in full_table.lines}
+    for name in ("net_0", "net_1", "net_2", "ensemble of 3"):
+        one, two = by_key[name, 1], by_key[name, 2]
+        assert one.marginal is None and two.fewer_views == 1 and two.marginal is not None
+        assert two.marginal.mean == pytest.approx(two.accuracy.mean - one.accuracy.mean)
+        per_image = two.row.correct.astype(int) - one.row.correct
+        half_width = 1.96 * per_image.std(ddof=1) / math.sqrt(NUM_IMAGES)
+        assert two.marginal.high - two.marginal.low == pytest.approx(2 * half_width, rel=0.1)
+    assert any(
+        re.search(r"^More crops, ensemble of 3: 1 to 2 .* points \[.*\], 2 to 144 ", said)
+        for said in sentences(full_table)
+    )
+
+
+def test_a_row_on_a_part_is_compared_on_that_part_and_says_so(full_table: Table) -> None:
+    line, part = full_table.lines[-1], np.arange(0, NUM_IMAGES, 3)
+    of_two = full_table.lines[-2].row
+    assert line.difference is not None and line.marginal is not None and of_two.name == "ensemble of 3"
+    assert line.difference.mean == pytest.approx(line.row.correct.mean() - full_table.reference.correct[part].mean())
+    assert line.marginal.mean == pytest.approx(line.row.correct.mean() - of_two.correct[part].mean()) == 0
+    assert line.accuracy[1:] == pytest.approx(proportion_confint(line.row.correct.sum(), 200, method="wilson"))
+    console = Console(width=100, file=io.StringIO())
+    render(full_table, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "3 x 144*" in text and "3 x 2*" not in text
+    assert "*: on a stratified part of 200 test images." in " ".join(text.split())
+    assert "The ensemble of 3 with 144 crops on 200 images" in " ".join(text.split())
+    assert json.loads(to_json(full_table))["rows"][-1]["num_images"] == 200
+
+
+def test_optimism_is_val_minus_test(full_table: Table) -> None:
+    line = next(line for line in full_table.lines if line.row.name == "greedy ensemble")
+    correct = int(line.row.correct.sum())
+    # Newcombe 1998, method 10, by hand.
+    low_val, high_val = proportion_confint(95, 100, method="wilson")
+    low_test, high_test = proportion_confint(correct, NUM_IMAGES, method="wilson")
+    mean, on_test = 0.95 - correct / NUM_IMAGES, correct / NUM_IMAGES
+    low = mean - math.hypot(0.95 - low_val, high_test - on_test)
+    high = mean + math.hypot(high_val - 0.95, on_test - low_test)
+    assert line.optimism == pytest.approx((mean, low, high))
+    said = next(sentence for sentence in sentences(full_table) if "was selected on val" in sentence)
+    assert said.startswith(
+        "The greedy ensemble with 1 crop was selected on val (2 x net_0, 1 x net_2): 95.00 % there, "
+    )
+    assert f"optimism {100 * mean:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]." in said
+
+
+def test_calibration_is_a_table_of_its_own_in_every_format(full_table: Table) -> None:
+    console = Console(width=100, file=io.StringIO())
+    render(full_table, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= 100
+    calibration = full_table.lines[0].row.calibration
+    assert calibration is not None and calibration.scaled is not None
+    cells = [f"{100 * calibration.ece:.2f}", f"{calibration.nll:.4f}", f"{calibration.scaled.temperature:.3f}"]
+    for format_ in (text, to_markdown(full_table), to_html(full_table)):
+        assert all(cell in format_ for cell in cells)
+    for record in (json.loads(to_json(full_table))["rows"][0], next(csv.DictReader(io.StringIO(to_csv(full_table))))):
+        assert float(record["brier"]) == calibration.brier and float(record["ece"]) == calibration.ece
+        assert float(record["temperature"]) == calibration.scaled.temperature
+        assert float(record["nll_after"]) == calibration.scaled.nll
+    assert json.loads(to_json(full_table))["rows"][-1]["ece"] is None
+    grid = [line for line in to_markdown(full_table).splitlines() if line.startswith("|")]
+    assert len(grid) == 2 * (2 + len(full_table.lines))
+
+
+def test_reliability_picture_has_a_second_panel_after_the_temperature(full_table: Table, tmp_path: Path) -> None:
+    plot_reliability(full_table, tmp_path / "both.png")
+    without = [
+        replace(line.row, calibration=line.row.calibration and replace(line.row.calibration, scaled=None))
+        for line in full_table.lines
+    ]
+    plot_reliability(build_table(without, without[2], NUM_CLASSES), tmp_path / "one.png")
+    for name, width in (("both", 1440), ("one", 750)):
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.size == (width, 750)
+            # The colours of the reference and of the ensemble are in it.
+            colors = {color for _, color in image.convert("RGB").getcolors(maxcolors=1 << 20) or []}
+            assert {(0xC2, 0x41, 0x0C), (0x0B, 0x5C, 0xAD)} <= colors
 
 
 @pytest.mark.parametrize("num_members", [1, 2, 9, 10, 11, 12])

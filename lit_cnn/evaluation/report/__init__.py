@@ -2,6 +2,7 @@
 
 from lit_cnn.evaluation.report.figure import plot_accuracy
 from lit_cnn.evaluation.report.formats import render, to_csv, to_html, to_json, to_markdown
+from lit_cnn.evaluation.report.reliability import plot_reliability
 from lit_cnn.evaluation.report.table import Gain, Line, MembersSummary, Row, Table, build_table
 from lit_cnn.evaluation.report.wording import sentences
 
@@ -13,6 +14,7 @@ __all__ = [
     "Table",
     "build_table",
     "plot_accuracy",
+    "plot_reliability",
     "render",
     "sentences",
     "to_csv",

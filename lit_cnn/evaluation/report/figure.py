@@ -1,7 +1,7 @@
 """The table as a picture: what accuracy costs in forward passes."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MEMBER, _ENSEMBLE, _REFERENCE = "#9aa5b1", "#0b5cad", "#c2410c"
+REFERENCE_COLOR, _MEMBER = "#c2410c", "#9aa5b1"
+_ENSEMBLES = ("#0b5cad", "#15803d", "#7e22ce")
+
+
+def ensemble_colors(lines: Sequence[Line]) -> dict[str, str]:
+    """Returns a colour for the name of each ensemble in the table, in its order."""
+    names = dict.fromkeys(line.row.name for line in lines if line.row.kind == "ensemble")
+    return {name: _ENSEMBLES[place % len(_ENSEMBLES)] for place, name in enumerate(names)}
 
 
 def plot_accuracy(table: Table, path: Path) -> None:
@@ -33,12 +40,17 @@ def plot_accuracy(table: Table, path: Path) -> None:
 
 def accuracy_svg(table: Table) -> str:
     """Returns the same picture as an `<svg>` element, to stand inside a page."""
+    return svg_of(lambda: _draw(table), "accuracy")
+
+
+def svg_of(draw: Callable[[], "Figure"], salt: str) -> str:
+    """Returns what is drawn as an `<svg>` element; `salt` tells its names from those of another on the same page."""
     import matplotlib
 
     text = io.StringIO()
     # Letters as text, not as outlines: small, searchable; and no date, so that the same table gives the same page.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lit_cnn"}):
-        _draw(table).savefig(text, format="svg", metadata={"Date": None})
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"lit_cnn {salt}"}):
+        draw().savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
@@ -50,15 +62,17 @@ def _draw(table: Table) -> "Figure":
     axes = figure.add_subplot()
     positions = _positions(table.lines)
     reference = next(line for line in table.lines if line.row is table.reference)
-    axes.axhline(100 * reference.accuracy.mean, color=_REFERENCE, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
+    axes.axhline(100 * reference.accuracy.mean, color=REFERENCE_COLOR, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
     _join_same_names(axes, table.lines, positions)
+    colors = ensemble_colors(table.lines)
     for line, position in zip(table.lines, positions, strict=True):
-        _draw_line(axes, line, position, is_reference=line is reference)
+        _draw_line(axes, line, position, colors.get(line.row.name, _MEMBER), is_reference=line is reference)
+    _write_models_x_crops(axes, table.lines, positions)
     _label_axes(axes, table)
     handles, labels = axes.get_legend_handles_labels()
     first_of_each = dict(zip(labels, handles, strict=True))
     figure.legend(
-        first_of_each.values(), first_of_each.keys(), loc="outside upper center", ncols=3, frameon=False, fontsize=9
+        first_of_each.values(), first_of_each.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=9
     )
     return figure
 
@@ -85,6 +99,7 @@ def _positions(lines: Sequence[Line]) -> np.ndarray:
 
 def _join_same_names(axes: "Axes", lines: Sequence[Line], positions: np.ndarray) -> None:
     """Draws what more crops do to the same network."""
+    colors = ensemble_colors(lines)
     for key in {(line.row.name, line.row.kind): None for line in lines}:
         own = [
             (position, 100 * line.accuracy.mean)
@@ -94,21 +109,21 @@ def _join_same_names(axes: "Axes", lines: Sequence[Line], positions: np.ndarray)
         is_ensemble = key[1] == "ensemble"
         axes.plot(
             *zip(*sorted(own), strict=True),
-            color=_ENSEMBLE if is_ensemble else _MEMBER,
+            color=colors[key[0]] if is_ensemble else _MEMBER,
             linewidth=1.6 if is_ensemble else 0.7,
             alpha=0.7 if is_ensemble else 0.45,
             zorder=3 if is_ensemble else 1,
         )
 
 
-def _draw_line(axes: "Axes", line: Line, position: float, is_reference: bool) -> None:
+def _draw_line(axes: "Axes", line: Line, position: float, color: str, is_reference: bool) -> None:
     style: dict[str, Any]
     if is_reference:
-        label = f"reference: {_shortened(line.row.name)}, best on val, {line.row.num_models} x {line.row.num_views}"
-        style = {"color": _REFERENCE, "marker": "D", "markersize": 7, "linewidth": 1.8, "zorder": 5}
+        label = f"reference: {shortened(line.row.name)}, best on val, {line.row.num_models} x {line.row.num_views}"
+        style = {"color": REFERENCE_COLOR, "marker": "D", "markersize": 7, "linewidth": 1.8, "zorder": 5}
     elif line.row.kind == "ensemble":
-        label = f"ensemble of {line.row.num_models}"
-        style = {"color": _ENSEMBLE, "marker": "o", "markersize": 8, "linewidth": 2.4, "zorder": 4}
+        label = shortened(line.row.name)
+        style = {"color": color, "marker": "o", "markersize": 8, "linewidth": 2.4, "zorder": 4}
     else:
         label = "members"
         style = {"color": _MEMBER, "marker": "o", "markersize": 3.5, "linewidth": 1.0, "zorder": 2}
@@ -116,15 +131,26 @@ def _draw_line(axes: "Axes", line: Line, position: float, is_reference: bool) ->
     below, above = accuracy.mean - accuracy.low, accuracy.high - accuracy.mean
     error = [[100 * max(0.0, below)], [100 * max(0.0, above)]]
     axes.errorbar([position], [100 * accuracy.mean], yerr=error, label=label, elinewidth=style["linewidth"], **style)
-    if line.row.kind == "ensemble":
+
+
+def _write_models_x_crops(axes: "Axes", lines: Sequence[Line], positions: np.ndarray) -> None:
+    """Writes M x V over the ensembles; over the highest of those that share it, or one would cover the other."""
+    colors = ensemble_colors(lines)
+    highest: dict[str, tuple[float, float, str]] = {}
+    for line, position in zip(lines, positions, strict=True):
+        if line.row.kind == "ensemble":
+            text = f"{line.row.num_models} x {line.row.num_views}"
+            found = (100 * line.accuracy.high, float(position), colors[line.row.name])
+            highest[text] = max(found, highest.get(text, found))
+    for text, (top, position, color) in highest.items():
         axes.annotate(
-            f"{line.row.num_models} x {line.row.num_views}",
-            (position, 100 * accuracy.high),
+            text,
+            (position, top),
             textcoords="offset points",
             xytext=(0, 4),
             ha="center",
             fontsize=9,
-            color=_ENSEMBLE,
+            color=color,
             fontweight="bold",
         )
 
@@ -149,6 +175,7 @@ def _label_axes(axes: "Axes", table: Table) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _shortened(name: str) -> str:
+def shortened(name: str) -> str:
+    """Returns a name that fits into a legend."""
     name = name if len(name) <= 48 else f"{name[:23]}…{name[-24:]}"
     return name.replace("$", r"\$")  # or matplotlib would typeset what is between two of them as a formula

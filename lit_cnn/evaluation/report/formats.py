@@ -5,20 +5,44 @@ import html
 import io
 import json
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lit_cnn.evaluation.report.figure import accuracy_svg
+from lit_cnn.evaluation.report.reliability import reliability_svg
 from lit_cnn.evaluation.report.table import Line, Table
-from lit_cnn.evaluation.report.wording import COLUMNS, caption, sentences
+from lit_cnn.evaluation.report.wording import (
+    CALIBRATION_CAPTION,
+    CALIBRATION_COLUMNS,
+    COLUMNS,
+    Column,
+    caption,
+    sentences,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
 def render(table: Table, console: "Console") -> None:
-    """Prints the table, its caption and its sentences; made for 100 columns. Ensembles are bold."""
-    from rich import box
+    """Prints the table, its caption and its sentences; made for 100 columns. Ensembles are bold.
+
+    Where temperatures were fitted, a second table of the calibration follows.
+    """
     from rich.padding import Padding
+    from rich.text import Text
+
+    _render_grid([column for column in COLUMNS if column.narrow], table.lines, caption(table), console)
+    console.print()
+    for sentence in sentences(table):
+        console.print(Padding(Text(sentence), (0, 0, 0, 2)))
+    if any(line.row.calibration and line.row.calibration.scaled for line in table.lines):
+        console.print()
+        _render_grid(CALIBRATION_COLUMNS, table.lines, CALIBRATION_CAPTION, console)
+
+
+def _render_grid(columns: Sequence[Column], lines: Sequence[Line], caption: str, console: "Console") -> None:
+    from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
@@ -26,21 +50,17 @@ def render(table: Table, console: "Console") -> None:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
-        caption=Text(caption(table)),
+        caption=Text(caption),
         caption_justify="left",
     )
-    columns = [column for column in COLUMNS if column.narrow]
     for number, column in enumerate(columns):
         # Names give way; a number cut in two is no number.
         options: dict[str, Any] = {"overflow": "fold"} if number == 0 else {"justify": "right", "no_wrap": True}
         grid.add_column(column.title, **options)
-    for line in table.lines:
+    for line in lines:
         style = "bold" if line.row.kind == "ensemble" else None
         grid.add_row(*(Text(column.text(line)) for column in columns), style=style)
     console.print(grid)
-    console.print()
-    for sentence in sentences(table):
-        console.print(Padding(Text(sentence), (0, 0, 0, 2)))
 
 
 def to_csv(table: Table) -> str:
@@ -54,30 +74,49 @@ def to_csv(table: Table) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """Returns the sentences, the table and its caption in GitHub's Markdown."""
-    grid = [
-        [column.title.replace("\n", " ") for column in COLUMNS],
-        ["---" if number == 0 else "---:" for number in range(len(COLUMNS))],
-        *([_escaped_markdown(column.text(line)) for column in COLUMNS] for line in table.lines),
-    ]
-    rows = ["| " + " | ".join(cells) + " |" for cells in grid]
+    """Returns the sentences, the tables and their captions in GitHub's Markdown."""
     said = [f"- {_escaped_markdown(sentence)}" for sentence in sentences(table)]
-    return "\n".join([*said, "", *rows, "", caption(table), ""])
+    parts = [*said, "", *_markdown_grid(COLUMNS, table.lines), "", caption(table).replace("*:", r"\*:"), ""]
+    if _has_calibration(table):
+        parts += [*_markdown_grid(CALIBRATION_COLUMNS, table.lines), "", CALIBRATION_CAPTION, ""]
+    return "\n".join(parts)
+
+
+def _markdown_grid(columns: Sequence[Column], lines: Sequence[Line]) -> list[str]:
+    grid = [
+        [column.title.replace("\n", " ") for column in columns],
+        ["---" if number == 0 else "---:" for number in range(len(columns))],
+        *([_escaped_markdown(column.text(line)) for column in columns] for line in lines),
+    ]
+    return ["| " + " | ".join(cells) + " |" for cells in grid]
 
 
 def to_html(table: Table) -> str:
-    """Returns a page that needs no other file: sentences, picture, table."""
-    header = "".join(f"<th>{html.escape(column.title)}</th>" for column in COLUMNS)
+    """Returns a page that needs no other file: sentences, pictures, tables."""
+    said = "\n".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences(table))
+    calibration = ""
+    if _has_calibration(table):
+        calibration = f"<h2>Calibration</h2>\n{reliability_svg(table)}\n" + _html_grid(
+            CALIBRATION_COLUMNS, table, CALIBRATION_CAPTION
+        )
+    return _PAGE.format(
+        said=said, figure=accuracy_svg(table), table=_html_grid(COLUMNS, table, caption(table)), calibration=calibration
+    )
+
+
+def _html_grid(columns: Sequence[Column], table: Table, caption: str) -> str:
+    header = "".join(f"<th>{html.escape(column.title)}</th>" for column in columns)
     body = "\n".join(
         f'<tr class="{line.row.kind}{" reference" if line.row is table.reference else ""}">'
-        + "".join(f"<td>{html.escape(column.text(line))}</td>" for column in COLUMNS)
+        + "".join(f"<td>{html.escape(column.text(line))}</td>" for column in columns)
         + "</tr>"
         for line in table.lines
     )
-    said = "\n".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences(table))
-    return _PAGE.format(
-        header=header, body=body, said=said, caption=html.escape(caption(table)), figure=accuracy_svg(table)
-    )
+    return _GRID.format(header=header, body=body, caption=html.escape(caption))
+
+
+def _has_calibration(table: Table) -> bool:
+    return any(line.row.calibration for line in table.lines)
 
 
 def to_json(table: Table) -> str:
@@ -107,6 +146,8 @@ def to_json(table: Table) -> str:
 
 def _record(line: Line) -> dict[str, Any]:
     row, difference, test = line.row, line.difference, line.mcnemar
+    marginal, optimism, calibration = line.marginal, line.optimism, line.row.calibration
+    scaled = calibration and calibration.scaled
     return {
         "name": row.name,
         "kind": row.kind,
@@ -125,6 +166,21 @@ def _record(line: Line) -> dict[str, Any]:
         "p": test and test.p_value,
         "p_holm": line.p_holm,
         "images_needed": line.images_needed,
+        "num_images": len(row.correct),
+        "fewer_views": line.fewer_views,
+        "marginal": marginal and marginal.mean,
+        "marginal_low": marginal and marginal.low,
+        "marginal_high": marginal and marginal.high,
+        "composition": row.composition or None,
+        "optimism": optimism and optimism.mean,
+        "optimism_low": optimism and optimism.low,
+        "optimism_high": optimism and optimism.high,
+        "ece": calibration and calibration.ece,
+        "brier": calibration and calibration.brier,
+        "nll": calibration and calibration.nll,
+        "temperature": scaled and scaled.temperature,
+        "ece_after": scaled and scaled.ece,
+        "nll_after": scaled and scaled.nll,
         "run_id": row.run_id,
     }
 
@@ -133,6 +189,16 @@ def _escaped_markdown(text: str) -> str:
     # A name such as a_b_c must not turn italic, nor one with a bar add a column.
     return "".join(f"\\{character}" if character in "\\`*_|<" else character for character in text)
 
+
+_GRID = """<div class="wide">
+<table>
+<thead><tr>{header}</tr></thead>
+<tbody>
+{body}
+</tbody>
+</table>
+</div>
+<p class="caption">{caption}</p>"""
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -161,15 +227,8 @@ tr.reference {{ background: #f3f3f3; }}
 {said}
 </ul>
 {figure}
-<div class="wide">
-<table>
-<thead><tr>{header}</tr></thead>
-<tbody>
-{body}
-</tbody>
-</table>
-</div>
-<p class="caption">{caption}</p>
+{table}
+{calibration}
 </body>
 </html>
 """

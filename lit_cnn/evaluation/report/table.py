@@ -1,11 +1,12 @@
 """The numbers of the table: each row's accuracy and its paired difference to the reference."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from lit_cnn.evaluation.calibration import Calibration
 from lit_cnn.evaluation.statistics import (
     Interval,
     McNemar,
@@ -15,6 +16,7 @@ from lit_cnn.evaluation.statistics import (
     mcnemar_exact,
     mean_std,
     paired_bootstrap,
+    unpaired_difference,
     wilson_interval,
 )
 
@@ -26,12 +28,17 @@ class Row:
     Attributes:
         name: A network's name, or what the ensemble is called; the same for all its crop counts.
         kind: Whether it is one network or several.
-        num_models: M, networks that are averaged; 1 for a member.
+        num_models: M, networks that are asked; 1 for a member.
         num_views: V, crops per image.
         forward_passes: Per image: M * V.
-        correct: `(N,)` bool, True where the image is classified correctly; all rows on the same images.
+        correct: `(N,)` bool, True where the image is classified correctly; all rows on the same images, but for `part`.
         val_accuracy: In [0, 1], on the images on which the reference was chosen, if known.
         run_id: MLflow's, if there is one.
+        part: `(n,)` int, the places among the N images that the row is about, where it is not about all: then
+            `correct` is `(n,)`.
+        composition: Which members with which weights, where these were selected on val.
+        val_counts: Images of val that this row classifies correctly, and all of them, if it was computed there.
+        calibration: Of its probabilities, if it has any.
     """
 
     name: str
@@ -42,6 +49,10 @@ class Row:
     correct: np.ndarray
     val_accuracy: float | None = None
     run_id: str | None = None
+    part: np.ndarray | None = None
+    composition: str = ""
+    val_counts: tuple[int, int] | None = None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +66,9 @@ class Line:
         mcnemar: Exact test against the reference (a: this row, b: the reference); None for the reference.
         p_holm: McNemar's p, adjusted over all lines of the table (Holm); None for the reference.
         images_needed: Test images that would show this difference with a power of 0.8; None if there is none.
+        fewer_views: The number of crops of the same models that comes before this row's; None if it is the smallest.
+        marginal: Accuracy minus that with `fewer_views`, on the same images, with its 95 % paired bootstrap interval.
+        optimism: Accuracy on val minus accuracy on test, with its 95 % Newcombe interval, if it was computed on val.
     """
 
     row: Row
@@ -63,6 +77,9 @@ class Line:
     mcnemar: McNemar | None = None
     p_holm: float | None = None
     images_needed: int | None = None
+    fewer_views: int | None = None
+    marginal: Interval | None = None
+    optimism: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +136,7 @@ def build_table(rows: Sequence[Row], reference: Row, num_classes: int) -> Table:
     if not any(row is reference for row in rows):
         raise ValueError(f"build_table: the reference {reference.name!r} is not one of the rows")
     for row in rows:
-        if row.correct.shape != reference.correct.shape or row.correct.dtype != bool:
+        if row.correct.shape != _reference_on(row, reference).shape or row.correct.dtype != bool:
             raise ValueError(
                 f"build_table: {row.name!r} has {row.correct.dtype} {row.correct.shape}, "
                 f"the reference bool {reference.correct.shape}"
@@ -135,21 +152,45 @@ def build_table(rows: Sequence[Row], reference: Row, num_classes: int) -> Table:
 
 
 def _lines(rows: Sequence[Row], reference: Row) -> tuple[Line, ...]:
-    tests = {id(row): mcnemar_exact(row.correct, reference.correct) for row in rows if row is not reference}
+    tests = {id(row): mcnemar_exact(row.correct, _reference_on(row, reference)) for row in rows if row is not reference}
     adjusted = dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True))
     return tuple(
-        Line(row, _accuracy(row))
+        _alone(row, rows)
         if row is reference
-        else Line(
-            row,
-            _accuracy(row),
-            paired_bootstrap(row.correct.astype(float) - reference.correct),
-            tests[id(row)],
-            adjusted[id(row)],
-            images_for_power(row.correct, reference.correct),
+        else replace(
+            _alone(row, rows),
+            difference=_paired(row.correct, _reference_on(row, reference)),
+            mcnemar=tests[id(row)],
+            p_holm=adjusted[id(row)],
+            images_needed=images_for_power(row.correct, _reference_on(row, reference)),
         )
         for row in rows
     )
+
+
+def _alone(row: Row, rows: Sequence[Row]) -> Line:
+    """What can be said of a row without the reference."""
+    smaller = [
+        other for other in rows if (other.name, other.kind) == (row.name, row.kind) and other.num_views < row.num_views
+    ]
+    before = max(smaller, key=lambda other: other.num_views, default=None)
+    return Line(
+        row,
+        _accuracy(row),
+        fewer_views=before.num_views if before else None,
+        marginal=_paired(row.correct, _reference_on(row, before)) if before else None,
+        optimism=row.val_counts and unpaired_difference(*row.val_counts, int(row.correct.sum()), len(row.correct)),
+    )
+
+
+def _reference_on(row: Row, reference: Row) -> np.ndarray:
+    """Returns the reference's `correct` on the images that the row is about."""
+    # Where the reference is about a part itself, it is that of all rows.
+    return reference.correct if row.part is None or reference.part is not None else reference.correct[row.part]
+
+
+def _paired(correct: np.ndarray, other: np.ndarray) -> Interval:
+    return paired_bootstrap(correct.astype(float) - other)
 
 
 def _accuracy(row: Row) -> Interval:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from lit_cnn.evaluation.calibration import Calibration, Scaled
 from lit_cnn.evaluation.report.table import Line, Row, Table
 from lit_cnn.evaluation.statistics import Interval
 
@@ -25,23 +26,43 @@ class Column:
 
 COLUMNS = (
     Column("Model", lambda line: line.row.name),
-    Column("Models\nx crops", lambda line: f"{line.row.num_models} x {line.row.num_views}"),
+    Column("Models\nx crops", lambda line: _models_x_crops(line.row)),
     Column("Passes", lambda line: f"{line.row.forward_passes:,}"),
     Column("Val %", lambda line: _or_dash(line.row.val_accuracy, lambda value: f"{100 * value:.2f}"), narrow=False),
     Column("Test % [95 %]", lambda line: _accuracy(line.accuracy)),
     Column("Difference [95 %]", lambda line: _or_dash(line.difference, _signed, "reference")),
     Column("p", lambda line: _or_dash(line.mcnemar, lambda test: p_text(test.p_value))),
     Column("p Holm", lambda line: _or_dash(line.p_holm, p_text)),
+    Column("Over fewer crops [95 %]", lambda line: _or_dash(line.marginal, _signed), narrow=False),
     Column("Run", lambda line: line.row.run_id or "", narrow=False),
+)
+
+CALIBRATION_COLUMNS = (
+    Column("Model", lambda line: line.row.name),
+    Column("Models\nx crops", lambda line: _models_x_crops(line.row)),
+    Column("ECE %", lambda line: _of_calibration(line, lambda found: f"{100 * found.ece:.2f}")),
+    Column("Brier", lambda line: _of_calibration(line, lambda found: f"{found.brier:.4f}")),
+    Column("NLL", lambda line: _of_calibration(line, lambda found: f"{found.nll:.4f}")),
+    Column("T", lambda line: _of_scaled(line, lambda scaled: f"{scaled.temperature:.3f}")),
+    Column("ECE %\nafter T", lambda line: _of_scaled(line, lambda scaled: f"{100 * scaled.ece:.2f}")),
+    Column("NLL\nafter T", lambda line: _of_scaled(line, lambda scaled: f"{scaled.nll:.4f}")),
+)
+
+CALIBRATION_CAPTION = (
+    "ECE: expected calibration error, 15 bins. Brier: 0 to 2. NLL: negative log-likelihood, nats. All on test; "
+    "T: temperature fitted on val. A vote has no probabilities."
 )
 
 
 def caption(table: Table) -> str:
     """Says what the columns hold and on how many images and classes they rest."""
+    parts = {len(line.row.correct) for line in table.lines if line.row.part is not None}
+    on_part = "".join(f" *: on a stratified part of {count:,} test images." for count in sorted(parts))
     return (
         f"n = {table.num_images:,} test images, {table.num_classes:,} classes. Passes: forward passes per image. "
         f"Test: accuracy with its Wilson interval. Difference: percentage points against the reference on the same "
         f"images, with its paired bootstrap interval; p: exact McNemar test, alone and Holm-adjusted over the table."
+        f"{on_part}"
     )
 
 
@@ -50,7 +71,8 @@ def sentences(table: Table) -> list[str]:
 
     Returns:
         Which row the reference is; one sentence for each ensemble, and for the reference's network at other numbers
-        of crops; then the gain of each ensemble over the mean of its members; then the members' mean and spread.
+        of crops; what more crops bring to these; how much better than on test an ensemble selected on val looked
+        there; then the gain of each ensemble over the mean of its members; then the members' mean and spread.
     """
     compared = [
         _comparison(line)
@@ -68,7 +90,7 @@ def sentences(table: Table) -> list[str]:
         for summary in table.members
         if summary.accuracy.n > 1
     ]
-    return [_reference(table.reference), *compared, *gains, *members]
+    return [_reference(table.reference), *compared, *_steps(table), *_selections(table), *gains, *members]
 
 
 def p_text(p_value: float) -> str:
@@ -106,9 +128,43 @@ def _comparison(line: Line) -> str:
     )
 
 
+def _steps(table: Table) -> list[str]:
+    """What each larger number of crops brings, for the ensembles and for the reference's network."""
+    steps: dict[str, list[str]] = {}
+    for line in table.lines:
+        if line.marginal is not None and (line.row.kind == "ensemble" or line.row.name == table.reference.name):
+            on_part = f" (on {len(line.row.correct):,} images)" if line.row.part is not None else ""
+            steps.setdefault(line.row.name, []).append(
+                f"{line.fewer_views} to {line.row.num_views} {_points(line.marginal)}{on_part}"
+            )
+    return [f"More crops, {name}: {', '.join(parts)}." for name, parts in steps.items()]
+
+
+def _selections(table: Table) -> list[str]:
+    return [
+        f"{_subject(line.row)} was selected on val ({line.row.composition}): {100 * line.row.val_accuracy:.2f} % "
+        f"there, {100 * line.accuracy.mean:.2f} % on test: optimism {_points(line.optimism)}."
+        for line in table.lines
+        if line.row.composition and line.optimism is not None and line.row.val_accuracy is not None
+    ]
+
+
 def _subject(row: Row) -> str:
-    name = f"The ensemble of {row.num_models}" if row.kind == "ensemble" else row.name
-    return f"{name} with {_crops(row.num_views)}"
+    name = f"The {row.name}" if row.kind == "ensemble" else row.name
+    on_part = f" on {len(row.correct):,} images" if row.part is not None else ""
+    return f"{name} with {_crops(row.num_views)}{on_part}"
+
+
+def _models_x_crops(row: Row) -> str:
+    return f"{row.num_models} x {row.num_views}{'' if row.part is None else '*'}"
+
+
+def _of_calibration(line: Line, text: Callable[[Calibration], str]) -> str:
+    return _or_dash(line.row.calibration, text)
+
+
+def _of_scaled(line: Line, text: Callable[[Scaled], str]) -> str:
+    return _or_dash(line.row.calibration.scaled if line.row.calibration else None, text)
 
 
 def _crops(num_views: int) -> str:

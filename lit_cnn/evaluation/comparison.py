@@ -1,0 +1,207 @@
+"""Members alone and combined, with each number of views: the rows of the table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from lit_cnn.errors import UsageError
+from lit_cnn.evaluation.calibration import calibration_of
+from lit_cnn.evaluation.combining import Answers, Rule, combine, select_greedily
+from lit_cnn.evaluation.multi_crop import average_probabilities
+from lit_cnn.evaluation.predictions import Member, are_stored, predict_views
+from lit_cnn.evaluation.report import Row, Table, build_table
+from lit_cnn.splits import stratified_order
+from lit_cnn.tracking.queries import RunInfo
+
+COMBINATIONS = ("mean", "logits", "vote", "greedy")
+"""The ways to combine: those of `combining.Rule`, and the mean of members that are selected on val."""
+
+_MANY = 144
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is to be compared, and how it is computed.
+
+    Attributes:
+        views: Numbers of crops per image, ascending.
+        folder: Where logits are stored.
+        combine: One of `COMBINATIONS`; what is not the plain mean is shown beside it.
+        weights: One for each member, in their order, instead of equal ones.
+        calibration: Whether temperatures are fitted, which needs the logits on val.
+        limit_144: With 144 crops use at most that many images of test, and of val, stratified.
+        batch_size: Views per forward pass.
+        num_workers: Processes that decode images.
+    """
+
+    views: Sequence[int]
+    folder: Path
+    combine: str = "mean"
+    weights: Sequence[float] | None = None
+    calibration: bool = False
+    limit_144: int | None = None
+    batch_size: int = 256
+    num_workers: int = 2
+
+    @property
+    def needs_val(self) -> bool:
+        """Whether the members' answers on val are needed beside those on test."""
+        return self.calibration or self.combine == "greedy"
+
+
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """One way to classify: some of the members, with weights `(M,)`, under a rule."""
+
+    name: str
+    kind: Literal["member", "ensemble"]
+    weights: np.ndarray
+    rule: Rule = "mean"
+    run: RunInfo | None = None
+    composition: str = ""
+
+
+def compare(runs: Sequence[RunInfo], members: Sequence[Member], comparison: Comparison) -> Table:
+    """Evaluates the members, alone and combined, with each number of views.
+
+    Args:
+        runs: The members' runs, best on val first.
+        members: The members.
+        comparison: What and how.
+    """
+    test = _ask(runs, members, "test", comparison)
+    val = _ask(runs, members, "val", comparison) if comparison.needs_val else {}
+    part = _part(members[0], "test", comparison.limit_144)
+    rows: list[Row] = []
+    for count in comparison.views:
+        for way in _ways(runs, comparison, val.get(count)):
+            of_part = part if count == _MANY else None
+            rows.append(_row(way, count, test[count], val.get(count), comparison.calibration, of_part))
+    return build_table(rows, rows[0], num_classes=len(members[0].class_names))
+
+
+def member_names(runs: Sequence[RunInfo]) -> list[str]:
+    """Returns the shortest names that tell the members apart: architecture and seed, run name and seed, or run id."""
+    seeds = [run.tags.get("seed", "?") for run in runs]
+    short = [f"{run.tags['arch'].rpartition('/')[2]} seed {seed}" for run, seed in zip(runs, seeds, strict=True)]
+    full = [f"{run.name} seed {seed}" for run, seed in zip(runs, seeds, strict=True)]
+    for names in (short, full):
+        if len(set(names)) == len(runs):
+            return names
+    return [f"{name} {run.run_id[:8]}" for name, run in zip(short, runs, strict=True)]
+
+
+def _ask(
+    runs: Sequence[RunInfo], members: Sequence[Member], split: Literal["val", "test"], comparison: Comparison
+) -> dict[int, Answers]:
+    """Returns all members' answers about a split, for each number of views."""
+    part = _part(members[0], split, comparison.limit_144)
+    probabilities: dict[int, list[np.ndarray]] = {count: [] for count in comparison.views}
+    logits: dict[int, list[np.ndarray]] = {count: [] for count in comparison.views}
+    targets: np.ndarray | None = None
+    for run, member, name in zip(runs, members, member_names(runs), strict=True):
+        indices = _by_path(member, split)
+        labels = member.data.image_set.labels[indices]
+        assert targets is None or np.array_equal(targets, labels), "equal digests, yet other labels"
+        targets = labels
+        for count, of_views in _logits(member, indices, part, comparison, f"{name}, {split}").items():
+            try:
+                probabilities[count].append(average_probabilities(of_views))
+            except UsageError as error:
+                raise UsageError(f"--runs {run.run_id}: {run.name}: {error}") from error
+            logits[count].append(of_views.mean(axis=0, dtype=np.float64))
+    assert targets is not None
+    return {
+        count: Answers(
+            targets[part] if count == _MANY and part is not None else targets,
+            np.stack(probabilities[count]),
+            np.stack(logits[count]),
+        )
+        for count in comparison.views
+    }
+
+
+def _logits(
+    member: Member, indices: np.ndarray, part: np.ndarray | None, comparison: Comparison, label: str
+) -> dict[int, np.ndarray]:
+    how = (comparison.folder, comparison.batch_size, comparison.num_workers, label)
+    if part is None or are_stored(member, indices, _MANY, comparison.folder):
+        logits = predict_views(member, indices, comparison.views, *how)
+        return logits if part is None else {**logits, _MANY: logits[_MANY][:, part]}
+    fewer = [count for count in comparison.views if count != _MANY]
+    return {
+        **predict_views(member, indices, fewer, *how),
+        **predict_views(member, indices[part], [_MANY], *how),
+    }
+
+
+def _by_path(member: Member, split: Literal["val", "test"]) -> np.ndarray:
+    """Returns the images of a split in the order of their paths: the same for every member."""
+    image_set = member.data.image_set
+    return np.array(sorted(member.data.splits[split], key=lambda index: image_set.paths[index]))
+
+
+def _part(member: Member, split: Literal["val", "test"], limit: int | None) -> np.ndarray | None:
+    """Returns the places, ascending, of the images that are asked about with 144 crops; None for all."""
+    indices = _by_path(member, split)
+    if limit is None or limit >= len(indices):
+        return None
+    # The seed is not the split's: members may differ in that where their data prescribe the split.
+    chosen = stratified_order(member.data.image_set, indices, split_seed=0)[:limit]
+    return np.flatnonzero(np.isin(indices, chosen))
+
+
+def _ways(runs: Sequence[RunInfo], comparison: Comparison, val: Answers | None) -> list[_Way]:
+    """Returns the members, the mean of all as the baseline, and the combination that is asked for."""
+    names, num = member_names(runs), len(runs)
+    ways = [_Way(name, "member", np.eye(num)[place], run=runs[place]) for place, name in enumerate(names)]
+    ways.append(_Way(f"ensemble of {num}", "ensemble", np.ones(num)))
+    if comparison.combine == "greedy":
+        assert val is not None
+        counts = select_greedily(val.probabilities, val.targets)
+        num_selected = np.count_nonzero(counts)
+        if num_selected < num:
+            # What the same number of forward passes buys without a selection.
+            ways.append(_Way("top-k ensemble", "ensemble", np.arange(num) < num_selected))
+        composition = ", ".join(f"{count} x {name}" for count, name in zip(counts, names, strict=True) if count)
+        ways.append(_Way("greedy ensemble", "ensemble", counts, composition=composition))
+    elif comparison.combine != "mean" or comparison.weights is not None:
+        rule = next(rule for rule in ("mean", "logits", "vote") if rule == comparison.combine)
+        words = [f"ensemble of {num}"]
+        words += {"mean": [], "logits": ["mean of logits"], "vote": ["vote"]}[rule]
+        words += ["weighted"] if comparison.weights is not None else []
+        weights = np.ones(num) if comparison.weights is None else np.array(comparison.weights)
+        ways.append(_Way(", ".join(words), "ensemble", weights, rule))
+    return ways
+
+
+def _row(
+    way: _Way, num_views: int, test: Answers, val: Answers | None, calibration: bool, part: np.ndarray | None
+) -> Row:
+    on_test = combine(test, way.rule, way.weights)
+    val_counts = fit_on = None
+    if val is not None:
+        on_val = combine(val, way.rule, way.weights)
+        val_counts = (int((on_val.labels == val.targets).sum()), len(val.targets))
+        if calibration and on_val.probabilities is not None:
+            fit_on = (on_val.probabilities, val.targets)
+    num_models = int(np.count_nonzero(way.weights))
+    val_accuracy = way.run.metrics["best/val/acc"] if way.run else val_counts and val_counts[0] / val_counts[1]
+    probabilities = on_test.probabilities
+    return Row(
+        name=way.name,
+        kind=way.kind,
+        num_models=num_models,
+        num_views=num_views,
+        forward_passes=num_models * num_views,
+        correct=on_test.labels == test.targets,
+        val_accuracy=val_accuracy,
+        run_id=way.run.run_id if way.run else None,
+        part=part,
+        composition=way.composition,
+        val_counts=val_counts,
+        calibration=None if probabilities is None else calibration_of(probabilities, test.targets, fit_on),
+    )
