@@ -137,8 +137,10 @@ class _Parcel:
 
     def __reduce__(self) -> tuple[Any, ...]:
         images = self.images.numpy() if self.images.nbytes <= _SMALL else self.images
-        return _unpack, (images, self.labels.numpy())
+        return _unpack, (images, self.images.stride(), self.labels.numpy())
 
 
-def _unpack(images: np.ndarray | torch.Tensor, labels: np.ndarray) -> Batch:
-    return torch.as_tensor(images), torch.from_numpy(labels)
+def _unpack(images: np.ndarray | torch.Tensor, strides: tuple[int, ...], labels: np.ndarray) -> Batch:
+    # The strides of a single channel are not in its bytes, and by them torch chooses the kernel of a convolution: other
+    # roundings would make the weights depend on the number of workers.
+    return torch.as_tensor(images).as_strided(images.shape, strides), torch.from_numpy(labels)

@@ -96,8 +96,12 @@ class RunCheckpoints(Checkpoint):
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the best metrics so far."""
-        self.best = dict(state_dict["best"])
+        """Restores the best metrics so far, where the run goes on that they belong to.
+
+        A run that starts from another's checkpoint has no best epoch yet: the file of that one is the other run's.
+        """
+        if self.folder is not None and (self.folder / "best.ckpt").exists():
+            self.best = dict(state_dict["best"])
 
     def _monitored(self, trainer: pl.Trainer) -> float:
         if self.monitor not in trainer.callback_metrics:
