@@ -261,6 +261,22 @@ def test_members_with_other_class_names_are_refused(tmp_path: Path) -> None:
         ensemble(experiment="insects")
 
 
+def test_val_images_that_changed_matter_only_where_they_are_needed(tmp_path: Path) -> None:
+    image_folder(tmp_path / "insects", ["ant", "bee"], per_class=20)
+    config = f"--config={CONFIGS / 'experiment' / 'own_images.yaml'}"
+    options = ["--data.image_size=32", "--data.num_workers=0", "--model.arch=lenet5", "--experiment=insects"]
+    assert main(["fit", config, f"--data.root={tmp_path / 'insects'}", *options, "--trainer.max_epochs=1"]) == 0
+    (run,) = tracked_runs(tmp_path, "fit")
+    data = load_member(run.artifacts / "checkpoints" / "best.ckpt").data
+    val_paths = [data.image_set.paths[index] for index in data.splits["val"]]
+    assert len(val_paths) > 2
+    (tmp_path / "insects" / val_paths[0]).unlink()
+    assert ensemble(run_ids=[run.run_id], views=[1]).num_images == len(data.splits["test"])
+    for needs_val in ({"combine": "greedy"}, {"calibration": True}):
+        with pytest.raises(UsageError, match=f"--runs {run.run_id}: the validation images in .* digest differs"):
+            ensemble(run_ids=[run.run_id], views=[1], **needs_val)
+
+
 @pytest.mark.parametrize("num_classes", [3, 1000])
 def test_members_with_the_same_classes_in_another_order_are_refused(num_classes: int, store_copy: Path) -> None:
     names = [f"class {label} of a long name" for label in range(num_classes)]
