@@ -21,6 +21,7 @@ from lit_cnn.cli.parser import OneLineParser, default_config
 from lit_cnn.cli.process import is_first_process, quiet_lightning, signals_stop
 from lit_cnn.cli.record import (
     check_classes,
+    check_randomness,
     flatten,
     log_check,
     log_inputs,
@@ -168,6 +169,7 @@ class LitCLI(LightningCLI):
         resumed = load_checkpoint(ckpt_path) if ckpt_path else None
         if resumed is not None:
             check_classes(resumed, datamodule, ckpt_path)
+            check_randomness(resumed)
             model.check_optimizer_of(resumed)
         check_has_end(self.trainer)
         model.build_optimizer()  # only to see now, before anything is written, that it can be built

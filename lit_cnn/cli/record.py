@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -170,6 +171,17 @@ def check_classes(checkpoint: dict[str, Any], datamodule: ImageDataModule, path:
         raise UsageError(
             f"--ckpt_path {path}: was trained on {len(saved)} classes ({', '.join(saved[:5])}, …), the data has "
             f"{datamodule.num_classes} ({', '.join(datamodule.class_names[:5])}, …); give a checkpoint of these classes"
+        )
+
+
+def check_randomness(checkpoint: dict[str, Any]) -> None:
+    """Says so, if a checkpoint's run drew by another scheme: what follows is not what that run would have become."""
+    saved = checkpoint.get("lit_cnn", {}).get("randomness_scheme", SCHEME_VERSION)
+    if saved != SCHEME_VERSION:
+        print(
+            f"lit-cnn: warning: the checkpoint's run drew by scheme {saved} of the randomness, this release by "
+            f"{SCHEME_VERSION}: it goes on with other augmentations than that release would have drawn",
+            file=sys.stderr,
         )
 
 

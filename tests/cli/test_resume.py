@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from lit_cnn.cli import main
+from lit_cnn.cli.record import check_randomness
 from lit_cnn.models import create_model
+from lit_cnn.randomness import SCHEME_VERSION
 from tests.faults import wait_until
 from tests.training import ROOT, SHORT, TrackedRun, copy_empty_store, fit, inside, same_weights, tracked_runs
 
@@ -277,3 +279,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert main(["fit", *SHORT, *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line.removeprefix("lit-cnn: error: ")
+
+
+def test_a_checkpoint_of_another_scheme_of_randomness_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    for scheme, is_told in ((SCHEME_VERSION, False), (SCHEME_VERSION - 1, True)):
+        check_randomness({"lit_cnn": {"randomness_scheme": scheme}})
+        assert (f"drew by scheme {scheme} of the randomness" in capsys.readouterr().err) == is_told
