@@ -123,7 +123,9 @@ def growth(image_size: int, epochs: int) -> dict[str, Any]:
         loader.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
         for _ in loader:
             pass
-        processes = [psutil.Process(), *psutil.Process().children()]
+        # Not every child: what else this process has started may be ending just now.
+        workers = loader._iterator._workers  # type: ignore[union-attr]
+        processes = [psutil.Process(), *(psutil.Process(worker.pid) for worker in workers)]
         memory.append(sum(map(_memory, processes)))
         files.append(sum(process.num_fds() for process in processes))
     fit = linregress(np.arange(FIRST_EPOCH, epochs), memory[FIRST_EPOCH:])
