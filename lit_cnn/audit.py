@@ -77,11 +77,6 @@ class Report:
     findings: Sequence[Finding]
     seconds: float
 
-    @property
-    def num_cases(self) -> int:
-        """Cases over all findings."""
-        return sum(len(finding.cases) for finding in self.findings)
-
     def of(self, *severities: Severity) -> list[Finding]:
         """Returns the findings of these severities."""
         return [finding for finding in self.findings if finding.severity in severities]

@@ -12,7 +12,6 @@ from tests.test_audit import photo_set
 from tests.training import CONFIGS, SHORT, tracked_runs
 
 OWN = f"--config={CONFIGS / 'experiment' / 'own_images.yaml'}"
-TINY = ("--model.arch=lenet5", "--data.image_size=32", "--trainer.max_epochs=1", "--data.num_workers=0")
 
 
 def check(root: Path, *more: str) -> int:

@@ -270,7 +270,7 @@ def test_an_unreachable_server_is_given_up_soon_and_the_run_kept(tmp_path: Path,
     )
     key, sent, seconds = run_python(code, tmp_path, MLFLOW_TRACKING_URI=uri).split()
     assert sent == "False"
-    assert float(seconds) < 25  # 5, and more on a busy machine; 60 were offered
+    assert float(seconds) < 9  # 5, and more on a busy machine
     journal_dir = tmp_path / "mlruns" / "journal"
     summary = sync(Store(uri, None, journal_dir), show_progress=False)
     assert list(summary.failed) == [key]
