@@ -1,5 +1,6 @@
 """What happens around the training step: checkpoints, recorded metrics, the progress bar."""
 
+import copy
 import math
 import os
 import sys
@@ -16,6 +17,9 @@ from lit_cnn.classifier import LitClassifier
 
 # A run that waits for data for a larger share of an epoch says so, unless the epoch is over before anybody minds.
 _MOST_WAITING, _LEAST_SECONDS = 0.2, 3.0
+# Epochs shorter than that many seconds, as those on cached features, share a checkpoint: to write and sync it would
+# take longer than to train them, and a kill costs no more than they did.
+_SHORT_EPOCH = 1.0
 
 
 class RunInterrupted(BaseException):
@@ -52,6 +56,7 @@ class RunCheckpoints(Checkpoint):
         self.best: dict[str, float] = {}
         self.signal_number: int | None = None
         self._written = time.monotonic()
+        self._unwritten_best: dict[str, Any] | None = None
 
     @property
     def best_path(self) -> Path | None:
@@ -59,7 +64,10 @@ class RunCheckpoints(Checkpoint):
         return self.folder / "best.ckpt" if self.folder and self.best else None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes `best.ckpt` (weights only) and logs `best/…` if this epoch is the best so far; a tie is not better."""
+        """Writes `best.ckpt` (weights only) and logs `best/…` if this epoch is the best so far; a tie is not better.
+
+        In an epoch of less than a second it is kept in memory, to be written with the next `last.ckpt`.
+        """
         if trainer.state.fn != "fit" or trainer.sanity_checking or self.folder is None:
             return
         value = self._monitored(trainer)
@@ -69,7 +77,11 @@ class RunCheckpoints(Checkpoint):
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         self.best = {**metrics, "epoch": trainer.current_epoch}
-        trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=True)
+        if trainer.world_size > 1 or self._is_due(trainer, _SHORT_EPOCH):
+            trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=True)
+            self._unwritten_best = None
+        else:
+            self._unwritten_best = copy.deepcopy(trainer._checkpoint_connector.dump_checkpoint(weights_only=True))
         for logger in trainer.loggers:
             logger.log_metrics({f"best/{name}": value for name, value in self.best.items()}, trainer.global_step - 1)
 
@@ -78,18 +90,29 @@ class RunCheckpoints(Checkpoint):
         # After an epoch's last batch the validation is due, and a resume from here would leave it out.
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
-        if self.signal_number is not None or self._is_due(trainer):
+        if self.signal_number is not None or self._is_due(trainer, self.every_seconds):
             self._write_last(trainer)
-        self._stop_if_signalled()
+        self.stop_if_signalled()
 
     def on_validation_batch_start(self, *args: Any) -> None:
         """Ends the run if a signal came; `last.ckpt` is then the one before."""
-        self._stop_if_signalled()
+        self.stop_if_signalled()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes `last.ckpt`."""
-        self._write_last(trainer)
-        self._stop_if_signalled()
+        """Writes `last.ckpt`; after an epoch of less than a second only if it is the last one."""
+        steps, epochs = trainer.max_steps, trainer.max_epochs or -1
+        is_last = trainer.should_stop or 0 <= steps <= trainer.global_step or 0 <= epochs <= trainer.current_epoch + 1
+        if is_last or self.signal_number is not None or self._is_due(trainer, _SHORT_EPOCH):
+            self._write_last(trainer)
+        self.stop_if_signalled()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes `best.ckpt` if it is still to be written."""
+        self._write_best(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Writes `best.ckpt` if it is still to be written."""
+        self._write_best(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the best metrics so far."""
@@ -109,8 +132,8 @@ class RunCheckpoints(Checkpoint):
             raise ValueError(f"no metric {self.monitor} to monitor; there are {known}")
         return float(trainer.callback_metrics[self.monitor])
 
-    def _is_due(self, trainer: pl.Trainer) -> bool:
-        due = time.monotonic() - self._written >= self.every_seconds
+    def _is_due(self, trainer: pl.Trainer, seconds: float) -> bool:
+        due = time.monotonic() - self._written >= seconds
         return trainer.strategy.broadcast(due) if trainer.world_size > 1 else due
 
     def _write_last(self, trainer: pl.Trainer) -> None:
@@ -119,10 +142,21 @@ class RunCheckpoints(Checkpoint):
         for logger in trainer.loggers if trainer.is_global_zero else ():
             if hasattr(logger, "flush"):
                 logger.flush()
+        self._write_best(trainer)  # first, as last.ckpt tells of it
         trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
         self._written = time.monotonic()
 
-    def _stop_if_signalled(self) -> None:
+    def _write_best(self, trainer: pl.Trainer) -> None:
+        if self._unwritten_best is not None and self.folder is not None:
+            trainer.strategy.save_checkpoint(self._unwritten_best, self.folder / "best.ckpt")
+            self._unwritten_best = None
+
+    def stop_if_signalled(self) -> None:
+        """Ends the run if a signal came.
+
+        Raises:
+            RunInterrupted: If so.
+        """
         if self.signal_number is not None:
             raise RunInterrupted(self.signal_number)
 

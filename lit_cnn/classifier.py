@@ -1,21 +1,20 @@
 """`LitClassifier`: the one LightningModule, around every architecture and every transfer regime."""
 
 import math
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torchmetrics import MetricCollection
 
 from lit_cnn.batches import Batch
 from lit_cnn.errors import UsageError
+from lit_cnn.feature_cache import FeatureCacheMode
 from lit_cnn.metrics import balanced_weights, evaluation_metrics
 from lit_cnn.mixing import build_mixing
-from lit_cnn.models import create_model, resolve_arch
-from lit_cnn.models.heads import Head, draw_classifier, with_new_head
+from lit_cnn.models import resolve_arch
+from lit_cnn.models.heads import Head
 from lit_cnn.optimization import (
     Schedule,
     build_optimizer,
@@ -25,8 +24,8 @@ from lit_cnn.optimization import (
     total_steps,
 )
 from lit_cnn.randomness import torch_seed
-from lit_cnn.transfer import Freezer, Regime, resolve_regime
-from lit_cnn.weights import find_weights, load_into
+from lit_cnn.transfer import Freezer, Regime, SplitNet, resolve_regime
+from lit_cnn.weights import build_network
 
 _DECIDES_OPTIMIZER = (
     "optimizer",
@@ -63,6 +62,9 @@ class LitClassifier(pl.LightningModule):
         unfreeze_every: Epochs from one stage to the next in `gradual`.
         cut_at: Number of the last stage to keep, as `lit-cnn describe ARCH --stages` counts; by default all are kept.
         head: `linear`, or `mlp` with a hidden layer of 256.
+        feature_cache: How features of what is frozen are kept on disk: `bf16`, `fp16` or `fp32`; `off` computes them at
+            every step (see `lit_cnn.feature_cache`, which also says when it is used).
+        feature_cache_gb: Gigabytes (10^9 bytes) that cached features of all runs may take; those longest unused go.
         optimizer: One of timm's optimizers, for example adamw or sgd.
         lr: Peak learning rate.
         weight_decay: Weight decay; biases and normalisation weights are left out.
@@ -106,6 +108,9 @@ class LitClassifier(pl.LightningModule):
         unfreeze_every: int = 1,
         cut_at: int | None = None,
         head: Head = "linear",
+        feature_cache: FeatureCacheMode = "bf16",
+        feature_cache_gb: float = 10.0,
+        head_solver: Literal["sgd", "lbfgs"] = "sgd",
         optimizer: str = "adamw",
         lr: float = 1e-3,
         weight_decay: float = 0.05,
@@ -136,7 +141,7 @@ class LitClassifier(pl.LightningModule):
         self.save_hyperparameters()
         # The initial weights belong to the seed, whatever was drawn before.
         torch.manual_seed(torch_seed("init", seed))
-        self.net, self.weights_note = _build_network(self.hparams)
+        self.net, self.weights_note = build_network(self.hparams)
         self.freezer = Freezer(self.net, arch, transfer, train_stages, unfreeze_every)
         self.class_names = class_names or [str(label) for label in range(num_classes)]
         self.register_buffer("mean", _channels(mean, 0.5, in_channels), persistent=False)
@@ -148,6 +153,7 @@ class LitClassifier(pl.LightningModule):
         # No buffer: with several devices, those of the first would overwrite the others' at every step.
         self._train_sums = torch.zeros(3 + len(self.aux_weights), dtype=torch.float64)  # images, correct ones, losses
         self._memory_format = torch.contiguous_format
+        self.split: SplitNet | None = None  # set while features stand in for images
         self.run_record: dict[str, Any] = {}
         self.last_loss = math.nan
         self.val_metrics = evaluation_metrics(num_classes, "val/")
@@ -161,12 +167,18 @@ class LitClassifier(pl.LightningModule):
         return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Returns logits `(N, num_classes)` for images `(N, C, S, S)`, uint8 in [0, 255]."""
+        """Returns logits `(N, num_classes)` for images `(N, C, S, S)`, uint8 in [0, 255], or for cached features."""
+        if images.is_floating_point():
+            assert self.split is not None
+            return self.split.late[self.training](self._laid_out(images))
         return self.net(self.normalize(images))
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """Returns `(images / 255 - mean) / std`, float, for uint8 images `(N, C, S, S)`."""
-        return ((images.float() / 255 - self.mean) / self.std).contiguous(memory_format=self._memory_format)
+        return self._laid_out((images.float() / 255 - self.mean) / self.std)
+
+    def _laid_out(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps.contiguous(memory_format=self._memory_format) if maps.ndim == 4 else maps
 
     @property
     def aux_weights(self) -> tuple[float, ...]:
@@ -177,7 +189,7 @@ class LitClassifier(pl.LightningModule):
         """Returns the loss to minimise, and what it is made of.
 
         Args:
-            images: `(N, C, S, S)`, uint8 in [0, 255].
+            images: `(N, C, S, S)`, uint8 in [0, 255]; or features, which go neither to a mixing nor to side branches.
             targets: `(N,)`, int64.
 
         Returns:
@@ -185,12 +197,16 @@ class LitClassifier(pl.LightningModule):
             and the parts: accuracy, the classifier's loss, one for each side branch. Mixed images count as what the
             larger part of them is.
         """
-        views, soft_targets = self.normalize(images), targets
-        if self._mix is not None:
-            views, soft_targets = self._mix(views, targets)
-            targets = soft_targets.argmax(1)
         net: Any = self.net
-        logits, aux_logits = net.forward_with_aux(views) if self.aux_weights else (net(views), [])
+        soft_targets, aux_logits = targets, []
+        if self._mix is not None:
+            views, soft_targets = self._mix(self.normalize(images), targets)
+            targets = soft_targets.argmax(1)
+            logits, aux_logits = net.forward_with_aux(views) if self.aux_weights else (net(views), [])
+        elif self.aux_weights:
+            logits, aux_logits = net.forward_with_aux(self.normalize(images))
+        else:
+            logits = self(images)
         losses = [
             # In float32: the exponentials of bfloat16's three digits would be coarse.
             self._cross_entropy(each.float(), soft_targets)
@@ -372,26 +388,6 @@ class LitClassifier(pl.LightningModule):
         losses = F.cross_entropy(logits, targets, reduction="none")
         for name, metric in metrics.items(keep_base=True):
             metric.update(losses) if name == "loss" else metric.update(logits, targets)
-
-
-def _build_network(hparams: Mapping[str, Any]) -> tuple[nn.Module, str]:
-    """Returns the network that the hyperparameters describe, and a sentence about its weights; empty without any."""
-    arch, weights = hparams["arch"], hparams["weights"]
-    size = {name: hparams[name] for name in ("num_classes", "in_channels", "image_size")}
-    # All but those of the hub can be told to be wrong before any is drawn.
-    loaded = find_weights(arch, weights) if weights not in (None, "pretrained") else None
-    net = create_model(arch, **size, pretrained=weights == "pretrained", **(hparams["arch_options"] or {}))
-    note = ""
-    if weights == "pretrained":
-        note = f"weights of {arch} from its hub"
-        if size["num_classes"] != getattr(net, "pretrained_cfg", {}).get("num_classes", 1000):
-            draw_classifier(net)
-    if loaded is not None and not loaded.has_new_head:
-        note = load_into(net, arch, weights, loaded, hparams["class_names"])
-    net = with_new_head(net, hparams["cut_at"], hparams["head"], **size)
-    if loaded is not None and loaded.has_new_head:
-        note = load_into(net, arch, weights, loaded, hparams["class_names"])
-    return net, note
 
 
 def _channels(values: list[float] | None, default: float, in_channels: int) -> torch.Tensor:

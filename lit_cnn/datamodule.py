@@ -46,6 +46,8 @@ class ImageDataModule(pl.LightningDataModule):
         sampler: `shuffled`: an epoch is every training image once; `balanced`: as many, but equally many of each class.
         train_crop: `center`, `random` or `random_resized`: how a training image becomes a square.
         augment: albumentations transforms by class_path, applied to the training square in this order.
+        views: Give each training image that many fixed views, which take turns: epoch e sees view e modulo this number.
+            By default each epoch draws anew. Features of a frozen backbone can be cached for fixed views only.
         interpolation: `area`, `bilinear` or `bicubic`; by default that of the weights, else `area`.
         normalize: By whose mean and standard deviation: `train`, the training images' (each is decoded once, the result
             remembered), or `imagenet`; by default those that the weights expect, else `imagenet` for files and `train`
@@ -84,6 +86,7 @@ class ImageDataModule(pl.LightningDataModule):
         sampler: Sampler = "shuffled",
         train_crop: TrainCrop = "center",
         augment: list[dict] | None = None,  # of Any, jsonargparse would build the transforms inside a OneOf itself
+        views: int | None = None,
         interpolation: Interpolation | None = None,
         normalize: Literal["train", "imagenet"] | None = None,
         mean: list[float] | None = None,
@@ -106,6 +109,8 @@ class ImageDataModule(pl.LightningDataModule):
         _at_least("--data.max_pixels", max_pixels, 1)
         _fraction("--data.val_fraction", val_fraction)
         _fraction("--data.test_fraction", test_fraction)
+        if views is not None:
+            _at_least("--data.views", views, 1)
         if limit_train is not None:
             _at_least("--data.limit_train", limit_train, 1)
         check_source(dataset)
@@ -120,6 +125,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.split_seed = split_seed
         self.limit_train = limit_train
         self.sampler = sampler
+        self.views = views
         self.interpolation: Interpolation = interpolation
         self._expected = expected
         self.train_transform = TrainTransform(image_size, train_crop, augment or (), interpolation)
@@ -131,6 +137,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.max_pixels = max_pixels
         self.num_skipped = 0
         self.seed = seed
+        self._cached: tuple[Dataset[Batch], Dataset[Batch]] | None = None
 
     @cached_property
     def image_set(self) -> ImageSet:
@@ -250,8 +257,21 @@ class ImageDataModule(pl.LightningDataModule):
         """Training batches per epoch."""
         return len(self._train_batches(0, 0))
 
+    def serve_cached(self, cached: tuple[Dataset[Batch], Dataset[Batch]] | None) -> None:
+        """Has training and validation read these in place of images, by the same keys; None: images again."""
+        self._cached = cached
+
+    def view_loader(self, view: int) -> DataLoader[Batch]:
+        """Returns a loader of all training images in their order, in one of their fixed views."""
+        images = TrainImages(self.image_set, self.splits.train, self.ready_train_transform(), self.seed)
+        keys = [(view, position) for position in range(len(images))]
+        batches = [keys[start : start + EVAL_BATCH_SIZE] for start in range(0, len(keys), EVAL_BATCH_SIZE)]
+        return self._loader(images, batches, self.num_workers)
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the training loader, at the batch where a resumed run stands."""
+        if self._cached is not None:
+            return self._loader(self._cached[0], self._train_batches(*self._position()), 0)
         images = TrainImages(self.image_set, self.splits.train, self.ready_train_transform(), self.seed)
         if images.slow_step and self.trainer and self.trainer.is_global_zero:
             print(f"augmenting image by image: {images.slow_step} cannot be done to a whole batch", file=sys.stderr)
@@ -259,6 +279,8 @@ class ImageDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Returns the validation loader."""
+        if self._cached is not None:
+            return self._eval_loader(self.splits.val, self._cached[1])
         return self._eval_loader(self._own_share(self.splits.val))
 
     def test_dataloader(self) -> DataLoader[Batch]:
@@ -272,7 +294,7 @@ class ImageDataModule(pl.LightningDataModule):
         labels = self.image_set.labels[self.splits.train]
         balanced = labels if self.sampler == "balanced" else None
         return TrainBatches(
-            len(labels), self.batch_size, self.seed, first_epoch, first_batch, rank, world_size, labels=balanced
+            len(labels), self.batch_size, self.seed, first_epoch, first_batch, rank, world_size, balanced, self.views
         )
 
     def _position(self) -> tuple[int, int]:
@@ -295,12 +317,12 @@ class ImageDataModule(pl.LightningDataModule):
             return indices
         return indices[self.trainer.global_rank :: self.trainer.world_size]
 
-    def _eval_loader(self, indices: np.ndarray) -> DataLoader[Batch]:
-        images = EvalImages(self.image_set, indices, self.image_size, self.interpolation)
+    def _eval_loader(self, indices: np.ndarray, cached: Dataset[Batch] | None = None) -> DataLoader[Batch]:
+        images = cached or EvalImages(self.image_set, indices, self.image_size, self.interpolation)
         positions = np.arange(len(indices))
         batches = [positions[start : start + EVAL_BATCH_SIZE] for start in range(0, len(indices), EVAL_BATCH_SIZE)]
         # Images in memory are cut faster than a worker process hands them over.
-        in_memory = isinstance(self.image_set.images, ArrayImages)
+        in_memory = cached is not None or isinstance(self.image_set.images, ArrayImages)
         return self._loader(images, batches, 0 if in_memory else self.num_workers)
 
     def _loader(self, images: Dataset[Batch], batches: Any, num_workers: int) -> DataLoader[Batch]:

@@ -28,11 +28,11 @@ def preview_grid(data: ImageDataModule, num_images: int = 8, num_draws: int = 7)
     """
     transform = data.ready_train_transform()
     chosen = _spread_over_classes(data.splits.train, data.image_set.labels, num_images)
-    rows, names = [], []
+    rows, names, period = [], [], data.views or num_draws
     for index in chosen:
         image = data.image_set.images[index]
         original = resize_and_center_crop(image, data.image_size, data.interpolation)
-        rows.append([original, *(transform(image, data.seed, epoch, index) for epoch in range(num_draws))])
+        rows.append([original, *(transform(image, data.seed, epoch % period, index) for epoch in range(num_draws))])
         names.append(data.class_names[data.image_set.labels[index]])
     return _compose(rows, names, ["original", *(f"epoch {epoch}" for epoch in range(num_draws))])
 

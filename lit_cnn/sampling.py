@@ -31,6 +31,8 @@ class TrainBatches:
         rank: This process's number.
         world_size: The number of processes.
         labels: `(num_images,)`: give every class its equal share of an epoch; see `balanced_order`.
+        views: Give each image that many views, which take turns: the epoch of a key is the epoch modulo this number,
+            and an image that comes again in an epoch is the same view of it.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class TrainBatches:
         rank: int = 0,
         world_size: int = 1,
         labels: np.ndarray | None = None,
+        views: int | None = None,
     ) -> None:
         self.num_images = num_images
         self.batch_size = batch_size
@@ -52,6 +55,7 @@ class TrainBatches:
         self.rank = rank
         self.world_size = world_size
         self.labels = labels
+        self.views = views
         self._num_used = num_images - num_images % batch_size % world_size
         # Lightning announces the epoch to `batch_sampler.sampler`, not to the batch sampler.
         self.sampler = self
@@ -72,4 +76,8 @@ class TrainBatches:
         first = self._start[1] if epoch == self._start[0] else 0
         for batch in range(first, len(self)):
             positions = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(epoch, int(position)) for position in positions[self.rank :: self.world_size]]
+            own = positions[self.rank :: self.world_size]
+            if self.views is None:
+                yield [(epoch, int(position)) for position in own]
+            else:
+                yield [(epoch % self.views, int(position) % self.num_images) for position in own]

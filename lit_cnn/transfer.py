@@ -6,12 +6,18 @@ regime trains; what else is in it (VGG's fully connected layers) counts as a sta
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Literal
 
+import torch
 from torch import nn
+from torch.fx import Graph, GraphModule, Node
+from torchvision.models.feature_extraction import NodePathTracer
 
 from lit_cnn.errors import UsageError
+from lit_cnn.models.heads import tracer_options
 from lit_cnn.models.stages import stage_parameters
 
 Regime = Literal["scratch", "head_only", "last_stages", "full", "gradual"]
@@ -176,3 +182,140 @@ def _modules_without(net: nn.Module, trained: set[str]) -> Iterator[nn.Module]:
             next_is_frozen = is_frozen
         if is_frozen:
             yield module
+
+
+@dataclass(frozen=True)
+class SplitNet:
+    """A network in two parts that share its modules: what is frozen, up to one tensor, and what comes after.
+
+    Attributes:
+        frozen: From normalised images `(N, C, S, S)` to features, maps `(N, F, H, W)` or vectors `(N, F)`; of layers
+            that stay in evaluation mode.
+        late: By whether the network trains: from features to logits `(N, num_classes)`.
+    """
+
+    frozen: GraphModule
+    late: dict[bool, GraphModule]
+
+
+def split_net(net: nn.Module) -> SplitNet:
+    """Cuts a network, in train mode but for what is frozen, where its frozen part ends; puts all of it into train mode.
+
+    What follows the last frozen layer and draws nothing (pooling, an activation) belongs to the frozen part; a dropout
+    before the head does not.
+
+    Raises:
+        ValueError: If the network cannot be followed, or its parts meet in more than one tensor; the message says why.
+    """
+    was_training = net.training
+    tracer = NodePathTracer(**tracer_options())
+    try:
+        graph = tracer.trace(net)
+        cut = _last_frozen(net, graph)
+        place = tracer.node_to_qualname[cut]
+        frozen, late = GraphModule(net, _up_to(graph, cut)), {True: GraphModule(net, _after(graph, cut))}
+        tracer = NodePathTracer(**tracer_options())
+        graph = tracer.trace(net.eval())
+        late[False] = GraphModule(net, _after(graph, next(n for n, p in tracer.node_to_qualname.items() if p == place)))
+    except ValueError:
+        raise
+    except Exception as error:  # torch.fx cannot follow what depends on the values in a tensor
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ValueError(f"torch.fx cannot follow it: {reason}") from error
+    finally:
+        net.train(was_training)
+    return SplitNet(frozen, late)
+
+
+def check_split(net: nn.Module, split: SplitNet, images: torch.Tensor) -> tuple[int, ...]:
+    """Compares a network's parts with the whole, training and not; the network stays as it is, but for its modes.
+
+    Args:
+        net: The network, in train mode but for what is frozen.
+        split: Its parts.
+        images: A few normalised images `(N, C, S, S)`, on the network's device.
+
+    Returns:
+        The shape of an image's features.
+
+    Raises:
+        ValueError: If the parts give other logits.
+    """
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}  # BatchNorm's statistics move
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        features, same = split.frozen(images), []
+        for training in (True, False):
+            torch.manual_seed(0)
+            whole = net(images) if training else net.eval()(images)
+            torch.manual_seed(0)
+            late = split.late[training](features)
+            same.append(torch.equal(whole, late))
+        for name, buffer in net.named_buffers():
+            buffer.copy_(buffers[name])
+    if not all(same):
+        raise ValueError("its parts give other logits than the whole")
+    return tuple(features.shape[1:])
+
+
+def _last_frozen(net: nn.Module, graph: Graph) -> Node:
+    """Returns the last frozen node from whose result alone, of all that depends on the images, the rest is computed."""
+    late: set[Node] = set()
+    # Of each node that depends on the images those that all ways to it lead through, itself included.
+    gates: dict[Node, set[Node]] = {}
+    for node in graph.nodes:
+        inputs = [each for each in node.all_input_nodes if each in gates]
+        if node.op == "placeholder" or inputs:
+            gates[node] = {node}.union(set.intersection(*(gates[each] for each in inputs)) if inputs else ())
+        if late.intersection(node.all_input_nodes) or _trains(net, node):
+            late.add(node)
+    common = set.intersection(*(gates[node] for node in late if node in gates)) - late
+    last = next(node for node in reversed(graph.nodes) if node in common)
+    if last.op == "placeholder":
+        raise ValueError("no one tensor holds all that its frozen part gives to the rest")
+    return last
+
+
+def _trains(net: nn.Module, node: Node) -> bool:
+    """Whether a node has parameters that train, or drops out at random."""
+    if node.op == "get_attr":
+        return isinstance(found := attrgetter(str(node.target))(net), nn.Parameter) and found.requires_grad
+    if node.op == "call_module":
+        module = net.get_submodule(str(node.target))
+        return any(parameter.requires_grad for parameter in module.parameters()) or (
+            module.training and "Drop" in type(module).__name__
+        )
+    return "drop" in getattr(node.target, "__name__", "")
+
+
+def _up_to(graph: Graph, cut: Node) -> Graph:
+    """Copies the part of a graph that ends with a node."""
+    part, needed = Graph(), _ancestors(cut)
+    copies: dict[Node, Node] = {}
+    for node in graph.nodes:
+        if node in needed:
+            copies[node] = part.node_copy(node, copies.__getitem__)
+    part.output(copies[cut])
+    return part
+
+
+def _after(graph: Graph, cut: Node) -> Graph:
+    """Copies the part of a graph that starts from a node's result."""
+    part = Graph()
+    copies = {cut: part.placeholder("features")}
+    needed = _ancestors(next(iter(reversed(graph.nodes))), {cut})
+    for node in graph.nodes:
+        if node in needed:
+            copies[node] = part.node_copy(node, copies.__getitem__)
+    return part
+
+
+def _ancestors(last: Node, known: Set[Node] = frozenset()) -> set[Node]:
+    """Returns a node and all that it is computed from, but for what is known and what only that is computed from."""
+    found: set[Node] = set()
+    waiting = [last]
+    while waiting:
+        node = waiting.pop()
+        if node not in found and node not in known:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found

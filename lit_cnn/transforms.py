@@ -81,7 +81,9 @@ class TrainTransform:
         interpolation: See `resize_shorter_side`.
 
     Attributes:
+        augment: As given.
         steps: albumentations transforms in the order in which they are applied, the crop first.
+        all_steps: Those, and the ones inside a OneOf and the like.
 
     Raises:
         UsageError: If a transform is not there or refuses its arguments.
@@ -96,9 +98,10 @@ class TrainTransform:
     ) -> None:
         self.size = size
         self.crop = crop
+        self.augment = [dict(spec) for spec in augment]
         self.interpolation: Interpolation = interpolation
         self.steps = _crop_transforms(size, crop, interpolation) + [_instantiate(spec) for spec in augment]
-        self._transforms = list(_flatten(self.steps))
+        self.all_steps = list(_flatten(self.steps))
         self._compose = _compose(self.steps) if self.steps else None
         self._random = KeyedRandom()
         if self._compose is not None:
@@ -110,7 +113,7 @@ class TrainTransform:
         Raises:
             UsageError: If there is one.
         """
-        names = {type(transform).__name__ for transform in self._transforms}
+        names = {type(transform).__name__ for transform in self.all_steps}
         if in_channels == 1 and (found := sorted(names & _RGB_ONLY)):
             raise UsageError(
                 f"--data.augment {found[0]}: works on colours, and the images are gray; leave it out, or give "
@@ -120,11 +123,11 @@ class TrainTransform:
     @property
     def needs_covariance(self) -> bool:
         """Whether a PCAColor waits for the covariance of the training images."""
-        return any(getattr(transform, "covariance", ()) is None for transform in self._transforms)
+        return any(getattr(transform, "covariance", ()) is None for transform in self.all_steps)
 
     def set_covariance(self, covariance: Sequence[Sequence[float]]) -> None:
         """Gives the `(3, 3)` RGB covariance of the training images, pixels in [0, 1], to each PCAColor without one."""
-        for transform in self._transforms:
+        for transform in self.all_steps:
             if getattr(transform, "covariance", ()) is None:
                 transform.covariance = [list(row) for row in covariance]
 

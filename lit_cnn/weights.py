@@ -13,7 +13,7 @@ No file is unpickled: what is not tensors and plain values is refused.
 import hashlib
 import importlib.util
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ from torch import nn
 
 from lit_cnn.checkpoints import load_checkpoint
 from lit_cnn.errors import UsageError
-from lit_cnn.models import resolve_arch
-from lit_cnn.models.heads import draw_classifier
+from lit_cnn.models import create_model, resolve_arch
+from lit_cnn.models.heads import draw_classifier, with_new_head
 from lit_cnn.tracking import Store, resolve_store
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -140,6 +140,30 @@ def find_weights(arch: str, weights: str) -> Loaded:
     }
     has_new_head = hparams.get("cut_at") is not None or hparams.get("head", "linear") != "linear"
     return Loaded(tensors, hparams["class_names"], has_new_head)
+
+
+def build_network(hparams: Mapping[str, Any]) -> tuple[nn.Module, str]:
+    """Returns the network that a classifier's hyperparameters describe, and a sentence about its weights, or "".
+
+    Raises:
+        UsageError: If there is no such network, or the weights are not there or do not fit.
+    """
+    arch, weights = hparams["arch"], hparams["weights"]
+    size = {name: hparams[name] for name in ("num_classes", "in_channels", "image_size")}
+    # All but those of the hub can be told to be wrong before any is drawn.
+    loaded = find_weights(arch, weights) if weights not in (None, "pretrained") else None
+    net = create_model(arch, **size, pretrained=weights == "pretrained", **(hparams["arch_options"] or {}))
+    note = ""
+    if weights == "pretrained":
+        note = f"weights of {arch} from its hub"
+        if size["num_classes"] != getattr(net, "pretrained_cfg", {}).get("num_classes", 1000):
+            draw_classifier(net)
+    if loaded is not None and not loaded.has_new_head:
+        note = load_into(net, arch, weights, loaded, hparams["class_names"])
+    net = with_new_head(net, hparams["cut_at"], hparams["head"], **size)
+    if loaded is not None and loaded.has_new_head:
+        note = load_into(net, arch, weights, loaded, hparams["class_names"])
+    return net, note
 
 
 def load_into(net: nn.Module, arch: str, weights: str, loaded: Loaded, class_names: Sequence[str] | None) -> str:

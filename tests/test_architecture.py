@@ -34,6 +34,7 @@ ORDER = [
     "checkpoints",
     "weights",
     "transfer",
+    "feature_store",
     "feature_cache",
     "mixing",
     "optimization",

@@ -34,6 +34,7 @@ from lit_cnn.cli.resume import checkpoint_file, config_digest, last_checkpoint, 
 from lit_cnn.cli.seeds import SeedsRun
 from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.errors import UsageError
+from lit_cnn.feature_cache import FeatureCache
 from lit_cnn.optimization import check_has_end
 from lit_cnn.precision import default_precision
 from lit_cnn.tracking import check_writable, resolve_store
@@ -143,7 +144,8 @@ class LitCLI(LightningCLI):
         """Builds the trainer with the callbacks that every run has."""
         options = self._options
         self.checkpoints = RunCheckpoints(options.monitor, options.monitor_mode, options.checkpoint_seconds)
-        callbacks: list[Any] = [StepMetrics(), self.checkpoints]
+        self.feature_cache = FeatureCache()
+        callbacks: list[Any] = [StepMetrics(), self.checkpoints, self.feature_cache]
         if options.trainer.enable_progress_bar is not False:
             callbacks.append(FitProgress())
         config = dict(self._get(self.config_init, "trainer"))
@@ -173,6 +175,7 @@ class LitCLI(LightningCLI):
             model.check_optimizer_of(resumed)
         check_has_end(self.trainer)
         model.build_optimizer()  # only to see now, before anything is written, that it can be built
+        self.feature_cache.plan(self.trainer, model, datamodule)
         report = check_before_fit(datamodule) if is_first_process() else None
         logger = self.trainer.logger
         if isinstance(logger, JournalLogger):
@@ -249,7 +252,7 @@ class LitCLI(LightningCLI):
             tags["resumed_from"] = str(record.get("run_id") or record.get("key") or ckpt_path)
         logger.begin(
             run_name=name,
-            params=flatten(self.plain_config),
+            params={**flatten(self.plain_config), "feature_cache": self.feature_cache.used},
             tags=tags,
             parent_key=parent_key,
             resume_folder=folder if folder is not None and folder.is_dir() else None,

@@ -17,6 +17,7 @@ _MARKER = "unfinished.json"
 # What may differ between a run and the one that goes on with it: how long, with how many processes, where, its looks.
 _LEFT_OUT: dict[str, frozenset[str]] = {
     "data": frozenset({"num_workers", "root"}),
+    "model": frozenset({"feature_cache_gb"}),
     "trainer": frozenset(
         {
             "max_epochs",

@@ -52,7 +52,7 @@ class CutNet(nn.Module):
         try:
             place = _last_node(net, number_of, cut_at)
             self.backbone = create_feature_extractor(
-                net, {place: "features"}, tracer_kwargs=_tracer_options(), suppress_diff_warning=True
+                net, {place: "features"}, tracer_kwargs=tracer_options(), suppress_diff_warning=True
             )
         except Exception as error:  # torch.fx cannot follow what depends on the values in a tensor
             reason = " ".join(str(error).split())[:200]
@@ -181,7 +181,7 @@ def _last_node(net: nn.Module, number_of: Mapping[str, int], cut_at: int) -> str
     from torchvision.models.feature_extraction import NodePathTracer
 
     was_training = net.training
-    tracer = NodePathTracer(**_tracer_options())
+    tracer = NodePathTracer(**tracer_options())
     graph = tracer.trace(net.eval())
     net.train(was_training)
     late_names = {name for name, number in number_of.items() if number > cut_at}
@@ -202,7 +202,7 @@ def _last_node(net: nn.Module, number_of: Mapping[str, int], cut_at: int) -> str
     raise ValueError("nothing comes after this stage")
 
 
-def _tracer_options() -> dict[str, Any]:
+def tracer_options() -> dict[str, Any]:
     """Returns what torch.fx is to take as a whole: what timm marks, and what torchvision would without being asked."""
     import torchvision.ops
     from timm.layers import get_notrace_functions, get_notrace_modules
