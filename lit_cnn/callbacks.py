@@ -197,7 +197,9 @@ class StepMetrics(pl.Callback):
         self._epoch_images += len(batch[1])
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
         if trainer.global_step % every == 0 and isinstance(pl_module, LitClassifier):
-            metrics = {"train/loss_step": pl_module.last_loss, "lr": pl_module.learning_rate}
+            metrics = {"train/loss_step": pl_module.last_loss}
+            if not pl_module.solves_head:
+                metrics["lr"] = pl_module.learning_rate
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=trainer.global_step - 1)
         self._batch_ended = time.monotonic()

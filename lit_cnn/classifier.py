@@ -16,9 +16,12 @@ from lit_cnn.mixing import build_mixing
 from lit_cnn.models import resolve_arch
 from lit_cnn.models.heads import Head
 from lit_cnn.optimization import (
+    HeadSolver,
+    PathSolver,
     Schedule,
     build_optimizer,
     check_numbers,
+    check_same_optimizer,
     learning_rate_factor,
     rewrite_rates,
     total_steps,
@@ -26,17 +29,6 @@ from lit_cnn.optimization import (
 from lit_cnn.randomness import torch_seed
 from lit_cnn.transfer import Freezer, Regime, SplitNet, resolve_regime
 from lit_cnn.weights import build_network
-
-_DECIDES_OPTIMIZER = (
-    "optimizer",
-    "optimizer_options",
-    "transfer",
-    "train_stages",
-    "cut_at",
-    "head",
-    "layer_decay",
-    "head_lr_factor",
-)
 
 
 class NonFiniteLossError(RuntimeError):
@@ -65,6 +57,9 @@ class LitClassifier(pl.LightningModule):
         feature_cache: How features of what is frozen are kept on disk: `bf16`, `fp16` or `fp32`; `off` computes them at
             every step (see `lit_cnn.feature_cache`, which also says when it is used).
         feature_cache_gb: Gigabytes (10^9 bytes) that cached features of all runs may take; those longest unused go.
+        head_solver: `sgd`: the optimizer below, step by step. `lbfgs`: a linear head on cached features of unaugmented
+            images is solved for by L-BFGS, one L2 penalty an epoch, from 1 down to 1e-4; val says which was best.
+            Optimizer, rates, schedule and batch size then have no part in it.
         optimizer: One of timm's optimizers, for example adamw or sgd.
         lr: Peak learning rate.
         weight_decay: Weight decay; biases and normalisation weights are left out.
@@ -110,7 +105,7 @@ class LitClassifier(pl.LightningModule):
         head: Head = "linear",
         feature_cache: FeatureCacheMode = "bf16",
         feature_cache_gb: float = 10.0,
-        head_solver: Literal["sgd", "lbfgs"] = "sgd",
+        head_solver: HeadSolver = "sgd",
         optimizer: str = "adamw",
         lr: float = 1e-3,
         weight_decay: float = 0.05,
@@ -181,6 +176,11 @@ class LitClassifier(pl.LightningModule):
         return maps.contiguous(memory_format=self._memory_format) if maps.ndim == 4 else maps
 
     @property
+    def solves_head(self) -> bool:
+        """Whether a step finds the head's weights at once."""
+        return self.hparams["head_solver"] == "lbfgs"
+
+    @property
     def aux_weights(self) -> tuple[float, ...]:
         """The weight of each side branch's loss; none without side branches, or where what they train is frozen."""
         return () if self.freezer.freezes else tuple(getattr(self.net, "aux_weights", ()))
@@ -233,6 +233,9 @@ class LitClassifier(pl.LightningModule):
         Raises:
             UsageError: If several devices are to unfreeze: what they share is settled before the first epoch.
         """
+        if self.solves_head and stage == "fit":
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
+            data.batch_size = len(data.splits.train)
         if self.hparams["transfer"] == "gradual" and self.trainer.world_size > 1:
             raise UsageError("--model.transfer gradual: trains on one device; give --trainer.devices 1, or full")
         if str(self.trainer.precision).startswith("bf16"):
@@ -264,6 +267,8 @@ class LitClassifier(pl.LightningModule):
                 f"the loss is {value} at step {self.global_step} (epoch {self.current_epoch}), learning rate "
                 f"{self.learning_rate:.3g}: the run stops; the last checkpoint is from before. Try a lower --model.lr"
             )
+        if self.solves_head:
+            self._train_sums.zero_()  # the last of its evaluations counts
         count, values = len(targets), [part.item() for part in parts]
         self._train_sums += torch.tensor([count, *(value * count for value in values)], dtype=torch.float64)
         self.last_loss = values[1]
@@ -272,6 +277,8 @@ class LitClassifier(pl.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Logs the epoch's mean training loss and accuracy; the sums start anew."""
         metrics = self.train_means()
+        if self.solves_head:
+            metrics["train/l2"] = self.trainer.optimizers[0].penalty  # type: ignore[attr-defined]  # a PathSolver
         # Not through self.log: Lightning would hand it to the logger only after the epoch's checkpoint is written.
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.global_step - 1)
@@ -313,6 +320,9 @@ class LitClassifier(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Returns the optimizer and its schedule, stepped after every batch."""
         hparams = self.hparams
+        if self.solves_head:
+            head = [self.net.get_parameter(name) for name in self.freezer.head]
+            return PathSolver(head, total_steps(self.trainer))
         optimizer = self.build_optimizer()
         num_steps = total_steps(self.trainer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -357,21 +367,12 @@ class LitClassifier(pl.LightningModule):
         """Restores the running sums of the epoch under way; a new learning rate or weight decay wins over the saved."""
         if self.global_rank == 0:
             self._train_sums = torch.tensor(checkpoint["train_sums"], dtype=torch.float64)
-        rewrite_rates(checkpoint, self.hparams["lr"], self.hparams["weight_decay"])
+        if not self.solves_head:
+            rewrite_rates(checkpoint, self.hparams["lr"], self.hparams["weight_decay"])
 
     def check_optimizer_of(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to go on from a checkpoint with other groups of parameters: its optimizer would mean something else.
-
-        Raises:
-            UsageError: If the optimizer, its options or its groups differ.
-        """
-        for name in _DECIDES_OPTIMIZER:
-            now = self.hparams[name]
-            saved = checkpoint["hyper_parameters"].get(name, now)  # older checkpoints lack what was not there yet
-            if saved != now:
-                raise UsageError(
-                    f"--model.{name} {now}: the checkpoint was trained with {saved}; keep it, or start anew"
-                )
+        """Refuses to go on from a checkpoint with another optimizer; see `check_same_optimizer`."""
+        check_same_optimizer(checkpoint["hyper_parameters"], self.hparams)
 
     def _sums_of_all_devices(self) -> list[float]:
         sums = self.trainer.strategy.reduce(self._train_sums.to(self.device, copy=True), reduce_op="sum")

@@ -80,10 +80,30 @@ class FeatureCache(pl.Callback):
                 print(f"feature cache off: {reason}", file=sys.stderr)
         if reason is None:
             self.used = options["feature_cache"]
-        elif options["head_solver"] == "lbfgs":
-            raise UsageError(
-                f"--model.head_solver lbfgs: needs cached features of unaugmented images: {reason}; or give sgd"
-            )
+        if model.solves_head:
+            reason = reason or self._not_convex(model, data)
+            if reason is not None:
+                raise UsageError(
+                    "--model.head_solver lbfgs: needs a linear head on cached features of unaugmented images: "
+                    f"{reason}; or give sgd"
+                )
+
+    def _not_convex(self, model: Any, data: ImageDataModule) -> str | None:
+        """Returns why the loss is no convex function of the head alone, the same in every epoch; None if it is."""
+        if model.hparams["transfer"] != "head_only":
+            return f"--model.transfer is {model.hparams['transfer']}"
+        if not isinstance(model.net.get_classifier(), torch.nn.Linear):
+            return f"the head of {model.hparams['arch']} is not one fully connected layer"
+        if data.train_transform.steps:
+            return "--data.augment and --data.train_crop change the images"
+        if data.sampler != "shuffled":
+            return f"--data.sampler {data.sampler} changes the images from epoch to epoch"
+        assert self._split is not None
+        features = torch.ones(1, *self._shape, device=model.device)
+        with torch.no_grad():
+            if not torch.equal(self._split.late[True](features), self._split.late[False](features)):
+                return "there is a dropout before the head"
+        return None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reads or computes the features, and hands them to data module and model."""
@@ -99,7 +119,7 @@ class FeatureCache(pl.Callback):
             self._serve(trainer, model, data)
         except NoRoomError as error:
             self.teardown(trainer, model, "fit")
-            if model.hparams["head_solver"] == "lbfgs":
+            if model.solves_head:
                 raise UsageError(f"--model.head_solver lbfgs: needs the feature cache: {error}") from error
             print(f"feature cache off: {error}", file=sys.stderr)
 

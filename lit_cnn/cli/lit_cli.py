@@ -35,7 +35,7 @@ from lit_cnn.cli.seeds import SeedsRun
 from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.errors import UsageError
 from lit_cnn.feature_cache import FeatureCache
-from lit_cnn.optimization import check_has_end
+from lit_cnn.optimization import check_has_end, path_of_penalties, total_steps
 from lit_cnn.precision import default_precision
 from lit_cnn.tracking import check_writable, resolve_store
 from lit_cnn.tracking.logger import JournalLogger
@@ -294,6 +294,9 @@ class LitCLI(LightningCLI):
         try:
             self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True)
             self.result = {f"best/{name}": value for name, value in self.checkpoints.best.items()}
+            if logger and model.solves_head and self.checkpoints.best:
+                penalties = path_of_penalties(total_steps(self.trainer))
+                logger.log_params({"best_l2": penalties[int(self.checkpoints.best["epoch"])]})
             if self._options.test_after_fit and self.checkpoints.best_path is not None:
                 self._test_best(model, datamodule)
         except (RunInterrupted, KeyboardInterrupt):

@@ -60,7 +60,9 @@ class CutNet(nn.Module):
         self._number_of = number_of
         self._fine_number_of = _fine_groups(net)
         self.num_classes = num_classes
-        self.num_features = self.head_hidden_size = self._measure(in_channels, image_size, cut_at)
+        shape = self._measure(in_channels, image_size, cut_at)
+        self.num_features = self.head_hidden_size = shape[1]
+        self._ends_in_maps = len(shape) == 4  # known now: torch.fx cannot follow a question about a tensor's shape
         self.head = new_head(head, self.num_features, num_classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -73,7 +75,7 @@ class CutNet(nn.Module):
 
     def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Returns logits for the result of `forward_features`; pooled `(N, num_features)` with `pre_logits`."""
-        if features.ndim == 4:
+        if self._ends_in_maps:
             features = features.mean((2, 3))
         return features if pre_logits else self.head(features)
 
@@ -90,7 +92,7 @@ class CutNet(nn.Module):
         numbers = self._number_of if coarse else self._fine_number_of
         return lambda name: numbers.get(name.removeprefix("backbone."), len(numbers))
 
-    def _measure(self, in_channels: int, image_size: int, cut_at: int) -> int:
+    def _measure(self, in_channels: int, image_size: int, cut_at: int) -> torch.Size:
         like, was_training = next(self.backbone.parameters()), self.training
         with torch.no_grad():
             shape = self.eval().forward_features(like.new_zeros(1, in_channels, image_size, image_size)).shape
@@ -100,7 +102,7 @@ class CutNet(nn.Module):
                 f"--model.cut_at {cut_at}: this stage ends in neither maps nor features, but in {tuple(shape)}; leave "
                 "it out"
             )
-        return shape[1]
+        return shape
 
 
 def new_head(head: Head, in_features: int, num_classes: int) -> nn.Module:

@@ -71,7 +71,7 @@ class Recorder:
         else:
             header = RunHeader.new(self.experiment_name, run_name, self.store.label, parent_key, _user())
             self._journal = Journal.create(self.store.journal_dir, header)
-        self._append({"kind": "params", "values": {name: str(value) for name, value in params.items()}})
+        self.log_params(params)
         self.set_tags({"lit_cnn.host": socket.gethostname(), **tags})
         supervisor_of(self.store).add(self._journal.folder)
 
@@ -90,6 +90,12 @@ class Recorder:
         """MLflow's id of the run; None until the sender has made it there."""
         run = MlflowRun.read(self.run_folder)
         return run.run_id if run else None
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Adds params that are known only at the end; values are kept as text. UsageError if MLflow refuses a name."""
+        for name in params:
+            names.check_param_name(name)
+        self._append({"kind": "params", "values": {name: str(value) for name, value in params.items()}})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Logs values; those whose (metric, step) was logged before, in an earlier attempt, are left out.
