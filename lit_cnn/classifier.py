@@ -165,7 +165,11 @@ class LitClassifier(pl.LightningModule):
         """Returns logits `(N, num_classes)` for images `(N, C, S, S)`, uint8 in [0, 255], or for cached features."""
         if images.is_floating_point():
             assert self.split is not None
-            return self.split.late[self.training](self._laid_out(images))
+            if not self.solves_head:
+                return self.split.late[self.training](self._laid_out(images))
+            # The line search of L-BFGS compares losses that bfloat16 does not tell apart.
+            with torch.autocast(self.device.type, enabled=False):
+                return self.split.late[self.training](images.float())
         return self.net(self.normalize(images))
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:

@@ -85,6 +85,20 @@ def test_weights_are_the_same_bit_for_bit_where_both_compute_the_same_batches(tm
     assert farthest(live, cached) == 0
 
 
+def test_where_training_computes_in_bfloat16_to_keep_it_so_changes_nothing(tmp_path: Path) -> None:
+    live, cached, solved = (
+        classifier(tmp_path, transfer="head_only", lr=0.01, head_solver=solver) for solver in ("sgd", "sgd", "lbfgs")
+    )
+    data = [
+        ImageDataModule(image_size=SIZE, in_channels=3, num_workers=0, limit_train=64, batch_size=64) for _ in "abc"
+    ]
+    run(live, data[0], cached=False, precision="bf16-mixed")
+    run(cached, data[1], precision="bf16-mixed")
+    assert farthest(live, cached) == 0
+    losses = [run(solved, data[2], precision=precision)["train/loss"] for precision in ("bf16-mixed", "32-true")]
+    assert losses[0] == pytest.approx(losses[1], abs=0.01) and losses[0] < 1.5
+
+
 @pytest.mark.parametrize(("stored_as", "num_bytes"), [("bf16", 2), ("fp16", 2), ("fp32", 4)])
 def test_a_second_run_finds_what_the_first_computed_and_becomes_the_same(
     stored_as: str, num_bytes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
