@@ -72,4 +72,4 @@ class TrainBatches:
         first = self._start[1] if epoch == self._start[0] else 0
         for batch in range(first, len(self)):
             positions = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [(epoch, int(position)) for position in positions[self.rank :: self.world_size]]
+            yield [(epoch, position) for position in positions[self.rank :: self.world_size].tolist()]
