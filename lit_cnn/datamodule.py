@@ -13,7 +13,15 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from lit_cnn.batches import Batch, EvalImages, TrainImages, hand_over, start_worker
-from lit_cnn.datasets import MAX_PIXELS, ArrayImages, ImageSet, check_image_set, check_source, load_image_set
+from lit_cnn.datasets import (
+    MAX_PIXELS,
+    ArrayImages,
+    EncodedImages,
+    ImageSet,
+    check_image_set,
+    check_source,
+    load_image_set,
+)
 from lit_cnn.datasets.inspection import without_bad_images
 from lit_cnn.errors import UsageError
 from lit_cnn.pixel_statistics import PixelStatistics, cached, keep, measure_pixels
@@ -62,6 +70,9 @@ class ImageDataModule(pl.LightningDataModule):
             found is remembered), leaves such files out and says how many; of a test split that the source gives, none
             is left out: a run with a bad one ends.
         max_pixels: Images of more pixels are bad; by default Pillow's limit, a quarter of a gigabyte as RGB.
+        reduced_decode: Decode a JPEG in colour at a half, a quarter or an eighth of its size for training, where the
+            part of it that a view shows is then still no smaller than the view. Faster for large photographs; its
+            pixels are averages, so a run's figures change a little. Validation and test see whole images.
         columns: A manifest's columns by what they are for: `image`, `label`, `split`, `group`; else found by name.
         seed: The training seed, for order and augmentation; linked from `--seed_everything`.
 
@@ -94,6 +105,7 @@ class ImageDataModule(pl.LightningDataModule):
         check: Check = "quick",
         on_bad_image: Literal["raise", "skip"] = "raise",
         max_pixels: int = MAX_PIXELS,
+        reduced_decode: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -129,6 +141,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.check: Check = check
         self.on_bad_image = on_bad_image
         self.max_pixels = max_pixels
+        self.reduced_decode = reduced_decode
         self.num_skipped = 0
         self.seed = seed
 
@@ -139,6 +152,8 @@ class ImageDataModule(pl.LightningDataModule):
         if self.on_bad_image == "skip":
             found, self.num_skipped = without_bad_images(found)
         check_image_set(found)
+        if self.reduced_decode and not isinstance(found.images, EncodedImages):
+            raise UsageError("--data.reduced_decode true: these images are decoded already; leave it out")
         self.train_transform.check_channels(found.in_channels)
         return found
 
@@ -252,7 +267,8 @@ class ImageDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the training loader, at the batch where a resumed run stands."""
-        images = TrainImages(self.image_set, self.splits.train, self.ready_train_transform(), self.seed)
+        transform = self.ready_train_transform()
+        images = TrainImages(self.image_set, self.splits.train, transform, self.seed, self.reduced_decode)
         if images.slow_step and self.trainer and self.trainer.is_global_zero:
             print(f"augmenting image by image: {images.slow_step} cannot be done to a whole batch", file=sys.stderr)
         return self._loader(images, self._train_batches(*self._position()), self.num_workers)
