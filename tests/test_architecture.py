@@ -31,6 +31,7 @@ ORDER = [
     "contact_sheet",
     "models",
     "tracking",
+    "garbage",
     "checkpoints",
     "weights",
     "transfer",

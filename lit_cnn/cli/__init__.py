@@ -36,6 +36,7 @@ compare and look:
              lit-cnn ensemble --experiment digits --top_k 3 --views 1 10
   ui         open the MLflow UI on this store
   sync       send to MLflow what an earlier run could not
+  gc         list what takes room and no run needs; lit-cnn gc --delete removes it
 
 options:
   --help     this text; lit-cnn COMMAND --help for a command's own
@@ -83,6 +84,10 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from lit_cnn.cli.check_data import check_data
 
         return check_data
+    if name == "gc":
+        from lit_cnn.cli.gc import gc
+
+        return gc
     from lit_cnn.cli import verbs
 
     commands = {
@@ -93,7 +98,7 @@ def _command(name: str) -> Callable[[list[str]], int]:
         "sync": verbs.sync,
     }
     if name not in commands:
-        known = ", ".join(("fit", "validate", "test", "check-data", "preview", *commands))
+        known = ", ".join(("fit", "validate", "test", "check-data", "preview", "gc", *commands))
         raise UsageError(f"{name}: no such command; there are {known}")
     return commands[name]
 

@@ -25,6 +25,7 @@ __all__ = [
     "download_artifact",
     "experiment_id",
     "find_runs",
+    "live_run_ids",
     "metric_history",
     "registered_checkpoint",
     "repair_moved_store",
@@ -133,6 +134,19 @@ def search_runs(
     if not runs:
         raise UsageError(f"--filter {filter!r}: matches no run of experiment {experiment!r}; loosen it")
     return [_info(run, {in_experiment: experiment}) for run in runs]
+
+
+def live_run_ids(store: Store) -> set[str]:
+    """Returns MLflow's ids of all runs that are not deleted, in experiments that are not deleted."""
+    connected, page = client(store), None
+    found: set[str] = set()
+    with _in_one_line(store):
+        in_experiments = [experiment.experiment_id for experiment in connected.search_experiments()]
+        while True:
+            runs = connected.search_runs(in_experiments, max_results=1000, page_token=page)
+            found.update(run.info.run_id for run in runs)
+            if not (page := runs.token):
+                return found
 
 
 def metric_history(store: Store, run: RunInfo, metric: str) -> list[tuple[int, float]]:

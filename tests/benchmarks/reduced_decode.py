@@ -1,7 +1,7 @@
 """`make bench NAME=reduced_decode`: large JPEGs to augmented 224 px, with and without --data.reduced_decode.
 
-Sixty-four JPEGs of 4000 x 3000 px, as of a telephone: enlarged parts of the two photographs of scikit-learn, for what it
-takes to decode one depends on its number of pixels more than on what they show. Random resized crop, mirror, rotation
+Sixty-four JPEGs of 4000 x 3000 px, as of a telephone: enlarged parts of the two photographs of scikit-learn, for the
+time to decode one depends on its number of pixels more than on what they show. Random resized crop, mirror, rotation
 and jitter of colour; images per second. It ends with how alike the views of both sides are.
 """
 
