@@ -73,6 +73,7 @@ class ImageDataModule(pl.LightningDataModule):
         reduced_decode: Decode a JPEG in colour at a half, a quarter or an eighth of its size for training, where the
             part of it that a view shows is then still no smaller than the view. Faster for large photographs; its
             pixels are averages, so a run's figures change a little. Validation and test see whole images.
+        outside_root: Whether a manifest or Hugging Face's folder may refer to files outside of its own folder.
         columns: A manifest's columns by what they are for: `image`, `label`, `split`, `group`; else found by name.
         seed: The training seed, for order and augmentation; linked from `--seed_everything`.
 
@@ -106,6 +107,7 @@ class ImageDataModule(pl.LightningDataModule):
         on_bad_image: Literal["raise", "skip"] = "raise",
         max_pixels: int = MAX_PIXELS,
         reduced_decode: bool = False,
+        outside_root: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -142,6 +144,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.on_bad_image = on_bad_image
         self.max_pixels = max_pixels
         self.reduced_decode = reduced_decode
+        self.outside_root = outside_root
         self.num_skipped = 0
         self.seed = seed
 
@@ -160,7 +163,7 @@ class ImageDataModule(pl.LightningDataModule):
     def load(self) -> ImageSet:
         """Reads the images, whatever may be wrong with them."""
         options = (self.dataset, self.root, self._in_channels, self._class_names, self._columns)
-        return load_image_set(*options, max_pixels=self.max_pixels, checked=False)
+        return load_image_set(*options, max_pixels=self.max_pixels, checked=False, outside_root=self.outside_root)
 
     @cached_property
     def splits(self) -> Splits:
