@@ -5,11 +5,10 @@ import json
 import sys
 from collections.abc import Sequence
 
+from lit_cnn.checkpoints import size_in_words
 from lit_cnn.cli.verbs import CommandParser
 from lit_cnn.garbage import Garbage, find_garbage, remove_garbage
 from lit_cnn.tracking import resolve_store
-
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def gc(arguments: list[str]) -> int:
@@ -52,22 +51,14 @@ def _print_table(found: Sequence[Garbage], deleted: bool) -> None:
         items = [item for item in found if item.kind == kind]
         places = {str(item.path.parent) for item in items}
         oldest, newest = max(item.age for item in items), min(item.age for item in items)
-        size = _readable(sum(item.size for item in items))
+        size = size_in_words(sum(item.size for item in items))
         where = places.pop() if len(places) == 1 else f"{len(places)} folders"
         table.add_row(kind, where, str(len(items)), size, f"{newest:.0f} to {oldest:.0f}")
     # In a file or a pipe there is no width to keep to.
     console = Console() if sys.stdout.isatty() else Console(width=140)
     console.print(table)
-    total = _readable(sum(item.size for item in found))
+    total = size_in_words(sum(item.size for item in found))
     print(f"{total} removed" if deleted else f"{total} in all; nothing was removed: lit-cnn gc --delete removes it")
-
-
-def _readable(size: float) -> str:
-    for unit in _UNITS:
-        if size < 1000 or unit == _UNITS[-1]:
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
 
 
 def _days(text: str) -> float:
