@@ -23,7 +23,7 @@ train and evaluate (Lightning):
   test       evaluate a checkpoint on the test images
              lit-cnn test --ckpt_path runs:/RUN_ID
   predict    classify a folder of images into a CSV file
-             lit-cnn predict --ckpt_path runs:/RUN_ID --folder FOLDER
+             lit-cnn predict --ckpt_path runs:/RUN_ID FOLDER [--min_confidence 0.8]
 
 compare and look:
   describe   show a network layer by layer beside its paper's figures
@@ -34,6 +34,8 @@ compare and look:
              lit-cnn preview --config configs/augment/geometric.yaml --data.dataset digits
   ensemble   average tracked runs over one and many crops, with intervals and paired tests
              lit-cnn ensemble --experiment digits --top_k 3 --views 1 10
+  export     write a run or an ensemble as a model that leaves: ONNX, OpenVINO, MLflow's pyfunc, safetensors
+             lit-cnn export RUN_ID --format onnx --output DIR
   ui         open the MLflow UI on this store
   sync       send to MLflow what an earlier run could not
 
@@ -83,17 +85,24 @@ def _command(name: str) -> Callable[[list[str]], int]:
         from lit_cnn.cli.check_data import check_data
 
         return check_data
+    if name == "predict":
+        from lit_cnn.cli.predict import predict
+
+        return predict
+    if name == "export":
+        from lit_cnn.cli.export import export
+
+        return export
     from lit_cnn.cli import verbs
 
     commands = {
-        "predict": verbs.predict,
         "describe": verbs.describe,
         "ensemble": verbs.ensemble,
         "ui": verbs.ui,
         "sync": verbs.sync,
     }
     if name not in commands:
-        known = ", ".join(("fit", "validate", "test", "check-data", "preview", *commands))
+        known = ", ".join(("fit", "validate", "test", "predict", "check-data", "preview", "export", *commands))
         raise UsageError(f"{name}: no such command; there are {known}")
     return commands[name]
 
