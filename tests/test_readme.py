@@ -44,6 +44,7 @@ def test_the_options_in_the_readmes_table_are_known(repo_root: Path) -> None:
     named = set(re.findall(r"`--([a-z0-9_.]+)", readme))
     of_other_commands = {"seeds", "config", "print_config", "top_k", "views", "runs", "folder", "output", "port"}
     of_other_commands |= {"combine", "weights", "calibration", "limit_144"}
+    of_other_commands |= {"overwrite", "model", "min_confidence"}
     of_other_commands |= {
         "level",
         "strict",
@@ -87,6 +88,7 @@ def test_the_readmes_commands(repo_root: Path, tmp_path: Path, lit_cnn_cli: Call
         if given[0] == "fit" and expected == 0:
             run_id = re.findall(r"run ([0-9a-f]{32})", finished.stdout)[-1]
     assert (tmp_path / "predictions.csv").read_text().startswith("file,class,probability\n")
+    assert (tmp_path / "sure.csv").read_text().startswith("file,class,probability,best_class\n")
     assert (tmp_path / "report" / "accuracy.png").stat().st_size > 10_000
 
 

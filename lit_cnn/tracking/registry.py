@@ -3,6 +3,7 @@
 import io
 import logging
 import re
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -38,20 +39,25 @@ def save_pyfunc(folder: Path, export: Path, image_size: int) -> None:
         image_size: Pixels of the blank image that is the example of an input.
     """
     import_mlflow()
-    import mlflow
     import pandas as pd
 
     # It would say that a model without the bytes of a pickle or of a known library is one from code.
     logging.getLogger("mlflow.models.model").setLevel(logging.ERROR)
-    mlflow.pyfunc.save_model(
-        folder,
-        python_model=str(_SCRIPT),
-        artifacts={"export": str(export)},
-        code_paths=[str(_PACKAGE)],
-        pip_requirements=[f"{name}=={installed(name)}" for name in _REQUIREMENTS],
-        signature=_signature(),
-        input_example=pd.DataFrame({"image": [_blank_png(image_size)]}),
-    )
+    with warnings.catch_warnings():
+        # MLflow's, of its own type hints at the first import, and of its own use of pandas.
+        warnings.filterwarnings("ignore", ".*type hint is inferred as AnyType.*", UserWarning)
+        warnings.filterwarnings("ignore", "Operation with range is deprecated", DeprecationWarning)
+        import mlflow.pyfunc
+
+        mlflow.pyfunc.save_model(
+            folder,
+            python_model=str(_SCRIPT),
+            artifacts={"export": str(export)},
+            code_paths=[str(_PACKAGE)],
+            pip_requirements=[f"{name}=={installed(name)}" for name in _REQUIREMENTS],
+            signature=_signature(),
+            input_example=pd.DataFrame({"image": [_blank_png(image_size)]}),
+        )
 
 
 def check_names(name: str, alias: str | None) -> None:
