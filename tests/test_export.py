@@ -384,7 +384,8 @@ def test_a_registered_export_predicts_by_its_alias(
         assert main(["predict", checkpoint, "--folder=images", "--output=other.csv", "--num_workers=0"]) == 0
         one, other = rows_of(tmp_path / "one.csv"), rows_of(tmp_path / "other.csv")
         assert [row["class"] for row in one] == [row["class"] for row in other]
-        assert np.allclose(*([float(row["probability"]) for row in rows] for rows in (one, other)), atol=1e-5)
+        sure = ([float(row["probability"]) for row in rows] for rows in (one, other))
+        np.testing.assert_allclose(next(sure), next(sure), atol=1e-5)
     assert main(["predict", "--model=models:/digits_net@nobody", "images"]) == 2
     assert "models:/digits_net@nobody: not in sqlite:mlflow.db" in capsys.readouterr().err
     kinds = [run.tags.get("kind") for run in tracked_runs(tmp_path)]
