@@ -41,7 +41,7 @@ def milliseconds(run: Callable[[np.ndarray], np.ndarray], image: np.ndarray, sec
 def main() -> None:
     """Prints latencies and their ratio to PyTorch for each way to run the export, as tables and as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=2.0, help="about that long for each side of a round")
     options = parser.parse_args()
     model = LitClassifier(arch="resnet18", num_classes=1000, in_channels=3, image_size=224).eval()
