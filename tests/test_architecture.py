@@ -30,6 +30,7 @@ ORDER = [
     "audit",
     "contact_sheet",
     "models",
+    "exported",
     "tracking",
     "garbage",
     "checkpoints",

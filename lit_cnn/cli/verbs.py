@@ -1,4 +1,4 @@
-"""lit-cnn's own commands beside Lightning's: predict, describe, ensemble, ui, sync."""
+"""lit-cnn's own commands beside Lightning's: describe, ensemble, ui, sync."""
 
 import argparse
 import json
@@ -19,26 +19,6 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises a UsageError that points to the command's --help."""
         raise UsageError(f"{message}; see {self.prog} --help")
-
-
-def predict(arguments: list[str]) -> int:
-    """`lit-cnn predict`: classifies every image of a folder into a CSV file of file, class, probability."""
-    parser = _parser("predict", "Classify every image in a folder with a checkpoint; writes file, class, probability.")
-    parser.add_argument("--ckpt_path", required=True, help="a checkpoint's file or runs:/RUN_ID")
-    parser.add_argument("--folder", required=True, type=Path, help="folder of images, searched with its sub-folders")
-    parser.add_argument("--output", type=Path, default=Path("predictions.csv"), help="default: predictions.csv")
-    parser.add_argument("--batch_size", type=int, default=64, help="images at a time; default: 64")
-    parser.add_argument("--num_workers", type=int, default=2, help="processes that decode images; default: 2")
-    options = parser.parse_args(arguments)
-
-    from lit_cnn.cli.resume import checkpoint_file
-    from lit_cnn.evaluation.predictions import predict_folder
-    from lit_cnn.tracking import resolve_store
-
-    path = checkpoint_file(options.ckpt_path, resolve_store(options.tracking_uri))
-    num_images = predict_folder(path, options.folder, options.output, options.batch_size, options.num_workers)
-    print(f"{num_images} images classified: {options.output}")
-    return 0
 
 
 def describe(arguments: list[str]) -> int:
@@ -111,7 +91,9 @@ def _yaml_options(text: str) -> dict[str, Any]:
 
 def ensemble(arguments: list[str]) -> int:
     """`lit-cnn ensemble`: combines tracked runs over crops and compares, in a table, pictures and an MLflow run."""
-    parser = _parser("ensemble", "Combine the best checkpoints of tracked runs over one and many crops, and compare.")
+    parser = store_parser(
+        "ensemble", "Combine the best checkpoints of tracked runs over one and many crops, and compare."
+    )
     parser.add_argument("--runs", nargs="+", metavar="ID", help="MLflow run ids (or our keys) of the members")
     parser.add_argument("--experiment", help="take the members from this experiment")
     parser.add_argument(
@@ -157,7 +139,7 @@ def ensemble(arguments: list[str]) -> int:
 
 def ui(arguments: list[str]) -> int:
     """`lit-cnn ui`: opens MLflow's pages on this machine only, and prints the link that shows the runs."""
-    parser = _parser("ui", "Open the MLflow UI on 127.0.0.1 with lit_cnn's store, and print the link to look at.")
+    parser = store_parser("ui", "Open the MLflow UI on 127.0.0.1 with lit_cnn's store, and print the link to look at.")
     parser.add_argument("--experiment", help="the experiment to link to; default: every one with a run")
     parser.add_argument("--port", type=int, default=5000, help="default: 5000")
     options = parser.parse_args(arguments)
@@ -171,7 +153,7 @@ def ui(arguments: list[str]) -> int:
 
 def sync(arguments: list[str]) -> int:
     """`lit-cnn sync`: sends to MLflow what earlier runs could not."""
-    parser = _parser("sync", "Send to MLflow what earlier runs could not: metrics, files, how they ended.")
+    parser = store_parser("sync", "Send to MLflow what earlier runs could not: metrics, files, how they ended.")
     options = parser.parse_args(arguments)
 
     from lit_cnn.tracking import resolve_store
@@ -186,7 +168,8 @@ def sync(arguments: list[str]) -> int:
     return 1 if summary.failed else 0
 
 
-def _parser(command: str, description: str) -> CommandParser:
+def store_parser(command: str, description: str) -> CommandParser:
+    """Returns the parser of a command that looks into a store."""
     parser = CommandParser(prog=f"lit-cnn {command}", description=description)
     parser.add_argument("--tracking_uri", help="MLflow store; default: $MLFLOW_TRACKING_URI, else mlruns/mlflow.db")
     return parser

@@ -204,4 +204,5 @@ def _row(
         composition=way.composition,
         val_counts=val_counts,
         calibration=None if probabilities is None else calibration_of(probabilities, test.targets, fit_on),
+        weights=tuple(map(float, way.weights)) if way.kind == "ensemble" else (),
     )

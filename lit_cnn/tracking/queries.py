@@ -16,10 +16,12 @@ from lit_cnn.tracking.store import Store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
 __all__ = [
     "RunInfo",
+    "artifact_of_version",
     "best_checkpoint",
     "client",
     "download_artifact",
@@ -28,6 +30,7 @@ __all__ = [
     "live_run_ids",
     "metric_history",
     "registered_checkpoint",
+    "registered_version",
     "repair_moved_store",
     "search_runs",
 ]
@@ -199,6 +202,27 @@ def registered_checkpoint(store: Store, address: str) -> Path:
     Raises:
         UsageError: If there is no such version, or its source is not a checkpoint among a run's files.
     """
+    version = registered_version(store, address)
+    inside = artifact_of_version(version)
+    if inside is None or not inside.endswith(".ckpt"):
+        raise UsageError(
+            f"{address}: its source is {version.source}, not a checkpoint of a run; register "
+            f"runs:/RUN_ID/{BEST_CHECKPOINT}"
+        )
+    (run,) = find_runs(store, [str(version.run_id)])
+    return download_artifact(store, run, inside)
+
+
+def registered_version(store: Store, address: str) -> "ModelVersion":
+    """Returns a version in the registry as MLflow has it.
+
+    Args:
+        store: Where the registry is.
+        address: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Raises:
+        UsageError: If there is no such version.
+    """
     from mlflow.exceptions import MlflowException
 
     name, separator, which = re.fullmatch(r"models:/([^@/]*)([@/]?)(.*)", address).groups()  # type: ignore[union-attr]
@@ -207,19 +231,15 @@ def registered_checkpoint(store: Store, address: str) -> Path:
     connected = client(store)
     try:
         by_alias = separator == "@"
-        version = (connected.get_model_version_by_alias if by_alias else connected.get_model_version)(name, which)
+        return (connected.get_model_version_by_alias if by_alias else connected.get_model_version)(name, which)
     except MlflowException as error:
         raise UsageError(f"{address}: not in {store.label}: {in_one_line(error)}") from error
-    source = re.fullmatch(r"runs:/[^/]+/(.+\.ckpt)", str(version.source))
-    inside = re.search(r"/artifacts/(.+\.ckpt)$", str(version.source))
-    found = source or inside
-    if not version.run_id or found is None:
-        raise UsageError(
-            f"{address}: its source is {version.source}, not a checkpoint of a run; register "
-            f"runs:/RUN_ID/{BEST_CHECKPOINT}"
-        )
-    (run,) = find_runs(store, [version.run_id])
-    return download_artifact(store, run, found[1])
+
+
+def artifact_of_version(version: "ModelVersion") -> str | None:
+    """Returns which of its run's files a registered version is made from; None if it is none of them."""
+    found = re.fullmatch(r"runs:/[^/]+/(.+)|.*/artifacts/(.+?)", str(version.source))
+    return (found[1] or found[2]) if found and version.run_id else None
 
 
 def _find_run(connected: "MlflowClient", experiment_ids: list[str], run_id: str, store: Store) -> "Run":

@@ -172,6 +172,7 @@ def _record(line: Line) -> dict[str, Any]:
         "marginal_low": marginal and marginal.low,
         "marginal_high": marginal and marginal.high,
         "composition": row.composition or None,
+        "weights": " ".join(map(repr, row.weights)) or None,
         "optimism": optimism and optimism.mean,
         "optimism_low": optimism and optimism.low,
         "optimism_high": optimism and optimism.high,

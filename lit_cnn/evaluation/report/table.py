@@ -39,6 +39,7 @@ class Row:
         composition: Which members with which weights, where these were selected on val.
         val_counts: Images of val that this row classifies correctly, and all of them, if it was computed there.
         calibration: Of its probabilities, if it has any.
+        weights: `(M',)`, one for each member of the table, of an ensemble; 0 for a member that is left out.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Row:
     composition: str = ""
     val_counts: tuple[int, int] | None = None
     calibration: Calibration | None = None
+    weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
