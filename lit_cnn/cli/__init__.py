@@ -84,11 +84,12 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
         return check_data
     from lit_cnn.cli import verbs
+    from lit_cnn.cli.ensemble import ensemble
 
     commands = {
         "predict": verbs.predict,
         "describe": verbs.describe,
-        "ensemble": verbs.ensemble,
+        "ensemble": ensemble,
         "ui": verbs.ui,
         "sync": verbs.sync,
     }
