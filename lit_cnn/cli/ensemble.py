@@ -25,6 +25,7 @@ def ensemble(arguments: list[str]) -> int:
     )
     parser.add_argument("--weights", nargs="+", type=float, help="one for each of --runs; default: equal weights")
     parser.add_argument("--calibration", action="store_true", help="fit a temperature for each row on val")
+    parser.add_argument("--latency", action="store_true", help="time the networks' forward passes: some seconds")
     parser.add_argument("--batch_size", type=int, default=256, help="images per forward pass; default: 256")
     parser.add_argument("--num_workers", type=int, default=2, help="processes that decode images; default: 2")
     parser.add_argument("--root", type=Path, help="folder of the images, if it is elsewhere than in training")
@@ -45,6 +46,7 @@ def ensemble(arguments: list[str]) -> int:
         combine=options.combine,
         weights=options.weights,
         calibration=options.calibration,
+        latency=options.latency,
         batch_size=options.batch_size,
         num_workers=options.num_workers,
         root=options.root,

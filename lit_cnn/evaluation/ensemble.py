@@ -11,17 +11,20 @@ from rich.console import Console
 
 from lit_cnn.errors import UsageError
 from lit_cnn.evaluation.comparison import COMBINATIONS, Comparison, compare
+from lit_cnn.evaluation.mistakes import Verdict
 from lit_cnn.evaluation.multi_crop import VIEWS
 from lit_cnn.evaluation.predictions import Member, load_member
 from lit_cnn.evaluation.report import (
     Table,
     plot_accuracy,
+    plot_pareto,
     plot_reliability,
     render,
     to_csv,
     to_html,
     to_json,
     to_markdown,
+    write_verdict,
 )
 from lit_cnn.files import write_text_atomically
 from lit_cnn.tracking import Store, check_writable, queries
@@ -48,6 +51,7 @@ def ensemble_runs(
     combine: str = "mean",
     weights: Sequence[float] | None = None,
     calibration: bool = False,
+    latency: bool = False,
     batch_size: int = 256,
     num_workers: int = 2,
     root: Path | None = None,
@@ -68,6 +72,7 @@ def ensemble_runs(
         combine: How members are combined, one of `COMBINATIONS`; the mean of all is shown beside it.
         weights: One for each of `run_ids`, in their order; default: equal ones.
         calibration: Fit a temperature for each row on val.
+        latency: Time the networks' forward passes.
         batch_size: Images per forward pass.
         num_workers: Processes that decode images.
         root: Folder of the images, if it is elsewhere than in training.
@@ -93,18 +98,19 @@ def ensemble_runs(
         combine,
         weights,
         calibration,
+        latency,
         limit_144,
         batch_size,
         num_workers,
     )
     members = [_load(store, run, root, comparison) for run in runs]
     started = time.monotonic()
-    table = compare(runs, members, comparison)
+    table, verdict = compare(runs, members, comparison)
     # In a file or a pipe there is no width to keep to, and the table has all its columns at 110.
     console = Console() if sys.stdout.isatty() else Console(width=110)
     render(table, console)
     with tempfile.TemporaryDirectory() as folder:
-        files = write_report(table, Path(output or folder))
+        files = write_report(table, verdict, members[0], Path(output or folder))
         recorder = _record(store, runs, table, comparison, files, time.monotonic() - started)
     sent = recorder.wait_until_sent(timeout=60)
     console.print(
@@ -163,26 +169,34 @@ def refuse_unlike(runs: Sequence[RunInfo]) -> None:
                 )
 
 
-def write_report(table: Table, folder: Path) -> list[Path]:
-    """Writes table.csv, .html, .md, .json, accuracy.png and reliability.png into a folder and returns their paths.
+def write_report(table: Table, verdict: Verdict, best: Member, folder: Path) -> list[Path]:
+    """Writes the table as CSV, Markdown and JSON, its pictures, and a page with all of it; returns the files.
+
+    Args:
+        table: The table.
+        verdict: Of the combination that was asked for; its mistakes are shown.
+        best: The member whose class-activation maps of these are drawn.
+        folder: Where the files go.
 
     Raises:
         UsageError: If the folder cannot be written.
     """
     texts = {
         "table.csv": to_csv(table),
-        "table.html": to_html(table),
         "table.md": to_markdown(table),
         "table.json": to_json(table),
     }
+    pictures = {"accuracy.png": plot_accuracy, "pareto.png": plot_pareto, "reliability.png": plot_reliability}
     try:
         for name, text in texts.items():
             write_text_atomically(folder / name, text)
-        plot_accuracy(table, folder / "accuracy.png")
-        plot_reliability(table, folder / "reliability.png")
+        for name, draw in pictures.items():
+            draw(table, folder / name)
+        of_verdict, appendix = write_verdict(verdict, folder, best.model)
+        write_text_atomically(folder / "report.html", to_html(table, appendix))
     except OSError as error:
         raise UsageError(f"--output {folder}: cannot be written ({error.strerror}); give another folder") from error
-    return [folder / name for name in (*texts, "accuracy.png", "reliability.png")]
+    return [folder / name for name in (*texts, *pictures, "report.html")] + of_verdict
 
 
 def _check_options(

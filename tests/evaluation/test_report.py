@@ -296,7 +296,7 @@ def test_a_row_on_a_part_is_compared_on_that_part_and_says_so(full_table: Table)
     render(full_table, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "3 x 144*" in text and "3 x 2*" not in text
-    assert "*: on a stratified part of 200 test images." in " ".join(text.split())
+    assert "*: on a stratified part of 200 test images (--limit_144)." in " ".join(text.split())
     assert "The ensemble of 3 with 144 crops on 200 images" in " ".join(text.split())
     assert json.loads(to_json(full_table))["rows"][-1]["num_images"] == 200
 
