@@ -32,6 +32,8 @@ compare and look:
              lit-cnn check-data --config configs/experiment/own_images.yaml --data.root FOLDER [--strict]
   preview    write a picture of what augmentation makes of the training images
              lit-cnn preview --config configs/augment/geometric.yaml --data.dataset digits
+  compare    an experiment's runs by configuration over their seeds, or two runs image by image
+             lit-cnn compare --experiment digits [--split val] [--format json] [--output FOLDER]
   ensemble   average tracked runs over one and many crops, with intervals and paired tests
              lit-cnn ensemble --experiment digits --top_k 3 --views 1 10
   ui         open the MLflow UI on this store
@@ -84,11 +86,13 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
         return check_data
     from lit_cnn.cli import verbs
+    from lit_cnn.cli.compare import compare
     from lit_cnn.cli.ensemble import ensemble
 
     commands = {
         "predict": verbs.predict,
         "describe": verbs.describe,
+        "compare": compare,
         "ensemble": ensemble,
         "ui": verbs.ui,
         "sync": verbs.sync,

@@ -153,8 +153,12 @@ def find_members(
     return runs[:top_k]
 
 
-def refuse_unlike(runs: Sequence[RunInfo]) -> None:
+def refuse_unlike(runs: Sequence[RunInfo], option: str = "--runs") -> None:
     """Refuses members that were not trained for the same classes, in the same order, on the same split.
+
+    Args:
+        runs: At least one.
+        option: What chooses them.
 
     Raises:
         UsageError: Naming the two runs and what differs.
@@ -164,8 +168,8 @@ def refuse_unlike(runs: Sequence[RunInfo]) -> None:
         for tag, what in _MUST_AGREE.items():
             if run.tags.get(tag) != first.tags.get(tag):
                 raise UsageError(
-                    f"--runs: {first.run_id} ({first.name}) and {run.run_id} ({run.name}) differ in their {what}; "
-                    "average only runs of the same classes, in the same order, and the same split"
+                    f"{option}: {first.run_id} ({first.name}) and {run.run_id} ({run.name}) differ in their {what}; "
+                    "take only runs of the same classes, in the same order, and the same split"
                 )
 
 

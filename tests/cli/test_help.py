@@ -13,7 +13,8 @@ from tests.training import CONFIGS
 
 
 @pytest.mark.parametrize(
-    "arguments", ["--help", "--version", "ensemble --help", "ui --help", "sync --help", "predict --help"]
+    "arguments",
+    ["--help", "--version", "ensemble --help", "compare --help", "ui --help", "sync --help", "predict --help"],
 )
 def test_help_answers_within_a_second(arguments: str, lit_cnn_cli: Callable[..., Finished]) -> None:
     # The machine may be busy: the best of three counts, and the first that is quick enough ends it.
@@ -35,11 +36,11 @@ def test_help_of_fit_lists_the_options_that_matter(capsys: pytest.CaptureFixture
 
 def test_every_option_in_the_overview_exists(capsys: pytest.CaptureFixture[str]) -> None:
     for line in HELP.splitlines():
-        command = re.search(r"lit-cnn (fit|test|predict|ensemble) --", line)
+        command = re.search(r"lit-cnn (fit|test|predict|compare|ensemble) --", line)
         if command is None:
             continue
         known = {f"--{name}" for name in known_options()} | {"--seeds"}
-        if command[1] in ("predict", "ensemble"):
+        if command[1] in ("predict", "compare", "ensemble"):
             with pytest.raises(SystemExit, match="0"):
                 main([command[1], "--help"])
             known = set(re.findall(r"--[\w.]+", capsys.readouterr().out))

@@ -39,19 +39,32 @@ def render(table: Table, console: "Console") -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    _render_grid([column for column in COLUMNS if column.narrow], table.lines, caption(table), console)
+    _print_columns([column for column in COLUMNS if column.narrow], table.lines, caption(table), console)
     console.print()
     for sentence in sentences(table):
         console.print(Padding(Text(sentence), (0, 0, 0, 2)))
     if any(line.row.calibration and line.row.calibration.scaled for line in table.lines):
         console.print()
-        _render_grid(CALIBRATION_COLUMNS, table.lines, CALIBRATION_CAPTION, console)
+        _print_columns(CALIBRATION_COLUMNS, table.lines, CALIBRATION_CAPTION, console)
     if machine_of(table):
         console.print()
-        _render_grid(cost_columns(table), table.lines, cost_caption(table), console)
+        _print_columns(cost_columns(table), table.lines, cost_caption(table), console)
 
 
-def _render_grid(columns: Sequence[Column], lines: Sequence[Line], caption: str, console: "Console") -> None:
+def _print_columns(columns: Sequence[Column], lines: Sequence[Line], caption: str, console: "Console") -> None:
+    rows = [[column.text(line) for column in columns] for line in lines]
+    is_bold = [line.row.kind == "ensemble" for line in lines]
+    print_grid([column.title for column in columns], rows, is_bold, caption, console)
+
+
+def print_grid(
+    titles: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    is_bold: Sequence[bool],
+    caption: str,
+    console: "Console",
+) -> None:
+    """Prints a table with a caption; names in its first column are folded, numbers in the others kept whole."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -63,13 +76,12 @@ def _render_grid(columns: Sequence[Column], lines: Sequence[Line], caption: str,
         caption=Text(caption),
         caption_justify="left",
     )
-    for number, column in enumerate(columns):
+    for number, title in enumerate(titles):
         # Names give way; a number cut in two is no number.
         options: dict[str, Any] = {"overflow": "fold"} if number == 0 else {"justify": "right", "no_wrap": True}
-        grid.add_column(column.title, **options)
-    for line in lines:
-        style = "bold" if line.row.kind == "ensemble" else None
-        grid.add_row(*(Text(column.text(line)) for column in columns), style=style)
+        grid.add_column(title, **options)
+    for cells, bold in zip(rows, is_bold, strict=True):
+        grid.add_row(*map(Text, cells), style="bold" if bold else None)
     console.print(grid)
 
 
@@ -85,7 +97,7 @@ def to_csv(table: Table) -> str:
 
 def to_markdown(table: Table) -> str:
     """Returns the sentences, the tables and their captions in GitHub's Markdown."""
-    said = [f"- {_escaped_markdown(sentence)}" for sentence in sentences(table)]
+    said = [f"- {escaped_markdown(sentence)}" for sentence in sentences(table)]
     parts = [*said, "", *_markdown_grid(COLUMNS, table.lines), "", caption(table).replace("*:", r"\*:"), ""]
     if _has_calibration(table):
         parts += [*_markdown_grid(CALIBRATION_COLUMNS, table.lines), "", CALIBRATION_CAPTION, ""]
@@ -100,7 +112,7 @@ def _markdown_grid(columns: Sequence[Column], lines: Sequence[Line]) -> list[str
     cells_of_rows = [
         [column.one_line_title for column in columns],
         ["---" if number == 0 else "---:" for number in range(len(columns))],
-        *([_escaped_markdown(column.text(line)) for column in columns] for line in lines),
+        *([escaped_markdown(column.text(line)) for column in columns] for line in lines),
     ]
     return ["| " + " | ".join(cells) + " |" for cells in cells_of_rows]
 
@@ -224,6 +236,7 @@ def _record(line: Line) -> dict[str, Any]:
     }
 
 
-def _escaped_markdown(text: str) -> str:
+def escaped_markdown(text: str) -> str:
+    """Returns a text of one line that GitHub's Markdown shows as it is, also in a table."""
     # A name such as a_b_c must not turn italic, nor one with a bar add a column.
-    return "".join(f"\\{character}" if character in "\\`*_|<" else character for character in text)
+    return "".join(f"\\{character}" if character in "\\`*_|<" else character for character in " ".join(text.split()))

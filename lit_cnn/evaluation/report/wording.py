@@ -33,11 +33,11 @@ COLUMNS = (
     Column("Models\nx crops", lambda line: _models_x_crops(line.row)),
     Column("Passes", lambda line: f"{line.row.forward_passes:,}"),
     Column("Val %", lambda line: _or_dash(line.row.val_accuracy, lambda value: f"{100 * value:.2f}"), narrow=False),
-    Column("Test % [95 %]", lambda line: _accuracy(line.accuracy)),
-    Column("Difference [95 %]", lambda line: _or_dash(line.difference, _signed, "reference")),
+    Column("Test % [95 %]", lambda line: accuracy_text(line.accuracy)),
+    Column("Difference [95 %]", lambda line: _or_dash(line.difference, signed, "reference")),
     Column("p", lambda line: _or_dash(line.mcnemar, lambda test: p_text(test.p_value))),
     Column("p Holm", lambda line: _or_dash(line.p_holm, p_text)),
-    Column("Over fewer crops [95 %]", lambda line: _or_dash(line.marginal, _signed), narrow=False),
+    Column("Over fewer crops [95 %]", lambda line: _or_dash(line.marginal, signed), narrow=False),
     Column("Run", lambda line: line.row.run_id or "", narrow=False),
 )
 
@@ -61,7 +61,7 @@ GRID_COLUMNS = (
     Column("Models", lambda line: f"{line.row.num_models}"),
     Column("Crops", lambda line: f"{line.row.num_views}{_star(line.row)}"),
     Column("Passes", lambda line: f"{line.row.forward_passes:,}"),
-    Column("Top-1 error % [95 %]", lambda line: _accuracy(_error(line.accuracy))),
+    Column("Top-1 error % [95 %]", lambda line: accuracy_text(_error(line.accuracy))),
     Column("Compared to base [95 %]", lambda line: _or_dash(line.difference, _of_error, "base")),
 )
 
@@ -141,7 +141,7 @@ def sentences(table: Table) -> list[str]:
     ]
     gains = [
         f"{_subject(gain.row)} minus the mean of its members with {_crops(gain.row.num_views)}: "
-        f"{_points(gain.difference)}."
+        f"{points(gain.difference)}."
         for gain in table.gains
     ]
     members = [
@@ -188,7 +188,7 @@ def _bargain(table: Table) -> list[str]:
     what = "time for one image" if machine_of(table) else "multiply-adds"
     return [
         f"The cheapest row that is not significantly worse than {best} is {_subject(found.cheapest.row)}, at "
-        f"{100 * found.cost_ratio:.2g} % of its {what}: {_points(found.difference)}, {_holm_words(found.p_holm)}."
+        f"{100 * found.cost_ratio:.2g} % of its {what}: {points(found.difference)}, {_holm_words(found.p_holm)}."
     ]
 
 
@@ -202,15 +202,15 @@ def _comparison(line: Line) -> str:
     subject, difference = _subject(line.row), line.difference
     p_value = _holm_words(line.p_holm)
     if is_claimed(line) and difference.mean > 0:
-        return f"{subject} is {_points(difference)} over the member best on val; {p_value}."
+        return f"{subject} is {points(difference)} over the member best on val; {p_value}."
     if is_claimed(line):
-        return f"{subject} is {_points(difference)} against the member best on val, so worse; {p_value}."
+        return f"{subject} is {points(difference)} against the member best on val, so worse; {p_value}."
     needed = ""
     if line.images_needed:
-        needed = f" A true difference of this size would take about {_rounded_up(line.images_needed)} test images."
+        needed = f" A true difference of this size would take about {rounded_up(line.images_needed)} test images."
     return (
         f"{subject} against the member best on val: no difference can be claimed "
-        f"({_points(difference)}, {p_value}).{needed}"
+        f"({points(difference)}, {p_value}).{needed}"
     )
 
 
@@ -221,7 +221,7 @@ def _steps(table: Table) -> list[str]:
         if line.marginal is not None and (line.row.kind == "ensemble" or line.row.name == table.reference.name):
             on_part = f" (on {len(line.row.correct):,} images)" if line.row.part is not None else ""
             steps.setdefault(line.row.name, []).append(
-                f"{line.fewer_views} to {line.row.num_views} {_points(line.marginal)}{on_part}"
+                f"{line.fewer_views} to {line.row.num_views} {points(line.marginal)}{on_part}"
             )
     return [f"More crops, {name}: {', '.join(parts)}." for name, parts in steps.items()]
 
@@ -229,7 +229,7 @@ def _steps(table: Table) -> list[str]:
 def _selections(table: Table) -> list[str]:
     return [
         f"{_subject(line.row)} was selected on val ({line.row.composition}): {100 * line.row.val_accuracy:.2f} % "
-        f"there, {100 * line.accuracy.mean:.2f} % on test: optimism {_points(line.optimism)}."
+        f"there, {100 * line.accuracy.mean:.2f} % on test: optimism {points(line.optimism)}."
         for line in table.lines
         if line.row.composition and line.optimism is not None and line.row.val_accuracy is not None
     ]
@@ -260,7 +260,7 @@ def _error(accuracy: Interval) -> Interval:
 
 def _of_error(difference: Interval) -> str:
     """Writes what a difference of accuracies is of errors."""
-    return _signed(Interval(-difference.mean, -difference.high, -difference.low))
+    return signed(Interval(-difference.mean, -difference.high, -difference.low))
 
 
 def _of_calibration(line: Line, text: Callable[[Calibration], str]) -> str:
@@ -292,20 +292,24 @@ def _crops(num_views: int) -> str:
     return f"{num_views} crop{'s' if num_views > 1 else ''}"
 
 
-def _accuracy(value: Interval) -> str:
+def accuracy_text(value: Interval) -> str:
+    """Writes an accuracy and its limits in per cent."""
     return f"{100 * value.mean:.2f} [{100 * value.low:.2f}, {100 * value.high:.2f}]"
 
 
-def _points(value: Interval) -> str:
-    return _signed(value).replace(" ", " points ", 1)
+def points(value: Interval) -> str:
+    """Writes a difference of accuracies in points, with its limits."""
+    return signed(value).replace(" ", " points ", 1)
 
 
-def _signed(value: Interval) -> str:
+def signed(value: Interval) -> str:
+    """Writes a difference of accuracies with its limits, in points."""
     # z: -0.00 is written as +0.00.
     return f"{100 * value.mean:+z.2f} [{100 * value.low:+z.2f}, {100 * value.high:+z.2f}]"
 
 
-def _rounded_up(number: int) -> str:
+def rounded_up(number: int) -> str:
+    """Writes a number with its first two digits, rounded up."""
     step = 10 ** max(0, len(str(number)) - 2)
     return f"{math.ceil(number / step) * step:,}"
 
