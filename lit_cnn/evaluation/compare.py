@@ -66,7 +66,15 @@ def compare_experiment(
     if not runs:
         raise UsageError(f"--split {split}: no run of experiment {experiment!r} has {metric}; use --split val")
     refuse_unlike(runs, "--filter")
-    groups = [_group(store, name, of_group, split, root, notes) for name, of_group in _by_configuration(runs).items()]
+    unasked: list[str] = []
+    groups = [
+        _group(store, name, of_group, split, root, notes, unasked) for name, of_group in _by_configuration(runs).items()
+    ]
+    if unasked:
+        notes.append(
+            f"{len(unasked)} run{'s have' if len(unasked) > 1 else ' has'} no stored logits on {split}, which "
+            f"lit-cnn compare --runs stores: {', '.join(unasked)}."
+        )
     board = build_leaderboard(groups, experiment, split, notes)
     texts = {"csv": board_report.leaderboard_csv(board), "json": board_report.leaderboard_json(board)}
     if format == "table":
@@ -163,8 +171,15 @@ def _by_configuration(runs: Sequence[RunInfo]) -> dict[str, list[RunInfo]]:
 
 
 def _group(
-    store: Store, name: str, runs: Sequence[RunInfo], split: Split, root: Path | None, notes: list[str]
+    store: Store,
+    name: str,
+    runs: Sequence[RunInfo],
+    split: Split,
+    root: Path | None,
+    notes: list[str],
+    unasked: list[str],
 ) -> Group:
+    """Returns a configuration's runs; adds to `notes` what cannot be read, to `unasked` runs without stored logits."""
     correct, multiply_adds = [], None
     for run in runs:
         try:
@@ -178,9 +193,7 @@ def _group(
             logits = predict_views(member, indices, [1], _folder(store))[1]
             correct.append(_verdict(run, member, name, indices, logits).correct)
         else:
-            notes.append(
-                f"{run.name} ({run.run_id}) has no stored logits on {split}: lit-cnn compare --runs stores them."
-            )
+            unasked.append(run.run_id)
     return Group(
         name,
         tuple(run.run_id for run in runs),

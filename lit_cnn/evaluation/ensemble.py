@@ -134,8 +134,15 @@ def find_members(
     else:
         assert experiment is not None
         ours = "tags.kind = 'fit' and attributes.status = 'FINISHED'"
-        wanted = f"{ours} and {filter_string}" if filter_string.strip() else ours
-        runs = queries.search_runs(store, experiment, wanted)
+        queries.experiment_id(store, experiment)
+        try:
+            runs = queries.search_runs(
+                store, experiment, f"{ours} and {filter_string}" if filter_string.strip() else ours
+            )
+        except UsageError as error:
+            if filter_string.strip():
+                raise
+            raise UsageError(f"--experiment {experiment}: has no finished run of lit-cnn fit; make one") from error
     for run in runs:
         if run.tags.get("kind") != "fit":
             raise UsageError(f"--runs {run.run_id}: {run.name} is no training run; give runs of lit-cnn fit")
