@@ -135,12 +135,11 @@ def find_members(
         assert experiment is not None
         ours = "tags.kind = 'fit' and attributes.status = 'FINISHED'"
         queries.experiment_id(store, experiment)
+        wanted = f"{ours} and {filter_string}" if filter_string.strip() else ours
         try:
-            runs = queries.search_runs(
-                store, experiment, f"{ours} and {filter_string}" if filter_string.strip() else ours
-            )
+            runs = queries.search_runs(store, experiment, wanted)
         except UsageError as error:
-            if filter_string.strip():
+            if wanted != ours:
                 raise
             raise UsageError(f"--experiment {experiment}: has no finished run of lit-cnn fit; make one") from error
     for run in runs:

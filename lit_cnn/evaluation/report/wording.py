@@ -1,7 +1,7 @@
 """The table in words: cells, caption and whole sentences, the same in every format."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -86,7 +86,7 @@ def grid_caption(table: Table) -> str:
     return (
         "In the form of Szegedy et al. 2014, table 3: the mean of the networks best on val over their crops; error on "
         "test with its Wilson interval, and its points over the base on the same images with their paired bootstrap "
-        f"interval.{_on_part(table)}"
+        f"interval.{_on_part(table.grid)}"
     )
 
 
@@ -121,7 +121,7 @@ def caption(table: Table) -> str:
         f"n = {table.num_images:,} test images, {table.num_classes:,} classes. Passes: forward passes per image. "
         f"Test: accuracy with its Wilson interval. Difference: percentage points against the reference on the same "
         f"images, with its paired bootstrap interval; p: exact McNemar test, alone and Holm-adjusted over the table."
-        f"{_on_part(table)}"
+        f"{_on_part(table.lines)}"
     )
 
 
@@ -249,8 +249,8 @@ def _star(row: Row) -> str:
     return "" if row.part is None else "*"
 
 
-def _on_part(table: Table) -> str:
-    parts = {len(line.row.correct) for line in table.lines if line.row.part is not None}
+def _on_part(lines: Sequence[Line]) -> str:
+    parts = {len(line.row.correct) for line in lines if line.row.part is not None}
     return "".join(f" *: on a stratified part of {count:,} test images (--limit_144)." for count in sorted(parts))
 
 
