@@ -113,6 +113,7 @@ def test_the_bargain_is_the_cheapest_that_the_paired_test_does_not_tell_from_the
 
 
 def test_the_front_holds_what_no_other_beats(rows: list[Row]) -> None:
+    rows = [*rows, row("dearer and no better", rows[0].correct, 600)]
     table = build_table(rows, rows[0], 10)
     expected = {
         one.name

@@ -143,6 +143,7 @@ def test_a_classifier_without_mistakes_has_no_sheet(verdict: Verdict, tmp_path: 
 def test_captioned_images_stand_in_rows_of_eight() -> None:
     images = [np.full((20, 30, channels), 17 * place, np.uint8) for place, channels in enumerate([1, 3] * 5)]
     sheet = captioned_images(images, [["a\nb", "x" * 200]] * 10)
+    assert np.array_equal(sheet, captioned_images(images, [["a?b", "x" * 200]] * 10))
     one_row = captioned_images(images[:8], [["a", "b"]] * 8)
     assert sheet.shape[1] == one_row.shape[1] and sheet.shape[0] == 2 * one_row.shape[0] - 8
     for place in range(10):
