@@ -29,7 +29,9 @@ def ensemble(arguments: list[str]) -> int:
     parser.add_argument("--batch_size", type=int, default=256, help="images per forward pass; default: 256")
     parser.add_argument("--num_workers", type=int, default=2, help="processes that decode images; default: 2")
     parser.add_argument("--root", type=Path, help="folder of the images, if it is elsewhere than in training")
-    parser.add_argument("--output", type=Path, help="folder for table and pictures; default: only in MLflow")
+    parser.add_argument(
+        "--output", type=Path, help="folder for the report, with activation maps; default: only in MLflow"
+    )
     options = parser.parse_args(arguments)
 
     from lit_cnn.evaluation.ensemble import ensemble_runs

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lit_cnn.classifier import LitClassifier
 from lit_cnn.errors import UsageError
 from lit_cnn.evaluation.comparison import COMBINATIONS, Comparison, compare
 from lit_cnn.evaluation.mistakes import Verdict
@@ -110,7 +111,9 @@ def ensemble_runs(
     console = Console() if sys.stdout.isatty() else Console(width=110)
     render(table, console)
     with tempfile.TemporaryDirectory() as folder:
-        files = write_report(table, verdict, members[0], Path(output or folder))
+        # Activation maps are the one thing here that asks a network again: for who wants to look at them.
+        looked_into = members[0].model if output is not None else None
+        files = write_report(table, verdict, looked_into, Path(output or folder))
         recorder = _record(store, runs, table, comparison, files, time.monotonic() - started)
     sent = recorder.wait_until_sent(timeout=60)
     console.print(
@@ -179,13 +182,13 @@ def refuse_unlike(runs: Sequence[RunInfo], option: str = "--runs") -> None:
                 )
 
 
-def write_report(table: Table, verdict: Verdict, best: Member, folder: Path) -> list[Path]:
+def write_report(table: Table, verdict: Verdict, model: LitClassifier | None, folder: Path) -> list[Path]:
     """Writes the table as CSV, Markdown and JSON, its pictures, and a page with all of it; returns the files.
 
     Args:
         table: The table.
         verdict: Of the combination that was asked for; its mistakes are shown.
-        best: The member whose class-activation maps of these are drawn.
+        model: The network whose class-activation maps of these are drawn; None for no maps.
         folder: Where the files go.
 
     Raises:
@@ -202,7 +205,7 @@ def write_report(table: Table, verdict: Verdict, best: Member, folder: Path) -> 
             write_text_atomically(folder / name, text)
         for name, draw in pictures.items():
             draw(table, folder / name)
-        of_verdict, appendix = write_verdict(verdict, folder, best.model)
+        of_verdict, appendix = write_verdict(verdict, folder, model)
         write_text_atomically(folder / "report.html", to_html(table, appendix))
     except OSError as error:
         raise UsageError(f"--output {folder}: cannot be written ({error.strerror}); give another folder") from error
