@@ -63,9 +63,9 @@ def test_the_readmes_commands(repo_root: Path, tmp_path: Path, lit_cnn_cli: Call
         if "fashion" in line:
             continue  # minutes each; tests/cli runs the same configuration in small
         given = [word.replace("FOLDER", "images") for word in given]
-        if given[0] == "ensemble":
+        if given[0] in ("ensemble", "compare"):
             trained = ["fit", "--config", "configs/experiment/lenet5_scratch_digits.yaml", "--seeds", "0", "1", "2"]
-            if "--experiment" in given:
+            if given[:3] == ["ensemble", "--experiment", "digits"]:
                 assert lit_cnn_cli(*trained, *SHORTER).returncode == 0
             others = runs_of(tmp_path)
             place = iter(others)

@@ -33,6 +33,8 @@ compare and look:
              lit-cnn check-data --config configs/experiment/own_images.yaml --data.root FOLDER [--strict]
   preview    write a picture of what augmentation makes of the training images
              lit-cnn preview --config configs/augment/geometric.yaml --data.dataset digits
+  compare    an experiment's runs by configuration over their seeds, or two runs image by image
+             lit-cnn compare --experiment digits [--split val] [--format json] [--output FOLDER]
   ensemble   average tracked runs over one and many crops, with intervals and paired tests
              lit-cnn ensemble --experiment digits --top_k 3 --views 1 10
   export     write a run or an ensemble as a model that leaves: ONNX, OpenVINO, MLflow's pyfunc, safetensors
@@ -53,7 +55,8 @@ _COMMANDS = {
     "describe": "verbs",
     "check-data": "check_data",
     "preview": "preview",
-    "ensemble": "verbs",
+    "compare": "compare",
+    "ensemble": "ensemble",
     "export": "export",
     "ui": "verbs",
     "sync": "verbs",

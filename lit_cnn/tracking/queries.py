@@ -53,6 +53,7 @@ class RunInfo:
         params: Name -> value.
         metrics: Name -> last value.
         artifact_uri: Where the run's files are.
+        start_time: Milliseconds since 1970.
     """
 
     run_id: str
@@ -64,6 +65,7 @@ class RunInfo:
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     artifact_uri: str
+    start_time: int
 
 
 def client(store: Store) -> "MlflowClient":
@@ -267,6 +269,7 @@ def _info(run: "Run", experiment_names: Mapping[str, str]) -> RunInfo:
         params=run.data.params,
         metrics=run.data.metrics,
         artifact_uri=run.info.artifact_uri,
+        start_time=run.info.start_time,
     )
 
 
