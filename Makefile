@@ -6,7 +6,7 @@ DEBIAN_PACKAGES := chromium chromium-driver postgresql g++ python3-dev dataset-f
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart ui test test-full lint bench faults notebooks debian
+.PHONY: help quickstart ui test test-full lint bench faults determinism notebooks debian
 
 help:  ## This list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -36,6 +36,9 @@ bench: $(INSTALLED)  ## One measurement: make bench NAME=… (a file in tests/be
 
 faults: $(INSTALLED)  ## Kill training runs at random moments, resume them, compare what comes out
 	$(BIN)/python -m tests.faults
+
+determinism: $(INSTALLED)  ## Train the same run with 0 to 4 workers, in two precisions; compare bit for bit
+	$(BIN)/python -m tests.determinism
 
 notebooks: $(INSTALLED)  ## Run the classic experiments; hours, if none of their runs is there yet
 	for book in notebooks/*.ipynb; do $(BIN)/jupyter-execute --inplace --timeout=-1 $$book || exit; done

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from lit_cnn.batch_transforms import BatchTransform, slow_step
-from lit_cnn.datasets import ArrayImages, ImageSet
+from lit_cnn.datasets import ArrayImages, EncodedImages, ImageSet
 from lit_cnn.sampling import Key
 from lit_cnn.transforms import Interpolation, TrainTransform, resize_and_center_crop
 
@@ -31,17 +31,27 @@ class TrainImages(Dataset[Batch]):
         indices: `(n,)` the training images among them.
         transform: What happens to an image.
         seed: The training seed.
+        reduced_decode: Whether a JPEG is decoded at a half, a quarter or an eighth of its size where its view is no
+            larger; of image files only.
 
     Attributes:
         slow_step: The transform for whose sake images in memory are augmented one by one; None if there is none.
     """
 
-    def __init__(self, image_set: ImageSet, indices: np.ndarray, transform: TrainTransform, seed: int) -> None:
+    def __init__(
+        self,
+        image_set: ImageSet,
+        indices: np.ndarray,
+        transform: TrainTransform,
+        seed: int,
+        reduced_decode: bool = False,
+    ) -> None:
         self.images = image_set.images
         self.labels = image_set.labels
         self.indices = indices
         self.transform = transform
         self.seed = seed
+        self.reduced_decode = reduced_decode
         self.slow_step = slow_step(transform) if isinstance(self.images, ArrayImages) else None
         self._batch_transform = BatchTransform(transform)
 
@@ -59,8 +69,14 @@ class TrainImages(Dataset[Batch]):
         if isinstance(self.images, ArrayImages) and self.slow_step is None:
             views = self._batch_transform(self.images.array[chosen], draws)
         else:
-            views = [self.transform(self.images[index], *draw) for index, draw in zip(chosen, draws, strict=True)]
+            views = [self.transform(self._image(index, draw), *draw) for index, draw in zip(chosen, draws, strict=True)]
         return stack_images(views), torch.from_numpy(self.labels[chosen])
+
+    def _image(self, index: int, draw: tuple[int, ...]) -> np.ndarray:
+        if not self.reduced_decode:
+            return self.images[index]
+        assert isinstance(self.images, EncodedImages)
+        return self.images.decode(int(index), lambda height, width: self.transform.reduction(height, width, *draw))
 
 
 class EvalImages(Dataset[Batch]):

@@ -5,8 +5,10 @@ comment is put there, so that the file and its digest can never part, and any re
 opens it.
 """
 
+import errno
 import hashlib
 import os
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -43,10 +45,40 @@ class CheckpointIO256(CheckpointIO):
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Writes a dictionary of tensors and plain values beside `path`, adds its digest, syncs it and renames it."""
-    with replace_atomically(path) as temporary:
-        torch.save(checkpoint, temporary)
-        _append_digest(temporary)
+    """Writes a dictionary of tensors and plain values beside `path`, adds its digest, syncs it and renames it.
+
+    Raises:
+        OSError: If it cannot be written, for want of room above all; what was at `path` is still there.
+    """
+    try:
+        with replace_atomically(path) as temporary:
+            torch.save(checkpoint, temporary)
+            _append_digest(temporary)
+    except RuntimeError as error:
+        if not re.search("inline_container|iostream|PytorchStreamWriter", str(error)):
+            raise
+        # torch's own writer does not say why; of a disk that can be read, want of room is all there is.
+        reason = f"no room for {size_in_words(size_of(checkpoint))}"
+        raise OSError(errno.ENOSPC, reason, str(path)) from error
+
+
+def size_of(values: Any) -> int:
+    """Returns the bytes of all tensors in nested dictionaries and lists, about what a checkpoint of them takes."""
+    if isinstance(values, torch.Tensor):
+        return values.nbytes
+    if isinstance(values, dict):
+        values = values.values()
+    elif not isinstance(values, list | tuple):
+        return 0
+    return sum(size_of(value) for value in values)
+
+
+def size_in_words(num_bytes: float) -> str:
+    """Returns a number of bytes for reading: `3.4 MB`, with a thousand bytes to the kB."""
+    power = 0
+    while num_bytes >= 1000 and power < 4:
+        num_bytes, power = num_bytes / 1000, power + 1
+    return f"{num_bytes:.{min(power, 1)}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""The worst of what `audit` found, as one picture."""
+"""Images with what is to be said of them, as one picture: the worst of what `audit` found; mistakes."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -30,6 +32,30 @@ def contact_sheet(image_set: ImageSet, report: Report, num_rows: int = 12) -> np
     seen = [finding for finding in report.of("warning", "note") if finding.cases[0][0] in place]
     rows = [_row(image_set, place, finding) for finding in seen[:num_rows]]
     return np.concatenate(rows) if rows else None
+
+
+def captioned_images(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]]) -> np.ndarray:
+    """Draws images in rows of eight, each with lines of text below it.
+
+    Args:
+        images: `(H, W, C)` uint8 each, C 1 or 3; at least one. A square from the middle is shown.
+        captions: As many lines for each; what is too wide loses its beginning.
+
+    Returns:
+        `(H, W, 3)` uint8.
+    """
+    height = _CELL + _LINE * len(captions[0]) + 2 * _GAP
+    num_rows = -(-len(images) // _IN_A_ROW)
+    sheet = Image.new("RGB", (_GAP + _IN_A_ROW * (_CELL + _GAP), _GAP + num_rows * height), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for place, (image, lines) in enumerate(zip(images, captions, strict=True)):
+        row, column = divmod(place, _IN_A_ROW)
+        left, top = _GAP + column * (_CELL + _GAP), _GAP + row * height
+        sheet.paste(Image.fromarray(_as_rgb(resize_and_center_crop(image, _CELL))), (left, top))
+        pen.rectangle((left, top, left + _CELL - 1, top + _CELL - 1), outline="#c0c0c0")
+        for number, text in enumerate(lines):
+            pen.text((left, top + _CELL + number * _LINE), _fitted(text, font), fill="black", font=font)
+    return np.asarray(sheet)
 
 
 def _row(image_set: ImageSet, place: dict[str, int], finding: Finding) -> np.ndarray:
@@ -66,11 +92,17 @@ def _view(image_set: ImageSet, index: int) -> np.ndarray:
         view = resize_and_center_crop(image_set.images[index], _CELL)
     except UsageError:  # `quick` has only seen its header
         view = np.full((_CELL, _CELL, 1), 200, np.uint8)
-    return np.repeat(view, 3, axis=-1) if view.shape[-1] == 1 else view
+    return _as_rgb(view)
+
+
+def _as_rgb(image: np.ndarray) -> np.ndarray:
+    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """Returns a text as wide as a cell at most; its end is what tells files apart."""
+    # A file's name may hold a line break, which has no width.
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
     whole = text
     while text and font.getlength(text if text == whole else f"…{text}") > _CELL:
         text = text[1:]

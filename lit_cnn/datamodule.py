@@ -13,7 +13,15 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from lit_cnn.batches import Batch, EvalImages, TrainImages, hand_over, start_worker
-from lit_cnn.datasets import MAX_PIXELS, ArrayImages, ImageSet, check_image_set, check_source, load_image_set
+from lit_cnn.datasets import (
+    MAX_PIXELS,
+    ArrayImages,
+    EncodedImages,
+    ImageSet,
+    check_image_set,
+    check_source,
+    load_image_set,
+)
 from lit_cnn.datasets.inspection import without_bad_images
 from lit_cnn.errors import UsageError
 from lit_cnn.pixel_statistics import PixelStatistics, cached, keep, measure_pixels
@@ -64,6 +72,10 @@ class ImageDataModule(pl.LightningDataModule):
             found is remembered), leaves such files out and says how many; of a test split that the source gives, none
             is left out: a run with a bad one ends.
         max_pixels: Images of more pixels are bad; by default Pillow's limit, a quarter of a gigabyte as RGB.
+        reduced_decode: Decode a JPEG in colour at a half, a quarter or an eighth of its size for training, where the
+            part of it that a view shows is then still no smaller than the view. Faster for large photographs; its
+            pixels are averages, so a run's figures change a little. Validation and test see whole images.
+        outside_root: Whether a manifest or Hugging Face's folder may refer to files outside of its own folder.
         columns: A manifest's columns by what they are for: `image`, `label`, `split`, `group`; else found by name.
         seed: The training seed, for order and augmentation; linked from `--seed_everything`.
 
@@ -97,6 +109,8 @@ class ImageDataModule(pl.LightningDataModule):
         check: Check = "quick",
         on_bad_image: Literal["raise", "skip"] = "raise",
         max_pixels: int = MAX_PIXELS,
+        reduced_decode: bool = False,
+        outside_root: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -135,6 +149,8 @@ class ImageDataModule(pl.LightningDataModule):
         self.check: Check = check
         self.on_bad_image = on_bad_image
         self.max_pixels = max_pixels
+        self.reduced_decode = reduced_decode
+        self.outside_root = outside_root
         self.num_skipped = 0
         self.seed = seed
         self._cached: tuple[Dataset[Batch], Dataset[Batch]] | None = None
@@ -146,13 +162,15 @@ class ImageDataModule(pl.LightningDataModule):
         if self.on_bad_image == "skip":
             found, self.num_skipped = without_bad_images(found)
         check_image_set(found)
+        if self.reduced_decode and not isinstance(found.images, EncodedImages):
+            raise UsageError("--data.reduced_decode true: these images are decoded already; leave it out")
         self.train_transform.check_channels(found.in_channels)
         return found
 
     def load(self) -> ImageSet:
         """Reads the images, whatever may be wrong with them."""
         options = (self.dataset, self.root, self._in_channels, self._class_names, self._columns)
-        return load_image_set(*options, max_pixels=self.max_pixels, checked=False)
+        return load_image_set(*options, max_pixels=self.max_pixels, checked=False, outside_root=self.outside_root)
 
     @cached_property
     def splits(self) -> Splits:
@@ -263,7 +281,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def view_loader(self, view: int) -> DataLoader[Batch]:
         """Returns a loader of all training images in their order, in one of their fixed views."""
-        images = TrainImages(self.image_set, self.splits.train, self.ready_train_transform(), self.seed)
+        images = self._train_images()
         keys = [(view, position) for position in range(len(images))]
         batches = [keys[start : start + EVAL_BATCH_SIZE] for start in range(0, len(keys), EVAL_BATCH_SIZE)]
         return self._loader(images, batches, self.num_workers)
@@ -272,10 +290,14 @@ class ImageDataModule(pl.LightningDataModule):
         """Returns the training loader, at the batch where a resumed run stands."""
         if self._cached is not None:
             return self._loader(self._cached[0], self._train_batches(*self._position()), 0)
-        images = TrainImages(self.image_set, self.splits.train, self.ready_train_transform(), self.seed)
+        images = self._train_images()
         if images.slow_step and self.trainer and self.trainer.is_global_zero:
             print(f"augmenting image by image: {images.slow_step} cannot be done to a whole batch", file=sys.stderr)
         return self._loader(images, self._train_batches(*self._position()), self.num_workers)
+
+    def _train_images(self) -> TrainImages:
+        transform = self.ready_train_transform()
+        return TrainImages(self.image_set, self.splits.train, transform, self.seed, self.reduced_decode)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Returns the validation loader."""

@@ -293,9 +293,11 @@ def why_off(trainer: pl.Trainer, options: Any, data: ImageDataModule) -> str | N
 def _view_key(data: ImageDataModule, view: int) -> list[Any]:
     """Returns all that decides which pixels a fixed view has, besides the images."""
     transform = data.train_transform
+    decoded = ["reduced"] if data.reduced_decode else []
     if not transform.steps:
-        return []
+        return decoded
     return [
+        *decoded,
         transform.crop,
         transform.augment,
         [_digest_of_source(step) for step in transform.all_steps if not _is_albumentations(step)],

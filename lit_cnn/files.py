@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,41 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def replace_folder_atomically(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yields a new, empty folder beside `path`; on success its files are fsynced and it is renamed to `path`.
+
+    On an exception the new folder is removed and whatever was at `path` is there again.
+
+    Args:
+        path: The final name. Its parent is made if needed.
+        overwrite: Whether a folder at `path` with anything in it gives way: it is renamed first and removed last.
+
+    Yields:
+        The folder to write to, on the same file system as `path`.
+
+    Raises:
+        OSError: If the folder cannot be made or written to, or there is one that may not give way.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, before = (path.with_name(f".{path.name}.{os.getpid()}.{word}") for word in ("tmp", "old"))
+    temporary.mkdir()
+    try:
+        yield temporary
+        for inside in (*temporary.rglob("*"), temporary):
+            sync_to_disk(inside)
+        if overwrite and path.exists():
+            os.rename(path, before)
+        os.rename(temporary, path)
+        sync_to_disk(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if before.exists():
+            os.rename(before, path)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def write_text_atomically(path: Path, text: str) -> None:

@@ -76,8 +76,8 @@ class TrainBatches:
         first = self._start[1] if epoch == self._start[0] else 0
         for batch in range(first, len(self)):
             positions = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            own = positions[self.rank :: self.world_size]
+            own = positions[self.rank :: self.world_size].tolist()
             if self.views is None:
-                yield [(epoch, int(position)) for position in own]
+                yield [(epoch, position) for position in own]
             else:
-                yield [(epoch % self.views, int(position) % self.num_images) for position in own]
+                yield [(epoch % self.views, position % self.num_images) for position in own]

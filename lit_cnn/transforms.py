@@ -136,8 +136,44 @@ class TrainTransform:
         if self.crop == "center":
             return resize_and_center_crop(image, self.size, self.interpolation)
         if self.crop == "random":
-            return resize_shorter_side(image, round(self.size * 256 / 224), self.interpolation)
+            return resize_shorter_side(image, self._shorter_side, self.interpolation)
         return image
+
+    def reduction(self, height: int, width: int, *key: int | str) -> int:
+        """Returns how many times smaller an image may be decoded so that its view is still not enlarged.
+
+        What is drawn are shares of the image, so the view shows the same part of it, but for rounding: a part that just
+        does not fit into the whole image, and is drawn again, may fit into the smaller one.
+
+        Args:
+            height: Of the whole image, in pixels.
+            width: Likewise.
+            key: That of the view.
+
+        Returns:
+            1, 2, 4 or 8.
+        """
+        for factor in (8, 4, 2):
+            reduced = (-(-height // factor), -(-width // factor))
+            if min(reduced) < self._shorter_side:
+                continue
+            if self.crop != "random_resized" or min(self._random_crop(*reduced, *key)) >= self.size:
+                return factor
+        return 1
+
+    @property
+    def _shorter_side(self) -> int:
+        return round(self.size * 256 / 224) if self.crop == "random" else self.size
+
+    def _random_crop(self, height: int, width: int, *key: int | str) -> tuple[int, int]:
+        """Returns the height and width of what RandomResizedCrop will cut from an image of this size."""
+        assert self._compose is not None
+        self._random.rekey("augment", *key)
+        self._random.python_random.random()  # Compose's own: whether to do anything at all
+        left, top, right, bottom = self.steps[0].get_params_dependent_on_data({"shape": (height, width)}, {})[
+            "crop_coords"
+        ]
+        return bottom - top, right - left
 
     def __call__(self, image: np.ndarray, *key: int | str) -> np.ndarray:
         """Returns the `(S, S, C)` uint8 view of an `(H, W, C)` uint8 image that belongs to the key."""

@@ -164,6 +164,7 @@ def test_any_change_of_what_features_depend_on_is_a_miss(tmp_path: Path) -> None
     ):
         assert len(folder_run(root, same, **data_change)) == 2, data_change
     assert len(folder_run(root, same, limit_train=20)) == 1  # of the training images alone
+    assert len(folder_run(root, same, reduced_decode=True)) == 1  # likewise
     assert len(folder_run(root, same, augment=FLIP, views=2)) == 2  # two views; val is as it was
     assert len(folder_run(root, same, augment=FLIP, views=2, seed=1)) == 2
     assert len(folder_run(root, same, augment=FLIP, views=3)) == 1  # two of the three are known

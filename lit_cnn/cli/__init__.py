@@ -4,6 +4,7 @@ This module is light: it imports nothing heavy before it knows which command is 
 answers at once.
 """
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ train and evaluate (Lightning):
   test       evaluate a checkpoint on the test images
              lit-cnn test --ckpt_path runs:/RUN_ID
   predict    classify a folder of images into a CSV file
-             lit-cnn predict --ckpt_path runs:/RUN_ID --folder FOLDER
+             lit-cnn predict --ckpt_path runs:/RUN_ID FOLDER [--min_confidence 0.8]
 
 compare and look:
   describe   show a network layer by layer beside its paper's figures
@@ -32,15 +33,35 @@ compare and look:
              lit-cnn check-data --config configs/experiment/own_images.yaml --data.root FOLDER [--strict]
   preview    write a picture of what augmentation makes of the training images
              lit-cnn preview --config configs/augment/geometric.yaml --data.dataset digits
+  compare    an experiment's runs by configuration over their seeds, or two runs image by image
+             lit-cnn compare --experiment digits [--split val] [--format json] [--output FOLDER]
   ensemble   average tracked runs over one and many crops, with intervals and paired tests
              lit-cnn ensemble --experiment digits --top_k 3 --views 1 10
+  export     write a run or an ensemble as a model that leaves: ONNX, OpenVINO, MLflow's pyfunc, safetensors
+             lit-cnn export RUN_ID --format onnx --output DIR
   ui         open the MLflow UI on this store
   sync       send to MLflow what an earlier run could not
+  gc         list what takes room and no run needs; lit-cnn gc --delete removes it
 
 options:
   --help     this text; lit-cnn COMMAND --help for a command's own
   --version  {__version__}
 """
+
+_OF_LIGHTNING = ("fit", "validate", "test")
+# Command -> the module of its function, imported when it is asked for.
+_COMMANDS = {
+    "predict": "predict",
+    "describe": "verbs",
+    "check-data": "check_data",
+    "preview": "preview",
+    "compare": "compare",
+    "ensemble": "ensemble",
+    "export": "export",
+    "ui": "verbs",
+    "sync": "verbs",
+    "gc": "gc",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,29 +94,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(name: str) -> Callable[[list[str]], int]:
-    if name in ("fit", "validate", "test"):
+    if name in _OF_LIGHTNING:
         return lambda arguments: _train_or_evaluate(name, arguments)
-    if name == "preview":
-        from lit_cnn.cli.preview import preview
-
-        return preview
-    if name == "check-data":
-        from lit_cnn.cli.check_data import check_data
-
-        return check_data
-    from lit_cnn.cli import verbs
-
-    commands = {
-        "predict": verbs.predict,
-        "describe": verbs.describe,
-        "ensemble": verbs.ensemble,
-        "ui": verbs.ui,
-        "sync": verbs.sync,
-    }
-    if name not in commands:
-        known = ", ".join(("fit", "validate", "test", "check-data", "preview", *commands))
-        raise UsageError(f"{name}: no such command; there are {known}")
-    return commands[name]
+    if name not in _COMMANDS:
+        raise UsageError(f"{name}: no such command; there are {', '.join((*_OF_LIGHTNING, *_COMMANDS))}")
+    module = importlib.import_module(f"lit_cnn.cli.{_COMMANDS[name]}")
+    return getattr(module, name.replace("-", "_"))
 
 
 def _train_or_evaluate(name: str, arguments: list[str]) -> int:

@@ -1,5 +1,6 @@
 """`LitCLI`: Lightning's command line around one tracked run."""
 
+import contextlib
 import functools
 import os
 import sys
@@ -18,7 +19,14 @@ from lit_cnn.checkpoints import CheckpointIO256, load_checkpoint
 from lit_cnn.classifier import LitClassifier
 from lit_cnn.cli.check_data import check_before_fit
 from lit_cnn.cli.parser import OneLineParser, default_config
-from lit_cnn.cli.process import is_first_process, quiet_lightning, signals_stop
+from lit_cnn.cli.process import (
+    failures_in_words,
+    find_batch_size,
+    is_first_process,
+    quiet_lightning,
+    require_room,
+    signals_stop,
+)
 from lit_cnn.cli.record import (
     check_classes,
     check_randomness,
@@ -100,6 +108,9 @@ class LitCLI(LightningCLI):
         # Taken out of the arguments before they are parsed (take_seeds): the parser only has to tell of it.
         if self._only == "fit":
             parser.epilog = "--seeds N [N ...]: train once with each seed, under one run with their mean and deviation"
+        parser.add_argument(
+            "--find_batch_size", type=bool, default=False, help="only say the largest --data.batch_size that fits"
+        )
         parser.add_argument("--log_preview", type=bool, default=False, help="keep a picture of the augmentation")
         parser.add_argument("--recipe", type=str | None, default=None, help="a word that ends the run's name")
         parser.add_argument("--experiment", type=str | None, default=None, help="MLflow experiment; default: the data")
@@ -174,17 +185,21 @@ class LitCLI(LightningCLI):
             check_randomness(resumed)
             model.check_optimizer_of(resumed)
         check_has_end(self.trainer)
+        if self._options.find_batch_size:
+            find_batch_size(self.trainer, model, datamodule)
+            return
         model.build_optimizer()  # only to see now, before anything is written, that it can be built
         self.feature_cache.plan(self.trainer, model, datamodule)
         report = check_before_fit(datamodule) if is_first_process() else None
         logger = self.trainer.logger
         if isinstance(logger, JournalLogger):
+            require_room(self._store.journal_dir, model)
             parent_key = self._open_parent(model, datamodule) if self._parent is not None else None
             if self._parent is not None and self._options.seed_everything in self._parent.results:
                 self.result = self._parent.results[self._options.seed_everything]
                 return
             self._begin(logger, model, datamodule, report, digest, resumed, ckpt_path, parent_key)
-        with signals_stop(self.checkpoints), quiet_lightning():
+        with signals_stop(self.checkpoints), quiet_lightning(), failures_in_words(datamodule.batch_size):
             self._fit_to_the_end(model, datamodule, ckpt_path)
 
     def test(self, model: LitClassifier, datamodule: ImageDataModule, **kwargs: Any) -> None:
@@ -351,6 +366,7 @@ class DataCLI(LitCLI):
 
 
 def _end_early(logger: JournalLogger, status: str) -> None:
-    logger.end(status)
+    with contextlib.suppress(OSError):  # on a full disk; whoever sends the journal sees that its process is gone
+        logger.end(status)
     # Seconds that let the store show how the run ended; the journal has it in any case.
     logger.wait_until_sent(timeout=5)

@@ -1,15 +1,29 @@
-"""The process around a run: which of several it is, what it does at a signal, which advice it passes on."""
+"""The process around a run: which of several it is, what it does at a signal, which advice and failures it tells of."""
 
+import errno
 import logging
+import os
+import shutil
 import signal
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_cnn.callbacks import RunCheckpoints, RunInterrupted
+from lit_cnn.checkpoints import size_in_words, size_of
+from lit_cnn.classifier import LitClassifier
+from lit_cnn.datamodule import ImageDataModule
+from lit_cnn.errors import UsageError
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def is_first_process() -> bool:
@@ -37,16 +51,95 @@ def quiet_lightning() -> Iterator[None]:
         yield
 
 
+class RunFailedError(Exception):
+    """A run ended early for a reason outside of it; the message is one line, the exit code 1."""
+
+
+@contextmanager
+def failures_in_words(batch_size: int) -> Iterator[None]:
+    """Turns a full disk and a full memory into one line that says what is safe and what to do.
+
+    Args:
+        batch_size: `--data.batch_size`.
+
+    Raises:
+        RunFailedError: In place of the system's own errors.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        reason = error.strerror or os.strerror(error.errno)
+        raise RunFailedError(
+            f"{error.filename or 'writing'}: {reason}; what was saved before is whole: make room (lit-cnn gc), then "
+            "the same command with --resume auto goes on"
+        ) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunFailedError(
+            f"--data.batch_size {batch_size}: a batch does not fit into memory; give a smaller one, with "
+            "--trainer.accumulate_grad_batches 2 for the same steps, or ask for the largest: --find_batch_size true"
+        ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU's or this machine's memory was too small for what was asked of it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def require_room(folder: Path, model: LitClassifier) -> None:
+    """Refuses to begin where the run's checkpoints will not fit: two last ones for a moment, and the best.
+
+    Args:
+        folder: Where they go; need not be there yet.
+        model: The network; what it trains has two more numbers for each weight, as AdamW's.
+
+    Raises:
+        UsageError: With the room there is and the room it takes.
+    """
+    weights = size_of(model.state_dict())
+    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    needed = 2 * (weights + 2 * trained) + weights
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UsageError(
+            f"--tracking_uri: {place} has room for {size_in_words(free)}, and this run's checkpoints take "
+            f"{size_in_words(needed)}; make room (lit-cnn gc), or give another place"
+        )
+
+
+def find_batch_size(trainer: Trainer, model: LitClassifier, datamodule: ImageDataModule) -> None:
+    """Prints the largest power of two, times `--data.batch_size`, that trains without running out of memory.
+
+    It is Lightning's tuner that tries; nothing is tracked, and nothing is trained that stays.
+    """
+    with quiet_lightning(), tempfile.TemporaryDirectory() as folder:
+        # Where the tuner keeps the weights meanwhile.
+        trainer._default_root_dir = folder  # type: ignore[attr-defined]
+        trainer._loggers = []
+        size = Tuner(trainer).scale_batch_size(model, datamodule=datamodule, mode="power", steps_per_trial=3)
+    most = len(datamodule.splits.train)
+    whole = "; the training set has no more images" if size is not None and size >= most else ""
+    print(f"--data.batch_size {size}{whole}")
+
+
 @contextmanager
 def signals_stop(checkpoints: RunCheckpoints) -> Iterator[None]:
-    """Turns INT, TERM and HUP into a stop between two steps; a second one stops at once."""
+    """Turns INT, TERM, HUP and USR1 into a stop between two steps; a second one stops at once.
+
+    USR1 is how SLURM announces (`--signal=USR1@60`) that TERM will follow: that TERM changes nothing.
+    """
 
     def stop(signal_number: int, frame: Any) -> None:
-        if checkpoints.signal_number is not None:
+        before = checkpoints.signal_number
+        if before is not None and (before, signal_number) != (signal.SIGUSR1, signal.SIGTERM):
             raise RunInterrupted(signal_number)
         checkpoints.signal_number = signal_number
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield

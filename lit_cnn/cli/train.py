@@ -14,7 +14,7 @@ from lit_cnn.callbacks import RunInterrupted
 from lit_cnn.checkpoints import load_checkpoint
 from lit_cnn.classifier import NonFiniteLossError
 from lit_cnn.cli.lit_cli import LitCLI
-from lit_cnn.cli.process import hush_lightning
+from lit_cnn.cli.process import RunFailedError, hush_lightning
 from lit_cnn.cli.resume import checkpoint_file
 from lit_cnn.cli.seeds import SeedsRun, format_summary
 from lit_cnn.errors import UsageError
@@ -91,7 +91,7 @@ def _exit_code(run: Any) -> int:
         name = signal.Signals(interruption.signal_number).name
         print(f"lit-cnn: stopped by {name}; the same command with --resume auto goes on", file=sys.stderr)
         return 128 + interruption.signal_number
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, RunFailedError) as error:
         print(f"lit-cnn: error: {error}", file=sys.stderr)
         return 1
 

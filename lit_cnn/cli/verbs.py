@@ -1,10 +1,9 @@
-"""lit-cnn's own commands beside Lightning's: predict, describe, ensemble, ui, sync."""
+"""lit-cnn's own commands beside Lightning's: describe, ui, sync."""
 
 import argparse
 import json
 import re
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lit_cnn.errors import UsageError
@@ -19,26 +18,6 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raises a UsageError that points to the command's --help."""
         raise UsageError(f"{message}; see {self.prog} --help")
-
-
-def predict(arguments: list[str]) -> int:
-    """`lit-cnn predict`: classifies every image of a folder into a CSV file of file, class, probability."""
-    parser = _parser("predict", "Classify every image in a folder with a checkpoint; writes file, class, probability.")
-    parser.add_argument("--ckpt_path", required=True, help="a checkpoint's file or runs:/RUN_ID")
-    parser.add_argument("--folder", required=True, type=Path, help="folder of images, searched with its sub-folders")
-    parser.add_argument("--output", type=Path, default=Path("predictions.csv"), help="default: predictions.csv")
-    parser.add_argument("--batch_size", type=int, default=64, help="images at a time; default: 64")
-    parser.add_argument("--num_workers", type=int, default=2, help="processes that decode images; default: 2")
-    options = parser.parse_args(arguments)
-
-    from lit_cnn.cli.resume import checkpoint_file
-    from lit_cnn.evaluation.predictions import predict_folder
-    from lit_cnn.tracking import resolve_store
-
-    path = checkpoint_file(options.ckpt_path, resolve_store(options.tracking_uri))
-    num_images = predict_folder(path, options.folder, options.output, options.batch_size, options.num_workers)
-    print(f"{num_images} images classified: {options.output}")
-    return 0
 
 
 def describe(arguments: list[str]) -> int:
@@ -109,55 +88,9 @@ def _yaml_options(text: str) -> dict[str, Any]:
     return found
 
 
-def ensemble(arguments: list[str]) -> int:
-    """`lit-cnn ensemble`: combines tracked runs over crops and compares, in a table, pictures and an MLflow run."""
-    parser = _parser("ensemble", "Combine the best checkpoints of tracked runs over one and many crops, and compare.")
-    parser.add_argument("--runs", nargs="+", metavar="ID", help="MLflow run ids (or our keys) of the members")
-    parser.add_argument("--experiment", help="take the members from this experiment")
-    parser.add_argument(
-        "--filter", default="", help="which of its runs, in MLflow's words: \"tags.arch = 'lit/lenet5'\""
-    )
-    parser.add_argument("--top_k", type=int, help="that many of them, best on val first; default: all")
-    parser.add_argument("--views", nargs="+", type=int, default=[1, 10], help="crops per image; default: 1 10")
-    parser.add_argument(
-        "--limit_144", type=int, help="with 144 crops use at most that many images, stratified; default: all"
-    )
-    parser.add_argument(
-        "--combine", default="mean", help="mean (of probabilities), logits (their mean), vote or greedy; default: mean"
-    )
-    parser.add_argument("--weights", nargs="+", type=float, help="one for each of --runs; default: equal weights")
-    parser.add_argument("--calibration", action="store_true", help="fit a temperature for each row on val")
-    parser.add_argument("--batch_size", type=int, default=256, help="images per forward pass; default: 256")
-    parser.add_argument("--num_workers", type=int, default=2, help="processes that decode images; default: 2")
-    parser.add_argument("--root", type=Path, help="folder of the images, if it is elsewhere than in training")
-    parser.add_argument("--output", type=Path, help="folder for table and pictures; default: only in MLflow")
-    options = parser.parse_args(arguments)
-
-    from lit_cnn.evaluation.ensemble import ensemble_runs
-    from lit_cnn.tracking import resolve_store
-
-    ensemble_runs(
-        resolve_store(options.tracking_uri),
-        run_ids=options.runs,
-        experiment=options.experiment,
-        filter_string=options.filter,
-        top_k=options.top_k,
-        views=options.views,
-        limit_144=options.limit_144,
-        combine=options.combine,
-        weights=options.weights,
-        calibration=options.calibration,
-        batch_size=options.batch_size,
-        num_workers=options.num_workers,
-        root=options.root,
-        output=options.output,
-    )
-    return 0
-
-
 def ui(arguments: list[str]) -> int:
     """`lit-cnn ui`: opens MLflow's pages on this machine only, and prints the link that shows the runs."""
-    parser = _parser("ui", "Open the MLflow UI on 127.0.0.1 with lit_cnn's store, and print the link to look at.")
+    parser = store_parser("ui", "Open the MLflow UI on 127.0.0.1 with lit_cnn's store, and print the link to look at.")
     parser.add_argument("--experiment", help="the experiment to link to; default: every one with a run")
     parser.add_argument("--port", type=int, default=5000, help="default: 5000")
     options = parser.parse_args(arguments)
@@ -171,7 +104,7 @@ def ui(arguments: list[str]) -> int:
 
 def sync(arguments: list[str]) -> int:
     """`lit-cnn sync`: sends to MLflow what earlier runs could not."""
-    parser = _parser("sync", "Send to MLflow what earlier runs could not: metrics, files, how they ended.")
+    parser = store_parser("sync", "Send to MLflow what earlier runs could not: metrics, files, how they ended.")
     options = parser.parse_args(arguments)
 
     from lit_cnn.tracking import resolve_store
@@ -186,7 +119,8 @@ def sync(arguments: list[str]) -> int:
     return 1 if summary.failed else 0
 
 
-def _parser(command: str, description: str) -> CommandParser:
+def store_parser(command: str, description: str) -> CommandParser:
+    """Returns the parser of a command that reads an MLflow store."""
     parser = CommandParser(prog=f"lit-cnn {command}", description=description)
     parser.add_argument("--tracking_uri", help="MLflow store; default: $MLFLOW_TRACKING_URI, else mlruns/mlflow.db")
     return parser

@@ -96,6 +96,7 @@ def load_image_set(
     columns: Mapping[str, str] | None = None,
     max_pixels: int = MAX_PIXELS,
     checked: bool = True,
+    outside_root: bool = False,
 ) -> ImageSet:
     """Reads an image set.
 
@@ -107,6 +108,7 @@ def load_image_set(
         columns: What the columns of a `manifest` or of `hf_disk` are called; see `load_manifest`.
         max_pixels: How many pixels an image may have; see `limit_pixels`.
         checked: Whether to refuse what `check_image_set` refuses.
+        outside_root: Whether a `manifest` or `hf_disk` may refer to files outside of its folder.
 
     Raises:
         UsageError: If the source is not there or holds nothing to train on.
@@ -118,7 +120,7 @@ def load_image_set(
     if columns and name not in ("manifest", "hf_disk"):
         raise UsageError(f"--data.columns: {name} has no columns; leave it out")
     limit_pixels(max_pixels)
-    image_set = _load(name, root, in_channels, columns)
+    image_set = _load(name, root, in_channels, columns, outside_root)
     if in_channels == 3 and image_set.in_channels == 1:
         image_set = gray_to_rgb(image_set)
     if class_names is not None:
@@ -128,7 +130,9 @@ def load_image_set(
     return image_set
 
 
-def _load(name: str, root: Path | None, in_channels: int | None, columns: Mapping[str, str] | None) -> ImageSet:
+def _load(
+    name: str, root: Path | None, in_channels: int | None, columns: Mapping[str, str] | None, outside_root: bool
+) -> ImageSet:
     if name == "digits":
         if root is not None:
             raise UsageError(f"--data.root {root}: digits are part of scikit-learn and take no folder; leave it out")
@@ -141,9 +145,9 @@ def _load(name: str, root: Path | None, in_channels: int | None, columns: Mappin
     if name == "idx":
         return load_idx(root)
     if name == "manifest":
-        return load_manifest(root, in_channels or 3, columns)
+        return load_manifest(root, in_channels or 3, columns, outside_root)
     if name == "hf_disk":
-        return load_hf_disk(root, in_channels or 3, columns)
+        return load_hf_disk(root, in_channels or 3, columns, outside_root)
     if name == "webdataset":
         return load_webdataset(root, in_channels or 3)
     return load_image_folder(root, in_channels or 3)

@@ -4,6 +4,7 @@ import io
 import struct
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -86,7 +87,9 @@ def decode_image(content: bytes, in_channels: int, name: str) -> np.ndarray:
     return decode_file(io.BytesIO(content), in_channels, name)
 
 
-def decode_file(file: BinaryIO, in_channels: int, name: str) -> np.ndarray:
+def decode_file(
+    file: BinaryIO, in_channels: int, name: str, reduction: Callable[[int, int], int] | None = None
+) -> np.ndarray:
     """Decodes an image: upright, 8 bits a channel, gray or RGB.
 
     The orientation in EXIF is applied. Of an animation or a file of several pages, the first image counts. Sixteen bits
@@ -98,6 +101,8 @@ def decode_file(file: BinaryIO, in_channels: int, name: str) -> np.ndarray:
         file: The file, of any format that Pillow reads.
         in_channels: 1 (gray, Rec. 601 luma) or 3 (RGB).
         name: What an error calls it.
+        reduction: From an image's height and width to 1, 2, 4 or 8: how many times smaller it may be decoded. Colour
+            JPEGs that stand upright are; it saves most of the work. Others keep their size.
 
     Returns:
         `(H, W, in_channels)` uint8.
@@ -110,7 +115,8 @@ def decode_file(file: BinaryIO, in_channels: int, name: str) -> np.ndarray:
         with Image.open(file) as image:
             check_pixels(image)
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-            if not turned and in_channels == 3 and (pixels := _jpeg_pixels(image)) is not None:
+            factor = reduction(image.height, image.width) if reduction else 1
+            if not turned and in_channels == 3 and (pixels := _jpeg_pixels(image, factor)) is not None:
                 return pixels
             # exif_transpose copies whatever it does not turn.
             return to_array(as_8_bit(ImageOps.exif_transpose(image) if turned else image), in_channels)
@@ -160,18 +166,20 @@ def to_array(image: Image.Image, in_channels: int) -> np.ndarray:
     return array[..., None] if array.ndim == 2 else array
 
 
-def _jpeg_pixels(file: Image.Image) -> np.ndarray | None:
+def _jpeg_pixels(file: Image.Image, factor: int) -> np.ndarray | None:
     """Returns the `(H, W, 3)` uint8 pixels of a colour JPEG without a fault; None leaves the file to Pillow.
 
-    simplejpeg gives the same pixels as Pillow in two thirds of the time, and refuses what is damaged; but only Pillow
-    says how.
+    Both sides are divided by the factor and rounded up. simplejpeg gives the same pixels as Pillow in two thirds of the
+    time, and refuses what is damaged; but only Pillow says how.
     """
     if file.format != "JPEG" or file.mode != "RGB":
         return None
     stream: BinaryIO = file.fp  # type: ignore[attr-defined]
     stream.seek(0)
     try:
-        return simplejpeg.decode_jpeg(stream.read())
+        return simplejpeg.decode_jpeg(
+            stream.read(), min_height=-(-file.height // factor), min_width=-(-file.width // factor), min_factor=factor
+        )
     except ValueError:
         return None
 

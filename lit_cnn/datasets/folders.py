@@ -111,7 +111,7 @@ def walk(folder: Path, root: Path) -> Iterator[tuple[str, str]]:
         return
     top = os.path.realpath(root)
     found: list[tuple[str, str]] = []
-    if folder != root and not _is_inside(os.path.realpath(folder), top):
+    if folder != root and not is_inside(os.path.realpath(folder), top):
         found.append((str(folder), "outward_link"))
     waiting = [str(folder)]
     while waiting:
@@ -149,10 +149,11 @@ def _what(entry: os.DirEntry[str], top: str) -> tuple[str, ...]:
         return ("special_file",)
     if not has_suffix:
         return ("other_file",)
-    return ("image",) if _is_inside(target, top) else ("image", "outward_link")
+    return ("image",) if is_inside(target, top) else ("image", "outward_link")
 
 
-def _is_inside(path: str, folder: str) -> bool:
+def is_inside(path: str, folder: str) -> bool:
+    """Whether a path is a folder or lies in it; both as `os.path.realpath` gives them."""
     return os.path.commonpath([folder, path]) == folder
 
 

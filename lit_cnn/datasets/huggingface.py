@@ -1,13 +1,14 @@
 """Data sets that Hugging Face's `datasets` saved on disk: Arrow files, mapped into memory and not read into it."""
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from lit_cnn.datasets.folders import SPLIT_FOLDERS
+from lit_cnn.datasets.folders import SPLIT_FOLDERS, is_inside
 from lit_cnn.datasets.image_set import EncodedImages, ImageSet, split_ranges
 from lit_cnn.datasets.index_cache import hexadecimal, index_file, remembered, sha256_row
 from lit_cnn.errors import UsageError
@@ -22,13 +23,17 @@ class ArrowImages(EncodedImages):
         column: The name of that column.
         paths: What an error calls each image.
         in_channels: 1 (gray) or 3 (RGB): what every image is converted to.
+        folder: Where files must lie that a row refers to instead of holding them; None: anywhere.
     """
 
-    def __init__(self, parts: Sequence[Any], column: str, paths: Sequence[str], in_channels: int) -> None:
+    def __init__(
+        self, parts: Sequence[Any], column: str, paths: Sequence[str], in_channels: int, folder: Path | None
+    ) -> None:
         super().__init__(in_channels)
         self.parts = parts
         self.column = column
         self.paths = paths
+        self.folder = folder
         self._ends = np.cumsum([len(part) for part in parts])
 
     def __len__(self) -> int:
@@ -38,7 +43,7 @@ class ArrowImages(EncodedImages):
         """Returns an image's file.
 
         Raises:
-            UsageError: If the row is empty, or refers to a file that is not there.
+            UsageError: If the row is empty, or refers to a file that is not there or lies elsewhere.
         """
         return io.BytesIO(self.content(index))
 
@@ -53,6 +58,8 @@ class ArrowImages(EncodedImages):
         cell = self.parts[part][row][self.column] or {}
         if cell.get("bytes"):
             return cell["bytes"]
+        if self.folder is not None and cell.get("path"):
+            self._require_inside(index, cell["path"], self.folder)
         try:
             return Path(cell["path"]).read_bytes()
         except (KeyError, TypeError, OSError) as error:
@@ -60,8 +67,17 @@ class ArrowImages(EncodedImages):
                 f"--data.root: {self.paths[index]} holds no image and refers to none that is there"
             ) from error
 
+    def _require_inside(self, index: int, path: str, folder: Path) -> None:
+        if not is_inside(os.path.realpath(path), os.path.realpath(folder)):
+            raise UsageError(
+                f"--data.root: {self.paths[index]} refers to {path}, a file outside of {folder}; save the data set "
+                "with its images inside, or say --data.outside_root true if you trust it"
+            )
 
-def load_hf_disk(root: Path, in_channels: int = 3, columns: Mapping[str, str] | None = None) -> ImageSet:
+
+def load_hf_disk(
+    root: Path, in_channels: int = 3, columns: Mapping[str, str] | None = None, outside_root: bool = False
+) -> ImageSet:
     """Reads a `Dataset` or `DatasetDict` that `save_to_disk` wrote; nothing of it is unpickled.
 
     It needs one column of the feature `Image` and one of `ClassLabel`, whose names are the classes, in its order. A
@@ -71,6 +87,7 @@ def load_hf_disk(root: Path, in_channels: int = 3, columns: Mapping[str, str] | 
         root: The folder; it becomes the set's name.
         in_channels: 1 (gray) or 3 (RGB): what images are converted to.
         columns: Which column is the `image` or the `label`, where there are several.
+        outside_root: Whether rows may refer to files outside of the folder; see `load_manifest`.
 
     Raises:
         UsageError: If the package `datasets` is not installed, or the folder holds no such data set.
@@ -87,7 +104,8 @@ def load_hf_disk(root: Path, in_channels: int = 3, columns: Mapping[str, str] | 
         paths += [f"{split}/{row:08d}" if split else f"{row:08d}" for row in range(len(part))]
     if unlabelled := [path for path, label in zip(paths, labels, strict=True) if label is None or label < 0]:
         raise UsageError(f"--data.root {root}: {unlabelled[0]} has no {label_column}; leave such rows out")
-    images = ArrowImages(_undecoded(parts, image_column), image_column, paths, in_channels)
+    folder = None if outside_root else root
+    images = ArrowImages(_undecoded(parts, image_column), image_column, paths, in_channels, folder)
     files = [Path(file["filename"]) for part in parts.values() for file in part.cache_files]
     found = remembered(index_file(f"hf_disk {image_column}", files), lambda: {"digests": _digests(images)})
     return ImageSet(

@@ -3,7 +3,7 @@
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -44,8 +44,12 @@ class EncodedImages(Sequence[np.ndarray], ABC):
         self.in_channels = in_channels
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # Sequence's overloads: an int or a slice
-        with self.open(int(index)) as file:
-            return decode_file(file, self.in_channels, self.name(int(index)))
+        return self.decode(int(index))
+
+    def decode(self, index: int, reduction: Callable[[int, int], int] | None = None) -> np.ndarray:
+        """Returns an image as `(H, W, in_channels)` uint8; see `decode_file`."""
+        with self.open(index) as file:
+            return decode_file(file, self.in_channels, self.name(index), reduction)
 
     @abstractmethod
     def open(self, index: int) -> BinaryIO:

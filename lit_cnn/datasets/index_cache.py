@@ -34,8 +34,9 @@ def remembered(index: Path, compute: Callable[[], dict[str, np.ndarray]]) -> dic
         index: See `index_file`.
         compute: Makes the arrays, none of them of objects.
     """
-    with suppress(OSError, ValueError, EOFError, zipfile.BadZipFile), np.load(index, allow_pickle=False) as stored:
-        return dict(stored)
+    # Opened here: of a damaged file, np.load would leave its own handle open.
+    with suppress(OSError, ValueError, EOFError, zipfile.BadZipFile), index.open("rb") as file:
+        return dict(np.load(file, allow_pickle=False))
     arrays = compute()
     # A cache that cannot be written costs time at the next scan and nothing else.
     with suppress(OSError), replace_atomically(index) as temporary, temporary.open("wb") as file:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_cnn.datasets.folders import SPLIT_FOLDERS
+from lit_cnn.datasets.folders import SPLIT_FOLDERS, is_inside
 from lit_cnn.datasets.image_set import FileImages, ImageSet, class_order
 from lit_cnn.datasets.parquet import has_bytes, parquet_columns, parquet_images, parquet_texts
 from lit_cnn.errors import UsageError
@@ -17,14 +17,16 @@ ROLES = {"image": ("path", "image"), "label": ("label", "class"), "split": ("spl
 """What a column can be for, and what it is called where `--data.columns` does not say: the first that is there."""
 
 
-def load_manifest(file: Path, in_channels: int = 3, columns: Mapping[str, str] | None = None) -> ImageSet:
+def load_manifest(
+    file: Path, in_channels: int = 3, columns: Mapping[str, str] | None = None, outside_root: bool = False
+) -> ImageSet:
     """Reads the images that a manifest lists.
 
     Columns, others are passed over:
 
-    - `path` (or `image`): a file, relative to the manifest's folder; in Parquet also the bytes of an image file, or a
-      struct with a field `bytes`, as Hugging Face writes them. Bytes are copied once to the user's cache folder (see
-      `parquet_images`);
+    - `path` (or `image`): a file in the manifest's folder or below, relative to it; in Parquet also the bytes of an
+      image file, or a struct with a field `bytes`, as Hugging Face writes them. Bytes are copied once to the user's
+      cache folder (see `parquet_images`);
     - `label` (or `class`): a name or a whole number; classes are sorted, as numbers if all are numbers;
     - `split`, optional: `train`, `val` or `test` in every row;
     - `group`, optional: images of one group stay together when a split is drawn; an empty cell stands alone.
@@ -35,9 +37,11 @@ def load_manifest(file: Path, in_channels: int = 3, columns: Mapping[str, str] |
         file: Ends in .csv or .parquet; its name without that becomes the set's.
         in_channels: 1 (gray) or 3 (RGB): what images are converted to.
         columns: Role (`image`, `label`, `split`, `group`) -> name of its column, where it is not the one above.
+        outside_root: Whether files may also lie elsewhere: by absolute paths, `..` or links. A manifest from somebody
+            else could otherwise have a run read, and keep, whatever image its user can.
 
     Raises:
-        UsageError: If a column, a cell or an image file is missing, or an image is listed twice.
+        UsageError: If a column, a cell or an image file is missing, an image is listed twice, or one lies elsewhere.
     """
     if not file.is_file():
         raise UsageError(f"--data.root {file}: no such file; give the manifest, a .csv or .parquet file")
@@ -55,7 +59,8 @@ def load_manifest(file: Path, in_channels: int = 3, columns: Mapping[str, str] |
     if holds_bytes:
         images, paths, hashes = parquet_images(file, chosen["image"], in_channels)
     else:
-        images, paths, hashes = _file_images(file, _no_empty_cell(file, chosen["image"], texts["image"]), in_channels)
+        names = _no_empty_cell(file, chosen["image"], texts["image"])
+        images, paths, hashes = _file_images(file, names, in_channels, outside_root)
     return ImageSet(
         name=file.stem,
         source=str(file.resolve()),
@@ -147,7 +152,9 @@ def _splits(file: Path, column: str, texts: list[str]) -> dict[str, np.ndarray]:
     return {split: np.array(rows, np.int64) for split, rows in found.items()}
 
 
-def _file_images(file: Path, names: list[str], in_channels: int) -> tuple[Any, list[str], list[str]]:
+def _file_images(
+    file: Path, names: list[str], in_channels: int, outside_root: bool
+) -> tuple[Any, list[str], list[str]]:
     paths = [Path(os.path.normpath(name)).as_posix() for name in names]
     first: dict[str, int] = {}
     for row, path in enumerate(paths):
@@ -160,4 +167,23 @@ def _file_images(file: Path, names: list[str], in_channels: int) -> tuple[Any, l
             f"--data.root {file}: {missing[0]} is not there, nor are {len(missing) - 1} others; paths are relative to "
             "the manifest's folder"
         )
+    outside = None if outside_root else _first_outside(file.parent, files)
+    if outside is not None:
+        raise UsageError(
+            f"--data.root {file}: row {outside + 1}, {names[outside]}, is a file outside of the manifest's folder; put "
+            "it there, or say --data.outside_root true if you trust the manifest"
+        )
     return FileImages(files, in_channels), paths, hash_files(files)
+
+
+def _first_outside(folder: Path, files: Sequence[Path]) -> int | None:
+    """Returns the index of the first file that does not lie in the folder or below it, links followed."""
+    top = os.path.realpath(folder)
+    inside: dict[str, bool] = {}  # of each folder: to follow the links of every file anew takes seconds
+    for index, path in enumerate(files):
+        here = os.path.dirname(path)
+        if here not in inside:
+            inside[here] = is_inside(os.path.realpath(here), top)
+        if not (is_inside(os.path.realpath(path), top) if os.path.islink(path) else inside[here]):
+            return index
+    return None

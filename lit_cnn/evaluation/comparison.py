@@ -10,6 +10,8 @@ import numpy as np
 from lit_cnn.errors import UsageError
 from lit_cnn.evaluation.calibration import calibration_of
 from lit_cnn.evaluation.combining import Answers, Rule, combine, select_greedily
+from lit_cnn.evaluation.cost import Cost, cost_of, network_of, time_networks
+from lit_cnn.evaluation.mistakes import Verdict
 from lit_cnn.evaluation.multi_crop import average_probabilities
 from lit_cnn.evaluation.predictions import Member, are_stored, predict_views
 from lit_cnn.evaluation.report import Row, Table, build_table
@@ -20,6 +22,7 @@ COMBINATIONS = ("mean", "logits", "vote", "greedy")
 """The ways to combine: those of `combining.Rule`, and the mean of members that are selected on val."""
 
 _MANY = 144
+_GRID_MODELS = (1, 3, 7)  # Szegedy et al. 2014, table 3
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Comparison:
         combine: One of `COMBINATIONS`; what is not the plain mean is shown beside it.
         weights: One for each member, in their order, instead of equal ones.
         calibration: Whether temperatures are fitted, which needs the logits on val.
+        latency: Whether forward passes are timed.
         limit_144: With 144 crops use at most that many images of test, and of val, stratified.
         batch_size: Views per forward pass.
         num_workers: Processes that decode images.
@@ -42,6 +46,7 @@ class Comparison:
     combine: str = "mean"
     weights: Sequence[float] | None = None
     calibration: bool = False
+    latency: bool = False
     limit_144: int | None = None
     batch_size: int = 256
     num_workers: int = 2
@@ -64,23 +69,34 @@ class _Way:
     composition: str = ""
 
 
-def compare(runs: Sequence[RunInfo], members: Sequence[Member], comparison: Comparison) -> Table:
+def compare(runs: Sequence[RunInfo], members: Sequence[Member], comparison: Comparison) -> tuple[Table, Verdict]:
     """Evaluates the members, alone and combined, with each number of views.
 
     Args:
         runs: The members' runs, best on val first.
         members: The members.
         comparison: What and how.
+
+    Returns:
+        The table; and what the combination that was asked for says of each test image with the fewest crops.
     """
     test = _ask(runs, members, "test", comparison)
     val = _ask(runs, members, "val", comparison) if comparison.needs_val else {}
     part = _part(members[0], "test", comparison.limit_144)
+    networks = [network_of(member.model) for member in members]
+    models = [member.model for member in members]
+    timing = time_networks(models, comparison.views) if comparison.latency else None
     rows: list[Row] = []
     for count in comparison.views:
         for way in _ways(runs, comparison, val.get(count)):
             of_part = part if count == _MANY else None
-            rows.append(_row(way, count, test[count], val.get(count), comparison.calibration, of_part))
-    return build_table(rows, rows[0], num_classes=len(members[0].class_names))
+            cost = cost_of(networks, np.flatnonzero(way.weights), count, timing)
+            rows.append(_row(way, count, test[count], val.get(count), comparison.calibration, of_part, cost))
+    grid = [_grid_row(num, count, test[count], part) for num in _grid_models(len(runs)) for count in comparison.views]
+    table = build_table(rows, rows[0], len(members[0].class_names), grid)
+    fewest = comparison.views[0]
+    asked_for = _ways(runs, comparison, val.get(fewest))[-1]
+    return table, _verdict(asked_for, members[0], test[fewest], part if fewest == _MANY else None)
 
 
 def member_names(runs: Sequence[RunInfo]) -> list[str]:
@@ -178,8 +194,34 @@ def _ways(runs: Sequence[RunInfo], comparison: Comparison, val: Answers | None) 
     return ways
 
 
+def _grid_models(num_members: int) -> list[int]:
+    return sorted({*(num for num in _GRID_MODELS if num <= num_members), num_members})
+
+
+def _grid_row(num_models: int, num_views: int, test: Answers, part: np.ndarray | None) -> Row:
+    """Returns the mean of the members best on val: they come first."""
+    best = np.arange(len(test.probabilities)) < num_models
+    correct = combine(test, "mean", best).labels == test.targets
+    of_part = part if num_views == _MANY else None
+    return Row(f"best {num_models}", "ensemble", num_models, num_views, num_models * num_views, correct, part=of_part)
+
+
+def _verdict(way: _Way, member: Member, test: Answers, part: np.ndarray | None) -> Verdict:
+    labels = combine(test, way.rule, way.weights).labels
+    probabilities = combine(test, "mean" if way.rule == "vote" else way.rule, way.weights).probabilities
+    assert probabilities is not None
+    indices = _by_path(member, "test")
+    return Verdict(way.name, member.data.image_set, indices if part is None else indices[part], labels, probabilities)
+
+
 def _row(
-    way: _Way, num_views: int, test: Answers, val: Answers | None, calibration: bool, part: np.ndarray | None
+    way: _Way,
+    num_views: int,
+    test: Answers,
+    val: Answers | None,
+    calibration: bool,
+    part: np.ndarray | None,
+    cost: Cost,
 ) -> Row:
     on_test = combine(test, way.rule, way.weights)
     val_counts = fit_on = None
@@ -204,4 +246,6 @@ def _row(
         composition=way.composition,
         val_counts=val_counts,
         calibration=None if probabilities is None else calibration_of(probabilities, test.targets, fit_on),
+        weights=tuple(map(float, way.weights)) if way.kind == "ensemble" else (),
+        cost=cost,
     )

@@ -9,19 +9,23 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lit_cnn.classifier import LitClassifier
 from lit_cnn.errors import UsageError
 from lit_cnn.evaluation.comparison import COMBINATIONS, Comparison, compare
+from lit_cnn.evaluation.mistakes import Verdict
 from lit_cnn.evaluation.multi_crop import VIEWS
 from lit_cnn.evaluation.predictions import Member, load_member
 from lit_cnn.evaluation.report import (
     Table,
     plot_accuracy,
+    plot_pareto,
     plot_reliability,
     render,
     to_csv,
     to_html,
     to_json,
     to_markdown,
+    write_verdict,
 )
 from lit_cnn.files import write_text_atomically
 from lit_cnn.tracking import Store, check_writable, queries
@@ -48,6 +52,7 @@ def ensemble_runs(
     combine: str = "mean",
     weights: Sequence[float] | None = None,
     calibration: bool = False,
+    latency: bool = False,
     batch_size: int = 256,
     num_workers: int = 2,
     root: Path | None = None,
@@ -68,6 +73,7 @@ def ensemble_runs(
         combine: How members are combined, one of `COMBINATIONS`; the mean of all is shown beside it.
         weights: One for each of `run_ids`, in their order; default: equal ones.
         calibration: Fit a temperature for each row on val.
+        latency: Time the networks' forward passes.
         batch_size: Images per forward pass.
         num_workers: Processes that decode images.
         root: Folder of the images, if it is elsewhere than in training.
@@ -93,18 +99,21 @@ def ensemble_runs(
         combine,
         weights,
         calibration,
+        latency,
         limit_144,
         batch_size,
         num_workers,
     )
     members = [_load(store, run, root, comparison) for run in runs]
     started = time.monotonic()
-    table = compare(runs, members, comparison)
+    table, verdict = compare(runs, members, comparison)
     # In a file or a pipe there is no width to keep to, and the table has all its columns at 110.
     console = Console() if sys.stdout.isatty() else Console(width=110)
     render(table, console)
     with tempfile.TemporaryDirectory() as folder:
-        files = write_report(table, Path(output or folder))
+        # Activation maps are the one thing here that asks a network again: for who wants to look at them.
+        looked_into = members[0].model if output is not None else None
+        files = write_report(table, verdict, looked_into, Path(output or folder))
         recorder = _record(store, runs, table, comparison, files, time.monotonic() - started)
     sent = recorder.wait_until_sent(timeout=60)
     console.print(
@@ -128,8 +137,14 @@ def find_members(
     else:
         assert experiment is not None
         ours = "tags.kind = 'fit' and attributes.status = 'FINISHED'"
+        queries.experiment_id(store, experiment)
         wanted = f"{ours} and {filter_string}" if filter_string.strip() else ours
-        runs = queries.search_runs(store, experiment, wanted)
+        try:
+            runs = queries.search_runs(store, experiment, wanted)
+        except UsageError as error:
+            if wanted != ours:
+                raise
+            raise UsageError(f"--experiment {experiment}: has no finished run of lit-cnn fit; make one") from error
     for run in runs:
         if run.tags.get("kind") != "fit":
             raise UsageError(f"--runs {run.run_id}: {run.name} is no training run; give runs of lit-cnn fit")
@@ -147,8 +162,12 @@ def find_members(
     return runs[:top_k]
 
 
-def refuse_unlike(runs: Sequence[RunInfo]) -> None:
+def refuse_unlike(runs: Sequence[RunInfo], option: str = "--runs") -> None:
     """Refuses members that were not trained for the same classes, in the same order, on the same split.
+
+    Args:
+        runs: At least one.
+        option: What chooses them.
 
     Raises:
         UsageError: Naming the two runs and what differs.
@@ -158,31 +177,39 @@ def refuse_unlike(runs: Sequence[RunInfo]) -> None:
         for tag, what in _MUST_AGREE.items():
             if run.tags.get(tag) != first.tags.get(tag):
                 raise UsageError(
-                    f"--runs: {first.run_id} ({first.name}) and {run.run_id} ({run.name}) differ in their {what}; "
-                    "average only runs of the same classes, in the same order, and the same split"
+                    f"{option}: {first.run_id} ({first.name}) and {run.run_id} ({run.name}) differ in their {what}; "
+                    "take only runs of the same classes, in the same order, and the same split"
                 )
 
 
-def write_report(table: Table, folder: Path) -> list[Path]:
-    """Writes table.csv, .html, .md, .json, accuracy.png and reliability.png into a folder and returns their paths.
+def write_report(table: Table, verdict: Verdict, model: LitClassifier | None, folder: Path) -> list[Path]:
+    """Writes the table as CSV, Markdown and JSON, its pictures, and a page with all of it; returns the files.
+
+    Args:
+        table: The table.
+        verdict: Of the combination that was asked for; its mistakes are shown.
+        model: The network whose class-activation maps of these are drawn; None for no maps.
+        folder: Where the files go.
 
     Raises:
         UsageError: If the folder cannot be written.
     """
     texts = {
         "table.csv": to_csv(table),
-        "table.html": to_html(table),
         "table.md": to_markdown(table),
         "table.json": to_json(table),
     }
+    pictures = {"accuracy.png": plot_accuracy, "pareto.png": plot_pareto, "reliability.png": plot_reliability}
     try:
         for name, text in texts.items():
             write_text_atomically(folder / name, text)
-        plot_accuracy(table, folder / "accuracy.png")
-        plot_reliability(table, folder / "reliability.png")
+        for name, draw in pictures.items():
+            draw(table, folder / name)
+        of_verdict, appendix = write_verdict(verdict, folder, model)
+        write_text_atomically(folder / "report.html", to_html(table, appendix))
     except OSError as error:
         raise UsageError(f"--output {folder}: cannot be written ({error.strerror}); give another folder") from error
-    return [folder / name for name in (*texts, "accuracy.png", "reliability.png")]
+    return [folder / name for name in (*texts, *pictures, "report.html")] + of_verdict
 
 
 def _check_options(

@@ -24,6 +24,7 @@ from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.datasets import ArrayImages, ImageSet, list_images, read_image
 from lit_cnn.errors import UsageError
 from lit_cnn.evaluation.multi_crop import VIEWS, Block, blocks_of
+from lit_cnn.exported import ImageClassifier
 from lit_cnn.files import replace_atomically
 from lit_cnn.transforms import Interpolation, resize_and_center_crop
 
@@ -32,6 +33,9 @@ SCHEMA_VERSION = 2
 
 1: a file for each number of views. 2: a file for each block of views, which numbers of views share.
 """
+
+UNCERTAIN = "uncertain"
+"""What `predict_folder` writes in place of a class that is not probable enough."""
 
 
 @dataclass(frozen=True)
@@ -223,15 +227,37 @@ class ViewImages(Dataset[torch.Tensor]):
         return torch.from_numpy(np.stack(views)).permute(0, 1, 4, 2, 3).contiguous()
 
 
-def predict_folder(path: Path, folder: Path, output: Path, batch_size: int, num_workers: int) -> int:
+def checkpoint_classifier(path: Path) -> ImageClassifier:
+    """Returns what a checkpoint's network says of images, on the GPU if there is one; see `load_classifier`."""
+    model, record = load_classifier(path)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def probabilities(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return model(torch.from_numpy(images).to(model.device)).float().softmax(1).cpu().numpy()
+
+    seen = {name: model.hparams[name] for name in ("image_size", "in_channels", "interpolation")}
+    return ImageClassifier(record["class_names"], **seen, probabilities=probabilities)
+
+
+def predict_folder(
+    classifier: ImageClassifier,
+    folder: Path,
+    output: Path,
+    batch_size: int,
+    num_workers: int,
+    min_confidence: float | None = None,
+) -> int:
     """Classifies every image of a folder into a CSV file of file, class, probability.
 
     Args:
-        path: The checkpoint.
+        classifier: What is asked.
         folder: Searched with its sub-folders.
         output: The CSV file; replaced if it is there.
         batch_size: Images per forward pass.
         num_workers: Processes that decode images.
+        min_confidence: In [0, 1]: an image whose most probable class is less probable is of the class `uncertain`, and
+            a further column, `best_class`, names the most probable one of each image.
 
     Returns:
         The number of images.
@@ -242,25 +268,47 @@ def predict_folder(path: Path, folder: Path, output: Path, batch_size: int, num_
     if batch_size < 1 or num_workers < 0:
         raise UsageError(f"--batch_size {batch_size} --num_workers {num_workers}: give at least 1 and at least 0")
     files = list_images(folder)
-    model, record = load_classifier(path)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    hparams = model.hparams
-    images = FolderImages(files, hparams["image_size"], hparams["in_channels"], hparams["interpolation"])
-    probabilities = []
-    with torch.inference_mode():
-        for batch in _progress(_batches(images, len(files), batch_size, num_workers), len(files), "predicting"):
-            probabilities.append(model(batch.to(model.device)).float().softmax(1).cpu())
-    largest, classes = torch.cat(probabilities).max(1)
-    rows = [
-        (file.relative_to(folder).as_posix(), record["class_names"][label], f"{probability:.6f}")
-        for file, label, probability in zip(files, classes.tolist(), largest.tolist(), strict=True)
-    ]
+    images = FolderImages(files, classifier.image_size, classifier.in_channels, classifier.interpolation)
+    probabilities = classify(classifier, images, len(files), batch_size, num_workers, "predicting")
+    header, rows = ["file", "class", "probability"], []
+    for file, of_image in zip(files, probabilities, strict=True):
+        best, probability = classifier.class_names[int(of_image.argmax())], float(of_image.max())
+        is_uncertain = min_confidence is not None and probability < min_confidence
+        rows.append([file.relative_to(folder).as_posix(), UNCERTAIN if is_uncertain else best, f"{probability:.6f}"])
+        if min_confidence is not None:
+            rows[-1].append(best)
+    if min_confidence is not None:
+        header.append("best_class")
     try:
-        with replace_atomically(output) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("file", "class", "probability"), *rows])
+        with replace_atomically(output) as temporary, temporary.open("w", newline="", encoding="utf-8") as table:
+            csv.writer(table).writerows([header, *rows])
     except OSError as error:
         raise UsageError(f"--output {output}: cannot be written ({error.strerror}); give another file") from error
     return len(rows)
+
+
+def classify(
+    classifier: ImageClassifier,
+    images: Dataset[torch.Tensor],
+    num_images: int,
+    batch_size: int,
+    num_workers: int,
+    label: str,
+) -> np.ndarray:
+    """Returns a classifier's probabilities, `(N, num_classes)`.
+
+    Args:
+        classifier: What is asked.
+        images: `FolderImages`, or `ViewImages` with one view.
+        num_images: N.
+        batch_size: Images per forward pass.
+        num_workers: Processes that decode images.
+        label: What the progress bar says.
+    """
+    batches = _batches(images, num_images, batch_size, num_workers)
+    # The axis of the one view, where there is one, goes.
+    parts = [classifier.probabilities(batch.flatten(0, -4).numpy()) for batch in _progress(batches, num_images, label)]
+    return np.concatenate(parts)
 
 
 def _files(member: Member, indices: np.ndarray, blocks: Sequence[Block], folder: Path) -> dict[Block, Path]:

@@ -16,17 +16,21 @@ from lit_cnn.tracking.store import Store
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
 __all__ = [
     "RunInfo",
+    "artifact_of_version",
     "best_checkpoint",
     "client",
     "download_artifact",
     "experiment_id",
     "find_runs",
+    "live_run_ids",
     "metric_history",
     "registered_checkpoint",
+    "registered_version",
     "repair_moved_store",
     "search_runs",
 ]
@@ -49,6 +53,7 @@ class RunInfo:
         params: Name -> value.
         metrics: Name -> last value.
         artifact_uri: Where the run's files are.
+        start_time: Milliseconds since 1970.
     """
 
     run_id: str
@@ -60,6 +65,7 @@ class RunInfo:
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     artifact_uri: str
+    start_time: int
 
 
 def client(store: Store) -> "MlflowClient":
@@ -135,6 +141,19 @@ def search_runs(
     return [_info(run, {in_experiment: experiment}) for run in runs]
 
 
+def live_run_ids(store: Store) -> set[str]:
+    """Returns MLflow's ids of all runs that are not deleted, in experiments that are not deleted."""
+    connected, page = client(store), None
+    found: set[str] = set()
+    with _in_one_line(store):
+        in_experiments = [experiment.experiment_id for experiment in connected.search_experiments()]
+        while True:
+            runs = connected.search_runs(in_experiments, max_results=1000, page_token=page)
+            found.update(run.info.run_id for run in runs)
+            if not (page := runs.token):
+                return found
+
+
 def metric_history(store: Store, run: RunInfo, metric: str) -> list[tuple[int, float]]:
     """Returns a metric's (step, value) pairs in the order of their steps; none if the run never logged it."""
     with _in_one_line(store):
@@ -185,6 +204,27 @@ def registered_checkpoint(store: Store, address: str) -> Path:
     Raises:
         UsageError: If there is no such version, or its source is not a checkpoint among a run's files.
     """
+    version = registered_version(store, address)
+    inside = artifact_of_version(version)
+    if inside is None or not inside.endswith(".ckpt"):
+        raise UsageError(
+            f"{address}: its source is {version.source}, not a checkpoint of a run; register "
+            f"runs:/RUN_ID/{BEST_CHECKPOINT}"
+        )
+    (run,) = find_runs(store, [str(version.run_id)])
+    return download_artifact(store, run, inside)
+
+
+def registered_version(store: Store, address: str) -> "ModelVersion":
+    """Returns a version in the registry as MLflow has it.
+
+    Args:
+        store: Where the registry is.
+        address: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Raises:
+        UsageError: If there is no such version.
+    """
     from mlflow.exceptions import MlflowException
 
     name, separator, which = re.fullmatch(r"models:/([^@/]*)([@/]?)(.*)", address).groups()  # type: ignore[union-attr]
@@ -193,19 +233,15 @@ def registered_checkpoint(store: Store, address: str) -> Path:
     connected = client(store)
     try:
         by_alias = separator == "@"
-        version = (connected.get_model_version_by_alias if by_alias else connected.get_model_version)(name, which)
+        return (connected.get_model_version_by_alias if by_alias else connected.get_model_version)(name, which)
     except MlflowException as error:
         raise UsageError(f"{address}: not in {store.label}: {in_one_line(error)}") from error
-    source = re.fullmatch(r"runs:/[^/]+/(.+\.ckpt)", str(version.source))
-    inside = re.search(r"/artifacts/(.+\.ckpt)$", str(version.source))
-    found = source or inside
-    if not version.run_id or found is None:
-        raise UsageError(
-            f"{address}: its source is {version.source}, not a checkpoint of a run; register "
-            f"runs:/RUN_ID/{BEST_CHECKPOINT}"
-        )
-    (run,) = find_runs(store, [version.run_id])
-    return download_artifact(store, run, found[1])
+
+
+def artifact_of_version(version: "ModelVersion") -> str | None:
+    """Returns which of its run's files a registered version is made from; None if it is none of them."""
+    found = re.fullmatch(r"runs:/[^/]+/(.+)|.*/artifacts/(.+?)", str(version.source))
+    return (found[1] or found[2]) if found and version.run_id else None
 
 
 def _find_run(connected: "MlflowClient", experiment_ids: list[str], run_id: str, store: Store) -> "Run":
@@ -233,6 +269,7 @@ def _info(run: "Run", experiment_names: Mapping[str, str]) -> RunInfo:
         params=run.data.params,
         metrics=run.data.metrics,
         artifact_uri=run.info.artifact_uri,
+        start_time=run.info.start_time,
     )
 
 

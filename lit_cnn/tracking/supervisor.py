@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from lit_cnn.tracking.client import require_reachable
 from lit_cnn.tracking.journal import Process
 from lit_cnn.tracking.progress import Progress, unsent_bytes
 from lit_cnn.tracking.sender import LOG, Order
@@ -91,13 +92,23 @@ class Supervisor:
         while self._note_progress():
             self._ensure_sender()
             now = time.monotonic()
-            patience = _GIVE_UP_AFTER_ERROR if self._error() is not None else _GIVE_UP_AFTER_SILENCE
+            silent_for = now - self._last_progress
             # An sqlite file that others write to answers in the end; a server may never do.
             may_be_stuck = self._error() is not None or self._store.is_http or self._pid is None
-            if now > deadline or (may_be_stuck and now - self._last_progress > patience):
+            if now > deadline or (may_be_stuck and silent_for > _GIVE_UP_AFTER_SILENCE):
                 return False
-            time.sleep(0.1)
+            if silent_for > _GIVE_UP_AFTER_ERROR and (self._error() is not None or self._is_unreachable()):
+                return False
+            time.sleep(0.1 if silent_for <= _GIVE_UP_AFTER_ERROR else 0.5)
         return True
+
+    def _is_unreachable(self) -> bool:
+        """Whether nobody listens there: known at once, where the sender on a busy machine still imports MLflow."""
+        try:
+            require_reachable(self._store)
+        except ConnectionError:
+            return True
+        return False
 
     def _note_progress(self) -> int:
         """Returns how many bytes are unsent; notes when that last went down."""

@@ -13,7 +13,9 @@ from tests.training import CONFIGS
 
 
 @pytest.mark.parametrize(
-    "arguments", ["--help", "--version", "ensemble --help", "ui --help", "sync --help", "predict --help"]
+    "arguments",
+    ["--help", "--version"]
+    + [f"{name} --help" for name in ("ensemble", "compare", "ui", "sync", "predict", "export", "gc")],
 )
 def test_help_answers_within_a_second(arguments: str, lit_cnn_cli: Callable[..., Finished]) -> None:
     # The machine may be busy: the best of three counts, and the first that is quick enough ends it.
@@ -35,11 +37,11 @@ def test_help_of_fit_lists_the_options_that_matter(capsys: pytest.CaptureFixture
 
 def test_every_option_in_the_overview_exists(capsys: pytest.CaptureFixture[str]) -> None:
     for line in HELP.splitlines():
-        command = re.search(r"lit-cnn (fit|test|predict|ensemble) --", line)
+        command = re.search(r"lit-cnn (fit|test|predict|compare|ensemble|export|gc) .*?--", line)
         if command is None:
             continue
         known = {f"--{name}" for name in known_options()} | {"--seeds"}
-        if command[1] in ("predict", "ensemble"):
+        if command[1] in ("predict", "compare", "ensemble", "export", "gc"):
             with pytest.raises(SystemExit, match="0"):
                 main([command[1], "--help"])
             known = set(re.findall(r"--[\w.]+", capsys.readouterr().out))

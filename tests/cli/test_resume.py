@@ -64,6 +64,21 @@ def test_sigterm_to_the_process_is_survived_too(reference: TrackedRun, tmp_path:
     assert_same_run(only_run(tmp_path), reference)
 
 
+def test_preemption_as_slurm_announces_it_stops_once_and_a_relaunch_goes_on(
+    reference: TrackedRun, tmp_path: Path
+) -> None:
+    with background_fit(tmp_path, *LONGER, "--resume=auto") as process:
+        wait_until(lambda: any(tmp_path.glob("mlruns/journal/*/last.ckpt")), timeout=120)
+        process.send_signal(signal.SIGUSR1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) in (128 + signal.SIGUSR1, 128 + signal.SIGTERM)
+    assert "Traceback" not in (tmp_path / "log.txt").read_text()
+    wait_until(lambda: statuses(tmp_path) == ["KILLED"])
+
+    assert fit(*LONGER, "--resume=auto") == 0
+    assert_same_run(only_run(tmp_path), reference)
+
+
 def test_last_means_the_one_unfinished_run_of_the_same_configuration(
     reference: TrackedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

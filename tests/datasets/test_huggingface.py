@@ -1,4 +1,5 @@
 import hashlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -96,6 +97,25 @@ def test_unusable_folders_are_refused(tmp_path: Path) -> None:
     unlabelled = datasets.Dataset.from_dict({"image": [{"bytes": png(0)}], "label": [-1]}, features=part([0]).features)
     unlabelled.save_to_disk(tmp_path / "unlabelled")
     assert "00000000 has no label" in refused(load_hf_disk, tmp_path / "unlabelled")
+
+
+def test_a_row_may_refer_to_a_file_outside_of_the_folder_only_if_allowed(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(png(7))
+    cells = [{"bytes": png(0), "path": None}, {"bytes": None, "path": str(tmp_path / "secret.png")}]
+    struct = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    features = datasets.Features({**part([0]).features, "image": struct})
+    datasets.Dataset.from_dict({"image": cells, "label": [0, 1]}, features=features).save_to_disk(tmp_path / "pets")
+    # save_to_disk would copy the file into the folder; who means harm says afterwards that the cells are images.
+    info = tmp_path / "pets" / "dataset_info.json"
+    told = json.loads(info.read_text())
+    told["features"]["image"] = {"_type": "Image"}
+    info.write_text(json.dumps(told))
+    message = refused(load_hf_disk, tmp_path / "pets")
+    assert f"00000001 refers to {tmp_path / 'secret.png'}, a file outside" in message
+    assert "--data.outside_root true" in message
+    assert load_image_set("hf_disk", tmp_path / "pets", outside_root=True).images[1][0, 0, 0] == 7
+    # Its digest is remembered now, and it is refused when it is to be decoded.
+    assert "refers to" in refused(lambda: load_hf_disk(tmp_path / "pets").images[1])
 
 
 def test_without_the_package_one_line_says_so(tmp_path: Path, repo_root: Path) -> None:

@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.datasets import load_image_set, load_manifest
+from lit_cnn.errors import UsageError
 from lit_cnn.splits import SPLIT_NAMES
 from tests.test_datamodule import assert_same_batches, epochs_of
 from tests.test_datasets import gray, refused, save_images
@@ -86,6 +87,32 @@ def test_the_manifest_that_a_run_keeps_repeats_its_split(tmp_path: Path) -> None
     (root / "split.csv").write_text(first.manifest, encoding="utf-8")
     again = ImageDataModule("manifest", root=str(root / "split.csv"))
     assert again.manifest == first.manifest and again.digests == first.digests
+
+
+@pytest.mark.parametrize("way", ["..", "absolute", "link to the file", "link to its folder"])
+def test_a_file_outside_of_the_folder_is_refused_unless_allowed(way: str, folder: Path) -> None:
+    secret = save_images(folder.parent / "elsewhere", "7.png") / "7.png"
+    (folder / "images" / "link.png").symlink_to(secret)
+    (folder / "linked").symlink_to(secret.parent)
+    name = {
+        "..": "../elsewhere/7.png",
+        "absolute": str(secret),
+        "link to the file": "images/link.png",
+        "link to its folder": "linked/7.png",
+    }[way]
+    file = write_csv(folder / "pets.csv", "path,label", "images/0.png,cat", f"{name},dog")
+    with pytest.raises(UsageError) as refused:
+        load_manifest(file)
+    assert f"row 2, {name}, is a file outside" in str(refused.value) and "--data.outside_root" in str(refused.value)
+    assert load_image_set("manifest", file, outside_root=True).images[1].shape == (4, 4, 3)
+    assert ImageDataModule("manifest", root=str(file), outside_root=True).class_names == ["cat", "dog"]
+
+
+def test_links_within_the_folder_are_followed(folder: Path) -> None:
+    (folder / "images" / "link.png").symlink_to(folder / "images" / "5.png")
+    (folder / "linked").symlink_to(folder / "images")
+    file = write_csv(folder / "pets.csv", "path,label", "images/link.png,cat", "linked/4.png,dog")
+    assert [int(load_manifest(file).images[row][0, 0, 0]) for row in (0, 1)] == [5, 4]
 
 
 @pytest.mark.parametrize("as_struct", [False, True])

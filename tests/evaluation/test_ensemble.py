@@ -231,11 +231,27 @@ def test_the_ensemble_is_a_run_that_names_its_members_and_holds_the_table(
     assert run.tags["members"].split() == ids
     assert [run.params[f"member.{place}"] for place in range(3)] == ids
     assert run.metrics["test/acc"] == pytest.approx(table.lines[-1].accuracy.mean)
-    names = {"table.csv", "table.html", "table.md", "table.json", "accuracy.png", "reliability.png"}
+    names = {"table.csv", "table.md", "table.json", "report.html", "accuracy.png", "pareto.png", "reliability.png"}
+    names |= {"confusion.png", "classes.csv", "mistakes.png", "activation.png"}
     assert {path.name for path in (run.artifacts / "evaluation").iterdir()} == names
     assert {path.name for path in (store_copy / "out").iterdir()} == names
     assert json.loads((run.artifacts / "evaluation" / "table.json").read_text(encoding="utf-8"))
     assert (run.artifacts / "evaluation" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_has_each_rows_cost(members: list[TrackedRun], store_copy: Path) -> None:
+    ids = [run.run_id for run in members[:2]]
+    table = ensemble(run_ids=ids, views=[1, 2], latency=True, output=store_copy / "out")
+    document = json.loads((store_copy / "out" / "table.json").read_text(encoding="utf-8"))
+    assert "thread" in document["machine"]
+    for record, line in zip(document["rows"], table.lines, strict=True):
+        num_models = line.row.num_models
+        assert record["multiply_adds"] == 416_520 * num_models * record["num_views"]
+        assert record["parameters"] == 61_706 * num_models == num_models * int(members[0].tags["parameters"])
+        assert 0 < record["seconds_for_1_median"] <= record["seconds_for_1_p95"]
+        assert record["seconds_for_1_median"] < record["seconds_for_32_median"]
+    untimed = ensemble(run_ids=ids, views=[1])
+    assert all(line.row.cost is not None and not line.row.cost.latency for line in untimed.lines)
 
 
 def test_members_without_a_common_ground_are_refused(members: list[TrackedRun], store_copy: Path) -> None:

@@ -296,7 +296,7 @@ def test_a_row_on_a_part_is_compared_on_that_part_and_says_so(full_table: Table)
     render(full_table, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "3 x 144*" in text and "3 x 2*" not in text
-    assert "*: on a stratified part of 200 test images." in " ".join(text.split())
+    assert "*: on a stratified part of 200 test images (--limit_144)." in " ".join(text.split())
     assert "The ensemble of 3 with 144 crops on 200 images" in " ".join(text.split())
     assert json.loads(to_json(full_table))["rows"][-1]["num_images"] == 200
 
@@ -380,3 +380,27 @@ def test_picture_is_drawn_and_no_two_lines_share_a_place(num_members: int, tmp_p
     # A larger number of passes is never drawn left of a smaller one.
     for low in np.unique(passes):
         assert positions[passes <= low].max() < min(positions[passes > low], default=math.inf)
+
+
+def test_the_grid_is_googlenets_table(rows: list[Row], logits: np.ndarray, targets: np.ndarray) -> None:
+    part = np.arange(0, NUM_IMAGES, 2)
+    grid = []
+    for num_models, num_views in ((1, 1), (1, 2), (3, 1), (3, 2)):
+        correct = predicted(logits[:num_models, :num_views]) == targets
+        grid.append(Row("best", "ensemble", num_models, num_views, num_models * num_views, correct))
+    grid[3] = replace(grid[3], correct=grid[3].correct[part], part=part, num_views=144, forward_passes=432)
+    table = build_table(rows, rows[2], NUM_CLASSES, grid)
+    document = json.loads(to_json(table))["grid"]
+    base = document[0]
+    assert base["over_base"] is None and [cell["forward_passes"] for cell in document] == [1, 2, 3, 432]
+    for cell, row in zip(document, grid, strict=True):
+        assert cell["accuracy"] == pytest.approx(accuracy_score(np.ones(len(row.correct)), row.correct))
+    assert document[2]["over_base"]["mean"] == pytest.approx(document[2]["accuracy"] - base["accuracy"])
+    assert document[3]["over_base"]["mean"] == pytest.approx(grid[3].correct.mean() - grid[0].correct[part].mean())
+    low, high = proportion_confint(NUM_IMAGES - grid[2].correct.sum(), NUM_IMAGES, method="wilson")
+    error = f"{100 - 100 * grid[2].correct.mean():.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+    change = -100 * document[2]["over_base"]["mean"]
+    (line,) = (line for line in to_markdown(table).splitlines() if line.startswith("| 3 | 1 |"))
+    assert f"| {error} | {change:+.2f} [" in line
+    assert "| 3 | 144\\* | 432 |" in to_markdown(table) and "<td>144*</td>" in to_html(table)
+    assert "part of 300 test images (--limit_144)" in to_markdown(table)

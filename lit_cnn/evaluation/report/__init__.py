@@ -2,8 +2,10 @@
 
 from lit_cnn.evaluation.report.figure import plot_accuracy
 from lit_cnn.evaluation.report.formats import render, to_csv, to_html, to_json, to_markdown
+from lit_cnn.evaluation.report.pareto import plot_pareto
 from lit_cnn.evaluation.report.reliability import plot_reliability
 from lit_cnn.evaluation.report.table import Gain, Line, MembersSummary, Row, Table, build_table
+from lit_cnn.evaluation.report.verdict import write_verdict
 from lit_cnn.evaluation.report.wording import sentences
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "Table",
     "build_table",
     "plot_accuracy",
+    "plot_pareto",
     "plot_reliability",
     "render",
     "sentences",
@@ -21,4 +24,5 @@ __all__ = [
     "to_html",
     "to_json",
     "to_markdown",
+    "write_verdict",
 ]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-REFERENCE_COLOR, _MEMBER = "#c2410c", "#9aa5b1"
+REFERENCE_COLOR, MEMBER_COLOR = "#c2410c", "#9aa5b1"
 _ENSEMBLES = ("#0b5cad", "#15803d", "#7e22ce")
 
 
@@ -66,7 +66,7 @@ def _draw(table: Table) -> "Figure":
     _join_same_names(axes, table.lines, positions)
     colors = ensemble_colors(table.lines)
     for line, position in zip(table.lines, positions, strict=True):
-        _draw_line(axes, line, position, colors.get(line.row.name, _MEMBER), is_reference=line is reference)
+        _draw_line(axes, line, position, colors.get(line.row.name, MEMBER_COLOR), is_reference=line is reference)
     _write_models_x_crops(axes, table.lines, positions)
     _label_axes(axes, table)
     handles, labels = axes.get_legend_handles_labels()
@@ -109,7 +109,7 @@ def _join_same_names(axes: "Axes", lines: Sequence[Line], positions: np.ndarray)
         is_ensemble = key[1] == "ensemble"
         axes.plot(
             *zip(*sorted(own), strict=True),
-            color=colors[key[0]] if is_ensemble else _MEMBER,
+            color=colors[key[0]] if is_ensemble else MEMBER_COLOR,
             linewidth=1.6 if is_ensemble else 0.7,
             alpha=0.7 if is_ensemble else 0.45,
             zorder=3 if is_ensemble else 1,
@@ -126,7 +126,7 @@ def _draw_line(axes: "Axes", line: Line, position: float, color: str, is_referen
         style = {"color": color, "marker": "o", "markersize": 8, "linewidth": 2.4, "zorder": 4}
     else:
         label = "members"
-        style = {"color": _MEMBER, "marker": "o", "markersize": 3.5, "linewidth": 1.0, "zorder": 2}
+        style = {"color": MEMBER_COLOR, "marker": "o", "markersize": 3.5, "linewidth": 1.0, "zorder": 2}
     accuracy = line.accuracy
     below, above = accuracy.mean - accuracy.low, accuracy.high - accuracy.mean
     error = [[100 * max(0.0, below)], [100 * max(0.0, above)]]

@@ -1,22 +1,29 @@
 """The table for a terminal, a spreadsheet, MLflow's description of a run, a browser and a program."""
 
 import csv
-import html
 import io
 import json
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lit_cnn.evaluation.cost import BATCHES
 from lit_cnn.evaluation.report.figure import accuracy_svg
+from lit_cnn.evaluation.report.page import bullets, grid, heading, page, paragraph
+from lit_cnn.evaluation.report.pareto import pareto_svg
 from lit_cnn.evaluation.report.reliability import reliability_svg
 from lit_cnn.evaluation.report.table import Line, Table
 from lit_cnn.evaluation.report.wording import (
     CALIBRATION_CAPTION,
     CALIBRATION_COLUMNS,
     COLUMNS,
+    GRID_COLUMNS,
     Column,
     caption,
+    cost_caption,
+    cost_columns,
+    grid_caption,
+    machine_of,
     sentences,
 )
 
@@ -27,21 +34,37 @@ if TYPE_CHECKING:
 def render(table: Table, console: "Console") -> None:
     """Prints the table, its caption and its sentences; made for 100 columns. Ensembles are bold.
 
-    Where temperatures were fitted, a second table of the calibration follows.
+    Where temperatures were fitted, a second table of the calibration follows; where latency was measured, one of costs.
     """
     from rich.padding import Padding
     from rich.text import Text
 
-    _render_grid([column for column in COLUMNS if column.narrow], table.lines, caption(table), console)
+    _print_columns([column for column in COLUMNS if column.narrow], table.lines, caption(table), console)
     console.print()
     for sentence in sentences(table):
         console.print(Padding(Text(sentence), (0, 0, 0, 2)))
     if any(line.row.calibration and line.row.calibration.scaled for line in table.lines):
         console.print()
-        _render_grid(CALIBRATION_COLUMNS, table.lines, CALIBRATION_CAPTION, console)
+        _print_columns(CALIBRATION_COLUMNS, table.lines, CALIBRATION_CAPTION, console)
+    if machine_of(table):
+        console.print()
+        _print_columns(cost_columns(table), table.lines, cost_caption(table), console)
 
 
-def _render_grid(columns: Sequence[Column], lines: Sequence[Line], caption: str, console: "Console") -> None:
+def _print_columns(columns: Sequence[Column], lines: Sequence[Line], caption: str, console: "Console") -> None:
+    rows = [[column.text(line) for column in columns] for line in lines]
+    is_bold = [line.row.kind == "ensemble" for line in lines]
+    print_grid([column.title for column in columns], rows, is_bold, caption, console)
+
+
+def print_grid(
+    titles: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    is_bold: Sequence[bool],
+    caption: str,
+    console: "Console",
+) -> None:
+    """Prints a table with a caption; names in its first column are folded, numbers in the others kept whole."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -53,13 +76,12 @@ def _render_grid(columns: Sequence[Column], lines: Sequence[Line], caption: str,
         caption=Text(caption),
         caption_justify="left",
     )
-    for number, column in enumerate(columns):
+    for number, title in enumerate(titles):
         # Names give way; a number cut in two is no number.
         options: dict[str, Any] = {"overflow": "fold"} if number == 0 else {"justify": "right", "no_wrap": True}
-        grid.add_column(column.title, **options)
-    for line in lines:
-        style = "bold" if line.row.kind == "ensemble" else None
-        grid.add_row(*(Text(column.text(line)) for column in columns), style=style)
+        grid.add_column(title, **options)
+    for cells, bold in zip(rows, is_bold, strict=True):
+        grid.add_row(*map(Text, cells), style="bold" if bold else None)
     console.print(grid)
 
 
@@ -75,48 +97,56 @@ def to_csv(table: Table) -> str:
 
 def to_markdown(table: Table) -> str:
     """Returns the sentences, the tables and their captions in GitHub's Markdown."""
-    said = [f"- {_escaped_markdown(sentence)}" for sentence in sentences(table)]
+    said = [f"- {escaped_markdown(sentence)}" for sentence in sentences(table)]
     parts = [*said, "", *_markdown_grid(COLUMNS, table.lines), "", caption(table).replace("*:", r"\*:"), ""]
     if _has_calibration(table):
         parts += [*_markdown_grid(CALIBRATION_COLUMNS, table.lines), "", CALIBRATION_CAPTION, ""]
+    if table.grid:
+        parts += [*_markdown_grid(GRID_COLUMNS, table.grid), "", grid_caption(table).replace("*:", r"\*:"), ""]
+    if _has_cost(table):
+        parts += [*_markdown_grid(cost_columns(table), table.lines), "", cost_caption(table), ""]
     return "\n".join(parts)
 
 
 def _markdown_grid(columns: Sequence[Column], lines: Sequence[Line]) -> list[str]:
-    grid = [
-        [column.title.replace("\n", " ") for column in columns],
+    cells_of_rows = [
+        [column.one_line_title for column in columns],
         ["---" if number == 0 else "---:" for number in range(len(columns))],
-        *([_escaped_markdown(column.text(line)) for column in columns] for line in lines),
+        *([escaped_markdown(column.text(line)) for column in columns] for line in lines),
     ]
-    return ["| " + " | ".join(cells) + " |" for cells in grid]
+    return ["| " + " | ".join(cells) + " |" for cells in cells_of_rows]
 
 
-def to_html(table: Table) -> str:
-    """Returns a page that needs no other file: sentences, pictures, tables."""
-    said = "\n".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences(table))
-    calibration = ""
+def to_html(table: Table, *appendix: str) -> str:
+    """Returns a page that needs no other file: sentences, pictures, tables; and what is appended, in HTML."""
+    parts = [bullets(sentences(table)), accuracy_svg(table), _html_grid(COLUMNS, table.lines, table)]
+    parts.append(paragraph(caption(table)))
+    if table.grid:
+        parts += [heading("Networks against crops"), _html_grid(GRID_COLUMNS, table.grid, table)]
+        parts.append(paragraph(grid_caption(table)))
+    if _has_cost(table):
+        parts += [heading("Cost"), pareto_svg(table), _html_grid(cost_columns(table), table.lines, table)]
+        parts.append(paragraph(cost_caption(table)))
     if _has_calibration(table):
-        calibration = f"<h2>Calibration</h2>\n{reliability_svg(table)}\n" + _html_grid(
-            CALIBRATION_COLUMNS, table, CALIBRATION_CAPTION
-        )
-    return _PAGE.format(
-        said=said, figure=accuracy_svg(table), table=_html_grid(COLUMNS, table, caption(table)), calibration=calibration
-    )
+        parts += [heading("Calibration"), reliability_svg(table), _html_grid(CALIBRATION_COLUMNS, table.lines, table)]
+        parts.append(paragraph(CALIBRATION_CAPTION))
+    return page("Models x crops", *parts, *appendix)
 
 
-def _html_grid(columns: Sequence[Column], table: Table, caption: str) -> str:
-    header = "".join(f"<th>{html.escape(column.title)}</th>" for column in columns)
-    body = "\n".join(
-        f'<tr class="{line.row.kind}{" reference" if line.row is table.reference else ""}">'
-        + "".join(f"<td>{html.escape(column.text(line))}</td>" for column in columns)
-        + "</tr>"
-        for line in table.lines
+def _html_grid(columns: Sequence[Column], lines: Sequence[Line], table: Table) -> str:
+    return grid(
+        [column.one_line_title for column in columns],
+        [[column.text(line) for column in columns] for line in lines],
+        [line.row.kind + (" reference" if line.row is table.reference else "") for line in lines],
     )
-    return _GRID.format(header=header, body=body, caption=html.escape(caption))
 
 
 def _has_calibration(table: Table) -> bool:
     return any(line.row.calibration for line in table.lines)
+
+
+def _has_cost(table: Table) -> bool:
+    return any(line.row.cost for line in table.lines)
 
 
 def to_json(table: Table) -> str:
@@ -124,6 +154,7 @@ def to_json(table: Table) -> str:
     document = {
         "num_images": table.num_images,
         "num_classes": table.num_classes,
+        "machine": machine_of(table) or None,
         "rows": [_record(line) | {"is_reference": line.row is table.reference} for line in table.lines],
         "members": [
             {
@@ -133,6 +164,17 @@ def to_json(table: Table) -> str:
                 "std": None if math.isnan(summary.accuracy.std) else summary.accuracy.std,
             }
             for summary in table.members
+        ],
+        "grid": [
+            {
+                "num_models": line.row.num_models,
+                "num_views": line.row.num_views,
+                "forward_passes": line.row.forward_passes,
+                "num_images": len(line.row.correct),
+                "accuracy": line.accuracy.mean,
+                "over_base": line.difference and line.difference._asdict(),
+            }
+            for line in table.grid
         ],
         "gains_over_members_mean": [
             {"name": gain.row.name, "num_models": gain.row.num_models, "num_views": gain.row.num_views}
@@ -148,6 +190,7 @@ def _record(line: Line) -> dict[str, Any]:
     row, difference, test = line.row, line.difference, line.mcnemar
     marginal, optimism, calibration = line.marginal, line.optimism, line.row.calibration
     scaled = calibration and calibration.scaled
+    cost, latency = row.cost, row.cost.latency if row.cost else {}
     return {
         "name": row.name,
         "kind": row.kind,
@@ -172,6 +215,7 @@ def _record(line: Line) -> dict[str, Any]:
         "marginal_low": marginal and marginal.low,
         "marginal_high": marginal and marginal.high,
         "composition": row.composition or None,
+        "weights": " ".join(map(repr, row.weights)) or None,
         "optimism": optimism and optimism.mean,
         "optimism_low": optimism and optimism.low,
         "optimism_high": optimism and optimism.high,
@@ -181,54 +225,19 @@ def _record(line: Line) -> dict[str, Any]:
         "temperature": scaled and scaled.temperature,
         "ece_after": scaled and scaled.ece,
         "nll_after": scaled and scaled.nll,
+        "parameters": cost and cost.parameters,
+        "multiply_adds": cost and cost.multiply_adds,
+        **{
+            f"seconds_for_{num_images}_{what}": latency[num_images]._asdict()[what] if latency else None
+            for num_images in BATCHES
+            for what in ("median", "p95")
+        },
+        "timed_rounds": min(found.num_rounds for found in latency.values()) if latency else None,
         "run_id": row.run_id,
     }
 
 
-def _escaped_markdown(text: str) -> str:
+def escaped_markdown(text: str) -> str:
+    """Returns a text of one line that GitHub's Markdown shows as it is, also in a table."""
     # A name such as a_b_c must not turn italic, nor one with a bar add a column.
-    return "".join(f"\\{character}" if character in "\\`*_|<" else character for character in text)
-
-
-_GRID = """<div class="wide">
-<table>
-<thead><tr>{header}</tr></thead>
-<tbody>
-{body}
-</tbody>
-</table>
-</div>
-<p class="caption">{caption}</p>"""
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Models x crops</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 80rem; margin: 2rem auto;
-  padding: 0 1rem; }}
-svg {{ max-width: 100%; height: auto; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
-.caption {{ color: #555; }}
-th, td {{ padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }}
-th:first-child, td:first-child {{ text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 9rem; }}
-td:last-child {{ font: .75em monospace; }}
-thead th {{ border-bottom: 2px solid #222; }}
-tr.ensemble {{ font-weight: 600; }}
-tr.reference {{ background: #f3f3f3; }}
-</style>
-</head>
-<body>
-<h1>Models x crops</h1>
-<ul>
-{said}
-</ul>
-{figure}
-{table}
-{calibration}
-</body>
-</html>
-"""
+    return "".join(f"\\{character}" if character in "\\`*_|<" else character for character in " ".join(text.split()))

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from lit_cnn.evaluation.calibration import Calibration
+from lit_cnn.evaluation.cost import Cost
 from lit_cnn.evaluation.statistics import (
     Interval,
     McNemar,
@@ -19,6 +20,9 @@ from lit_cnn.evaluation.statistics import (
     unpaired_difference,
     wilson_interval,
 )
+
+ALPHA = 0.05
+"""A Holm-adjusted p below this is called a difference."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +43,8 @@ class Row:
         composition: Which members with which weights, where these were selected on val.
         val_counts: Images of val that this row classifies correctly, and all of them, if it was computed there.
         calibration: Of its probabilities, if it has any.
+        weights: `(M',)`, one for each member of the table, of an ensemble; 0 for a member that is left out.
+        cost: What it takes to classify an image, where it is known.
     """
 
     name: str
@@ -53,6 +59,8 @@ class Row:
     composition: str = ""
     val_counts: tuple[int, int] | None = None
     calibration: Calibration | None = None
+    weights: tuple[float, ...] = ()
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +117,7 @@ class Table:
         num_classes: K.
         members: One entry for each number of crops.
         gains: One entry for each ensemble of all members in the table.
+        grid: Models x crops: the first member and nested means of the first, each against the first of these lines.
     """
 
     lines: tuple[Line, ...]
@@ -117,15 +126,17 @@ class Table:
     num_classes: int
     members: tuple[MembersSummary, ...]
     gains: tuple[Gain, ...]
+    grid: tuple[Line, ...] = ()
 
 
-def build_table(rows: Sequence[Row], reference: Row, num_classes: int) -> Table:
+def build_table(rows: Sequence[Row], reference: Row, num_classes: int, grid: Sequence[Row] = ()) -> Table:
     """Computes the table.
 
     Args:
         rows: In the order wanted, the reference among them.
         reference: Chosen on val, not on the test images that are reported here.
         num_classes: K, for the caption.
+        grid: The rows of models x crops, the base first.
 
     Returns:
         The table.
@@ -136,7 +147,7 @@ def build_table(rows: Sequence[Row], reference: Row, num_classes: int) -> Table:
     if not any(row is reference for row in rows):
         raise ValueError(f"build_table: the reference {reference.name!r} is not one of the rows")
     for row in rows:
-        if row.correct.shape != _reference_on(row, reference).shape or row.correct.dtype != bool:
+        if row.correct.shape != on_images_of(row, reference).shape or row.correct.dtype != bool:
             raise ValueError(
                 f"build_table: {row.name!r} has {row.correct.dtype} {row.correct.shape}, "
                 f"the reference bool {reference.correct.shape}"
@@ -148,21 +159,28 @@ def build_table(rows: Sequence[Row], reference: Row, num_classes: int) -> Table:
         num_classes=num_classes,
         members=_members(rows),
         gains=_gains(rows),
+        grid=_grid(grid),
     )
 
 
+def on_images_of(row: Row, reference: Row) -> np.ndarray:
+    """Returns the reference's `correct` `(n,)` on the n images that the row is about."""
+    # Where the reference is about a part itself, it is that of all rows.
+    return reference.correct if row.part is None or reference.part is not None else reference.correct[row.part]
+
+
 def _lines(rows: Sequence[Row], reference: Row) -> tuple[Line, ...]:
-    tests = {id(row): mcnemar_exact(row.correct, _reference_on(row, reference)) for row in rows if row is not reference}
+    tests = {id(row): mcnemar_exact(row.correct, on_images_of(row, reference)) for row in rows if row is not reference}
     adjusted = dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True))
     return tuple(
         _alone(row, rows)
         if row is reference
         else replace(
             _alone(row, rows),
-            difference=_paired(row.correct, _reference_on(row, reference)),
+            difference=_paired(row.correct, on_images_of(row, reference)),
             mcnemar=tests[id(row)],
             p_holm=adjusted[id(row)],
-            images_needed=images_for_power(row.correct, _reference_on(row, reference)),
+            images_needed=images_for_power(row.correct, on_images_of(row, reference)),
         )
         for row in rows
     )
@@ -178,15 +196,9 @@ def _alone(row: Row, rows: Sequence[Row]) -> Line:
         row,
         _accuracy(row),
         fewer_views=before.num_views if before else None,
-        marginal=_paired(row.correct, _reference_on(row, before)) if before else None,
+        marginal=_paired(row.correct, on_images_of(row, before)) if before else None,
         optimism=row.val_counts and unpaired_difference(*row.val_counts, int(row.correct.sum()), len(row.correct)),
     )
-
-
-def _reference_on(row: Row, reference: Row) -> np.ndarray:
-    """Returns the reference's `correct` on the images that the row is about."""
-    # Where the reference is about a part itself, it is that of all rows.
-    return reference.correct if row.part is None or reference.part is not None else reference.correct[row.part]
 
 
 def _paired(correct: np.ndarray, other: np.ndarray) -> Interval:
@@ -214,6 +226,11 @@ def _gains(rows: Sequence[Row]) -> tuple[Gain, ...]:
             of_members = np.mean([member.correct for member in members], axis=0)
             gains.append(Gain(row, paired_bootstrap(row.correct - of_members)))
     return tuple(gains)
+
+
+def _grid(rows: Sequence[Row]) -> tuple[Line, ...]:
+    differences = [None, *(_paired(row.correct, on_images_of(row, rows[0])) for row in rows[1:])]
+    return tuple(Line(row, _accuracy(row), difference) for row, difference in zip(rows, differences, strict=False))
 
 
 def _members_with(rows: Sequence[Row], num_views: int) -> list[Row]:

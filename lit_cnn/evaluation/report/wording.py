@@ -1,18 +1,17 @@
 """The table in words: cells, caption and whole sentences, the same in every format."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from lit_cnn.evaluation.calibration import Calibration, Scaled
-from lit_cnn.evaluation.report.table import Line, Row, Table
+from lit_cnn.evaluation.cost import LARGEST_PASS, Latency
+from lit_cnn.evaluation.report.frontier import find_bargain
+from lit_cnn.evaluation.report.table import ALPHA, Line, Row, Table
 from lit_cnn.evaluation.statistics import Interval
 
 T = TypeVar("T")
-
-ALPHA = 0.05
-"""A Holm-adjusted p below this is called a difference."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +22,22 @@ class Column:
     text: Callable[[Line], str]
     narrow: bool = True
 
+    @property
+    def one_line_title(self) -> str:
+        """The title where there is room for it."""
+        return self.title.replace("-\n", "-").replace("\n", " ")
+
 
 COLUMNS = (
     Column("Model", lambda line: line.row.name),
     Column("Models\nx crops", lambda line: _models_x_crops(line.row)),
     Column("Passes", lambda line: f"{line.row.forward_passes:,}"),
     Column("Val %", lambda line: _or_dash(line.row.val_accuracy, lambda value: f"{100 * value:.2f}"), narrow=False),
-    Column("Test % [95 %]", lambda line: _accuracy(line.accuracy)),
-    Column("Difference [95 %]", lambda line: _or_dash(line.difference, _signed, "reference")),
+    Column("Test % [95 %]", lambda line: accuracy_text(line.accuracy)),
+    Column("Difference [95 %]", lambda line: _or_dash(line.difference, signed, "reference")),
     Column("p", lambda line: _or_dash(line.mcnemar, lambda test: p_text(test.p_value))),
     Column("p Holm", lambda line: _or_dash(line.p_holm, p_text)),
-    Column("Over fewer crops [95 %]", lambda line: _or_dash(line.marginal, _signed), narrow=False),
+    Column("Over fewer crops [95 %]", lambda line: _or_dash(line.marginal, signed), narrow=False),
     Column("Run", lambda line: line.row.run_id or "", narrow=False),
 )
 
@@ -53,16 +57,71 @@ CALIBRATION_CAPTION = (
     "T: temperature fitted on val. A vote has no probabilities."
 )
 
+GRID_COLUMNS = (
+    Column("Models", lambda line: f"{line.row.num_models}"),
+    Column("Crops", lambda line: f"{line.row.num_views}{_star(line.row)}"),
+    Column("Passes", lambda line: f"{line.row.forward_passes:,}"),
+    Column("Top-1 error % [95 %]", lambda line: accuracy_text(_error(line.accuracy))),
+    Column("Compared to base [95 %]", lambda line: _or_dash(line.difference, _of_error, "base")),
+)
+
+COST_COLUMNS = (
+    Column("Model", lambda line: line.row.name),
+    Column("Models\nx crops", lambda line: _models_x_crops(line.row)),
+    Column("Passes", lambda line: f"{line.row.forward_passes:,}"),
+    Column("Multiply-\nadds", lambda line: _or_dash(line.row.cost, lambda cost: rounded(cost.multiply_adds))),
+    Column("Parameters", lambda line: _or_dash(line.row.cost, lambda cost: rounded(cost.parameters))),
+)
+
+LATENCY_COLUMNS = (
+    *COST_COLUMNS,
+    Column("1 image\nms (p95)", lambda line: _of_latency(line, 1, _milliseconds)),
+    Column("32 images\nms (p95)", lambda line: _of_latency(line, 32, _milliseconds)),
+    Column("Images/s", lambda line: _of_latency(line, 32, lambda found: f"{32 / found.median:,.0f}")),
+)
+
+
+def grid_caption(table: Table) -> str:
+    """Says what the grid of models x crops holds."""
+    return (
+        "In the form of Szegedy et al. 2014, table 3: the mean of the networks best on val over their crops; error on "
+        "test with its Wilson interval, and its points over the base on the same images with their paired bootstrap "
+        f"interval.{_on_part(table.grid)}"
+    )
+
+
+def cost_columns(table: Table) -> tuple[Column, ...]:
+    """Returns the columns of the table of costs: with latency where it was measured."""
+    return LATENCY_COLUMNS if machine_of(table) else COST_COLUMNS
+
+
+def cost_caption(table: Table) -> str:
+    """Says what the costs count, and how latency was measured."""
+    said = "Passes: forward passes per image. Multiply-adds: per image. Parameters: of all networks asked."
+    if not (machine := machine_of(table)):
+        return said
+    rounds = {latency.num_rounds for line in table.lines if line.row.cost for latency in line.row.cost.latency.values()}
+    many = f"{min(rounds)} to {max(rounds)}" if len(rounds) > 1 else f"{max(rounds)}"
+    return (
+        f"{said} ms: the networks alone, from views in memory to logits, float32, on {machine}; median and 95th "
+        f"percentile of {many} interleaved rounds. An ensemble's is the sum over its networks, round by round; the "
+        f"views of an image share a pass, {LARGEST_PASS} at most, and several passes are one that was timed, "
+        "multiplied. Images/s: at 32."
+    )
+
+
+def machine_of(table: Table) -> str:
+    """Returns on what latency was measured; empty if it was not."""
+    return next((line.row.cost.machine for line in table.lines if line.row.cost), "")
+
 
 def caption(table: Table) -> str:
     """Says what the columns hold and on how many images and classes they rest."""
-    parts = {len(line.row.correct) for line in table.lines if line.row.part is not None}
-    on_part = "".join(f" *: on a stratified part of {count:,} test images." for count in sorted(parts))
     return (
         f"n = {table.num_images:,} test images, {table.num_classes:,} classes. Passes: forward passes per image. "
         f"Test: accuracy with its Wilson interval. Difference: percentage points against the reference on the same "
         f"images, with its paired bootstrap interval; p: exact McNemar test, alone and Holm-adjusted over the table."
-        f"{on_part}"
+        f"{_on_part(table.lines)}"
     )
 
 
@@ -70,9 +129,10 @@ def sentences(table: Table) -> list[str]:
     """What the table says, in plain words.
 
     Returns:
-        Which row the reference is; one sentence for each ensemble, and for the reference's network at other numbers
-        of crops; what more crops bring to these; how much better than on test an ensemble selected on val looked
-        there; then the gain of each ensemble over the mean of its members; then the members' mean and spread.
+        Which row the reference is; the cheapest that is not significantly worse than the best; one sentence for each
+        ensemble, and for the reference's network at other numbers of crops; what more crops bring to these; how much
+        better than on test an ensemble selected on val looked there; then the gain of each ensemble over the mean of
+        its members; then the members' mean and spread.
     """
     compared = [
         _comparison(line)
@@ -81,7 +141,7 @@ def sentences(table: Table) -> list[str]:
     ]
     gains = [
         f"{_subject(gain.row)} minus the mean of its members with {_crops(gain.row.num_views)}: "
-        f"{_points(gain.difference)}."
+        f"{points(gain.difference)}."
         for gain in table.gains
     ]
     members = [
@@ -90,7 +150,15 @@ def sentences(table: Table) -> list[str]:
         for summary in table.members
         if summary.accuracy.n > 1
     ]
-    return [_reference(table.reference), *compared, *_steps(table), *_selections(table), *gains, *members]
+    return [
+        _reference(table.reference),
+        *_bargain(table),
+        *compared,
+        *_steps(table),
+        *_selections(table),
+        *gains,
+        *members,
+    ]
 
 
 def p_text(p_value: float) -> str:
@@ -110,21 +178,39 @@ def _reference(row: Row) -> str:
     return f"The reference is the member best on val{on_val}: {row.name} with {_crops(row.num_views)}."
 
 
+def _bargain(table: Table) -> list[str]:
+    found = find_bargain(table)
+    if found is None:
+        return []
+    best = f"the best on test ({_subject(found.best.row)}, {100 * found.best.accuracy.mean:.2f} %)"
+    if found.cheapest is found.best:
+        return [f"No row is cheaper than {best} without being significantly worse."]
+    what = "time for one image" if machine_of(table) else "multiply-adds"
+    return [
+        f"The cheapest row that is not significantly worse than {best} is {_subject(found.cheapest.row)}, at "
+        f"{100 * found.cost_ratio:.2g} % of its {what}: {points(found.difference)}, {_holm_words(found.p_holm)}."
+    ]
+
+
+def _holm_words(p_holm: float) -> str:
+    written = p_text(p_holm)
+    return f"Holm-adjusted p {'< 0.001' if written.startswith('<') else '= ' + written}"
+
+
 def _comparison(line: Line) -> str:
     assert line.difference is not None and line.p_holm is not None
     subject, difference = _subject(line.row), line.difference
-    p_value = p_text(line.p_holm)
-    p_value = f"Holm-adjusted p {'< 0.001' if p_value.startswith('<') else '= ' + p_value}"
+    p_value = _holm_words(line.p_holm)
     if is_claimed(line) and difference.mean > 0:
-        return f"{subject} is {_points(difference)} over the member best on val; {p_value}."
+        return f"{subject} is {points(difference)} over the member best on val; {p_value}."
     if is_claimed(line):
-        return f"{subject} is {_points(difference)} against the member best on val, so worse; {p_value}."
+        return f"{subject} is {points(difference)} against the member best on val, so worse; {p_value}."
     needed = ""
     if line.images_needed:
-        needed = f" A true difference of this size would take about {_rounded_up(line.images_needed)} test images."
+        needed = f" A true difference of this size would take about {rounded_up(line.images_needed)} test images."
     return (
         f"{subject} against the member best on val: no difference can be claimed "
-        f"({_points(difference)}, {p_value}).{needed}"
+        f"({points(difference)}, {p_value}).{needed}"
     )
 
 
@@ -135,7 +221,7 @@ def _steps(table: Table) -> list[str]:
         if line.marginal is not None and (line.row.kind == "ensemble" or line.row.name == table.reference.name):
             on_part = f" (on {len(line.row.correct):,} images)" if line.row.part is not None else ""
             steps.setdefault(line.row.name, []).append(
-                f"{line.fewer_views} to {line.row.num_views} {_points(line.marginal)}{on_part}"
+                f"{line.fewer_views} to {line.row.num_views} {points(line.marginal)}{on_part}"
             )
     return [f"More crops, {name}: {', '.join(parts)}." for name, parts in steps.items()]
 
@@ -143,7 +229,7 @@ def _steps(table: Table) -> list[str]:
 def _selections(table: Table) -> list[str]:
     return [
         f"{_subject(line.row)} was selected on val ({line.row.composition}): {100 * line.row.val_accuracy:.2f} % "
-        f"there, {100 * line.accuracy.mean:.2f} % on test: optimism {_points(line.optimism)}."
+        f"there, {100 * line.accuracy.mean:.2f} % on test: optimism {points(line.optimism)}."
         for line in table.lines
         if line.row.composition and line.optimism is not None and line.row.val_accuracy is not None
     ]
@@ -156,7 +242,25 @@ def _subject(row: Row) -> str:
 
 
 def _models_x_crops(row: Row) -> str:
-    return f"{row.num_models} x {row.num_views}{'' if row.part is None else '*'}"
+    return f"{row.num_models} x {row.num_views}{_star(row)}"
+
+
+def _star(row: Row) -> str:
+    return "" if row.part is None else "*"
+
+
+def _on_part(lines: Sequence[Line]) -> str:
+    parts = {len(line.row.correct) for line in lines if line.row.part is not None}
+    return "".join(f" *: on a stratified part of {count:,} test images (--limit_144)." for count in sorted(parts))
+
+
+def _error(accuracy: Interval) -> Interval:
+    return Interval(1 - accuracy.mean, 1 - accuracy.high, 1 - accuracy.low)
+
+
+def _of_error(difference: Interval) -> str:
+    """Writes what a difference of accuracies is of errors."""
+    return signed(Interval(-difference.mean, -difference.high, -difference.low))
 
 
 def _of_calibration(line: Line, text: Callable[[Calibration], str]) -> str:
@@ -167,24 +271,45 @@ def _of_scaled(line: Line, text: Callable[[Scaled], str]) -> str:
     return _or_dash(line.row.calibration.scaled if line.row.calibration else None, text)
 
 
+def rounded(number: float) -> str:
+    """Writes a count with three or four digits and its unit: 61.7 k, 1.82 G."""
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.{2 if number < 10 * size else 1}f} {unit}"
+    return f"{number:,.0f}"
+
+
+def _of_latency(line: Line, num_images: int, text: Callable[[Latency], str]) -> str:
+    return _or_dash(line.row.cost.latency.get(num_images) if line.row.cost else None, text)
+
+
+def _milliseconds(latency: Latency) -> str:
+    digits = 2 if latency.median < 0.1 else 0
+    return f"{1000 * latency.median:,.{digits}f} ({1000 * latency.p95:,.{digits}f})"
+
+
 def _crops(num_views: int) -> str:
     return f"{num_views} crop{'s' if num_views > 1 else ''}"
 
 
-def _accuracy(value: Interval) -> str:
+def accuracy_text(value: Interval) -> str:
+    """Writes an accuracy and its limits in per cent."""
     return f"{100 * value.mean:.2f} [{100 * value.low:.2f}, {100 * value.high:.2f}]"
 
 
-def _points(value: Interval) -> str:
-    return _signed(value).replace(" ", " points ", 1)
+def points(value: Interval) -> str:
+    """Writes a difference of accuracies in points, with its limits."""
+    return signed(value).replace(" ", " points ", 1)
 
 
-def _signed(value: Interval) -> str:
+def signed(value: Interval) -> str:
+    """Writes a difference of accuracies with its limits, in points."""
     # z: -0.00 is written as +0.00.
     return f"{100 * value.mean:+z.2f} [{100 * value.low:+z.2f}, {100 * value.high:+z.2f}]"
 
 
-def _rounded_up(number: int) -> str:
+def rounded_up(number: int) -> str:
+    """Writes a number with its first two digits, rounded up."""
     step = 10 ** max(0, len(str(number)) - 2)
     return f"{math.ceil(number / step) * step:,}"
 

@@ -1,0 +1,113 @@
+"""Where a classifier errs: classes taken for each other, and the images that it gets wrong most confidently."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from lit_cnn.datasets import ImageSet
+
+
+@dataclass(frozen=True, eq=False)
+class Verdict:
+    """What one classifier says of N images whose classes are known.
+
+    Attributes:
+        name: The classifier's, as in the table.
+        image_set: All images.
+        indices: `(N,)` int, which of them.
+        labels: `(N,)` int in [0, K), the class that it chose for each.
+        probabilities: `(N, K)` float64, rows sum to 1; the mean of the members' after a vote.
+    """
+
+    name: str
+    image_set: ImageSet
+    indices: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+
+    @property
+    def targets(self) -> np.ndarray:
+        """`(N,)` int in [0, K), the true classes."""
+        targets: np.ndarray = self.image_set.labels[self.indices]
+        return targets
+
+    @property
+    def correct(self) -> np.ndarray:
+        """`(N,)` bool, True where the classifier is right."""
+        correct: np.ndarray = self.labels == self.targets
+        return correct
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The K names in label order."""
+        return self.image_set.class_names
+
+
+class ClassScores(NamedTuple):
+    """A class's precision, recall and F1 score in [0, 1], NaN where nothing was predicted or there is nothing; images.
+
+    F1 is NaN only for a class without images that is never predicted.
+    """
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+class Confusion(NamedTuple):
+    """Images of one class that were taken for another, and their share of the true class's images."""
+
+    true_name: str
+    predicted_name: str
+    num_images: int
+    share: float
+
+
+def confusion_matrix(verdict: Verdict) -> np.ndarray:
+    """Returns `(K, K)` int: images of the class of the row that were taken for the class of the column."""
+    from sklearn import metrics
+
+    counts: np.ndarray = metrics.confusion_matrix(
+        verdict.targets, verdict.labels, labels=np.arange(len(verdict.class_names))
+    )
+    return counts
+
+
+def scores_of_classes(verdict: Verdict) -> list[ClassScores]:
+    """Returns each class's scores, in label order."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    columns = precision_recall_fscore_support(
+        verdict.targets, verdict.labels, labels=np.arange(len(verdict.class_names)), zero_division=np.nan
+    )
+    return [
+        ClassScores(name, float(precision), float(recall), float(f1), int(support))
+        for name, precision, recall, f1, support in zip(verdict.class_names, *columns, strict=True)
+    ]
+
+
+def most_confused(verdict: Verdict, most: int = 10) -> list[Confusion]:
+    """Returns the pairs of true and predicted class with the most images, the most frequent first."""
+    counts = confusion_matrix(verdict)
+    totals = counts.sum(axis=1)
+    np.fill_diagonal(counts, 0)
+    order = np.argsort(-counts, axis=None, kind="stable")[:most]
+    pairs = zip(*np.unravel_index(order, counts.shape), strict=True)
+    names = verdict.class_names
+    return [
+        Confusion(names[true], names[predicted], int(counts[true, predicted]), counts[true, predicted] / totals[true])
+        for true, predicted in pairs
+        if counts[true, predicted]
+    ]
+
+
+def worst_mistakes(verdict: Verdict, most: int = 24) -> np.ndarray:
+    """Returns `(n,)` int, the places of wrong images among the N: those whose wrong class is most probable first."""
+    wrong = np.flatnonzero(~verdict.correct)
+    sure = verdict.probabilities[wrong, verdict.labels[wrong]]
+    worst: np.ndarray = wrong[np.argsort(-sure, kind="stable")[:most]]
+    return worst

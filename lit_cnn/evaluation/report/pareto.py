@@ -1,0 +1,126 @@
+"""The table as a picture: accuracy against what it costs in time, or in multiply-adds where no time was measured."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from lit_cnn.evaluation.report.figure import MEMBER_COLOR, REFERENCE_COLOR, ensemble_colors, shortened, svg_of
+from lit_cnn.evaluation.report.frontier import cost_on_axis, find_bargain, pareto_front
+from lit_cnn.evaluation.report.table import Line, Table
+from lit_cnn.evaluation.report.wording import machine_of
+from lit_cnn.files import replace_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MARKERS: Mapping[int, str] = MappingProxyType({1: "o", 2: "s", 5: "^", 10: "D", 144: "*"})
+
+
+def plot_pareto(table: Table, path: Path) -> None:
+    """Draws each row's test accuracy with its 95 % Wilson interval over its cost, as a PNG of 1350 x 810 px.
+
+    The cost is the median latency of one image where it was measured, else multiply-adds per image. A stepped line
+    joins the rows that no other beats in both; a ring marks the cheapest that is not significantly worse than the
+    best. The marker says how many crops.
+
+    Args:
+        table: What to draw; the costs of all rows are known.
+        path: The PNG file; replaced whole if it is there.
+    """
+    with replace_atomically(path) as temporary:
+        _draw(table).savefig(temporary, format="png", dpi=150)
+
+
+def pareto_svg(table: Table) -> str:
+    """Returns the same picture as an `<svg>` element, to stand inside a page."""
+    return svg_of(lambda: _draw(table), "pareto")
+
+
+def _draw(table: Table) -> "Figure":
+    # Not pyplot: it keeps every figure alive and may look for a display.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xscale("log")
+    front = pareto_front(table.lines)
+    _draw_front(axes, front, max(cost_on_axis(line.row) for line in table.lines))
+    colors = ensemble_colors(table.lines)
+    for line in table.lines:
+        is_reference = line.row is table.reference
+        _draw_line(axes, line, REFERENCE_COLOR if is_reference else colors.get(line.row.name, MEMBER_COLOR))
+    bargain = find_bargain(table)
+    assert bargain is not None
+    axes.scatter(
+        [cost_on_axis(bargain.cheapest.row)],
+        [100 * bargain.cheapest.accuracy.mean],
+        s=260,
+        facecolors="none",
+        edgecolors="#111827",
+        linewidths=1.6,
+        zorder=6,
+        label="cheapest, not significantly worse than the best",
+    )
+    _label_axes(axes, table)
+    _draw_legend(figure, axes, table)
+    return figure
+
+
+def _draw_front(axes: "Axes", front: Sequence[Line], largest_cost: float) -> None:
+    costs = [*(cost_on_axis(line.row) for line in front), largest_cost]
+    accuracies = [100 * line.accuracy.mean for line in (*front, front[-1])]
+    axes.step(costs, accuracies, where="post", color="#111827", linewidth=1, alpha=0.6, zorder=1, label="Pareto front")
+
+
+def _draw_line(axes: "Axes", line: Line, color: str) -> None:
+    accuracy, is_member = line.accuracy, color == MEMBER_COLOR
+    axes.errorbar(
+        [cost_on_axis(line.row)],
+        [100 * accuracy.mean],
+        # Rounding may put a limit on the wrong side of a mean of 0 or 1.
+        yerr=[[100 * max(0.0, accuracy.mean - accuracy.low)], [100 * max(0.0, accuracy.high - accuracy.mean)]],
+        color=color,
+        marker=_MARKERS[line.row.num_views],
+        markersize=5 if is_member else 8,
+        linewidth=0.9 if is_member else 1.8,
+        zorder=2 if is_member else 4,
+    )
+
+
+def _label_axes(axes: "Axes", table: Table) -> None:
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
+
+    is_timed = bool(machine_of(table))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}") if is_timed else EngFormatter())
+    axes.set_xlabel(
+        f"median latency of one image, ms, log scale; {shortened(machine_of(table))}"
+        if is_timed
+        else "multiply-adds per image, log scale"
+    )
+    axes.set_ylabel("accuracy on test, %, with 95 % Wilson interval")
+    axes.set_title(f"n = {table.num_images:,} test images, {table.num_classes:,} classes", fontsize=10)
+    axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.08, y=0.1)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_legend(figure: "Figure", axes: "Axes", table: Table) -> None:
+    from matplotlib.lines import Line2D
+
+    def point(label: str, **style: Any) -> Line2D:
+        return Line2D([], [], linestyle="none", label=label, **style)
+
+    handles: list[Any] = [point(f"reference: {shortened(table.reference.name)}", color=REFERENCE_COLOR, marker="o")]
+    handles += [point(shortened(name), color=color, marker="o") for name, color in ensemble_colors(table.lines).items()]
+    handles.append(point("other members", color=MEMBER_COLOR, marker="o"))
+    handles += [
+        point(f"{count} crop{'s' if count > 1 else ''}", color="#52606d", marker=_MARKERS[count], fillstyle="none")
+        for count in sorted({line.row.num_views for line in table.lines})
+    ]
+    handles += axes.get_legend_handles_labels()[0]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=9)

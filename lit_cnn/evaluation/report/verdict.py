@@ -1,0 +1,181 @@
+"""A classifier's mistakes as files and as sections of a page."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lit_cnn.classifier import LitClassifier
+from lit_cnn.contact_sheet import captioned_images
+from lit_cnn.evaluation.activation import activation_maps, why_no_maps
+from lit_cnn.evaluation.mistakes import (
+    Verdict,
+    confusion_matrix,
+    most_confused,
+    scores_of_classes,
+    worst_mistakes,
+)
+from lit_cnn.evaluation.report.figure import shortened
+from lit_cnn.evaluation.report.page import grid, heading, paragraph, picture
+from lit_cnn.files import replace_atomically, write_text_atomically
+from lit_cnn.preview import write_png
+from lit_cnn.transforms import resize_and_center_crop
+
+_MOST_COUNTS = 25  # classes; with more of them the numbers would not fit into their fields
+_MOST_NAMES = 60
+
+
+def write_verdict(
+    verdict: Verdict, folder: Path, model: LitClassifier | None, prefix: str = ""
+) -> tuple[list[Path], str]:
+    """Writes what is to be seen of a classifier's mistakes, and returns the files and the sections of a page.
+
+    The files: `confusion.png`, `classes.csv`, and where there are mistakes `mistakes.png` and, where there can be,
+    `activation.png`.
+
+    Args:
+        verdict: What the classifier says.
+        folder: Where the files go.
+        model: The network whose class-activation maps are drawn for the class that was chosen; None for no maps.
+        prefix: What the files' names begin with.
+    """
+    confusion = folder / f"{prefix}confusion.png"
+    plot_confusion(verdict, confusion)
+    classes = folder / f"{prefix}classes.csv"
+    write_text_atomically(classes, _classes_csv(verdict))
+    files = [confusion, classes]
+    parts = [
+        heading(f"Mistakes: {verdict.name}"),
+        paragraph(f"{int((~verdict.correct).sum()):,} of {len(verdict.labels):,} test images are classified wrongly."),
+        picture(confusion, "confusion matrix"),
+        _confused_html(verdict),
+        _classes_html(verdict),
+    ]
+    worst = worst_mistakes(verdict)
+    if len(worst):
+        mistakes = folder / f"{prefix}mistakes.png"
+        images = [verdict.image_set.images[index] for index in verdict.indices[worst]]
+        write_png(mistakes, captioned_images(images, [_caption(verdict, place) for place in worst]))
+        files.append(mistakes)
+        parts += [heading("Worst mistakes"), picture(mistakes, "the most confident wrong answers")]
+        parts.append(_list(verdict, worst))
+    if len(worst) and model is not None:
+        reason = why_no_maps(model)
+        if not reason:
+            activation = folder / f"{prefix}activation.png"
+            write_png(activation, _activation_sheet(verdict, worst, model))
+            files.append(activation)
+            parts.append(picture(activation, "class-activation maps"))
+            arch = model.hparams["arch"]
+            reason = f"Grad-CAM (Selvaraju et al. 2017) of {arch}: red is what spoke for the class chosen."
+        parts.append(paragraph(reason))
+    return files, "\n".join(parts)
+
+
+def plot_confusion(verdict: Verdict, path: Path) -> None:
+    """Draws the confusion matrix as a PNG: counts as numbers, and each row's shares as its colours.
+
+    With more than 25 classes there are no numbers, with more than 60 no names.
+
+    Args:
+        verdict: What the classifier says.
+        path: The PNG file; replaced whole if it is there.
+    """
+    # Not pyplot: it keeps every figure alive and may look for a display.
+    from matplotlib.figure import Figure
+
+    counts = confusion_matrix(verdict)
+    num_classes = len(counts)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(12.0, 3.5 + 0.42 * num_classes)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.add_subplot()
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(drawn, ax=axes, fraction=0.04, label="share of the true class's images")
+    if num_classes <= _MOST_NAMES:
+        names = [_short_name(name) for name in verdict.class_names]
+        axes.set_xticks(range(num_classes), names, rotation=90 if max(map(len, names)) > 3 else 0, fontsize=8)
+        axes.set_yticks(range(num_classes), names, fontsize=8)
+    if num_classes <= _MOST_COUNTS:
+        for true, predicted in zip(*np.nonzero(counts), strict=True):
+            color = "white" if shares[true, predicted] > 0.5 else "#222222"
+            text = f"{counts[true, predicted]:,}"
+            axes.text(predicted, true, text, ha="center", va="center", fontsize=8, color=color)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    axes.set_title(f"{shortened(verdict.name)}, n = {len(verdict.labels):,}", fontsize=10)
+    with replace_atomically(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _activation_sheet(verdict: Verdict, worst: np.ndarray, model: LitClassifier) -> np.ndarray:
+    size, interpolation = model.hparams["image_size"], model.hparams["interpolation"]
+    images = np.stack(
+        [
+            resize_and_center_crop(verdict.image_set.images[index], size, interpolation)
+            for index in verdict.indices[worst]
+        ]
+    )
+    maps = activation_maps(model, torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), verdict.labels[worst])
+    return captioned_images(list(maps), [_caption(verdict, place) for place in worst])
+
+
+def _caption(verdict: Verdict, place: int) -> list[str]:
+    """Returns the lines below a wrong image: its file's name, what it is, what it was taken for and how surely."""
+    label = verdict.labels[place]
+    path, true_name = verdict.image_set.paths[verdict.indices[place]], verdict.class_names[verdict.targets[place]]
+    sure = f"{100 * verdict.probabilities[place, label]:.1f} %"
+    return [path.rpartition("/")[2], f"is {true_name}", f"said {verdict.class_names[label]}", sure]
+
+
+def _list(verdict: Verdict, worst: np.ndarray) -> str:
+    rows = [
+        (
+            verdict.image_set.paths[verdict.indices[place]],
+            verdict.class_names[verdict.targets[place]],
+            verdict.class_names[verdict.labels[place]],
+            f"{100 * verdict.probabilities[place, verdict.labels[place]]:.1f}",
+        )
+        for place in worst
+    ]
+    return grid(("Image", "True class", "Predicted", "Probability %"), rows)
+
+
+def _confused_html(verdict: Verdict) -> str:
+    pairs = most_confused(verdict)
+    if not pairs:
+        return ""
+    rows = [(pair.true_name, pair.predicted_name, f"{pair.num_images:,}", f"{100 * pair.share:.1f}") for pair in pairs]
+    header = ("True class", "Taken for", "Images", "% of the true class")
+    return heading("Most confused") + "\n" + grid(header, rows)
+
+
+def _classes_html(verdict: Verdict) -> str:
+    rows = [
+        (found.name, *map(_per_cent, (found.precision, found.recall, found.f1)), f"{found.support:,}")
+        for found in scores_of_classes(verdict)
+    ]
+    return heading("Classes") + "\n" + grid(("Class", "Precision %", "Recall %", "F1 %", "Images"), rows)
+
+
+def _classes_csv(verdict: Verdict) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("class", "precision", "recall", "f1", "support"))
+    for found in scores_of_classes(verdict):
+        scores: Sequence[float] = (found.precision, found.recall, found.f1)
+        writer.writerow((found.name, *("" if math.isnan(score) else score for score in scores), found.support))
+    return text.getvalue()
+
+
+def _per_cent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.2f}"
+
+
+def _short_name(name: str) -> str:
+    printable = "".join(letter if letter.isprintable() else "?" for letter in name)
+    return shortened(printable if len(printable) <= 24 else f"{printable[:23]}…")

@@ -1,0 +1,60 @@
+"""What MLflow runs of an exported model: it loads this file from code, never a pickle (`mlflow models serve`).
+
+A row of the input is the bytes of an image file, a row of the answer its class, that class's probability and those of
+all classes in label order.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc import PythonModel
+
+from lit_cnn.datasets import decode_image
+from lit_cnn.errors import UsageError
+from lit_cnn.exported import load_graph
+
+
+class ImageModel(PythonModel):
+    """An export behind MLflow's interface."""
+
+    def load_context(self, context: Any) -> None:
+        """Loads the export; each of its files is checked against its SHA-256."""
+        self.classifier = load_graph(Path(context.artifacts["export"]))
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Classifies images.
+
+        Args:
+            context: MLflow's.
+            model_input: One column, `image`: the bytes of an image file, which JSON carries in base64.
+            params: None are known.
+
+        Returns:
+            The columns `class`, `probability` in [0, 1], and `probabilities`, a list over classes.
+
+        Raises:
+            MlflowException: If an image cannot be decoded; a server answers 400.
+        """
+        try:
+            images = [
+                decode_image(content, self.classifier.in_channels, f"image {place}")
+                for place, content in enumerate(model_input["image"])
+            ]
+        except UsageError as error:
+            raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from error
+        probabilities = self.classifier.probabilities(np.stack([self.classifier.view(image) for image in images]))
+        return pd.DataFrame(
+            {
+                "class": [self.classifier.class_names[label] for label in probabilities.argmax(axis=1)],
+                "probability": probabilities.max(axis=1).astype(float),
+                "probabilities": probabilities.astype(float).tolist(),
+            }
+        )
+
+
+set_model(ImageModel())

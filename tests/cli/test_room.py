@@ -1,0 +1,119 @@
+"""Runs that run out of disk or memory: a real small file system, a real limit of memory, one line each."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from lit_cnn.checkpoints import load_checkpoint, size_in_words
+from lit_cnn.cli.process import failures_in_words
+from tests.cli.test_resume import LONGER, assert_same_run, background_fit, only_run
+from tests.faults import wait_until
+from tests.training import ROOT, SHORT, TrackedRun, copy_empty_store, fit, inside, runs_in, tracked_runs
+
+pytestmark = pytest.mark.usefixtures("empty_store")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file system of 16 MB with an empty store in `mlruns`."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        copy_empty_store(tmp_path_factory.getbasetemp(), disk)
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> TrackedRun:
+    """The longer run on a disk with room."""
+    folder = tmp_path_factory.mktemp("reference")
+    copy_empty_store(tmp_path_factory.getbasetemp(), folder)
+    with inside(folder):
+        assert fit(*LONGER) == 0
+    return only_run(folder)
+
+
+def fill(disk: Path) -> Path:
+    """Writes to the disk until there is no room."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return filler
+
+
+def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_a_resume_goes_on(
+    small_disk: Path, reference: TrackedRun, tmp_path: Path
+) -> None:
+    arguments = (*LONGER, f"--tracking_uri=sqlite:///{small_disk}/mlruns/mlflow.db", "--resume=auto")
+    with background_fit(tmp_path, *arguments) as process:
+        wait_until(lambda: any(small_disk.glob("mlruns/journal/*/last.ckpt")), timeout=120)
+        filler = fill(small_disk)
+        assert process.wait(120) == 1
+    log = (tmp_path / "log.txt").read_text()
+    assert "Traceback" not in log
+    line = next(line for line in log.splitlines() if line.startswith("lit-cnn: error: "))
+    assert str(small_disk) in line and "make room" in line and "--resume auto" in line
+    (checkpoint,) = small_disk.glob("mlruns/journal/*/last.ckpt")
+    load_checkpoint(checkpoint)
+    assert not list(checkpoint.parent.glob(".*.tmp"))
+
+    filler.unlink()
+    assert fit(*arguments) == 0
+    (run,) = runs_in(small_disk / "mlruns" / "mlflow.db")
+    assert_same_run(run, reference)
+
+
+def test_a_run_whose_checkpoints_will_not_fit_does_not_begin(
+    small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--model.arch=resnet18", f"--tracking_uri=sqlite:///{small_disk}/mlruns/mlflow.db")
+    assert fit(*arguments) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "has room for" in line and "checkpoints take" in line and "MB; make room" in line
+    assert runs_in(small_disk / "mlruns" / "mlflow.db") == []
+
+
+def test_a_batch_that_does_not_fit_into_memory_names_the_batch_size(tmp_path: Path) -> None:
+    options = ["--data.image_size=512", "--data.batch_size=256", "--data.limit_train=256", "--model.arch=resnet18"]
+    command = [sys.executable, "-m", "lit_cnn", "fit", *SHORT, *options]
+    # 12 GB of addresses hold the libraries, and not the batch's activations.
+    limited = ["bash", "-c", 'ulimit -v 12000000; exec "$@"', "bash", *command]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(limited, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    line = done.stderr.splitlines()[-1]
+    assert done.returncode == 1
+    assert line.startswith("lit-cnn: error: --data.batch_size 256: a batch does not fit into memory")
+    assert "--find_batch_size true" in line
+    wait_until(lambda: [run.status for run in tracked_runs(tmp_path)] == ["FAILED"])
+
+
+def test_other_errors_are_not_taken_for_want_of_room() -> None:
+    for error in (RuntimeError("shapes differ"), OSError(2, "No such file or directory"), ValueError("x")):
+        with pytest.raises(type(error)) as passed_on, failures_in_words(1):
+            raise error
+        assert passed_on.value is error
+
+
+def test_the_largest_batch_is_said_and_nothing_is_tracked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("--find_batch_size=true") == 0
+    assert "--data.batch_size 128; the training set has no more images" in capsys.readouterr().out
+    assert tracked_runs(tmp_path) == []
+    assert not list(tmp_path.glob("mlruns/journal/*")) and not list(tmp_path.glob(".scale_batch_size*"))
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "words"), [(0, "0 B"), (999, "999 B"), (1_000, "1.0 kB"), (1_500_000, "1.5 MB"), (5e15, "5000.0 TB")]
+)
+def test_sizes_are_read_easily(num_bytes: float, words: str) -> None:
+    assert size_in_words(num_bytes) == words

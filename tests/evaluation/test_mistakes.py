@@ -1,0 +1,203 @@
+"""Where a classifier errs: counted again by hand; shown on a page that hostile names cannot break out of."""
+
+import csv
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import classification_report
+
+from lit_cnn.classifier import LitClassifier
+from lit_cnn.contact_sheet import captioned_images
+from lit_cnn.datasets import ArrayImages, ImageSet
+from lit_cnn.evaluation.activation import activation_maps, why_no_maps
+from lit_cnn.evaluation.mistakes import Verdict, confusion_matrix, most_confused, scores_of_classes, worst_mistakes
+from lit_cnn.evaluation.report.page import page
+from lit_cnn.evaluation.report.verdict import write_verdict
+
+NUM_IMAGES = 200
+NAMES = ("</td><script>alert(1)</script>", "a\nb|c", "$\\frac$", 'q"uote', "never there")
+
+
+@pytest.fixture(scope="module")
+def verdict() -> Verdict:
+    """On 200 of 250 images, of five classes: the last has no image, and the one before it is never predicted."""
+    generator = np.random.default_rng(0)
+    truth = generator.integers(0, 4, 250)
+    indices = generator.permutation(250)[:NUM_IMAGES]
+    logits = generator.normal(size=(NUM_IMAGES, 5)) + 2 * np.eye(5)[truth[indices]]
+    logits[:, 3] = -30
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    images = generator.integers(0, 256, (250, 32, 32, 1), dtype=np.uint8)
+    image_set = ImageSet(
+        name="hostile",
+        source="here",
+        images=ArrayImages(images),
+        labels=truth,
+        class_names=NAMES,
+        paths=[f"folder/<img src=x onerror=alert({number})>\n.png" for number in range(250)],
+        hashes=[str(number) for number in range(250)],
+        in_channels=1,
+    )
+    return Verdict("<b>net</b>", image_set, indices, probabilities.argmax(axis=1), probabilities)
+
+
+def test_the_matrix_counts_true_classes_in_rows(verdict: Verdict) -> None:
+    counts = confusion_matrix(verdict)
+    for true in range(5):
+        for predicted in range(5):
+            pairs = zip(verdict.targets, verdict.labels, strict=True)
+            assert counts[true, predicted] == sum(pair == (true, predicted) for pair in pairs)
+    assert counts.sum() == NUM_IMAGES and counts.trace() == verdict.correct.sum()
+
+
+def test_scores_are_those_of_the_counts(verdict: Verdict) -> None:
+    counts = confusion_matrix(verdict)
+    scores = scores_of_classes(verdict)
+    for label in range(3):
+        precision, recall = counts[label, label] / counts[:, label].sum(), counts[label, label] / counts[label].sum()
+        expected = (NAMES[label], precision, recall, 2 / (1 / precision + 1 / recall), counts[label].sum())
+        assert scores[label] == pytest.approx(expected)
+    never_predicted, without_images = scores[3], scores[4]
+    assert math.isnan(never_predicted.precision) and never_predicted.recall == never_predicted.f1 == 0
+    assert without_images.support == 0 and math.isnan(without_images.recall) and without_images.precision == 0
+    printed = classification_report(verdict.targets, verdict.labels, output_dict=True, zero_division=0.0)
+    assert scores[1].f1 == pytest.approx(printed["1"]["f1-score"])
+
+
+def test_the_most_confused_pairs_come_first(verdict: Verdict) -> None:
+    pairs = most_confused(verdict, most=4)
+    assert len(pairs) == 4 and [pair.num_images for pair in pairs] == sorted((pair[2] for pair in pairs), reverse=True)
+    off_diagonal = confusion_matrix(verdict) * (1 - np.eye(5, dtype=int))
+    assert pairs[0].num_images == off_diagonal.max()
+    true, predicted = NAMES.index(pairs[0].true_name), NAMES.index(pairs[0].predicted_name)
+    assert off_diagonal[true, predicted] == pairs[0].num_images and true != predicted
+    assert pairs[0].share == pytest.approx(pairs[0].num_images / (verdict.targets == true).sum())
+
+
+def test_the_worst_mistakes_are_wrong_and_the_surest(verdict: Verdict) -> None:
+    worst = worst_mistakes(verdict, most=10)
+    sure = verdict.probabilities.max(axis=1)
+    assert not verdict.correct[worst].any() and len(worst) == 10
+    assert sure[worst].tolist() == sorted(sure[~verdict.correct], reverse=True)[:10]
+
+
+class Tags(HTMLParser):
+    """Collects what a browser would take for tags and texts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attributes if name in ("src", "href")]
+        assert not any(name.startswith("on") for name, _ in attributes)
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_hostile_names_stay_text(verdict: Verdict, tmp_path: Path) -> None:
+    model = LitClassifier("lenet5", num_classes=5, in_channels=1, image_size=32).eval()
+    files, section = write_verdict(verdict, tmp_path, model, "first_")
+    assert {file.name for file in files} == {
+        "first_confusion.png",
+        "first_classes.csv",
+        "first_mistakes.png",
+        "first_activation.png",
+    }
+    found = Tags()
+    found.feed(page("<i>title", section))
+    assert "script" not in found.tags and "b" not in found.tags and "i" not in found.tags
+    assert len(found.sources) == 3 and all(source.startswith("data:image/png;base64,") for source in found.sources)
+    assert found.tags.count("img") == 3
+    assert {NAMES[0], NAMES[3], "<i>title"} <= set(found.texts)
+    with (tmp_path / "first_classes.csv").open(encoding="utf-8", newline="") as text:
+        rows = list(csv.DictReader(text))
+    assert [row["class"] for row in rows] == list(NAMES)
+    assert rows[3]["precision"] == "" and float(rows[1]["f1"]) == scores_of_classes(verdict)[1].f1
+    for file in files:
+        if file.suffix == ".png":
+            with Image.open(file) as image:
+                assert len(image.convert("RGB").getcolors(maxcolors=1 << 20) or []) > 50
+
+
+def test_a_classifier_without_mistakes_has_no_sheet(verdict: Verdict, tmp_path: Path) -> None:
+    right = Verdict("net", verdict.image_set, verdict.indices, verdict.targets, np.eye(5)[verdict.targets])
+    files, section = write_verdict(right, tmp_path, None)
+    assert [file.name for file in files] == ["confusion.png", "classes.csv"]
+    assert "0 of 200 test images" in section and "Worst mistakes" not in section and "Most confused" not in section
+
+
+def test_captioned_images_stand_in_rows_of_eight() -> None:
+    images = [np.full((20, 30, channels), 17 * place, np.uint8) for place, channels in enumerate([1, 3] * 5)]
+    sheet = captioned_images(images, [["a\nb", "x" * 200]] * 10)
+    assert np.array_equal(sheet, captioned_images(images, [["a?b", "x" * 200]] * 10))
+    one_row = captioned_images(images[:8], [["a", "b"]] * 8)
+    assert sheet.shape[1] == one_row.shape[1] and sheet.shape[0] == 2 * one_row.shape[0] - 8
+    for place in range(10):
+        row, column = divmod(place, 8)
+        assert (sheet[row * (one_row.shape[0] - 8) + 60, 60 + column * 120] == 17 * place).all()
+
+
+@pytest.mark.parametrize(("arch", "channels"), [("lenet5", 1), ("resnet20", 1), ("torchvision/mobilenet_v2", 3)])
+def test_a_map_is_of_its_image_and_class(arch: str, channels: int) -> None:
+    torch.manual_seed(0)
+    model = LitClassifier(arch, num_classes=5, in_channels=channels, image_size=64 if channels == 3 else 32).eval()
+    size = model.hparams["image_size"]
+    images = torch.randint(0, 256, (2, channels, size, size), dtype=torch.uint8)
+    assert why_no_maps(model) == ""
+    maps = activation_maps(model, images, np.array([0, 4]))
+    assert maps.shape == (2, size, size, 3) and maps.dtype == np.uint8 and maps.std() > 1
+    assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
+    other = activation_maps(model, images, np.array([1, 4]))
+    assert not np.array_equal(maps[0], other[0]) and np.array_equal(maps[1], other[1])
+
+
+def test_the_map_is_red_where_the_evidence_is() -> None:
+    model = LitClassifier("lenet5", num_classes=2, in_channels=1, image_size=32).eval()
+    net: Any = model.net
+    with torch.no_grad():
+        # What is bright passes both convolutions; class 1 is the sum of what the top left quarter's maps say.
+        for layer in (net.conv1, net.conv2):
+            layer.weight.fill_(0.05)
+            layer.bias.zero_()
+        for layer in (net.fc1, net.fc2, net.classifier):
+            layer.weight.fill_(0.01)
+            layer.bias.zero_()
+        net.classifier.weight[0] = -0.01
+    images = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    images[:, :, :16, :16] = 255
+    red = activation_maps(model, images, np.array([1]))[0, :, :, 0].astype(int)
+    assert red[2:14, 2:14].mean() > red[18:, 18:].mean() + 50
+
+
+def test_a_transformer_has_no_maps_and_says_so() -> None:
+    model = LitClassifier("timm/test_vit", num_classes=5, in_channels=3, image_size=160).eval()
+    assert (
+        why_no_maps(model) == "timm/test_vit ends in no feature maps of more than one place: no class-activation maps."
+    )
+
+
+def test_without_the_extra_the_report_says_what_to_install(repo_root: Path) -> None:
+    code = (
+        "import sys; sys.modules['pytorch_grad_cam'] = None\n"
+        "import importlib.util as util; find = util.find_spec\n"
+        "util.find_spec = lambda name: None if name == 'pytorch_grad_cam' else find(name)\n"
+        "from lit_cnn.classifier import LitClassifier\n"
+        "from lit_cnn.evaluation.activation import why_no_maps\n"
+        "print(why_no_maps(LitClassifier('lenet5', num_classes=2, in_channels=1, image_size=32)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True, check=True)
+    assert re.search(r"need grad-cam: pip install -e '\.\[grad-cam\]'\.$", done.stdout.strip())
