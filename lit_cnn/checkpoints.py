@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from lit_cnn.errors import UsageError
-from lit_cnn.files import replace_atomically
+from lit_cnn.files import replace_atomically, size_in_words
 
 _PREFIX = b"sha256:"
 _COMMENT_LENGTH = len(_PREFIX) + 64
@@ -71,14 +71,6 @@ def size_of(values: Any) -> int:
     elif not isinstance(values, list | tuple):
         return 0
     return sum(size_of(value) for value in values)
-
-
-def size_in_words(num_bytes: float) -> str:
-    """Returns a number of bytes for reading: `3.4 MB`, with a thousand bytes to the kB."""
-    power = 0
-    while num_bytes >= 1000 and power < 4:
-        num_bytes, power = num_bytes / 1000, power + 1
-    return f"{num_bytes:.{min(power, 1)}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -89,3 +89,11 @@ def sha256_of_file(path: Path) -> str:
     """Returns the SHA-256 of the file's bytes, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size_in_words(num_bytes: float) -> str:
+    """Returns a number of bytes for reading: `3.4 MB`, with a thousand bytes to the kB."""
+    power = 0
+    while num_bytes >= 1000 and power < 4:
+        num_bytes, power = num_bytes / 1000, power + 1
+    return f"{num_bytes:.{min(power, 1)}f} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -1,5 +1,6 @@
 """What takes room on the disk and no run needs any more: what `lit-cnn gc` lists and removes."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -59,7 +60,8 @@ def find_garbage(store: Store, older_than: float) -> list[Garbage]:
     found = [*_cut_off(store.journal_dir), *_cut_off(predictions_folder(store)), *_cut_off(cache)]
     found += [*_begun_and_left(store.journal_dir), *_of_runs(store)]
     found += _unused(STORED_LOGITS, predictions_folder(store).glob("*.safetensors"), older_than)
-    cached = (path for name in ("indexes", "pixel_statistics") for path in (cache / name).glob("[!.]*"))
+    folders = ("indexes", "pixel_statistics", "features")
+    cached = (path for name in folders for path in (cache / name).glob("[!.]*"))
     return found + list(_unused(CACHE, cached, older_than))
 
 
@@ -118,8 +120,22 @@ def _of_runs(store: Store) -> Iterator[Garbage]:
 
 def _unused(kind: str, paths: Iterable[Path], older_than: float) -> Iterator[Garbage]:
     for path in paths:
-        if not _TEMPORARY.fullmatch(path.name) and _age(path) >= older_than:
+        if not _TEMPORARY.fullmatch(path.name) and _age(path) >= older_than and not _is_in_use(path):
             yield _garbage(kind, path)
+
+
+def _is_in_use(path: Path) -> bool:
+    """Whether a run reads or computes what is in a folder; see `lit_cnn.feature_store`."""
+    if not path.is_dir():
+        return False
+    lock = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def _garbage(kind: str, path: Path) -> Garbage:
@@ -129,6 +145,11 @@ def _garbage(kind: str, path: Path) -> Garbage:
 
 
 def _age(path: Path) -> float:
-    """Returns the days since a file was last written or, where the file system notes it, read."""
-    status = os.stat(path)
-    return (time.time() - max(status.st_mtime, status.st_atime)) / _DAY
+    """Returns the days since a file was last written or, where the file system notes it, read.
+
+    Cached features have a note whose time is that of last use; to look into a folder is no use of it.
+    """
+    note = path / "entry.json"
+    status = os.stat(note if note.exists() else path)
+    last_use = status.st_mtime if path.is_dir() else max(status.st_mtime, status.st_atime)
+    return (time.time() - last_use) / _DAY

@@ -4,28 +4,32 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from lit_cnn.checkpoints import size_in_words
-from lit_cnn.cli.verbs import CommandParser
-from lit_cnn.garbage import Garbage, find_garbage, remove_garbage
-from lit_cnn.tracking import resolve_store
+from lit_cnn.cli.verbs import store_parser
+from lit_cnn.files import size_in_words
+
+if TYPE_CHECKING:
+    from lit_cnn.garbage import Garbage
 
 
 def gc(arguments: list[str]) -> int:
     """Lists or removes; exit code 1 if something could not be removed."""
-    parser = CommandParser(
-        prog="lit-cnn gc",
-        description="List what takes room and no run needs: what killed processes left half written, what is kept here "
+    parser = store_parser(
+        "gc",
+        "List what takes room and no run needs: what killed processes left half written, what is kept here "
         "of runs deleted in MLflow, second copies of finished runs' checkpoints, and logits and caches that were not "
         "used for a while (they are made again when needed). Checkpoints in MLflow are never touched.",
     )
-    parser.add_argument("--tracking_uri", help="MLflow store; default: $MLFLOW_TRACKING_URI, else mlruns/mlflow.db")
     parser.add_argument("--delete", action="store_true", help="remove what is listed; default: only list it")
     parser.add_argument(
         "--older_than", type=_days, default=30.0, metavar="DAYS", help="logits and caches unused for that long; 30"
     )
     parser.add_argument("--format", choices=["table", "json"], default="table", help="default: table")
     options = parser.parse_args(arguments)
+
+    from lit_cnn.garbage import find_garbage, remove_garbage
+    from lit_cnn.tracking import resolve_store
 
     found = find_garbage(resolve_store(options.tracking_uri), options.older_than)
     failures = remove_garbage(found) if options.delete else []
@@ -39,7 +43,7 @@ def gc(arguments: list[str]) -> int:
     return 1 if failures else 0
 
 
-def _print_table(found: Sequence[Garbage], deleted: bool) -> None:
+def _print_table(found: Sequence["Garbage"], deleted: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -18,10 +18,11 @@ from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_cnn.callbacks import RunCheckpoints, RunInterrupted
-from lit_cnn.checkpoints import size_in_words, size_of
+from lit_cnn.checkpoints import size_of
 from lit_cnn.classifier import LitClassifier
 from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.errors import UsageError
+from lit_cnn.files import size_in_words
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 

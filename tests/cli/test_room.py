@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lit_cnn.checkpoints import load_checkpoint, size_in_words
+from lit_cnn.checkpoints import load_checkpoint
 from lit_cnn.cli.process import failures_in_words
+from lit_cnn.files import size_in_words
 from tests.cli.test_resume import LONGER, assert_same_run, background_fit, only_run
 from tests.faults import wait_until
 from tests.training import ROOT, SHORT, TrackedRun, copy_empty_store, fit, inside, runs_in, tracked_runs

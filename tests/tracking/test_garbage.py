@@ -1,5 +1,6 @@
 """`lit-cnn gc`: what no run needs goes, and nothing else."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -157,6 +158,24 @@ def test_logits_and_caches_go_when_they_were_not_used_for_long(store: Store, cac
     aged(cache / "file_hashes.sqlite", 400)  # small, and of use to every run
     assert found_kinds(store) == expected
     assert found_kinds(store, 29) == {**expected, young: STORED_LOGITS}
+
+
+def test_cached_features_go_when_they_were_not_used_for_long_and_are_not_in_use(store: Store, cache: Path) -> None:
+    old, used, read = (cache / "features" / name for name in ("old", "used", "read"))
+    for entry, days in ((old, 31), (used, 1), (read, 31)):
+        aged(entry / "features.npy", 31)
+        aged(entry / "entry.json", days)
+    lock = os.open(read, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        assert found_kinds(store) == {old: CACHE}
+    finally:
+        os.close(lock)
+    assert found_kinds(store) == {old: CACHE, read: CACHE}
+    (item, _) = sorted(find_garbage(store, 30), key=lambda item: item.path)
+    assert item.size == 8
+    remove_garbage([item])
+    assert not old.exists() and used.exists()
 
 
 def gc(store: Store, *options: str) -> int:
