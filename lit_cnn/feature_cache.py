@@ -54,6 +54,7 @@ class FeatureCache(pl.Callback):
 
     def __init__(self) -> None:
         self.used: FeatureCacheMode = "off"
+        self._is_planned = False
         self._split: SplitNet | None = None
         self._shape: tuple[int, ...] = ()
         self._digest = ""
@@ -65,6 +66,7 @@ class FeatureCache(pl.Callback):
         Raises:
             UsageError: If they cannot, and the head is to be solved for on them.
         """
+        self._is_planned = True
         self.used, options = "off", model.hparams
         if not model.freezer.freezes or options["feature_cache"] == "off":
             reason: str | None = "--model.feature_cache off" if model.freezer.freezes else "nothing is frozen"
@@ -109,7 +111,7 @@ class FeatureCache(pl.Callback):
         """Reads or computes the features, and hands them to data module and model."""
         model: Any = pl_module
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
-        if self._split is None:
+        if not self._is_planned:
             self.plan(trainer, model, data)
         if self.used == "off":
             return

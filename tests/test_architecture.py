@@ -44,6 +44,7 @@ ORDER = [
     "classifier",
     "callbacks",
     "evaluation.statistics",
+    "evaluation.advice",
     "evaluation.calibration",
     "evaluation.multi_crop",
     "evaluation.combining",

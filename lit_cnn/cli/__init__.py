@@ -33,6 +33,8 @@ compare and look:
              lit-cnn check-data --config configs/experiment/own_images.yaml --data.root FOLDER [--strict]
   preview    write a picture of what augmentation makes of the training images
              lit-cnn preview --config configs/augment/geometric.yaml --data.dataset digits
+  advise     try transfer regimes at a few training-set sizes, and say which to take
+             lit-cnn advise --config configs/experiment/own_images.yaml --model.weights offline --data.root FOLDER
   compare    an experiment's runs by configuration over their seeds, or two runs image by image
              lit-cnn compare --experiment digits [--split val] [--format json] [--output FOLDER]
   ensemble   average tracked runs over one and many crops, with intervals and paired tests
@@ -55,6 +57,7 @@ _COMMANDS = {
     "describe": "verbs",
     "check-data": "check_data",
     "preview": "preview",
+    "advise": "advise",
     "compare": "compare",
     "ensemble": "ensemble",
     "export": "export",

@@ -5,8 +5,8 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -35,10 +35,10 @@ def run_trainer_command(subcommand: str, arguments: list[str], seeds: list[int] 
     """
     hush_lightning()
     if seeds is not None:
-        return _exit_code(lambda: _run_seeds(seeds, arguments))
+        return exit_code(lambda: _run_seeds(seeds, arguments))
     if subcommand != "fit":
         arguments = _with_config_of_checkpoint(arguments)
-    return _exit_code(lambda: _run_one(subcommand, arguments))
+    return exit_code(lambda: _run_one(subcommand, arguments))
 
 
 def _run_one(subcommand: str, arguments: list[str]) -> None:
@@ -83,7 +83,8 @@ def report_run(cli: LitCLI) -> None:
         print("not all of this run could be sent to MLflow; it is kept, lit-cnn sync sends it", file=sys.stderr)
 
 
-def _exit_code(run: Any) -> int:
+def exit_code(run: Callable[[], None]) -> int:
+    """Returns the exit code of what trains: 0, 1 for a failure told in one line, 128 + n for signal n."""
     try:
         run()
         return 0

@@ -1,0 +1,186 @@
+"""`lit-cnn advise`: trains regimes and networks at a few training-set sizes, and says which to take."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_cnn.cli.verbs import CommandParser
+from lit_cnn.errors import UsageError
+
+if TYPE_CHECKING:
+    from lit_cnn.datamodule import ImageDataModule
+    from lit_cnn.evaluation.advice import Trial
+    from lit_cnn.transfer import Regime
+
+_REGIMES = ("head_only", "last_stages", "full", "scratch")
+
+
+def advise(arguments: list[str]) -> int:
+    """Takes the options of `lit-cnn fit` and six of its own; every trial is a tracked run."""
+    parser = CommandParser(
+        prog="lit-cnn advise",
+        description="Train transfer regimes, and networks if several are given, at a few training-set sizes of these "
+        "images; print accuracy on val with its interval and the time of each, draw them, and say which to take. Every "
+        "trial is a tracked run. Takes the options of lit-cnn fit too: --config, --data.root, --model.weights.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--archs", nargs="+", metavar="ARCH", help="networks to try; default: that of --model.arch")
+    parser.add_argument(
+        "--regimes", nargs="+", choices=_REGIMES, default=list(_REGIMES), help=f"default: {' '.join(_REGIMES)}"
+    )
+    parser.add_argument("--sizes", nargs="+", type=_size, help="training images; default: a sixteenth, a quarter, all")
+    parser.add_argument("--budget", type=_minutes, metavar="MINUTES", help="begin no trial that would end later")
+    parser.add_argument("--output", type=Path, default=Path("advice.png"), help="the picture; default: advice.png")
+    parser.add_argument("--format", choices=["table", "json"], default="table", help="default: table")
+    options, of_fit = parser.parse_known_args(arguments)
+
+    from lit_cnn.cli.precheck import precheck
+    from lit_cnn.cli.process import hush_lightning
+
+    precheck(of_fit)
+    hush_lightning()
+    from lit_cnn.cli.train import exit_code
+
+    return exit_code(lambda: _advise(options, of_fit))
+
+
+def _advise(options: argparse.Namespace, of_fit: list[str]) -> None:
+    from lit_cnn.cli.lit_cli import DataCLI
+    from lit_cnn.evaluation.advice import default_sizes, plot_trials, recommend, rows_of, starting_guess
+
+    parsed = DataCLI(of_fit)
+    data, model = parsed.datamodule, parsed.plain_config["model"]
+    num_images = len(data.splits.train)
+    sizes = sorted(set(options.sizes or default_sizes(num_images, data.num_classes)))
+    if sizes[-1] > num_images:
+        raise UsageError(f"--sizes {sizes[-1]}: there are {num_images} training images; give at most that many")
+    if model["weights"] is None and set(options.regimes) != {"scratch"}:
+        raise UsageError("--model.weights: the regimes but scratch need weights; give pretrained, offline or a file")
+    guess = starting_guess(num_images, data.num_classes)
+    regimes = sorted(options.regimes, key=lambda regime: regime != guess)
+    print(f"starting guess for {num_images:,} images of {data.num_classes} classes: {guess}", file=sys.stderr)
+    archs = options.archs or [model["arch"]]
+    planned = [(arch, regime, size) for size in sizes for arch in archs for regime in regimes]
+    trials = list(_trials(planned, options.budget, of_fit, data, parsed.plain_config))
+    if not trials:
+        raise UsageError(f"--budget {options.budget}: ended before the first trial did; give more minutes")
+    advice = recommend(trials, num_images)
+    plot_trials(trials, options.output)
+    run = _log(parsed, trials, advice, options.output)
+    if options.format == "json":
+        print(json.dumps({"trials": rows_of(trials), "advice": advice, "run": run}, indent=2))
+    else:
+        _print_table(trials)
+        print(f"{advice}\n{options.output}; run {run}")
+
+
+def _trials(
+    planned: Sequence[tuple[str, "Regime", int]],
+    budget: float | None,
+    of_fit: list[str],
+    data: "ImageDataModule",
+    config: dict[str, Any],
+) -> Iterator["Trial"]:
+    from lit_cnn.evaluation.advice import Trial
+
+    started, taken = time.monotonic(), dict[tuple[str, str], float]()
+    for number, (arch, regime, size) in enumerate(planned, start=1):
+        left = None if budget is None else 60 * budget - (time.monotonic() - started)
+        # At least as long as the last, smaller one of its kind.
+        if left is not None and taken.get((arch, regime), 0.0) >= left:
+            print(f"{arch}, {regime}, {size:,} images: left out, --budget {budget:g} is spent", file=sys.stderr)
+            continue
+        print(f"trial {number} of {len(planned)}: {arch}, {regime}, {size:,} images", file=sys.stderr)
+        begun = time.monotonic()
+        cli = _fit(arch, regime, size, of_fit, config)
+        taken[arch, regime] = time.monotonic() - begun
+        num_val = len(data.splits.val)
+        correct = round(cli.result["best/val/acc"] * num_val)
+        yield Trial(arch, regime, size, correct, num_val, taken[arch, regime], cli.trainer.logger.key)
+
+
+def _fit(arch: str, regime: "Regime", size: int, of_fit: list[str], config: dict[str, Any]) -> Any:
+    from lit_cnn.cli.lit_cli import LitCLI
+    from lit_cnn.cli.parser import default_config
+
+    # The regime's recipe comes after the user's files and before what the user says in words.
+    files, words = _split_configs(of_fit)
+    recipe = default_config().parent / "transfer" / f"{regime}.yaml"
+    own = [f"--model.arch={arch}", f"--data.limit_train={size}", "--test_after_fit=false"]
+    if regime == "scratch":
+        own.append("--model.weights=null")
+    else:
+        own.append(f"--model.weights={config['model']['weights']}")
+    return LitCLI("fit", [*files, f"--config={recipe}", *words, *own])
+
+
+def _split_configs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the `--config` options with their values, and all others, each in their order."""
+    files, others, places = [], [], iter(arguments)
+    for text in places:
+        if text in ("--config", "-c"):
+            files.append(f"--config={next(places, '')}")
+        elif text.startswith("--config="):
+            files.append(text)
+        else:
+            others.append(text)
+    return files, others
+
+
+def _log(cli: Any, trials: Sequence["Trial"], advice: str, picture: Path) -> str:
+    """Keeps table, picture and words as a run that names the trials; returns its id."""
+    from lit_cnn.evaluation.advice import rows_of
+    from lit_cnn.tracking.recorder import Recorder
+
+    options = cli._options
+    recorder = Recorder(options.experiment or cli.datamodule.image_set.name, options.tracking_uri)
+    archs = sorted({trial.arch for trial in trials})
+    recorder.begin(
+        run_name=f"advice_{cli.datamodule.image_set.name}",
+        params={"archs": " ".join(archs), "sizes": " ".join(str(s) for s in sorted({trial.size for trial in trials}))},
+        tags={
+            "kind": "advice",
+            "arch": " + ".join(archs),
+            "data": cli.datamodule.image_set.name,
+            "members": " ".join(trial.run for trial in trials),
+            "mlflow.note.content": advice,
+        },
+    )
+    recorder.log_text(json.dumps(rows_of(trials), indent=2), "advice/trials.json")
+    recorder.log_artifact(picture, "advice")
+    recorder.end("FINISHED")
+    recorder.wait_until_sent(timeout=60)
+    return recorder.run_id or recorder.key
+
+
+def _print_table(trials: Sequence["Trial"]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("network", "regime", "images", "val % [95 %]", "training, s", "run")
+    for trial in sorted(trials, key=lambda trial: (-trial.size, -trial.num_correct)):
+        accuracy = trial.accuracy
+        percent = f"{100 * accuracy.mean:.1f} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+        table.add_row(trial.arch, trial.regime, f"{trial.size:,}", percent, f"{trial.seconds:.1f}", trial.run[:8])
+    # In a file or a pipe there is no width to keep to.
+    (Console() if sys.stdout.isatty() else Console(width=120)).print(table, markup=False)
+
+
+def _size(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give numbers of training images, such as 50 500")
+    return int(text)
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: give minutes, more than 0")
+    return minutes

@@ -1,0 +1,98 @@
+"""`lit-cnn advise` on real trainings: what is printed is what the runs have."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_cnn.cli import main
+from lit_cnn.models import create_model
+from tests.training import image_folder, tracked_runs
+
+CLASSES = ("dark", "medium", "bright")
+pytestmark = pytest.mark.usefixtures("empty_store")
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> list[str]:
+    """Those of short runs of a small network on 90 images."""
+    root = image_folder(tmp_path / "images", CLASSES, per_class=40)
+    torch.manual_seed(0)
+    torch.save(create_model("timm/test_resnet", num_classes=5, in_channels=3, image_size=32).state_dict(), "w.pth")
+    return [
+        "--data.dataset=image_folder",
+        f"--data.root={root}",
+        "--data.image_size=32",
+        "--data.num_workers=0",
+        "--data.batch_size=8",
+        "--model.arch=timm/test_resnet",
+        "--model.weights=w.pth",
+        "--trainer.max_epochs=2",
+    ]
+
+
+def advise(*arguments: str) -> int:
+    return main(["advise", *arguments])
+
+
+def test_every_trial_is_a_run_and_the_advice_one_that_names_them(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--regimes", "scratch", "head_only", "--sizes", "30", "60", "--format", "json"]
+    assert advise(*options, *chosen, "--output", "a.png") == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out[printed.out.index("{") :])
+    assert "starting guess for" in printed.err and ": head_only" in printed.err
+    # The guess first, small before large.
+    assert [(row["regime"], row["images"]) for row in found["trials"]] == [
+        ("head_only", 30),
+        ("scratch", 30),
+        ("head_only", 60),
+        ("scratch", 60),
+    ]
+    runs = {run.tags["lit_cnn.key"]: run for run in tracked_runs(tmp_path, "fit")}
+    for row in found["trials"]:
+        run = runs[row["run"]]
+        assert run.tags["transfer"] == row["regime"] and run.params["data.limit_train"] == str(row["images"])
+        assert 100 * run.metrics["best/val/acc"] == pytest.approx(row["val_acc"], abs=0.01)
+        assert "test/acc" not in run.metrics
+        assert (run.params.get("model.weights") == "w.pth") == (row["regime"] == "head_only")
+        # The regime's own recipe, and the user's words over it.
+        assert run.params["model.lr"] == ("0.003" if row["regime"] == "head_only" else "0.001")
+        assert run.params["trainer.max_epochs"] == "2"
+    (advice,) = tracked_runs(tmp_path, "advice")
+    assert advice.tags["members"].split() == [row["run"] for row in found["trials"]]
+    assert advice.tags["mlflow.note.content"] == found["advice"] and found["advice"].startswith("With 60 training")
+    assert {file.name for file in (advice.artifacts / "advice").iterdir()} == {"trials.json", "a.png"}
+    assert Path("a.png").is_file()
+
+
+def test_no_trial_begins_that_would_end_after_the_budget(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The first of each kind is tried, however long it takes; what then is spent is spent.
+    assert advise(*options, "--regimes", "scratch", "--sizes", "30", "60", "--budget", "0.001") == 0
+    printed = capsys.readouterr()
+    assert "60 images: left out, --budget 0.001 is spent" in printed.err
+    assert "With 30 training images take" in " ".join(printed.out.split())
+    assert len(tracked_runs(tmp_path, "fit")) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--sizes", "1000"], "--sizes 1000: there are"),
+        (["--sizes", "few"], "few: give numbers of training images"),
+        (["--budget", "0"], "0: give minutes"),
+        (["--regimes", "gradual"], "argument --regimes: invalid choice"),
+        (["--model.weights=null"], "--model.weights: the regimes but scratch need weights"),
+        (["--model.lrr", "1"], "--model.lrr"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_is_trained(
+    words: list[str], expected: str, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert advise(*options, *words) == 2
+    assert expected in capsys.readouterr().err.splitlines()[-1]
+    assert tracked_runs(tmp_path) == []
