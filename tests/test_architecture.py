@@ -41,6 +41,7 @@ ORDER = [
     "optimization",
     "metrics",
     "classifier",
+    "averaging",
     "callbacks",
     "evaluation.statistics",
     "evaluation.calibration",

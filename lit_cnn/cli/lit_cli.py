@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_cnn.audit import Report
+from lit_cnn.averaging import MovingAverage, check_average_of
 from lit_cnn.callbacks import FitProgress, RunCheckpoints, RunInterrupted, StepMetrics
 from lit_cnn.checkpoints import CheckpointIO256, load_checkpoint
 from lit_cnn.classifier import LitClassifier
@@ -103,6 +104,12 @@ class LitCLI(LightningCLI):
         parser.add_argument("--monitor", type=str, default="val/acc", help="metric that says which epoch is best")
         parser.add_argument("--monitor_mode", type=Literal["max", "min"], default="max", help="max or min is best")
         parser.add_argument("--checkpoint_seconds", type=float, default=60.0, help="seconds between last checkpoints")
+        parser.add_argument(
+            "--ema_decay",
+            type=float | None,
+            default=None,
+            help="validate, keep and test a moving average of the weights",
+        )
         parser.add_argument("--test_after_fit", type=bool, default=True, help="test the best checkpoint at the end")
         # Taken out of the arguments before they are parsed (take_seeds): the parser only has to tell of it.
         if self._only == "fit":
@@ -155,6 +162,8 @@ class LitCLI(LightningCLI):
         options = self._options
         self.checkpoints = RunCheckpoints(options.monitor, options.monitor_mode, options.checkpoint_seconds)
         callbacks: list[Any] = [StepMetrics(), self.checkpoints]
+        if options.ema_decay is not None and self._only == "fit":
+            callbacks.append(MovingAverage(options.ema_decay))
         if options.trainer.enable_progress_bar is not False:
             callbacks.append(FitProgress())
         config = dict(self._get(self.config_init, "trainer"))
@@ -182,6 +191,7 @@ class LitCLI(LightningCLI):
             check_classes(resumed, datamodule, ckpt_path)
             check_randomness(resumed)
             model.check_optimizer_of(resumed)
+            check_average_of(resumed, self._options.ema_decay)
         check_has_end(self.trainer)
         if self._options.find_batch_size:
             find_batch_size(self.trainer, model, datamodule)
@@ -190,7 +200,7 @@ class LitCLI(LightningCLI):
         report = check_before_fit(datamodule) if is_first_process() else None
         logger = self.trainer.logger
         if isinstance(logger, JournalLogger):
-            require_room(self._store.journal_dir, model)
+            require_room(self._store.journal_dir, model, averages=self._options.ema_decay is not None)
             parent_key = self._open_parent(model, datamodule) if self._parent is not None else None
             if self._parent is not None and self._options.seed_everything in self._parent.results:
                 self.result = self._parent.results[self._options.seed_everything]
