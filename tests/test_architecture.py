@@ -42,6 +42,7 @@ ORDER = [
     "metrics",
     "classifier",
     "averaging",
+    "whitening",
     "callbacks",
     "evaluation.statistics",
     "evaluation.calibration",

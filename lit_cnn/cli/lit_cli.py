@@ -48,6 +48,7 @@ from lit_cnn.precision import default_precision
 from lit_cnn.tracking import check_writable, resolve_store
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.weights import expected_images, looking_in
+from lit_cnn.whitening import Whitening
 
 MONITORS = ("val/acc", "val/acc5", "val/balanced_acc", "val/f1", "val/loss")
 # How the first process of a distributed run tells the others.
@@ -161,7 +162,7 @@ class LitCLI(LightningCLI):
         """Builds the trainer with the callbacks that every run has."""
         options = self._options
         self.checkpoints = RunCheckpoints(options.monitor, options.monitor_mode, options.checkpoint_seconds)
-        callbacks: list[Any] = [StepMetrics(), self.checkpoints]
+        callbacks: list[Any] = [StepMetrics(), self.checkpoints, Whitening()]
         if options.ema_decay is not None and self._only == "fit":
             callbacks.append(MovingAverage(options.ema_decay))
         if options.trainer.enable_progress_bar is not False:
