@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from tqdm import tqdm
 
+from lit_cnn.averaging import averaged
 from lit_cnn.classifier import LitClassifier
 
 # A run that waits for data for a larger share of an epoch says so, unless the epoch is over before anybody minds.
@@ -77,11 +78,12 @@ class RunCheckpoints(Checkpoint):
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         self.best = {**metrics, "epoch": trainer.current_epoch}
-        if trainer.world_size > 1 or self._is_due(trainer, _SHORT_EPOCH):
-            trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=True)
-            self._unwritten_best = None
-        else:
-            self._unwritten_best = copy.deepcopy(trainer._checkpoint_connector.dump_checkpoint(weights_only=True))
+        with averaged(trainer):  # they are what was validated
+            if trainer.world_size > 1 or self._is_due(trainer, _SHORT_EPOCH):
+                trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=True)
+                self._unwritten_best = None
+            else:
+                self._unwritten_best = copy.deepcopy(trainer._checkpoint_connector.dump_checkpoint(weights_only=True))
         for logger in trainer.loggers:
             logger.log_metrics({f"best/{name}": value for name, value in self.best.items()}, trainer.global_step - 1)
 

@@ -42,6 +42,8 @@ ORDER = [
     "optimization",
     "metrics",
     "classifier",
+    "averaging",
+    "whitening",
     "callbacks",
     "evaluation.statistics",
     "evaluation.advice",

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_cnn.audit import Report
+from lit_cnn.averaging import MovingAverage, check_average_of
 from lit_cnn.callbacks import FitProgress, RunCheckpoints, RunInterrupted, StepMetrics
 from lit_cnn.checkpoints import CheckpointIO256, load_checkpoint
 from lit_cnn.classifier import LitClassifier
@@ -48,6 +49,7 @@ from lit_cnn.precision import default_precision
 from lit_cnn.tracking import check_writable, resolve_store
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.weights import expected_images, looking_in
+from lit_cnn.whitening import Whitening
 
 MONITORS = ("val/acc", "val/acc5", "val/balanced_acc", "val/f1", "val/loss")
 # How the first process of a distributed run tells the others.
@@ -104,6 +106,12 @@ class LitCLI(LightningCLI):
         parser.add_argument("--monitor", type=str, default="val/acc", help="metric that says which epoch is best")
         parser.add_argument("--monitor_mode", type=Literal["max", "min"], default="max", help="max or min is best")
         parser.add_argument("--checkpoint_seconds", type=float, default=60.0, help="seconds between last checkpoints")
+        parser.add_argument(
+            "--ema_decay",
+            type=float | None,
+            default=None,
+            help="validate, keep and test a moving average of the weights",
+        )
         parser.add_argument("--test_after_fit", type=bool, default=True, help="test the best checkpoint at the end")
         # Taken out of the arguments before they are parsed (take_seeds): the parser only has to tell of it.
         if self._only == "fit":
@@ -156,7 +164,10 @@ class LitCLI(LightningCLI):
         options = self._options
         self.checkpoints = RunCheckpoints(options.monitor, options.monitor_mode, options.checkpoint_seconds)
         self.feature_cache = FeatureCache()
-        callbacks: list[Any] = [StepMetrics(), self.checkpoints, self.feature_cache]
+        # The first layer is whitened before features are computed with it.
+        callbacks: list[Any] = [StepMetrics(), self.checkpoints, Whitening(), self.feature_cache]
+        if options.ema_decay is not None and self._only == "fit":
+            callbacks.append(MovingAverage(options.ema_decay))
         if options.trainer.enable_progress_bar is not False:
             callbacks.append(FitProgress())
         config = dict(self._get(self.config_init, "trainer"))
@@ -184,7 +195,10 @@ class LitCLI(LightningCLI):
             check_classes(resumed, datamodule, ckpt_path)
             check_randomness(resumed)
             model.check_optimizer_of(resumed)
+            check_average_of(resumed, self._options.ema_decay)
         check_has_end(self.trainer)
+        if model.solves_head and self._options.ema_decay is not None:
+            raise UsageError("--ema_decay: a head that lbfgs solves for has no path to average over; leave it out")
         if self._options.find_batch_size:
             find_batch_size(self.trainer, model, datamodule)
             return
@@ -193,7 +207,7 @@ class LitCLI(LightningCLI):
         report = check_before_fit(datamodule) if is_first_process() else None
         logger = self.trainer.logger
         if isinstance(logger, JournalLogger):
-            require_room(self._store.journal_dir, model)
+            require_room(self._store.journal_dir, model, averages=self._options.ema_decay is not None)
             parent_key = self._open_parent(model, datamodule) if self._parent is not None else None
             if self._parent is not None and self._options.seed_everything in self._parent.results:
                 self.result = self._parent.results[self._options.seed_everything]

@@ -48,6 +48,8 @@ def quiet_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*worker processes in total.*")
         warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist=True.*")
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+        # The tuner of --find_batch_size restores what was before there was an average.
+        warnings.filterwarnings("ignore", message=".*was not created with WeightAveraging.*")
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         yield
 
@@ -90,19 +92,20 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def require_room(folder: Path, model: LitClassifier) -> None:
+def require_room(folder: Path, model: LitClassifier, averages: bool = False) -> None:
     """Refuses to begin where the run's checkpoints will not fit: two last ones for a moment, and the best.
 
     Args:
         folder: Where they go; need not be there yet.
         model: The network; what it trains has two more numbers for each weight, as AdamW's.
+        averages: Whether the last ones hold an average of the weights besides.
 
     Raises:
         UsageError: With the room there is and the room it takes.
     """
     weights = size_of(model.state_dict())
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    needed = 2 * (weights + 2 * trained) + weights
+    needed = 2 * (weights * (1 + averages) + 2 * trained) + weights
     place = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(place).free
     if free < needed:

@@ -30,6 +30,7 @@ BUILDERS = {
     "alexnet": "alexnet:AlexNet",
     "nin": "nin:NetworkInNetwork",
     "googlenet": "googlenet:GoogLeNet",
+    "airbench": "airbench:AirBench",
 }
 """Our architectures: name -> module in this package, and class or function with `num_classes`, `in_channels` and
 `image_size` (pixels) as its arguments; any further ones are the architecture's options."""

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from lit_cnn.checkpoints import load_checkpoint
 from lit_cnn.cli import main
 from lit_cnn.cli.record import check_randomness
 from lit_cnn.models import create_model
@@ -153,6 +154,19 @@ def test_a_resume_is_exact_where_stages_are_frozen(regime: str, tmp_path: Path) 
     whole, resumed = tracked_runs(tmp_path)
     assert_same_run(resumed, whole)
     assert whole.name == f"test_resnet_{regime}_digits"
+
+
+def test_a_resume_goes_on_with_the_weights_and_their_average(tmp_path: Path) -> None:
+    options = (*LONGER, "--ema_decay=0.9", "--model.arch_options={batch_norm: true}")
+    assert fit(*options) == 0
+    interrupted(signal.SIGINT, tmp_path, *options)
+    assert fit(*options, "--resume=auto") == 0
+    whole, resumed = tracked_runs(tmp_path)
+    assert_same_run(resumed, whole)
+    one, other = (load_checkpoint(run.artifacts / "checkpoints" / "last.ckpt") for run in (whole, resumed))
+    for key in ("current_model_state", "averaging_state"):
+        assert one[key].keys() == other[key].keys() and len(one[key]) > 0
+        assert all(torch.equal(one[key][name], other[key][name]) for name in one[key])
 
 
 def test_a_resumed_run_may_train_longer(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""The fast net: its whitening by hand, and what of it trains."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits, load_sample_images
+
+from lit_cnn.models.airbench import AirBench
+
+
+def patches(images: np.ndarray) -> np.ndarray:
+    """Every 2x2 patch of `(N, C, H, W)` images as a row of `(patches, 4 * C)`, cut out one by one."""
+    height, width = images.shape[2:]
+    cut = [images[:, :, row : row + 2, column : column + 2] for row in range(height - 1) for column in range(width - 1)]
+    return np.concatenate([part.reshape(len(images), -1) for part in cut])
+
+
+def digits() -> np.ndarray:
+    images = load_digits().images[:, None] / 16
+    return images[:200]
+
+
+def photographs() -> np.ndarray:
+    return np.stack(load_sample_images().images).transpose(0, 3, 1, 2)[:, :, :64, :64] / 255
+
+
+@pytest.mark.parametrize("images", [digits(), photographs()], ids=["gray", "RGB"])
+def test_whitened_patches_have_variance_1_and_no_correlation(images: np.ndarray) -> None:
+    channels = images.shape[1]
+    net = AirBench(num_classes=10, in_channels=channels)
+    assert not net.is_whitened
+    net.whiten(torch.from_numpy(np.cov(patches(images).T, bias=True)))
+    assert net.is_whitened
+    maps = net.whitening(torch.from_numpy(images).float()).transpose(0, 1).flatten(1).detach().double()
+    one, negative = maps.split(4 * channels)
+    torch.testing.assert_close(negative, -one)
+    # The floor makes a small variance smaller still: l / (l + 0.0005) of 1.
+    variances = np.linalg.eigvalsh(np.cov(patches(images).T, bias=True))[::-1].copy()
+    expected = torch.from_numpy(np.diag(variances / (variances + 5e-4)))
+    torch.testing.assert_close(torch.cov(one, correction=0), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_first_component_is_the_mean_of_the_patch() -> None:
+    net = AirBench(num_classes=10)
+    net.whiten(torch.from_numpy(np.cov(patches(digits()).T)))
+    first, *others = net.whitening.weight[:4].flatten(1)
+    assert first.min() > 0.8 * first.max() > 0
+    assert all(other.sum().abs() < 0.5 * other.abs().sum() for other in others)
+
+
+def test_the_whitening_is_no_parameter_but_part_of_the_weights() -> None:
+    net = AirBench(num_classes=10)
+    net.whiten(torch.eye(4, dtype=torch.float64))
+    assert [name for name, _ in net.named_parameters() if name.startswith("whitening")] == []
+    other = AirBench(num_classes=10)
+    other.load_state_dict(net.state_dict())
+    assert other.is_whitened
+    assert torch.equal(other.whitening.weight, net.whitening.weight)
+
+
+def test_has_71336_parameters_and_maps_of_these_sizes() -> None:
+    net = AirBench(num_classes=10)
+    assert sum(parameter.numel() for parameter in net.parameters()) == 71_328
+    maps = net.whitening(torch.zeros(1, 1, 28, 28))
+    sizes = []
+    for block in net.blocks:
+        maps = block(maps)
+        sizes.append(tuple(maps.shape[1:]))
+    assert sizes == [(16, 13, 13), (32, 6, 6), (64, 3, 3)]
+
+
+def test_other_widths_make_other_blocks_and_none_is_refused() -> None:
+    assert AirBench(num_classes=10, widths=[4, 8]).num_features == 8
+    for widths in ([], [8, 0]):
+        with pytest.raises(ValueError, match="1 or more for each block"):
+            AirBench(num_classes=10, widths=widths)
