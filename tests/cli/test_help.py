@@ -15,7 +15,7 @@ from tests.training import CONFIGS
 @pytest.mark.parametrize(
     "arguments",
     ["--help", "--version"]
-    + [f"{name} --help" for name in ("ensemble", "compare", "ui", "sync", "predict", "export", "gc")],
+    + [f"{name} --help" for name in ("ensemble", "compare", "advise", "ui", "sync", "predict", "export", "gc")],
 )
 def test_help_answers_within_a_second(arguments: str, lit_cnn_cli: Callable[..., Finished]) -> None:
     # The machine may be busy: the best of three counts, and the first that is quick enough ends it.
