@@ -161,7 +161,7 @@ def _print_table(trials: Sequence["Trial"]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("network", "regime", "images", "val % [95 %]", "training, s", "run")
+    table = Table("network", "regime", "images", "val % [95 %]", "time, s", "run")
     for trial in sorted(trials, key=lambda trial: (-trial.size, -trial.num_correct)):
         accuracy = trial.accuracy
         percent = f"{100 * accuracy.mean:.1f} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"

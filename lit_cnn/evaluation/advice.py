@@ -26,7 +26,7 @@ class Trial:
         size: Training images.
         num_correct: Val images that its best epoch classifies correctly.
         num_val: All of them.
-        seconds: Of training, the start of the process left out.
+        seconds: Of the whole run, from reading the images on; the start of the process is left out.
         run: The run's id.
     """
 
@@ -122,7 +122,7 @@ def plot_trials(trials: Sequence[Trial], path: Path) -> None:
 
 
 def rows_of(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """Returns the trials as plain values, for a table: accuracy and its limits in percent, seconds of training."""
+    """Returns the trials as plain values, for a table: accuracy and its limits in percent, seconds of the run."""
     return [
         {
             "arch": trial.arch,

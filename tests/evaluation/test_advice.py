@@ -60,5 +60,6 @@ def test_rows_have_wilsons_interval() -> None:
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     trials = [trial(regime, size, 500 + size, 1) for regime in ("full", "scratch") for size in (50, 400)]
     plot_trials(trials, tmp_path / "advice.png")
-    assert Image.open(tmp_path / "advice.png").size == (1350, 810)
+    with Image.open(tmp_path / "advice.png") as picture:
+        assert picture.size == (1350, 810)
     assert not re.search("tmp", " ".join(path.name for path in tmp_path.iterdir()))
