@@ -48,8 +48,8 @@ class LitClassifier(pl.LightningModule):
         weights: What to start from: `pretrained` (timm's or torchvision's own), `offline`, a file, `runs:/RUN_ID` or
             `models:/NAME@ALIAS` (see `lit_cnn.weights`); default none.
         transfer: Which stages train (see `lit_cnn.transfer`): `scratch` all, from no weights; `head_only` a new head;
-            `last_stages` that and the last stages; `full` all; `gradual` stage after stage. By default `full` with
-            weights, else `scratch`.
+            `last_stages` that and the last stages; `full` all; `gradual` stage after stage; `auto` one of these by the
+            number of training images. By default `full` with weights, else `scratch`.
         train_stages: How many stages before the head train in `last_stages`.
         unfreeze_every: Epochs from one stage to the next in `gradual`.
         cut_at: Number of the last stage to keep, as `lit-cnn describe ARCH --stages` counts; by default all are kept.
@@ -98,7 +98,7 @@ class LitClassifier(pl.LightningModule):
         arch: str = "lenet5",
         arch_options: dict[str, Any] | None = None,
         weights: str | None = None,
-        transfer: Regime | None = None,
+        transfer: Regime | Literal["auto"] | None = None,
         train_stages: int = 1,
         unfreeze_every: int = 1,
         cut_at: int | None = None,
@@ -132,7 +132,7 @@ class LitClassifier(pl.LightningModule):
         check_numbers(lr, weight_decay, warmup_fraction, label_smoothing, layer_decay, head_lr_factor)
         self._mix = build_mixing(mixup, cutmix, num_classes)
         arch = resolve_arch(arch)
-        transfer = resolve_regime(transfer, weights)
+        transfer = resolve_regime(transfer, weights, class_counts)
         self.save_hyperparameters()
         # The initial weights belong to the seed, whatever was drawn before.
         torch.manual_seed(torch_seed("init", seed))

@@ -49,7 +49,9 @@ class ImageDataModule(pl.LightningDataModule):
         num_workers: Worker processes that decode and augment; the result does not depend on it.
         val_fraction: Share of the images that are not test set aside for validation, where the source has no val.
         test_fraction: Share of all images set aside for the test, where the source has no test.
-        split_seed: Seed of the split; the training seed has no part in it.
+        split_seed: Seed of the split; the training seed has no part in it, unless this is the word `seed`: then each of
+            `--seeds` has its own val and (with `limit_train`, say) training images, and the deviation over seeds
+            includes which images one happens to have. What the source prescribes stays.
         limit_train: Train on that many images in all, stratified; the first 50 are among the first 500.
         sampler: `shuffled`: an epoch is every training image once; `balanced`: as many, but equally many of each class.
         train_crop: `center`, `random` or `random_resized`: how a training image becomes a square.
@@ -93,7 +95,7 @@ class ImageDataModule(pl.LightningDataModule):
         num_workers: int = 2,
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
-        split_seed: int = 0,
+        split_seed: int | Literal["seed"] = 0,
         limit_train: int | None = None,
         sampler: Sampler = "shuffled",
         train_crop: TrainCrop = "center",
@@ -136,7 +138,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
-        self.split_seed = split_seed
+        self.split_seed = seed if split_seed == "seed" else split_seed
         self.limit_train = limit_train
         self.sampler = sampler
         self.views = views

@@ -6,7 +6,7 @@ regime trains; what else is in it (VGG's fully connected layers) counts as a sta
 """
 
 import sys
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Literal
@@ -21,14 +21,33 @@ from lit_cnn.models.heads import tracer_options
 from lit_cnn.models.stages import stage_parameters
 
 Regime = Literal["scratch", "head_only", "last_stages", "full", "gradual"]
+_FEW, _SOME = 100, 1000  # images a class: below the first head_only, below the second last_stages, else full
 
 
-def resolve_regime(transfer: Regime | None, weights: str | None) -> Regime:
+def starting_guess(num_images: int, num_classes: int) -> Regime:
+    """Returns the regime that the rule of thumb names: by training images a class few, some or many.
+
+    `lit-cnn advise` measures instead, and begins with it.
+    """
+    per_class = num_images / num_classes
+    return "head_only" if per_class < _FEW else "last_stages" if per_class < _SOME else "full"
+
+
+def resolve_regime(
+    transfer: Regime | Literal["auto"] | None, weights: str | None, class_counts: Sequence[int] | None
+) -> Regime:
     """Returns the regime: by default `full` with weights to start from, else `scratch`.
+
+    Args:
+        transfer: What is asked for; `auto` is the starting guess for these training images.
+        weights: Where the weights come from, if from anywhere.
+        class_counts: Training images of each class; only `auto` asks for them.
 
     Raises:
         UsageError: If `scratch` comes with weights, or any other regime without.
     """
+    if transfer == "auto" and weights and class_counts:
+        return starting_guess(sum(class_counts), len(class_counts))
     if transfer is None:
         return "full" if weights else "scratch"
     if transfer == "scratch" and weights:
@@ -41,6 +60,7 @@ def resolve_regime(transfer: Regime | None, weights: str | None) -> Regime:
             f"--model.transfer {transfer}: needs weights to start from; give --model.weights pretrained, offline, a "
             "file or runs:/RUN_ID, or --model.transfer scratch"
         )
+    assert transfer != "auto", "class_counts are linked from the data"
     return transfer
 
 

@@ -27,6 +27,7 @@ from lit_cnn.checkpoints import load_checkpoint
 from lit_cnn.errors import UsageError
 from lit_cnn.models import create_model, resolve_arch
 from lit_cnn.models.heads import draw_classifier, with_new_head
+from lit_cnn.precision import has_depthwise_convolutions
 from lit_cnn.tracking import Store, resolve_store
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -163,6 +164,8 @@ def build_network(hparams: Mapping[str, Any]) -> tuple[nn.Module, str]:
     net = with_new_head(net, hparams["cut_at"], hparams["head"], **size)
     if loaded is not None and loaded.has_new_head:
         note = load_into(net, arch, weights, loaded, hparams["class_names"])
+    if has_depthwise_convolutions(net):
+        net.to(memory_format=torch.channels_last)
     return net, note
 
 

@@ -7,7 +7,7 @@ import torch
 
 from lit_cnn.checkpoints import load_checkpoint
 from lit_cnn.classifier import LitClassifier
-from lit_cnn.precision import default_precision, has_native_bf16
+from lit_cnn.precision import default_precision, has_depthwise_convolutions, has_native_bf16
 from tests.training import copy_empty_store, fit, tracked_runs
 
 
@@ -53,6 +53,14 @@ def test_a_run_records_its_precision_and_one_option_forces_either(
         (checkpoint,) = tmp_path.glob(f"mlruns/journal/{run.tags['lit_cnn.key']}/last.ckpt")
         weights = load_checkpoint(checkpoint)["state_dict"].values()
         assert {tensor.dtype for tensor in weights if tensor.is_floating_point()} == {torch.float32}
+
+
+def test_depthwise_convolutions_are_laid_out_channels_last_and_others_are_not() -> None:
+    for arch, expected in (("tf_efficientnet_lite0", True), ("mobilenetv2_050", True), ("test_resnet", False)):
+        net = LitClassifier(arch=arch, num_classes=10, in_channels=3, image_size=32).net
+        kernels = [each.weight for each in net.modules() if isinstance(each, torch.nn.Conv2d)]
+        assert all(each.is_contiguous(memory_format=torch.channels_last) for each in kernels) == expected
+        assert has_depthwise_convolutions(net) == expected
 
 
 def test_channels_last_changes_the_layout_and_no_logit() -> None:

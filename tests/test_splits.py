@@ -60,6 +60,13 @@ def test_the_split_seed_and_nothing_else_draws_val_and_test() -> None:
     assert first.digests["data"] == same.digests["data"] == other.digests["data"]
 
 
+def test_the_split_follows_the_training_seed_where_it_is_asked_to() -> None:
+    first, other = (ImageDataModule(seed=seed, split_seed="seed") for seed in (0, 1))
+    for split in ("val", "test"):
+        assert first.digests[split] != other.digests[split]
+    assert other.digests == ImageDataModule(seed=5, split_seed=1).digests
+
+
 def test_two_data_modules_write_the_same_manifest() -> None:
     first, second = ImageDataModule(seed=0), ImageDataModule(seed=5)
     assert first.manifest == second.manifest

@@ -15,7 +15,7 @@ from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.errors import UsageError
 from lit_cnn.models import create_model
 from lit_cnn.optimization import build_optimizer, parameter_groups
-from lit_cnn.transfer import Freezer, Regime, first_trained_stage, split_head
+from lit_cnn.transfer import Freezer, Regime, first_trained_stage, split_head, starting_guess
 from tests.test_classifier import trainer
 
 SIZE = 32
@@ -72,6 +72,19 @@ def digest_of_stages(model: LitClassifier, first: int, last: int) -> str:
 def test_the_first_trained_stage_epoch_by_epoch(regime: Regime, expected: list[int]) -> None:
     assert [first_trained_stage(regime, 4, 2, 2, epoch) for epoch in range(6)] == expected
     assert first_trained_stage("gradual", 4, 2, 2, 1000) == 0
+
+
+@pytest.mark.parametrize(
+    ("num_images", "guess"), [(990, "head_only"), (1000, "last_stages"), (9990, "last_stages"), (10_000, "full")]
+)
+def test_the_starting_guess_goes_by_images_a_class(num_images: int, guess: str) -> None:
+    assert starting_guess(num_images, num_classes=10) == guess
+
+
+@pytest.mark.parametrize(("per_class", "regime"), [(99, "head_only"), (100, "last_stages"), (1000, "full")])
+def test_auto_is_the_starting_guess_for_the_training_images(per_class: int, regime: Regime, tmp_path: Path) -> None:
+    model = classifier(tmp_path, transfer="auto", class_counts=[per_class + 9, *[per_class] * 8, per_class - 9])
+    assert model.hparams["transfer"] == model.freezer.regime == regime
 
 
 @pytest.mark.parametrize(("arch", "arch_options"), ARCHS)
@@ -225,7 +238,7 @@ def test_a_regime_that_cannot_be_is_refused_in_one_line(options: dict[str, Any],
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("regime", ["head_only", "last_stages", "full", "gradual"])
+@pytest.mark.parametrize("regime", ["auto", "head_only", "last_stages", "full", "gradual"])
 def test_a_regime_without_weights_is_refused(regime: Regime) -> None:
     with pytest.raises(UsageError, match=f"--model.transfer {regime}: needs weights"):
         LitClassifier(transfer=regime)

@@ -50,7 +50,8 @@ def advise(arguments: list[str]) -> int:
 
 def _advise(options: argparse.Namespace, of_fit: list[str]) -> None:
     from lit_cnn.cli.lit_cli import DataCLI
-    from lit_cnn.evaluation.advice import default_sizes, plot_trials, recommend, rows_of, starting_guess
+    from lit_cnn.evaluation.advice import default_sizes, plot_trials, recommend, rows_of
+    from lit_cnn.transfer import starting_guess
 
     parsed = DataCLI(of_fit)
     data, model = parsed.datamodule, parsed.plain_config["model"]

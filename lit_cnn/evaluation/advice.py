@@ -11,7 +11,6 @@ from lit_cnn.evaluation.statistics import Interval, unpaired_difference, wilson_
 from lit_cnn.files import replace_atomically
 from lit_cnn.transfer import Regime
 
-_FEW, _SOME = 100, 1000  # images a class: below the first head_only, below the second last_stages, else full
 _LEAST_PER_CLASS = 5
 _COLORS = ("#0b5cad", "#c2410c", "#15803d", "#7e22ce", "#9aa5b1", "#b45309")
 
@@ -47,12 +46,6 @@ class Trial:
     def name(self) -> str:
         """Architecture and regime."""
         return f"{self.arch}, {self.regime}"
-
-
-def starting_guess(num_images: int, num_classes: int) -> Regime:
-    """Returns the regime that the rule of thumb names: by images a class few, some or many. Trials begin with it."""
-    per_class = num_images / num_classes
-    return "head_only" if per_class < _FEW else "last_stages" if per_class < _SOME else "full"
 
 
 def default_sizes(num_images: int, num_classes: int) -> list[int]:

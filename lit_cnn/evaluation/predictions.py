@@ -89,8 +89,8 @@ def load_member(path: Path, root: Path | None = None) -> Member:
         root: Folder of the images, if it is elsewhere than in training.
     """
     model, record = load_classifier(path)
-    options = {**yaml.safe_load(record["config"])["data"], "augment": None, "train_crop": "center"}
-    options.pop("seed", None)
+    config = yaml.safe_load(record["config"])
+    options = {**config["data"], "augment": None, "train_crop": "center", "seed": config["seed_everything"]}
     if root is not None:
         options["root"] = str(root)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -3,22 +3,14 @@
 import re
 from pathlib import Path
 
-import pytest
 from PIL import Image
 from statsmodels.stats.proportion import proportion_confint
 
-from lit_cnn.evaluation.advice import Trial, default_sizes, plot_trials, recommend, rows_of, starting_guess
+from lit_cnn.evaluation.advice import Trial, default_sizes, plot_trials, recommend, rows_of
 
 
 def trial(regime: str, size: int, num_correct: int, seconds: float, num_val: int = 1000) -> Trial:
     return Trial("net", regime, size, num_correct, num_val, seconds, "run")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("num_images", "guess"), [(990, "head_only"), (1000, "last_stages"), (9990, "last_stages"), (10_000, "full")]
-)
-def test_the_starting_guess_goes_by_images_a_class(num_images: int, guess: str) -> None:
-    assert starting_guess(num_images, num_classes=10) == guess
 
 
 def test_sizes_are_parts_of_what_there_is_with_five_images_a_class() -> None:
