@@ -93,6 +93,20 @@ def store_folder() -> Path:
     return default_cache_file().parent / "features"
 
 
+@contextmanager
+def held_alone(folder: Path) -> Iterator[bool]:
+    """Locks an entry as whoever removes it must; yields whether that could be done, as no run uses it."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(lock)
+
+
 def obtain(
     wanted: Wanted,
     compute: Callable[[], Iterable[torch.Tensor]],
@@ -240,8 +254,11 @@ def _make_room(num_bytes: int, max_bytes: int) -> None:
             others.append((note.stat().st_mtime if note.exists() else 0.0, size, folder))
     total = sum(size for _, size, _ in others)
     for last_use, size, folder in sorted(others):
-        if (last_use == 0.0 or total + num_bytes > max_bytes) and _remove_unused(folder):
-            total -= size
+        if last_use == 0.0 or total + num_bytes > max_bytes:
+            with held_alone(folder) as is_mine:
+                if is_mine:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    total -= size
     if total + num_bytes > max_bytes:
         raise NoRoomError(
             f"{num_bytes / 1e9:.3g} GB of features, beside {total / 1e9:.3g} GB in use, pass "
@@ -254,16 +271,3 @@ def _bookkeeping() -> Iterator[None]:
     with (store_folder() / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def _remove_unused(folder: Path) -> bool:
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-        return True
-    finally:
-        os.close(lock)

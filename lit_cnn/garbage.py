@@ -1,6 +1,5 @@
 """What takes room on the disk and no run needs any more: what `lit-cnn gc` lists and removes."""
 
-import fcntl
 import os
 import re
 import shutil
@@ -9,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lit_cnn.feature_store import held_alone
 from lit_cnn.file_hashes import default_cache_file
 from lit_cnn.tracking.journal import read_header, read_owner
 from lit_cnn.tracking.progress import MlflowRun, Progress
@@ -71,7 +71,11 @@ def remove_garbage(found: Iterable[Garbage]) -> list[str]:
     for item in found:
         try:
             if item.path.is_dir():
-                shutil.rmtree(item.path)
+                with held_alone(item.path) as is_mine:
+                    if not is_mine:
+                        failures.append(f"{item.path}: a run uses it by now")
+                        continue
+                    shutil.rmtree(item.path)
             else:
                 item.path.unlink(missing_ok=True)
         except OSError as error:
@@ -125,17 +129,11 @@ def _unused(kind: str, paths: Iterable[Path], older_than: float) -> Iterator[Gar
 
 
 def _is_in_use(path: Path) -> bool:
-    """Whether a run reads or computes what is in a folder; see `lit_cnn.feature_store`."""
+    """Whether a run reads or computes the features in a folder."""
     if not path.is_dir():
         return False
-    lock = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
+    with held_alone(path) as is_mine:
+        return not is_mine
 
 
 def _garbage(kind: str, path: Path) -> Garbage:

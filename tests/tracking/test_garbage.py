@@ -182,6 +182,22 @@ def gc(store: Store, *options: str) -> int:
     return main(["gc", "--tracking_uri", store.tracking_uri, *options])
 
 
+def test_cached_features_that_a_run_began_to_read_in_the_meantime_stay(store: Store, cache: Path) -> None:
+    entry = cache / "features" / "old"
+    aged(entry / "features.npy", 31)
+    aged(entry, 31)
+    (found,) = find_garbage(store, 30)
+    lock = os.open(entry, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        assert remove_garbage([found]) == [f"{entry}: a run uses it by now"]
+    finally:
+        os.close(lock)
+    assert (entry / "features.npy").exists()
+    assert remove_garbage([found]) == []
+    assert not entry.exists()
+
+
 def test_nothing_is_removed_unless_told(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     logits = aged(predictions_folder(store) / "a.safetensors", 31)
     assert gc(store) == 0
