@@ -110,10 +110,16 @@ def _with_config_of_checkpoint(arguments: list[str]) -> list[str]:
     record = load_checkpoint(path).get("lit_cnn")
     if record is None:
         raise UsageError(f"--ckpt_path {given}: holds no configuration of lit_cnn; give one that lit-cnn fit wrote")
-    config = yaml.safe_load(record["config"])
-    kept = {name: config[name] for name in ("seed_everything", "model", "data")}
-    # The weights come from the checkpoint: what training started from need not be there any more.
-    kept["model"] |= {"weights": None, "transfer": None}
+    try:
+        config = yaml.safe_load(record["config"])
+        kept = {name: config[name] for name in ("seed_everything", "model", "data")}
+        # The weights come from the checkpoint, what training started from need not be there any more, and an evaluation
+        # augments nothing.
+        kept["model"] |= {"weights": None, "transfer": None}
+        kept["data"] |= {"augment": None}
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"--ckpt_path {path}: its configuration cannot be read ({reason}); give another") from error
     folder = Path(tempfile.mkdtemp(prefix="lit_cnn_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(kept), encoding="utf-8")

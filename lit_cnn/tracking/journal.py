@@ -299,6 +299,8 @@ def read_journal(folder: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
                 record = json.loads(line)
             except ValueError:
                 return
+            if not (isinstance(record, dict) and "kind" in record):
+                return
             offset += len(line)
             if record["kind"] == "metrics":
                 record["values"] = {name: float(value) for name, value in record["values"].items()}
