@@ -1,10 +1,12 @@
 """What happens around the training step: checkpoints, recorded metrics, the progress bar."""
 
+import contextlib
 import copy
 import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -15,12 +17,14 @@ from tqdm import tqdm
 
 from lit_cnn.averaging import averaged
 from lit_cnn.classifier import LitClassifier
+from lit_cnn.files import CANNOT_WRITE
 
 # A run that waits for data for a larger share of an epoch says so, unless the epoch is over before anybody minds.
 _MOST_WAITING, _LEAST_SECONDS = 0.2, 3.0
 # Epochs shorter than that many seconds, as those on cached features, share a checkpoint: to write and sync it would
 # take longer than to train them, and a kill costs no more than they did.
 _SHORT_EPOCH = 1.0
+_SAY_EVERY = 60.0  # seconds between two lines about a full disk
 
 
 class RunInterrupted(BaseException):
@@ -45,19 +49,29 @@ class RunCheckpoints(Checkpoint):
         monitor: The metric that says which epoch is best.
         mode: `max` or `min`.
         every_seconds: Seconds of training after which `last.ckpt` is written within an epoch too.
+        on_full_disk: `stop` ends the run where a checkpoint finds no room; `continue` keeps the one before, says so,
+            trains on and tries again at the next one. Where the last of all finds none, the run ends too.
     """
 
     def __init__(
-        self, monitor: str = "val/acc", mode: Literal["max", "min"] = "max", every_seconds: float = 60.0
+        self,
+        monitor: str = "val/acc",
+        mode: Literal["max", "min"] = "max",
+        every_seconds: float = 60.0,
+        on_full_disk: Literal["stop", "continue"] = "stop",
     ) -> None:
         self.monitor = monitor
         self.mode = mode
         self.every_seconds = every_seconds
+        self.on_full_disk = on_full_disk
         self.folder: Path | None = None
         self.best: dict[str, float] = {}
         self.signal_number: int | None = None
         self._written = time.monotonic()
         self._unwritten_best: dict[str, Any] | None = None
+        self._stored_step = 0
+        self._has_said_full = False
+        self._said = -math.inf
 
     @property
     def best_path(self) -> Path | None:
@@ -67,7 +81,8 @@ class RunCheckpoints(Checkpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes `best.ckpt` (weights only) and logs `best/…` if this epoch is the best so far; a tie is not better.
 
-        In an epoch of less than a second it is kept in memory, to be written with the next `last.ckpt`.
+        In an epoch of less than a second, or without room for it, it is kept in memory, to be written with the next
+        `last.ckpt`.
         """
         if trainer.state.fn != "fit" or trainer.sanity_checking or self.folder is None:
             return
@@ -79,13 +94,20 @@ class RunCheckpoints(Checkpoint):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         self.best = {**metrics, "epoch": trainer.current_epoch}
         with averaged(trainer):  # they are what was validated
-            if trainer.world_size > 1 or self._is_due(trainer, _SHORT_EPOCH):
+            if trainer.world_size > 1:
                 trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=True)
-                self._unwritten_best = None
             else:
-                self._unwritten_best = copy.deepcopy(trainer._checkpoint_connector.dump_checkpoint(weights_only=True))
+                self._unwritten_best = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)
+                if self._is_due(trainer, _SHORT_EPOCH):
+                    with self._room_or_later():
+                        self._write_best(trainer)
+                self._unwritten_best = copy.deepcopy(self._unwritten_best)
         for logger in trainer.loggers:
             logger.log_metrics({f"best/{name}": value for name, value in self.best.items()}, trainer.global_step - 1)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Notes the step of the checkpoint that the run goes on from."""
+        self._stored_step = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Writes `last.ckpt` if it is time, or if a signal came; the latter then ends the run."""
@@ -105,7 +127,7 @@ class RunCheckpoints(Checkpoint):
         steps, epochs = trainer.max_steps, trainer.max_epochs or -1
         is_last = trainer.should_stop or 0 <= steps <= trainer.global_step or 0 <= epochs <= trainer.current_epoch + 1
         if is_last or self.signal_number is not None or self._is_due(trainer, _SHORT_EPOCH):
-            self._write_last(trainer)
+            self._write_last(trainer, is_last)
         self.stop_if_signalled()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -113,8 +135,11 @@ class RunCheckpoints(Checkpoint):
         self._write_best(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Writes `best.ckpt` if it is still to be written."""
-        self._write_best(trainer)
+        """Writes `best.ckpt` if it is still to be written; where it cannot be, the exception gets a note of it."""
+        try:
+            self._write_best(trainer)
+        except OSError as error:
+            exception.add_note(f"not stored: best.ckpt of epoch {self.best['epoch']:.0f} ({error.strerror})")
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the best metrics so far."""
@@ -138,20 +163,45 @@ class RunCheckpoints(Checkpoint):
         due = time.monotonic() - self._written >= seconds
         return trainer.strategy.broadcast(due) if trainer.world_size > 1 else due
 
-    def _write_last(self, trainer: pl.Trainer) -> None:
+    def _write_last(self, trainer: pl.Trainer, is_last: bool = False) -> None:
         if self.folder is None:
             return
-        for logger in trainer.loggers if trainer.is_global_zero else ():
-            if hasattr(logger, "flush"):
-                logger.flush()
-        self._write_best(trainer)  # first, as last.ckpt tells of it
-        trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
+        with self._room_or_later(is_last):
+            for logger in trainer.loggers if trainer.is_global_zero else ():
+                if hasattr(logger, "flush"):
+                    logger.flush()
+            self._write_best(trainer)  # first, as last.ckpt tells of it
+            trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
+            self._stored_step = trainer.global_step
+            if self._has_said_full:
+                self._has_said_full = False
+                self._say(f"there is room again; {self.folder / 'last.ckpt'} is of step {self._stored_step}")
         self._written = time.monotonic()
 
     def _write_best(self, trainer: pl.Trainer) -> None:
         if self._unwritten_best is not None and self.folder is not None:
             trainer.strategy.save_checkpoint(self._unwritten_best, self.folder / "best.ckpt")
             self._unwritten_best = None
+
+    @contextlib.contextmanager
+    def _room_or_later(self, is_last: bool = False) -> Iterator[None]:
+        """Lets training go on where there is no room, if that is wanted and there is a next time."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in CANNOT_WRITE:
+                raise
+            if is_last or self.on_full_disk == "stop":
+                error.add_note(f"not stored: the weights after step {self._stored_step}")
+                raise
+            if time.monotonic() - self._said >= _SAY_EVERY:
+                self._said, self._has_said_full = time.monotonic(), True
+                kept = f"the checkpoint of step {self._stored_step}" if self._stored_step else "no checkpoint yet"
+                self._say(f"{error.filename}: {error.strerror}; training goes on, with {kept}, and tries again")
+
+    @staticmethod
+    def _say(line: str) -> None:
+        tqdm.write(f"lit-cnn: {line}", file=sys.stderr)
 
     def stop_if_signalled(self) -> None:
         """Ends the run if a signal came.

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from lit_cnn.errors import UsageError
-from lit_cnn.files import replace_atomically, size_in_words
+from lit_cnn.files import CANNOT_WRITE, replace_atomically, size_in_words
 
 _PREFIX = b"sha256:"
 _COMMENT_LENGTH = len(_PREFIX) + 64
@@ -54,12 +54,12 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         with replace_atomically(path) as temporary:
             torch.save(checkpoint, temporary)
             _append_digest(temporary)
-    except RuntimeError as error:
-        if not re.search("inline_container|iostream|PytorchStreamWriter", str(error)):
+    except (OSError, RuntimeError) as error:
+        number = _why_not_written(error)
+        if number is None:
             raise
-        # torch's own writer does not say why; of a disk that can be read, want of room is all there is.
-        reason = f"no room for {size_in_words(size_of(checkpoint))}"
-        raise OSError(errno.ENOSPC, reason, str(path)) from error
+        what = "" if number == errno.ENOSPC else f"{os.strerror(number)}: "
+        raise OSError(number, f"{what}no room for {size_in_words(size_of(checkpoint))}", str(path)) from error
 
 
 def size_of(values: Any) -> int:
@@ -98,6 +98,14 @@ def digest_of_weights(state_dict: dict[str, torch.Tensor]) -> str:
         digest.update(f"{name}\t{tensor.dtype}\t{tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _why_not_written(error: OSError | RuntimeError) -> int | None:
+    """Returns the system's number of a want of room, or None if the error is another."""
+    if isinstance(error, OSError):
+        return error.errno if error.errno in CANNOT_WRITE else None
+    # torch's own writer does not say why; of a disk that can be read, want of room is all there is.
+    return errno.ENOSPC if re.search("inline_container|iostream|PytorchStreamWriter", str(error)) else None
 
 
 def _append_digest(path: Path) -> None:

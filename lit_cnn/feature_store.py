@@ -183,7 +183,7 @@ def _is_folder(lock: int, folder: Path) -> bool:
 def _read(entry: Path, wanted: Wanted) -> torch.Tensor | None:
     """Returns an entry's features; None, and a line about it, if they are not what was written."""
     file = entry / "features.npy"
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # numpy opens an archive as something else
         note = json.loads((entry / "entry.json").read_text(encoding="utf-8"))
         # Copied on write: torch warns of memory that it may not write to.
         values = np.load(file, mmap_mode="c", allow_pickle=False)

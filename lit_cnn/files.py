@@ -1,11 +1,15 @@
 """Files that are whole or absent: write beside, fsync, rename; and digests of what is in them."""
 
+import errno
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What the system says where there is no room: disk, quota or limit are full, or nothing may be written any more."""
 
 
 @contextmanager

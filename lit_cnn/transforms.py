@@ -7,7 +7,7 @@ import importlib
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
@@ -206,7 +206,11 @@ def _instantiate(spec: Mapping[str, Any]) -> "albumentations.BasicTransform":
         options["transforms"] = [_instantiate(inner) for inner in options["transforms"]]
     module_name, _, class_name = class_path.rpartition(".")
     try:
-        builder: Callable[..., Any] = getattr(importlib.import_module(module_name or "albumentations"), class_name)
+        builder = getattr(importlib.import_module(module_name or "albumentations"), class_name)
+        # Before it is called: a checkpoint's configuration may name anything.
+        kinds = (albumentations.BasicTransform, albumentations.BaseCompose)
+        if not (isinstance(builder, type) and issubclass(builder, kinds)):
+            raise UsageError(f"--data.augment {class_path}: is not an albumentations transform")
         with warnings.catch_warnings():
             # albumentations warns of an argument that it does not know, and goes on without it.
             warnings.filterwarnings("error", r"Argument\(s\)", UserWarning)
@@ -217,8 +221,6 @@ def _instantiate(spec: Mapping[str, Any]) -> "albumentations.BasicTransform":
         # pydantic's message has a line per fault and one with a web address: keep it to what went wrong.
         reason = re.sub(r"\s+", " ", re.sub(r"For further information.*", "", str(error))).strip()
         raise UsageError(f"--data.augment {class_path}: {reason}") from error
-    if not isinstance(transform, albumentations.BasicTransform | albumentations.BaseCompose):
-        raise UsageError(f"--data.augment {class_path}: is not an albumentations transform")
     return transform
 
 

@@ -437,6 +437,12 @@ def test_a_served_model_answers_an_image_posted_to_it(left: Path, tmp_path: Path
         wait_for(f"http://127.0.0.1:{port}/ping", 120)
         contents = [(tmp_path / "images" / f"{number}.png").read_bytes() for number in range(4)]
         assert_same_as_the_export(ask(port, contents), left)
+        # As the README says: MLflow's server for models looks at no Host header, and listens on this machine only.
+        foreign = urllib.request.Request(f"http://127.0.0.1:{port}/ping", headers={"Host": "evil.example"})
+        with urllib.request.urlopen(foreign, timeout=60) as answer:
+            assert answer.status == 200
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", port), timeout=5)
         with pytest.raises(urllib.error.HTTPError) as refusal:
             ask(port, [b"no image"])
         assert refusal.value.code == 400

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from lit_cnn import __version__
 from lit_cnn.errors import UsageError
+from lit_cnn.files import CANNOT_WRITE
 
 HELP = f"""\
 usage: lit-cnn COMMAND [options]
@@ -91,6 +92,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = str(error).rpartition("lit_cnn.errors.UsageError: ")[2]
         print(f"lit-cnn: error: {' '.join(message.split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        print(
+            f"lit-cnn: error: {error.filename or 'writing'}: {error.strerror}; make room (lit-cnn gc)", file=sys.stderr
+        )
+        return 1
     except KeyboardInterrupt:
         print("lit-cnn: interrupted", file=sys.stderr)
         return 130

@@ -1,6 +1,5 @@
 """`LitCLI`: Lightning's command line around one tracked run."""
 
-import contextlib
 import functools
 import os
 import sys
@@ -107,6 +106,9 @@ class LitCLI(LightningCLI):
         parser.add_argument("--monitor_mode", type=Literal["max", "min"], default="max", help="max or min is best")
         parser.add_argument("--checkpoint_seconds", type=float, default=60.0, help="seconds between last checkpoints")
         parser.add_argument(
+            "--on_full_disk", type=Literal["stop", "continue"], default="stop", help="continue: train on, wait for room"
+        )
+        parser.add_argument(
             "--ema_decay",
             type=float | None,
             default=None,
@@ -162,7 +164,8 @@ class LitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with the callbacks that every run has."""
         options = self._options
-        self.checkpoints = RunCheckpoints(options.monitor, options.monitor_mode, options.checkpoint_seconds)
+        how = (options.monitor, options.monitor_mode, options.checkpoint_seconds, options.on_full_disk)
+        self.checkpoints = RunCheckpoints(*how)
         self.feature_cache = FeatureCache()
         # The first layer is whitened before features are computed with it.
         callbacks: list[Any] = [StepMetrics(), self.checkpoints, Whitening(), self.feature_cache]
@@ -182,13 +185,16 @@ class LitCLI(LightningCLI):
 
     def _logger(self) -> JournalLogger:
         experiment = self._options.experiment or self.datamodule.image_set.name
-        return JournalLogger(experiment, tracking_uri=self._options.tracking_uri)
+        waits = self._options.on_full_disk == "continue"
+        return JournalLogger(experiment, tracking_uri=self._options.tracking_uri, waits_for_room=waits)
 
     def fit(self, model: LitClassifier, datamodule: ImageDataModule, **kwargs: Any) -> None:
         """Trains one tracked run from its first step, or from the checkpoint where an earlier one stands."""
         digest = config_digest(self.plain_config, datamodule.digests["data"])
         if self._parent is not None and self.trainer.world_size > 1:
             raise UsageError("--seeds: one device a run; for several devices give --seed_everything, seed by seed")
+        if self._options.on_full_disk == "continue" and self.trainer.world_size > 1:
+            raise UsageError("--on_full_disk continue: one device a run; several cannot wait for each other's disk")
         ckpt_path = self._resumed_checkpoint(digest)
         resumed = load_checkpoint(ckpt_path) if ckpt_path else None
         if resumed is not None:
@@ -328,16 +334,13 @@ class LitCLI(LightningCLI):
                 logger.log_params({"best_l2": penalties[int(self.checkpoints.best["epoch"])]})
             if self._options.test_after_fit and self.checkpoints.best_path is not None:
                 self._test_best(model, datamodule)
-        except (RunInterrupted, KeyboardInterrupt):
             if logger:
-                _end_early(logger, "KILLED")
-            raise
-        except BaseException:
+                self._finish(logger)
+        except BaseException as error:
             if logger:
-                _end_early(logger, "FAILED")
+                status = "KILLED" if isinstance(error, RunInterrupted | KeyboardInterrupt) else "FAILED"
+                _end_early(logger, status, error)
             raise
-        if logger:
-            self._finish(logger)
 
     def _test_best(self, model: LitClassifier, datamodule: ImageDataModule) -> None:
         best_path = self.checkpoints.best_path
@@ -379,8 +382,8 @@ class DataCLI(LitCLI):
         """Does nothing."""
 
 
-def _end_early(logger: JournalLogger, status: str) -> None:
-    with contextlib.suppress(OSError):  # on a full disk; whoever sends the journal sees that its process is gone
-        logger.end(status)
+def _end_early(logger: JournalLogger, status: str, error: BaseException) -> None:
+    if lost := logger.end_without_room(status):
+        error.add_note(f"not stored: {lost}")
     # Seconds that let the store show how the run ended; the journal has it in any case.
     logger.wait_until_sent(timeout=5)

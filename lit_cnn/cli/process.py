@@ -1,6 +1,5 @@
 """The process around a run: which of several it is, what it does at a signal, which advice and failures it tells of."""
 
-import errno
 import logging
 import os
 import shutil
@@ -22,9 +21,7 @@ from lit_cnn.checkpoints import size_of
 from lit_cnn.classifier import LitClassifier
 from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.errors import UsageError
-from lit_cnn.files import size_in_words
-
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+from lit_cnn.files import CANNOT_WRITE, size_in_words
 
 
 def is_first_process() -> bool:
@@ -71,9 +68,9 @@ def failures_in_words(batch_size: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
+        if error.errno not in CANNOT_WRITE:
             raise
-        reason = error.strerror or os.strerror(error.errno)
+        reason = f"{error.strerror or os.strerror(error.errno)}{notes_of(error)}"
         raise RunFailedError(
             f"{error.filename or 'writing'}: {reason}; what was saved before is whole: make room (lit-cnn gc), then "
             "the same command with --resume auto goes on"
@@ -85,6 +82,11 @@ def failures_in_words(batch_size: int) -> Iterator[None]:
             f"--data.batch_size {batch_size}: a batch does not fit into memory; give a smaller one, with "
             "--trainer.accumulate_grad_batches 2 for the same steps, or ask for the largest: --find_batch_size true"
         ) from error
+
+
+def notes_of(error: BaseException) -> str:
+    """Returns what was noted on the way about what is not stored: `; …` for each note."""
+    return "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

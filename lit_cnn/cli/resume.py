@@ -88,7 +88,10 @@ def unfinished_runs(store: Store, digest: str, needs_checkpoint: bool = True) ->
     """
     found = []
     for marker in store.journal_dir.glob(f"*/{_MARKER}"):
-        note = json.loads(marker.read_text(encoding="utf-8"))
+        try:
+            note = json.loads(marker.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UsageError(f"--resume, --ckpt_path last: {marker} is no JSON ({error}); remove it") from error
         newest = marker.parent / "last.ckpt" if needs_checkpoint else marker
         if note["config_digest"] == digest and newest.exists() and read_owner(marker.parent) is None:
             found.append(Unfinished(marker.parent, note["run_name"], newest.stat().st_mtime))

@@ -47,7 +47,11 @@ class SeedsRun:
                     f"--resume auto: {len(found)} unfinished runs over these seeds: {listed}; delete all but one"
                 )
             if found and (found[0].folder / _RESULTS).exists():
-                saved = json.loads((found[0].folder / _RESULTS).read_text(encoding="utf-8"))
+                file = found[0].folder / _RESULTS
+                try:
+                    saved = json.loads(file.read_text(encoding="utf-8"))
+                except ValueError as error:
+                    raise UsageError(f"--resume auto: {file} is no JSON ({error}); remove it") from error
                 self.results = {int(seed): result for seed, result in saved.items()}
             self.logger = logger
             self.logger.begin(**begin, resume_folder=found[0].folder if found else None)

@@ -14,7 +14,7 @@ from lit_cnn.callbacks import RunInterrupted
 from lit_cnn.checkpoints import load_checkpoint
 from lit_cnn.classifier import NonFiniteLossError
 from lit_cnn.cli.lit_cli import LitCLI
-from lit_cnn.cli.process import RunFailedError, hush_lightning
+from lit_cnn.cli.process import RunFailedError, hush_lightning, notes_of
 from lit_cnn.cli.resume import checkpoint_file
 from lit_cnn.cli.seeds import SeedsRun, format_summary
 from lit_cnn.errors import UsageError
@@ -90,10 +90,11 @@ def exit_code(run: Callable[[], None]) -> int:
         return 0
     except RunInterrupted as interruption:
         name = signal.Signals(interruption.signal_number).name
-        print(f"lit-cnn: stopped by {name}; the same command with --resume auto goes on", file=sys.stderr)
+        notes = notes_of(interruption)
+        print(f"lit-cnn: stopped by {name}{notes}; the same command with --resume auto goes on", file=sys.stderr)
         return 128 + interruption.signal_number
     except (NonFiniteLossError, RunFailedError) as error:
-        print(f"lit-cnn: error: {error}", file=sys.stderr)
+        print(f"lit-cnn: error: {error}{notes_of(error)}", file=sys.stderr)
         return 1
 
 
@@ -109,10 +110,16 @@ def _with_config_of_checkpoint(arguments: list[str]) -> list[str]:
     record = load_checkpoint(path).get("lit_cnn")
     if record is None:
         raise UsageError(f"--ckpt_path {given}: holds no configuration of lit_cnn; give one that lit-cnn fit wrote")
-    config = yaml.safe_load(record["config"])
-    kept = {name: config[name] for name in ("seed_everything", "model", "data")}
-    # The weights come from the checkpoint: what training started from need not be there any more.
-    kept["model"] |= {"weights": None, "transfer": None}
+    try:
+        config = yaml.safe_load(record["config"])
+        kept = {name: config[name] for name in ("seed_everything", "model", "data")}
+        # The weights come from the checkpoint, what training started from need not be there any more, and an evaluation
+        # augments nothing.
+        kept["model"] |= {"weights": None, "transfer": None}
+        kept["data"] |= {"augment": None}
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"--ckpt_path {path}: its configuration cannot be read ({reason}); give another") from error
     folder = Path(tempfile.mkdtemp(prefix="lit_cnn_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(kept), encoding="utf-8")

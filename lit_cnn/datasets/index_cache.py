@@ -35,7 +35,7 @@ def remembered(index: Path, compute: Callable[[], dict[str, np.ndarray]]) -> dic
         compute: Makes the arrays, none of them of objects.
     """
     # Opened here: of a damaged file, np.load would leave its own handle open.
-    with suppress(OSError, ValueError, EOFError, zipfile.BadZipFile), index.open("rb") as file:
+    with suppress(OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile), index.open("rb") as file:
         return dict(np.load(file, allow_pickle=False))
     arrays = compute()
     # A cache that cannot be written costs time at the next scan and nothing else.

@@ -89,7 +89,11 @@ def _recipe_of_ensemble(store: Store, run: RunInfo, views: int) -> Recipe:
         raise UsageError(
             f"RUN {run.run_id}: {run.name} votes, which gives no probabilities; use --combine mean or logits"
         )
-    table = json.loads(queries.download_artifact(store, run, "evaluation/table.json").read_text(encoding="utf-8"))
+    file = queries.download_artifact(store, run, "evaluation/table.json")
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"RUN {run.run_id}: {file} is no JSON ({error}); run lit-cnn ensemble again") from error
     lines = [line for line in table["rows"] if line["kind"] == "ensemble"]
     # The combination that was asked for comes after the mean of all.
     line = next((line for line in reversed(lines) if line["num_views"] == views), None)

@@ -7,13 +7,15 @@ One folder per run, named by the run's key:
     run.json        written by the sender: the MLflow run that the journal went to
     sent.json       written by the sender: how far it has come (see `lit_cnn.tracking.progress`)
     send.lock       held by the sender that is at work on the journal
+    reserve         a block that is set free for the last line, how the run ended, where there is no room for it
     best.ckpt, …    whatever else belongs to the run
 
 A line is written with one call and never kept back in memory, so a process that is killed loses nothing that it logged;
-`flush` makes it safe against power loss too. Times are fixed here, when a thing is logged, so that sending a line twice
-gives MLflow the identical row, which it keeps once.
+`flush` makes it safe against power loss too. Only a journal that waits for room keeps what finds none, in order. Times
+are fixed here, when a thing is logged, so that sending a line twice gives MLflow the identical row, kept once.
 """
 
+import contextlib
 import errno
 import fcntl
 import functools
@@ -23,17 +25,20 @@ import os
 import time
 import uuid
 import weakref
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from lit_cnn.errors import UsageError
-from lit_cnn.files import sync_to_disk
+from lit_cnn.files import CANNOT_WRITE, sync_to_disk
 from lit_cnn.tracking import names
 
 JOURNAL = "journal.jsonl"
 _OWNER = "owner.lock"
+_RESERVE = "reserve"
+_RESERVE_BYTES = 4096  # the least that a file takes
 _CLAIM_PATIENCE = 2.0  # seconds that an owner is given to end
 _ASKER_PATIENCE = 60.0  # seconds that whoever asks for the owner is given to let go of the lock
 
@@ -92,11 +97,19 @@ def _process(pid: int) -> Process:
 
 
 class Journal:
-    """Writes one run's journal; made by `create` or `reopen`, ended by `close`."""
+    """Writes one run's journal; made by `create` or `reopen`, ended by `close`.
+
+    Attributes:
+        folder: The run's.
+        header: What the run is.
+        waits_for_room: Keep in memory what a full disk does not take, and write it when there is room again.
+    """
 
     def __init__(self, folder: Path, header: RunHeader, owner_lock: int, steps: dict[str, set[int]] | None) -> None:
         self.folder = folder
         self.header = header
+        self.waits_for_room = False
+        self._unwritten: deque[Record] = deque()
         self._owner_lock = owner_lock
         self._file = os.open(folder / JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         self._size = os.fstat(self._file).st_size
@@ -118,6 +131,7 @@ class Journal:
         hidden.mkdir(parents=True)
         owner_lock = _claim(hidden)
         (hidden / JOURNAL).write_text(_line({"kind": "header", **asdict(header)}), encoding="utf-8")
+        (hidden / _RESERVE).write_bytes(bytes(_RESERVE_BYTES))
         sync_to_disk(hidden / JOURNAL)
         sync_to_disk(hidden)
         folder = journal_dir / header.key
@@ -142,6 +156,8 @@ class Journal:
             _note_steps(steps, record)
             end = after
         os.truncate(folder / JOURNAL, end)
+        with contextlib.suppress(OSError):  # the next line says whether there is room
+            (folder / _RESERVE).write_bytes(bytes(_RESERVE_BYTES))
         journal = cls(folder, header, owner_lock, steps)
         journal.append({"kind": "attempt", "time": now_ms()})
         return journal
@@ -150,14 +166,17 @@ class Journal:
         """Appends one record: a mapping with the entry "kind" that JSON can hold.
 
         Raises:
-            OSError: If the disk is full or gone; the journal then is as it was before.
+            OSError: If the disk is full or gone; the journal then is as it was before. Not of a full one if the
+                journal waits for room.
         """
-        line = _line(record).encode()
-        written = os.write(self._file, line)
-        if written != len(line):
-            os.ftruncate(self._file, self._size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder / JOURNAL))
-        self._size += written
+        self._unwritten.append(dict(record))
+        try:
+            self._write()
+        except OSError as error:
+            if self.waits_for_room and error.errno in CANNOT_WRITE:
+                return
+            self._unwritten.pop()
+            raise
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Appends the values, without those whose (metric, step) is there already.
@@ -174,11 +193,35 @@ class Journal:
             self.append({"kind": "metrics", "time": now_ms(), "step": step, "values": values})
 
     def flush(self) -> None:
-        """Returns once all that was appended is safe against power loss (against a kill it always is)."""
+        """Returns once all that was appended is safe against power loss (against a kill it always is).
+
+        Raises:
+            OSError: If there is no room for what waits for it.
+        """
+        self._write()
         os.fsync(self._file)
+
+    def forget_unwritten(self) -> str:
+        """Gives up what still finds no room, and sets the reserve free for one line more.
+
+        Returns:
+            How many values are not stored, in words; "" if all are.
+        """
+        with contextlib.suppress(OSError):
+            self._write()
+        lost = self._unwritten_in_words()
+        self._unwritten.clear()
+        (self.folder / _RESERVE).unlink(missing_ok=True)
+        return lost
 
     def close(self) -> None:
         """Gives the journal up: the process no longer counts as its owner."""
+        if self._file >= 0:
+            with contextlib.suppress(OSError):  # 4 kB
+                (self.folder / _RESERVE).unlink(missing_ok=True)
+        self._release()
+
+    def _release(self) -> None:
         if self._file >= 0:
             os.close(self._file)
             os.close(self._owner_lock)
@@ -188,6 +231,37 @@ class Journal:
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._file < 0
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether anything waits for room."""
+        return bool(self._unwritten)
+
+    def _write(self) -> None:
+        """Writes what is not written yet, line by line: what is there is whole and in order."""
+        while self._unwritten:
+            line = _line(self._unwritten[0]).encode()
+            try:
+                written = os.write(self._file, line)
+                if written != len(line):
+                    os.ftruncate(self._file, self._size)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                reason = f"{os.strerror(error.errno or 0)}: no room for {self._unwritten_in_words() or 'a line'}"
+                raise OSError(error.errno, reason, str(self.folder / JOURNAL)) from error
+            self._size += written
+            self._unwritten.popleft()
+
+    def _unwritten_in_words(self) -> str:
+        metrics = [record for record in self._unwritten if record["kind"] == "metrics"]
+        others = sum(record["kind"] not in ("metrics", "attempt", "end") for record in self._unwritten)
+        words = []
+        if metrics:
+            count = sum(len(record["values"]) for record in metrics)
+            words.append(f"{count} values of metrics from step {metrics[0]['step']} on")
+        if others:
+            words.append(f"{others} params, tags or files")
+        return " and ".join(words)
 
     def _is_new(self, name: str, step: int) -> bool:
         """Whether (name, step) was not logged before; notes it."""
@@ -200,6 +274,8 @@ class Journal:
             if self._steps is None:
                 self._steps = {}
                 for record, _ in read_journal(self.folder):
+                    _note_steps(self._steps, record)
+                for record in self._unwritten:
                     _note_steps(self._steps, record)
             if step in self._steps.get(name, ()):
                 return False
@@ -222,6 +298,8 @@ def read_journal(folder: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
             try:
                 record = json.loads(line)
             except ValueError:
+                return
+            if not (isinstance(record, dict) and "kind" in record):
                 return
             offset += len(line)
             if record["kind"] == "metrics":
@@ -290,7 +368,7 @@ def _release_after_fork(journal: Journal) -> None:
     def close_in_child() -> None:
         inherited = reference()
         if inherited is not None:
-            inherited.close()
+            inherited._release()
 
     os.register_at_fork(after_in_child=close_in_child)
 

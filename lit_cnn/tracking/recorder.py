@@ -1,5 +1,6 @@
 """What a run logs with: to its journal at once, to MLflow by way of the sender. Needs neither torch nor mlflow."""
 
+import contextlib
 import getpass
 import os
 import socket
@@ -24,10 +25,12 @@ class Recorder:
     Attributes:
         experiment_name: The MLflow experiment that the run belongs to.
         store: The store that it goes to.
+        waits_for_room: Whether what a full disk does not take waits in memory; see `Journal`.
     """
 
-    def __init__(self, experiment_name: str, tracking_uri: str | None = None) -> None:
+    def __init__(self, experiment_name: str, tracking_uri: str | None = None, *, waits_for_room: bool = False) -> None:
         names.check_experiment_name(experiment_name)
+        self.waits_for_room = waits_for_room
         self.experiment_name = experiment_name
         self.store: Store = resolve_store(tracking_uri)
         self._journal: Journal | None = None
@@ -71,6 +74,7 @@ class Recorder:
         else:
             header = RunHeader.new(self.experiment_name, run_name, self.store.label, parent_key, _user())
             self._journal = Journal.create(self.store.journal_dir, header)
+        self._journal.waits_for_room = self.waits_for_room
         self.log_params(params)
         self.set_tags({"lit_cnn.host": socket.gethostname(), **tags})
         supervisor_of(self.store).add(self._journal.folder)
@@ -158,7 +162,11 @@ class Recorder:
         self._log_file(outbox.put_text(self._running().folder, text, artifact_file))
 
     def flush(self) -> None:
-        """Returns once all that was logged is safe against power loss; call it before a checkpoint gets its name."""
+        """Returns once all that was logged is safe against power loss; call it before a checkpoint gets its name.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
         self._begun().flush()
 
     def set_status(self, status: str) -> None:
@@ -171,14 +179,32 @@ class Recorder:
             raise ValueError(f"status {status!r}: one of {', '.join(_STATUSES)}")
         journal = self._begun()
         journal.append({"kind": "end", "status": status, "time": now_ms()})
-        journal.flush()
+        if not journal.is_waiting:
+            journal.flush()
         self._has_ended = True
 
     def end(self, status: str) -> None:
-        """Ends the run with `status` (as in `set_status`) for good; does nothing if that was done before."""
+        """Ends the run with `status` (as in `set_status`) for good; does nothing if that was done before.
+
+        Raises:
+            OSError: If the journal cannot be written.
+        """
         if not self._begun().closed:
             self.set_status(status)
+            self.flush()
             self._begun().close()
+
+    def end_without_room(self, status: str) -> str:
+        """Ends the run as `end` does, though the disk may be full: what finds no room is given up.
+
+        Returns:
+            What that is, in words; "" if all is stored.
+        """
+        journal = self._begun()
+        lost = "" if journal.closed else journal.forget_unwritten()
+        with contextlib.suppress(OSError):  # whoever sends the journal then sees that its process is gone
+            self.end(status)
+        return lost
 
     def wait_until_sent(self, timeout: float) -> bool:
         """Waits until MLflow has all that this process logged; see `Supervisor.wait_until_sent`."""

@@ -241,7 +241,8 @@ def _yield_to_training() -> None:
 
 
 def _say(message: str) -> None:
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} sender {os.getpid()}: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the log may be on the full disk that the message is about
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} sender {os.getpid()}: {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

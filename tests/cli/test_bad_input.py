@@ -51,6 +51,8 @@ FIT = [
     (["--model.label_smoothing=1"], ["--model.label_smoothing 1"]),
     (["--ema_decay=1"], ["--ema_decay 1.0", "below 1"]),
     (["--ema_decay=often"], ["ema_decay", "often"]),
+    (["--on_full_disk=wait"], ["on_full_disk", "wait", "continue"]),
+    (["--on_full_disk=continue", "--trainer.devices=2"], ["--on_full_disk continue", "one device"]),
     (["--model.schedule=sawtooth"], ["schedule", "sawtooth"]),
     (["--model.optimizer=adamww"], ["--model.optimizer adamww", "adamw"]),
     (["--model.optimizer_options={foo: 3}"], ["--model.optimizer_options", "foo"]),

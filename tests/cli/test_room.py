@@ -1,6 +1,7 @@
 """Runs that run out of disk or memory: a real small file system, a real limit of memory, one line each."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lit_cnn.checkpoints import load_checkpoint
+from lit_cnn.cli import main
 from lit_cnn.cli.process import failures_in_words
 from lit_cnn.files import size_in_words
 from tests.cli.test_resume import LONGER, assert_same_run, background_fit, only_run
@@ -73,6 +75,85 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_a_resume_goes_on(
     assert fit(*arguments) == 0
     (run,) = runs_in(small_disk / "mlruns" / "mlflow.db")
     assert_same_run(run, reference)
+
+
+# Long enough for a disk to fill up, and be missed, and to have room again.
+MUCH_LONGER = (*LONGER, "--trainer.max_epochs=40", "--checkpoint_seconds=0.1")
+
+
+@pytest.fixture(scope="module")
+def longer_reference(tmp_path_factory: pytest.TempPathFactory) -> TrackedRun:
+    """The same on a disk with room."""
+    folder = tmp_path_factory.mktemp("longer_reference")
+    copy_empty_store(tmp_path_factory.getbasetemp(), folder)
+    with inside(folder):
+        assert fit(*MUCH_LONGER, "--checkpoint_seconds=60") == 0
+    return only_run(folder)
+
+
+def test_on_a_full_disk_a_run_trains_on_and_stores_all_of_it_when_there_is_room_again(
+    small_disk: Path, longer_reference: TrackedRun, tmp_path: Path
+) -> None:
+    arguments = (*MUCH_LONGER, f"--tracking_uri=sqlite:///{small_disk}/mlruns/mlflow.db", "--on_full_disk=continue")
+    log = tmp_path / "log.txt"
+    with background_fit(tmp_path, *arguments) as process:
+        filler = fill_during(process, small_disk, log)
+        (checkpoint,) = small_disk.glob("mlruns/journal/*/last.ckpt")
+        load_checkpoint(checkpoint)  # whole, though others were to replace it
+        missed = epochs_done(log)
+        journal = checkpoint.with_name("journal.jsonl")
+        stored = journal.stat().st_size
+        wait_until(lambda: epochs_done(log) >= missed + 10)  # more lines than its last block holds
+        assert journal.stat().st_size < stored + 4096
+        filler.unlink()
+        assert process.wait(120) == 0, log.read_text()
+    lines = [line for line in log.read_text().splitlines() if line.startswith("lit-cnn: ")]
+    full, again = lines
+    assert str(checkpoint.parent) in full and "no room for" in full and "training goes on" in full
+    assert again.startswith(f"lit-cnn: there is room again; {checkpoint} is of step ")
+    (run,) = runs_in(small_disk / "mlruns" / "mlflow.db")
+    assert_same_run(run, longer_reference)
+
+
+def test_a_run_at_whose_end_the_disk_is_still_full_fails_and_a_resume_goes_on(
+    small_disk: Path, longer_reference: TrackedRun, tmp_path: Path
+) -> None:
+    arguments = (*MUCH_LONGER, f"--tracking_uri=sqlite:///{small_disk}/mlruns/mlflow.db", "--on_full_disk=continue")
+    log = tmp_path / "log.txt"
+    with background_fit(tmp_path, *arguments) as process:
+        filler = fill_during(process, small_disk, log)
+        assert process.wait(240) == 1
+    text = log.read_text()
+    assert "Traceback" not in text and "epoch 40/40" in text
+    last = text.splitlines()[-1]
+    assert last.startswith(f"lit-cnn: error: {small_disk}/mlruns/journal/")
+    told = re.search(
+        r"not stored: the weights after step (\d+).*not stored: \d+ values of metrics from step (\d+) on", last
+    )
+    assert told and 0 < int(told[1]) <= int(told[2]) < 320
+    assert "make room" in last and "--resume auto" in last
+
+    filler.unlink()
+    assert main(["sync", f"--tracking_uri=sqlite:///{small_disk}/mlruns/mlflow.db"]) == 0
+    (run,) = runs_in(small_disk / "mlruns" / "mlflow.db")
+    assert run.status == "FAILED"
+    assert [step for step, _ in run.history["train/loss_step"]] == list(range(int(told[2])))
+    assert fit(*arguments, "--resume=auto") == 0
+    (run,) = runs_in(small_disk / "mlruns" / "mlflow.db")
+    assert_same_run(run, longer_reference)
+
+
+def fill_during(process: "subprocess.Popen[bytes]", disk: Path, log: Path) -> Path:
+    """Fills the disk after a run's first checkpoint; returns once the run has said so."""
+    wait_until(lambda: any(disk.glob("mlruns/journal/*/last.ckpt")), timeout=120)
+    filler = fill(disk)
+    wait_until(lambda: "training goes on" in log.read_text() or process.poll() is not None)
+    assert process.poll() is None, log.read_text()
+    return filler
+
+
+def epochs_done(log: Path) -> int:
+    return max((int(number) for number in re.findall(r"^epoch (\d+)/", log.read_text(), re.MULTILINE)), default=0)
 
 
 def test_a_run_whose_checkpoints_will_not_fit_does_not_begin(

@@ -4,6 +4,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -132,6 +133,52 @@ def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path) -> None:
     (folder,) = (tmp_path / "journal").iterdir()
     assert (folder / JOURNAL).read_bytes().endswith(b"\n")
     assert [step for step, _ in values(folder, "a")] == list(range(int(step)))
+
+
+WAITING = (
+    "import resource\n"
+    + BEGIN
+    + """
+def limit(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+journal.waits_for_room = True
+limit(1000)
+for step in range(100):
+    journal.log_metrics({"a": 0.5, "b": 1.0}, step)
+journal.log_metrics({"a": 0.5}, 99)  # was logged, though it is not in the file
+assert journal.is_waiting
+try:
+    journal.flush()
+except OSError as error:
+    print(error.filename.endswith("journal.jsonl"), error.strerror)
+"""
+)
+
+
+def test_what_finds_no_room_waits_and_is_written_in_order(tmp_path: Path) -> None:
+    code = WAITING + "limit(10**6)\njournal.log_metrics({'a': 0.5}, 100)\njournal.flush()\nprint(journal.is_waiting)"
+    told, is_waiting = run_python(code, tmp_path).splitlines()
+    assert re.fullmatch(r"True (File too large|No space).*: no room for \d+ values of metrics from step \d+ on", told)
+    assert is_waiting == "False"
+    (folder,) = (tmp_path / "journal").iterdir()
+    assert values(folder, "a") == [(step, 0.5) for step in range(101)]
+    assert values(folder, "b") == [(step, 1.0) for step in range(100)]
+
+
+def test_where_no_room_comes_the_last_line_says_how_the_run_ended(tmp_path: Path) -> None:
+    # A limit of a file's size is none that a reserve in another file could lift: it is lifted here by its bytes.
+    code = WAITING + (
+        "reserve = (journal.folder / 'reserve').stat().st_size\nprint(journal.forget_unwritten())\n"
+        "assert not (journal.folder / 'reserve').exists()\nlimit(1000 + reserve)\n"
+        "journal.append({'kind': 'end', 'status': 'FAILED', 'time': 1})\njournal.flush()\njournal.close()"
+    )
+    lost = run_python(code, tmp_path).splitlines()[1]
+    (folder,) = (tmp_path / "journal").iterdir()
+    stored = [step for step, _ in values(folder, "a")]
+    assert stored == list(range(len(stored)))
+    assert lost == f"{2 * (100 - len(stored))} values of metrics from step {len(stored)} on"
+    assert records(folder, "end") == [{"kind": "end", "status": "FAILED", "time": 1}]
 
 
 def test_the_owner_is_known_until_it_ends(new_journal: NewJournal, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric
@@ -70,13 +71,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @contextmanager
 def running_ui(store: Store, port: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Runs `serve_ui` in a process as the command does; yields it and the first line that it prints."""
-    code = (
-        "from lit_cnn.tracking.store import resolve_store; from lit_cnn.tracking.ui import serve_ui;"
-        f"serve_ui(resolve_store({store.tracking_uri!r}), None, {port})"
-    )
+    """Runs `lit-cnn ui`; yields the process and the first line that it prints."""
+    command = [sys.executable, "-m", "lit_cnn", "ui", f"--tracking_uri={store.tracking_uri}", f"--port={port}"]
     home = Path(lit_cnn.__file__).parents[1]
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=home) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=home) as process:
         assert process.stdout is not None
         try:
             yield process, process.stdout.readline().strip()
@@ -172,22 +170,26 @@ def test_run_opened_from_the_table_shows_its_table_and_plot(link: str, browser) 
     wait(browser, lambda: browser.execute_script(plots), lambda: "the plot is not shown")
 
 
-def test_foreign_host_header_is_refused(link: str) -> None:
+@pytest.mark.parametrize("path", ["/", "/ajax-api/2.0/mlflow/experiments/get?experiment_id=1", "/get-artifact"])
+def test_foreign_host_header_is_refused(link: str, path: str) -> None:
     def status(host: str) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", port_of(link), timeout=30)
-        connection.request("GET", "/", headers={"Host": host})
+        connection.request("GET", path, headers={"Host": host})
         answer = connection.getresponse().status
         connection.close()
         return answer
 
-    assert status(f"127.0.0.1:{port_of(link)}") == 200
-    assert status("evil.example") == 403
+    assert status(f"127.0.0.1:{port_of(link)}") != 403
+    for host in ("evil.example", f"evil.example:{port_of(link)}", "127.0.0.1.evil.example"):
+        assert status(host) == 403
 
 
 def test_only_loopback_listens(link: str) -> None:
     socket.create_connection(("127.0.0.1", port_of(link)), timeout=5).close()
     with pytest.raises(ConnectionRefusedError):  # a server on all addresses would answer here
         socket.create_connection(("127.0.0.2", port_of(link)), timeout=5).close()
+    listening = [each for each in psutil.net_connections("inet") if each.status == psutil.CONN_LISTEN]
+    assert {each.laddr.ip for each in listening if each.laddr.port == port_of(link)} == {"127.0.0.1"}
 
 
 def test_store_behind_a_server_gets_its_links_and_no_second_server(
