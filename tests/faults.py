@@ -221,7 +221,7 @@ def main() -> int:
 
     print(f"{'fault':40} {'tries':>6} {'survived':>9} {'lost':>6} {'stall':>6} {'warned':>7}")
     lost = 0
-    for num_workers in options.num_workers:
+    for num_workers in options.num_workers if options.tries else ():
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             survived = sum(kills(options.tries, num_workers, Path(folder)))
         lost += _print_row(f"kill -9, {num_workers} workers, resume", options.tries, survived)

@@ -28,11 +28,14 @@ class TrackingServer:
             then answers 500; "late", which answers 500 and passes it on a second later.
     """
 
-    def __init__(self, folder: Path, backend: str | None = None, workers: int = 1) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._backend = backend or f"sqlite:///{folder}/mlflow.db"
-        self._workers = workers
+        self._options = options or (
+            *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
+            *("--artifacts-destination", f"{folder}/files"),
+            *("--workers", "1"),
+        )
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._proxy = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_ProxiedRequest, self))
@@ -44,9 +47,8 @@ class TrackingServer:
 
     def start(self) -> None:
         """Returns once the server answers, on the port it had before."""
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
-        command += ["--workers", str(self._workers), "--backend-store-uri", self._backend]
-        command += ["--artifacts-destination", str(self._folder / "files")]
+        command = [sys.executable, "-m", "mlflow", "server", *self._options]
+        command += ["--host", "127.0.0.1", "--port", str(self._port)]
         environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
         environment.pop("MLFLOW_TRACKING_URI", None)
         with (self._folder / "server.log").open("ab") as log:
@@ -152,15 +154,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def tracking_server(folder: Path, backend: str | None = None, workers: int = 1) -> Iterator[TrackingServer]:
+def tracking_server(folder: Path, *options: str) -> Iterator[TrackingServer]:
     """Yields a server that answers, and ends it.
 
     Args:
         folder: Its files.
-        backend: Its database; by default a sqlite file in `folder`.
-        workers: Its processes.
+        options: Of `mlflow server`, without host and port; by default for one process and a sqlite file in `folder`.
     """
-    server = TrackingServer(folder, backend, workers)
+    server = TrackingServer(folder, *options)
     try:
         server.start()
         yield server

@@ -18,7 +18,7 @@ _RESTART_AFTER = 10.0  # seconds between two starts, so that a sender that canno
 _WARN_AFTER_ERROR = 3.0  # seconds of failing
 _WARN_AFTER_SILENCE = 6.0  # seconds in which a server took nothing of what a sender brought
 _GIVE_UP_AFTER_ERROR = 5.0  # seconds without progress at the end of the process, while the trouble is known
-_GIVE_UP_AFTER_SILENCE = 15.0  # the same while it does not: it is starting, or waits 10 s for an answer
+_GIVE_UP_AFTER_SILENCE = 15.0  # the same while it does not, once it has begun: it waits 10 s for an answer
 
 _supervisors: dict[Store, "Supervisor"] = {}
 _early: list[tuple[int, int]] = []  # senders without a store yet: process number, descriptor for the order
@@ -103,8 +103,9 @@ class Supervisor:
             silent_for = now - self._last_progress
             is_known = self._trouble_since is not None or self._error() is not None
             # An sqlite file that others write to answers in the end; a server may never do.
-            may_be_stuck = is_known or self._store.is_http or self._pid is None
-            if now > deadline or (may_be_stuck and silent_for > _GIVE_UP_AFTER_SILENCE):
+            may_be_stuck = is_known or (self._store.is_http and self._began is not None) or self._pid is None
+            silent_to_sender = now - max(self._last_progress, self._began or 0.0)  # many at once import for long
+            if now > deadline or (may_be_stuck and silent_to_sender > _GIVE_UP_AFTER_SILENCE):
                 self._has_given_up = True
                 return False
             if silent_for > _GIVE_UP_AFTER_ERROR and (is_known or self._is_unreachable()):
