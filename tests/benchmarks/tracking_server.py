@@ -44,7 +44,9 @@ for number in range(rounds):
     for step in range(values // 5):
         recorder.log_metrics({f"metric/{name}": step / 7 for name in "abcde"}, step)
     recorder.end("FINISHED")
-    print(recorder.key, recorder.wait_until_sent(600), flush=True)
+    while not recorder.wait_until_sent(600):  # it gives up on a server that is silent for 15 s; its sender does not
+        time.sleep(0.1)
+    print(recorder.key, flush=True)
 """
 
 
@@ -71,11 +73,9 @@ def measure(folder: Path, runs: int, values: int, rounds: int) -> tuple[list[dic
             for number in range(rounds):
                 before, started = _processor_seconds(), time.perf_counter()
                 (folder / f"go{number}").touch()
-                said = [_line(process).split() for process in processes]
+                keys.append([_line(process).strip() for process in processes])
                 seconds = time.perf_counter() - started
                 used = {name: spent - before.get(name, 0.0) for name, spent in _processor_seconds().items()}
-                assert all(sent == "True" for _, sent in said), "not all was sent within 600 s"
-                keys.append([key for key, _ in said])
                 measured.append({"seconds": seconds, "values a second": runs * values / seconds, **used})
         finally:
             for process in processes:
