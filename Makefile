@@ -34,7 +34,7 @@ bench: $(INSTALLED)  ## One measurement: make bench NAME=… (a file in tests/be
 	@test -n "$(NAME)" || { echo "make bench NAME=…: give one of" $(basename $(notdir $(wildcard tests/benchmarks/[a-z]*.py))); exit 2; }
 	$(BIN)/python -m tests.benchmarks.$(NAME)
 
-faults: $(INSTALLED)  ## Kill training runs at random moments, resume them, compare what comes out
+faults: $(INSTALLED)  ## Kill training runs, take their tracking server away; compare what comes out; half an hour
 	$(BIN)/python -m tests.faults
 
 determinism: $(INSTALLED)  ## Train the same run with 0 to 4 workers, in two precisions; compare bit for bit

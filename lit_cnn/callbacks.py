@@ -18,6 +18,7 @@ from tqdm import tqdm
 from lit_cnn.averaging import averaged
 from lit_cnn.classifier import LitClassifier
 from lit_cnn.files import CANNOT_WRITE
+from lit_cnn.tracking.logger import JournalLogger
 
 # A run that waits for data for a larger share of an epoch says so, unless the epoch is over before anybody minds.
 _MOST_WAITING, _LEAST_SECONDS = 0.2, 3.0
@@ -254,7 +255,12 @@ class StepMetrics(pl.Callback):
                 metrics["lr"] = pl_module.learning_rate
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=trainer.global_step - 1)
+        _check_sender(trainer)
         self._batch_ended = time.monotonic()
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Looks after what is sent to MLflow, which a long validation would put off."""
+        _check_sender(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs the epoch's speed and waiting; says once if more than a fifth of the time was waiting."""
@@ -276,6 +282,11 @@ class StepMetrics(pl.Callback):
                 f"on {os.cpu_count()} cores), a cheaper --data.augment or smaller files would help",
                 file=sys.stderr,
             )
+
+
+def _check_sender(trainer: pl.Trainer) -> None:
+    if isinstance(trainer.logger, JournalLogger) and trainer.is_global_zero:
+        trainer.logger.check_sender()
 
 
 class FitProgress(ProgressBar):

@@ -1,4 +1,4 @@
-"""Fault injection: `make faults` kills training runs at random moments, resumes them, and compares what comes out.
+"""Fault injection: `make faults` kills training runs and takes their tracking server away; compares what comes out.
 
 Each try is a real process that gets a real SIGKILL. It is forked from one that has imported everything but computed
 nothing, which spares the tries ten seconds of imports each.
@@ -21,6 +21,7 @@ import torch
 from lit_cnn.checkpoints import load_checkpoint
 from lit_cnn.errors import UsageError
 from lit_cnn.tracking.journal import read_journal
+from tests.outages import FAULTS, UNDISTURBED, outages
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "experiment" / "lenet5_scratch_digits.yaml"
@@ -209,22 +210,35 @@ def kills(
 
 
 def main() -> int:
-    """Prints one table: fault, tries, survived, lost."""
+    """Prints one table: fault, tries, survived, lost; of outages the worst stall and the latest warning, in seconds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tries", type=int, default=20, help="kills per number of workers")
     parser.add_argument("--num_workers", type=int, nargs="+", default=[0, 2])
+    parser.add_argument("--outages", type=int, default=2, help="tries of each outage of the tracking server")
+    parser.add_argument("--outage_seconds", type=float, default=60)
     options = parser.parse_args()
     import lit_cnn.cli.train  # noqa: F401  # imported before the forks
 
-    print(f"{'fault':40} {'tries':>6} {'survived':>9} {'lost':>6}")
+    print(f"{'fault':40} {'tries':>6} {'survived':>9} {'lost':>6} {'stall':>6} {'warned':>7}")
     lost = 0
-    for num_workers in options.num_workers:
+    for num_workers in options.num_workers if options.tries else ():
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             survived = sum(kills(options.tries, num_workers, Path(folder)))
-        lost += options.tries - survived
-        fault = f"kill -9, {num_workers} workers, resume"
-        print(f"{fault:40} {options.tries:6} {survived:9} {options.tries - survived:6}", flush=True)
+        lost += _print_row(f"kill -9, {num_workers} workers, resume", options.tries, survived)
+    for fault in (UNDISTURBED, *FAULTS) if options.outages else ():
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            came_of = list(outages(fault, options.outages, options.outage_seconds, Path(folder), CONFIG))
+        survived = sum(not one.lost for one in came_of)
+        warned = max((one.warned for one in came_of if one.warned is not None), default=None)
+        lost += _print_row(fault.name, options.outages, survived, max(one.stall for one in came_of), warned)
     return 1 if lost else 0
+
+
+def _print_row(fault: str, tries: int, survived: int, stall: float | None = None, warned: float | None = None) -> int:
+    """Prints a row of the table; returns how many tries were lost."""
+    seconds = ["-" if value is None else f"{value:.1f}" for value in (stall, warned)]
+    print(f"{fault:40} {tries:6} {survived:9} {tries - survived:6} {seconds[0]:>6} {seconds[1]:>7}", flush=True)
+    return tries - survived
 
 
 if __name__ == "__main__":

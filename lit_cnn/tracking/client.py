@@ -76,6 +76,13 @@ def require_reachable(store: Store) -> None:
         raise ConnectionError(f"{store.label} does not answer ({error.strerror or error})") from error
 
 
+def is_timeout(error: BaseException | None) -> bool:
+    """Whether an exception came, by way of others, of a server that took a request and did not answer in time."""
+    while error is not None and not isinstance(error, TimeoutError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def repair_moved_store(store: Store) -> dict[str, str]:
     """Lets an sqlite store whose folder was moved, renamed or copied find its artifacts beside it.
 

@@ -15,13 +15,13 @@ from urllib.parse import unquote, urlsplit
 
 from lit_cnn.files import replace_atomically, sha256_of_file, sync_to_disk
 from lit_cnn.tracking import names, outbox
-from lit_cnn.tracking.client import connect, require_reachable
+from lit_cnn.tracking.client import connect, is_timeout, require_reachable
 from lit_cnn.tracking.journal import JOURNAL, Record, RunHeader, now_ms, read_header, read_journal, read_owner
 from lit_cnn.tracking.progress import MlflowRun, Progress, journal_size, sending
 from lit_cnn.tracking.store import Store
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Run
     from mlflow.tracking import MlflowClient
 
 KEY_TAG = "lit_cnn.key"
@@ -73,11 +73,13 @@ class Courier:
         return self._connected
 
     def _reason_of(self, error: Exception) -> Exception:
-        """Returns a ConnectionError in place of whatever MLflow made of a server that is gone; else `error`."""
+        """Returns a ConnectionError in place of what MLflow made of a server that is gone or frozen; else `error`."""
         try:
             require_reachable(self.store)
         except ConnectionError as unreachable:
             return unreachable
+        if is_timeout(error):
+            return ConnectionError(f"{self.store.label} takes connections and does not answer")
         return error
 
     def _deliver(self, folder: Path, progress: Progress, deadline: float) -> bool:
@@ -100,6 +102,7 @@ class Courier:
             progress.status = "KILLED"
         size = journal_size(folder)
         if progress.status != "RUNNING" and (is_orphan or progress.offset == size):
+            self._undo_late_requests(run, folder.name, progress.status)
             progress.complete_size = size
             progress.note_success(progress.offset)
             progress.write(folder)
@@ -120,8 +123,19 @@ class Courier:
         return run
 
     def _find_run(self, experiment_id: str, key: str) -> str | None:
-        found = self._client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+        found = self._runs_of(experiment_id, key)
         return found[0].info.run_id if found else None
+
+    def _runs_of(self, experiment_id: str, key: str) -> "list[Run]":
+        return list(self._client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{key}'"))
+
+    def _undo_late_requests(self, run: MlflowRun, key: str, status: str) -> None:
+        """Removes what a server did after it was no longer waited for: a second run of the key, an earlier status."""
+        for found in self._runs_of(run.experiment_id, key):
+            if found.info.run_id != run.run_id:
+                self._client.delete_run(found.info.run_id)
+            elif found.info.status != status:
+                self._client.set_terminated(run.run_id, status, found.info.end_time)
 
     def _create_run(self, experiment_id: str, header: RunHeader, journal_dir: Path) -> str:
         tags = {KEY_TAG: header.key, "mlflow.user": header.user}

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,4 +103,13 @@ def sending(folder: Path) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
+        os.utime(file.fileno())
         yield True
+
+
+def last_attempt(folder: Path) -> float:
+    """Returns when a sender last began to send the journal, in seconds since 1970; 0 if none ever did."""
+    try:
+        return (folder / _LOCK).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0

@@ -114,6 +114,10 @@ class Recorder:
         """
         journal = self._running()
         journal.log_metrics(metrics, 0 if step is None else int(step))
+        self.check_sender()
+
+    def check_sender(self) -> None:
+        """Has the user told in time if MLflow takes nothing; for what may take seconds without logging metrics."""
         supervisor_of(self.store).check()
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:

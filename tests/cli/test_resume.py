@@ -264,7 +264,11 @@ def background_fit(folder: Path, *arguments: str) -> "Iterator[subprocess.Popen[
 def survived_kills(*arguments: str) -> list[tuple[int, int]]:
     """Runs tests.faults, in a process that can fork; returns (survived, lost) of each line of its table."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=280
+        [sys.executable, "-m", "tests.faults", "--outages", "0", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return [(int(survived), int(lost)) for survived, lost in re.findall(r"resume +\d+ +(\d+) +(\d+)", done.stdout)]

@@ -1,15 +1,10 @@
-"""The sender as a process: kills, outages, concurrent first launches, old runs by the thousand."""
+"""The sender as a process: kills, concurrent first launches, old runs by the thousand."""
 
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +16,7 @@ from lit_cnn.tracking.sender import LOG, Backlog, Order, Sender, sync
 from lit_cnn.tracking.store import Store, resolve_store
 from tests.faults import wait_until
 from tests.tracking.conftest import run_python, start_python, stored_metrics
+from tests.tracking_server import free_port
 
 NewJournal = Callable[..., Journal]
 # A run of a process of its own: what it needs, then what it does.
@@ -182,84 +178,6 @@ def test_eight_first_launches_at_once(tmp_path: Path) -> None:
         assert (run.status, run.experiment_name) == ("FINISHED", "digits")
     for key in keys:
         assert_stored_as_logged(store, key)
-
-
-@contextmanager
-def mlflow_server(folder: Path, port: int) -> Iterator[None]:
-    """A real MLflow server on loopback, with its own store in `folder`."""
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/files"]
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    with (folder / "server.log").open("ab") as log:
-        server = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment, start_new_session=True)
-        try:
-            wait_until(lambda: answers(port), timeout=120)
-            yield
-        finally:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-
-
-def answers(port: int) -> bool:
-    """Whether the server does its work: the first request after its start takes it many seconds."""
-    url = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
-    try:
-        with urllib.request.urlopen(url, timeout=30) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.mark.slow
-def test_an_outage_costs_nothing(tmp_path: Path, fresh_database: Path) -> None:
-    """Server down at the start, then up, killed, up again: all is there, once, and the run never waits."""
-    port = free_port()
-    (tmp_path / "server").mkdir()
-    shutil.copyfile(fresh_database, tmp_path / "server" / "mlflow.db")
-    code = BEGIN + (
-        "step, slowest = 0, 0\nwhile not os.path.exists('stop'):\n"
-        "    start = time.monotonic()\n"
-        "    recorder.log_metrics({'a': step / 7, 'b': float('nan'), 'c': float('inf')}, step)\n"
-        "    slowest = max(slowest, time.monotonic() - start); step += 1; time.sleep(0.01)\n"
-        "recorder.log_text('hello', 'notes/a.txt')\n"
-        "recorder.end('FINISHED')\nprint(recorder.wait_until_sent(60), slowest)"
-    )
-    process = start_python(code, tmp_path, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{port}")
-    assert process.stdout is not None
-    assert process.stderr is not None
-    key = process.stdout.readline().strip()
-    start = time.monotonic()
-    warning = process.stderr.readline()
-    assert time.monotonic() - start < 10
-    assert "MLflow takes nothing" in warning
-    assert f"127.0.0.1:{port} does not answer" in warning
-    folder = tmp_path / "mlruns" / "journal" / key
-    with mlflow_server(tmp_path / "server", port):
-        wait_for_progress(folder)
-    with mlflow_server(tmp_path / "server", port):
-        (tmp_path / "stop").touch()
-        out, err = process.communicate(timeout=120)
-        sent, slowest = out.split()
-        assert sent == "True", err
-        assert err == ""  # one warning was enough
-        assert float(slowest) < 1
-        store = resolve_store(f"http://127.0.0.1:{port}")
-        (run,) = find_runs(store, [key])
-        assert run.status == "FINISHED"
-        rows = stored_metrics(tmp_path / "server" / "mlflow.db", key)
-        assert len(rows) == len(logged_metrics(folder))
-        assert [(step, value) for name, step, value, *_ in rows if name == "a"] == [
-            (step, value) for name, step, value in logged_metrics(folder) if name == "a"
-        ]
-        assert (tmp_path / "server" / "files" / "1" / run.run_id / "artifacts" / "notes" / "a.txt").exists()
 
 
 def test_an_unreachable_server_is_given_up_soon_and_the_run_kept(tmp_path: Path, fresh_database: Path) -> None:
