@@ -55,6 +55,7 @@ ORDER = [
     "evaluation.activation",
     "evaluation.members",
     "evaluation.predictions",
+    "evaluation.soup",
     "evaluation.cost",
     "evaluation.pair",
     "evaluation.leaderboard",

@@ -39,6 +39,8 @@ compare and look:
              lit-cnn compare --experiment digits [--split val] [--format json] [--output FOLDER]
   ensemble   average tracked runs over one and many crops, with intervals and paired tests
              lit-cnn ensemble --experiment digits --top_k 3 --views 1 10
+  soup       average the weights of tracked runs into one network, where they lie in one basin
+             lit-cnn soup --runs RUN_ID RUN_ID
   export     write a run or an ensemble as a model that leaves: ONNX, OpenVINO, MLflow's pyfunc, safetensors
              lit-cnn export RUN_ID --format onnx --output DIR
   ui         open the MLflow UI on this store
@@ -60,6 +62,7 @@ _COMMANDS = {
     "advise": "advise",
     "compare": "compare",
     "ensemble": "ensemble",
+    "soup": "soup",
     "export": "export",
     "ui": "verbs",
     "sync": "verbs",
