@@ -64,6 +64,7 @@ ORDER = [
     "evaluation.ensemble",
     "evaluation.compare",
     "evaluation",
+    "distillation",
     "export",
     "cli",
     "__main__",

@@ -43,6 +43,7 @@ from lit_cnn.cli.record import (
 from lit_cnn.cli.resume import checkpoint_file, config_digest, last_checkpoint, mark_finished, mark_unfinished
 from lit_cnn.cli.seeds import SeedsRun
 from lit_cnn.datamodule import ImageDataModule
+from lit_cnn.distillation import Distillation
 from lit_cnn.errors import UsageError
 from lit_cnn.feature_cache import FeatureCache
 from lit_cnn.optimization import check_has_end, epochs_of_cycle, path_of_penalties, total_steps
@@ -197,6 +198,8 @@ class LitCLI(LightningCLI):
             check_same_cycles(resumed, self._cycle_epochs)
             check_average_of(resumed, self._options.ema_decay, self._options.swa_start)
         check_has_end(self.trainer)
+        if isinstance(model, Distillation):
+            model.check_split(datamodule)
         if model.solves_head and self._average is not None:
             option = "--ema_decay" if self._options.swa_start is None else "--swa_start"
             raise UsageError(f"{option}: a head that lbfgs solves for has no path to average over; leave it out")

@@ -82,6 +82,7 @@ def known_options() -> frozenset[str]:
     for section, file, class_name in (
         ("trainer", trainer, "Trainer"),
         ("model", _PACKAGE / "classifier.py", "LitClassifier"),
+        ("model", _PACKAGE / "distillation.py", "Distillation"),
         ("data", _PACKAGE / "datamodule.py", "ImageDataModule"),
     ):
         names |= {f"{section}.{name}" for name in _init_arguments(file, class_name)}
