@@ -162,14 +162,16 @@ def test_equal_average_of_the_last_epochs_is_validated_kept_and_tested(
 
 
 def test_before_it_begins_the_average_is_the_weights_and_does_not_count_as_best() -> None:
-    assert fit(*EQUAL, "--swa_start=5") == 0
-    assert fit(*EQUAL, "--swa_start=null") == 0
+    # By this measure the first epoch is the best of all.
+    odd = ("--monitor=val/loss", "--monitor_mode=max")
+    assert fit(*EQUAL, *odd, "--swa_start=5") == 0
+    assert fit(*EQUAL, *odd, "--swa_start=null") == 0
     runs = {run.params.get("swa_start"): run for run in tracked_runs(Path.cwd())}
     averaging, plain = runs["5"], runs[None]
     # Of one epoch the average is that epoch's weights, so training and what is validated are those of the plain run.
     assert averaging.history["val/loss"] == plain.history["val/loss"]
-    best = load_checkpoint(averaging.artifacts / "checkpoints" / "best.ckpt")
-    assert best["epoch"] == 4
+    epochs = [load_checkpoint(run.artifacts / "checkpoints" / "best.ckpt")["epoch"] for run in (averaging, plain)]
+    assert epochs == [4, 0]
     assert averaging.metrics["best/val/acc"] == plain.history["val/acc"][4][1]
 
 

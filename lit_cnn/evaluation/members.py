@@ -111,7 +111,7 @@ def refuse_unlike(runs: Sequence[RunInfo], option: str = "--runs") -> None:
 def member_names(runs: Sequence[RunInfo]) -> list[str]:
     """Returns the shortest names that tell networks apart: architecture, what it is and seed; else by run name or id.
 
-    What it is: `ema`, `swa`, `student` of an ensemble, `soup`, `snapshot 2`; nothing for a run as it is.
+    What it is: the run's recipe, `ema`, `swa`, `student` of an ensemble, `soup`, `snapshot 2`; or nothing.
     """
     seeds = [run.tags.get("seed", "?") for run in runs]
     short = [
@@ -130,6 +130,8 @@ def _what_it_is(run: RunInfo) -> list[str]:
         return ["soup"]
     words = {"ema_decay": "ema", "swa_start": "swa", "model.teachers": "student"}
     found = [word for param, word in words.items() if param in run.params]
+    recipe = run.params.get("recipe")
+    found = [recipe, *found] if recipe and recipe not in found else found
     number = run.run_id.partition("/")[2]
     return [*found, f"snapshot {number}"] if number else found
 
