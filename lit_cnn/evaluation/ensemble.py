@@ -107,8 +107,8 @@ def ensemble_runs(
     members = [_load(store, network, root, comparison) for network in networks]
     started = time.monotonic()
     table, verdict = compare(networks, members, comparison, [len(several) for several in alternatives])
-    # In a file or a pipe there is no width to keep to, and the table has all its columns at 110.
-    console = Console() if sys.stdout.isatty() else Console(width=110)
+    # In a file, a pipe or a notebook there is no width to keep to, and the table has all its columns at 110.
+    console = Console() if sys.stdout.isatty() else Console(width=110, force_jupyter=False)
     render(table, console)
     with tempfile.TemporaryDirectory() as folder:
         # Activation maps are the one thing here that asks a network again: for who wants to look at them.
