@@ -11,7 +11,7 @@ from torchmetrics import MetricCollection
 from lit_cnn.batches import Batch
 from lit_cnn.errors import UsageError
 from lit_cnn.feature_cache import FeatureCacheMode
-from lit_cnn.metrics import balanced_weights, evaluation_metrics
+from lit_cnn.metrics import balanced_weights, cross_entropy, evaluation_metrics
 from lit_cnn.mixing import build_mixing
 from lit_cnn.models import resolve_arch
 from lit_cnn.models.heads import Head
@@ -66,8 +66,9 @@ class LitClassifier(pl.LightningModule):
         optimizer_options: More of the optimizer's own arguments.
         layer_decay: Factor on the learning rate from each layer to the one before it, in (0, 1]; 1 is none.
         head_lr_factor: Factor on the learning rate of the head.
-        schedule: `constant` or `one_cycle` (a rise, then a cosine to 0), step by step.
-        warmup_fraction: Share of the run in which the learning rate rises to its peak.
+        schedule: `constant`, `one_cycle` (a rise, then a cosine to 0) or `cyclic` (that several times), step by step.
+        cycles: How many, of `cyclic`; each ends with an epoch, and its weights are kept as a snapshot.
+        warmup_fraction: Share of the run, or of each cycle, in which the learning rate rises to its peak.
         label_smoothing: Share of the target spread evenly over all classes (Szegedy et al. 2015, section 7).
         mixup: Alpha of mixup (Zhang et al. 2017, "mixup"): each image of a batch is averaged with its neighbour, with a
             weight from Beta(alpha, alpha), and so are the targets; 0 is off. 0.2 is common.
@@ -113,6 +114,7 @@ class LitClassifier(pl.LightningModule):
         layer_decay: float = 1.0,
         head_lr_factor: float = 1.0,
         schedule: Schedule = "one_cycle",
+        cycles: int | None = None,
         warmup_fraction: float = 0.25,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
@@ -128,12 +130,14 @@ class LitClassifier(pl.LightningModule):
         interpolation: str = "area",
         seed: int = 0,
     ) -> None:
+        # Not as save_hyperparameters finds them by itself: a subclass's own are no part of the checkpoint.
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         check_numbers(lr, weight_decay, warmup_fraction, label_smoothing, layer_decay, head_lr_factor)
         self._mix = build_mixing(mixup, cutmix, num_classes)
         arch = resolve_arch(arch)
         transfer = resolve_regime(transfer, weights, class_counts)
-        self.save_hyperparameters()
+        self.save_hyperparameters({**given, "arch": arch, "transfer": transfer})
         # The initial weights belong to the seed, whatever was drawn before.
         torch.manual_seed(torch_seed("init", seed))
         self.net, self.weights_note = build_network(self.hparams)
@@ -202,34 +206,28 @@ class LitClassifier(pl.LightningModule):
             larger part of them is.
         """
         net: Any = self.net
-        soft_targets, aux_logits = targets, []
+        are_features = images.is_floating_point()
+        views, soft_targets, aux_logits = images if are_features else self.normalize(images), targets, []
         if self._mix is not None:
-            views, soft_targets = self._mix(self.normalize(images), targets)
+            views, soft_targets = self._mix(views, targets)
             targets = soft_targets.argmax(1)
-            logits, aux_logits = net.forward_with_aux(views) if self.aux_weights else (net(views), [])
-        elif self.aux_weights:
-            logits, aux_logits = net.forward_with_aux(self.normalize(images))
+        if self.aux_weights:
+            logits, aux_logits = net.forward_with_aux(views)
         else:
-            logits = self(images)
-        losses = [
-            # In float32: the exponentials of bfloat16's three digits would be coarse.
-            self._cross_entropy(each.float(), soft_targets)
-            for each in (logits, *aux_logits)
-        ]
+            logits = self(views) if are_features else net(views)
+        # In float32: the exponentials of bfloat16's three digits would be coarse.
+        losses = [self.loss(logits.float(), soft_targets, views)]
+        smoothing = self.hparams["label_smoothing"]
+        losses += [cross_entropy(each.float(), soft_targets, self.loss_weights, smoothing) for each in aux_logits]
         loss = losses[0]
         for weight, aux_loss in zip(self.aux_weights, losses[1:], strict=True):
             loss = loss + weight * aux_loss
         accuracy = (logits.argmax(1) == targets).double().mean()
         return loss, [accuracy, *losses]
 
-    def _cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        smoothing = self.hparams["label_smoothing"]
-        if self.loss_weights is None:
-            return F.cross_entropy(logits, targets, label_smoothing=smoothing)
-        # Not torch's weighted mean, which divides by the batch's own sum of weights: that depends on who shares a
-        # batch, and so on the number of devices.
-        losses = F.cross_entropy(logits, targets, self.loss_weights, reduction="none", label_smoothing=smoothing)
-        return losses.mean()
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+        """Returns the classifier's own loss for what it says of views that are normalised, and perhaps mixed."""
+        return cross_entropy(logits, targets, self.loss_weights, self.hparams["label_smoothing"])
 
     def setup(self, stage: str) -> None:
         """Lays the weights out for the trainer's precision: bfloat16 is fast with channels last.
@@ -329,9 +327,9 @@ class LitClassifier(pl.LightningModule):
             return PathSolver(head, total_steps(self.trainer))
         optimizer = self.build_optimizer()
         num_steps = total_steps(self.trainer)
+        shape = hparams["schedule"], hparams["warmup_fraction"], hparams["cycles"]
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: learning_rate_factor(step, num_steps, hparams["schedule"], hparams["warmup_fraction"]),
+            optimizer, lambda step: learning_rate_factor(step, num_steps, *shape)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

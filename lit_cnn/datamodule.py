@@ -239,7 +239,7 @@ class ImageDataModule(pl.LightningDataModule):
             return measure_pixels(images.array[part] for part in parts)
         key = (self.image_set.digest_of(train), self.in_channels, self.image_size, self.interpolation)
         if (statistics := cached(key)) is None:
-            loader = self._eval_loader(train)
+            loader = self.plain_train_loader()
             shown = tqdm(loader, desc="measuring pixels", unit="batch", file=sys.stderr, disable=len(loader) < 10)
             statistics = measure_pixels(views.permute(0, 2, 3, 1).numpy() for views, _ in shown)
             keep(key, statistics)
@@ -287,6 +287,10 @@ class ImageDataModule(pl.LightningDataModule):
         keys = [(view, position) for position in range(len(images))]
         batches = [keys[start : start + EVAL_BATCH_SIZE] for start in range(0, len(keys), EVAL_BATCH_SIZE)]
         return self._loader(images, batches, self.num_workers)
+
+    def plain_train_loader(self) -> DataLoader[Batch]:
+        """Returns a loader of all training images as validation sees them."""
+        return self._eval_loader(self.splits.train)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the training loader, at the batch where a resumed run stands."""

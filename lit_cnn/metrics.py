@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torchmetrics import MetricCollection
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassStatScores
@@ -43,6 +44,24 @@ def balanced_weights(class_counts: Sequence[int] | None) -> torch.Tensor:
     counts = torch.tensor(class_counts, dtype=torch.float64)
     there = counts > 0
     return torch.where(there, counts.sum() / (there.sum() * counts.clamp(min=1)), 0.0).float()
+
+
+def cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, label_smoothing: float
+) -> torch.Tensor:
+    """Returns the mean cross-entropy of a batch in training.
+
+    Args:
+        logits: `(N, num_classes)`, float.
+        targets: `(N,)`, int64, or `(N, num_classes)`, float, that add up to 1.
+        weights: Of each class, see `balanced_weights`; None is equal ones.
+        label_smoothing: Share of the target spread evenly over all classes.
+    """
+    if weights is None:
+        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    # Not torch's weighted mean, which divides by the batch's own sum of weights: that depends on who shares a batch,
+    # and so on the number of devices.
+    return F.cross_entropy(logits, targets, weights, reduction="none", label_smoothing=label_smoothing).mean()
 
 
 def evaluation_metrics(num_classes: int, prefix: str) -> MetricCollection:

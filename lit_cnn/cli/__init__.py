@@ -40,6 +40,10 @@ compare and look:
              lit-cnn compare --experiment digits [--split val] [--format json] [--output FOLDER]
   ensemble   average tracked runs over one and many crops, with intervals and paired tests
              lit-cnn ensemble --experiment digits --top_k 3 --views 1 10
+  soup       average the weights of tracked runs into one network, where they lie in one basin
+             lit-cnn soup --runs RUN_ID RUN_ID
+  distill    train one network on what several say together; takes the options of fit
+             lit-cnn distill --teachers RUN_ID --config configs/experiment/lenet5_scratch_digits.yaml
   export     write a run or an ensemble as a model that leaves: ONNX, OpenVINO, MLflow's pyfunc, safetensors
              lit-cnn export RUN_ID --format onnx --output DIR
   ui         open the MLflow UI on this store
@@ -61,6 +65,8 @@ _COMMANDS = {
     "advise": "advise",
     "compare": "compare",
     "ensemble": "ensemble",
+    "soup": "soup",
+    "distill": "distill",
     "export": "export",
     "ui": "verbs",
     "sync": "verbs",

@@ -10,12 +10,24 @@ def ensemble(arguments: list[str]) -> int:
     parser = store_parser(
         "ensemble", "Combine the best checkpoints of tracked runs over one and many crops, and compare."
     )
-    parser.add_argument("--runs", nargs="+", metavar="ID", help="MLflow run ids (or our keys) of the members")
+    parser.add_argument(
+        "--runs",
+        nargs="+",
+        metavar="ID",
+        help="MLflow run ids (or our keys) of the members; ID/2 is a run's second snapshot, ID/snapshots are all",
+    )
     parser.add_argument("--experiment", help="take the members from this experiment")
     parser.add_argument(
         "--filter", default="", help="which of its runs, in MLflow's words: \"tags.arch = 'lit/lenet5'\""
     )
     parser.add_argument("--top_k", type=int, help="that many of them, best on val first; default: all")
+    parser.add_argument(
+        "--beside",
+        nargs="+",
+        metavar="ID",
+        default=[],
+        help="runs with rows of their own and no part in the ensemble: a soup, a student; of ID/snapshots the mean",
+    )
     parser.add_argument("--views", nargs="+", type=int, default=[1, 10], help="crops per image; default: 1 10")
     parser.add_argument(
         "--limit_144", type=int, help="with 144 crops use at most that many images, stratified; default: all"
@@ -43,6 +55,7 @@ def ensemble(arguments: list[str]) -> int:
         experiment=options.experiment,
         filter_string=options.filter,
         top_k=options.top_k,
+        beside=options.beside,
         views=options.views,
         limit_144=options.limit_144,
         combine=options.combine,

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from lightning.pytorch import Trainer
@@ -13,11 +13,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_cnn.audit import Report
-from lit_cnn.averaging import MovingAverage, check_average_of
+from lit_cnn.averaging import EqualAverage, RunAverage, average_of_run, check_average_of
 from lit_cnn.callbacks import FitProgress, RunCheckpoints, RunInterrupted, StepMetrics
 from lit_cnn.checkpoints import CheckpointIO256, load_checkpoint
 from lit_cnn.classifier import LitClassifier
 from lit_cnn.cli.check_data import check_before_fit
+from lit_cnn.cli.options import add_run_options
 from lit_cnn.cli.parser import OneLineParser, default_config
 from lit_cnn.cli.process import (
     failures_in_words,
@@ -41,10 +42,12 @@ from lit_cnn.cli.record import (
 from lit_cnn.cli.resume import checkpoint_file, config_digest, last_checkpoint, mark_finished, mark_unfinished
 from lit_cnn.cli.seeds import SeedsRun
 from lit_cnn.datamodule import ImageDataModule
+from lit_cnn.distillation import Distillation
 from lit_cnn.errors import UsageError
 from lit_cnn.feature_cache import FeatureCache
-from lit_cnn.optimization import check_has_end, path_of_penalties, total_steps
+from lit_cnn.optimization import check_has_end, epochs_of_cycle, path_of_penalties, total_steps
 from lit_cnn.precision import default_precision
+from lit_cnn.snapshots import Snapshots, check_same_cycles
 from lit_cnn.tracking import check_writable, resolve_store
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.weights import expected_images, looking_in
@@ -72,14 +75,21 @@ class LitCLI(LightningCLI):
         subcommand: `fit`, `validate` or `test`.
         arguments: What follows it on the command line.
         parent: The run that holds the runs of several seeds, if this is one of them.
+        model_class: What is trained or evaluated.
     """
 
-    def __init__(self, subcommand: str, arguments: Sequence[str], parent: SeedsRun | None = None) -> None:
+    def __init__(
+        self,
+        subcommand: str,
+        arguments: Sequence[str],
+        parent: SeedsRun | None = None,
+        model_class: type[LitClassifier] = LitClassifier,
+    ) -> None:
         self._only = subcommand
         self._parent = parent
         self.result: dict[str, float] = {}
         super().__init__(
-            LitClassifier,
+            model_class,
             ImageDataModule,
             save_config_callback=None,
             seed_everything_default=0,
@@ -99,33 +109,7 @@ class LitCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         for section in ("data", "model"):
             parser.link_arguments("seed_everything", f"{section}.seed")
-        parser.add_argument(
-            "--resume", type=Literal["auto"] | None, default=None, help="auto: go on with the unfinished run, if any"
-        )
-        parser.add_argument("--monitor", type=str, default="val/acc", help="metric that says which epoch is best")
-        parser.add_argument("--monitor_mode", type=Literal["max", "min"], default="max", help="max or min is best")
-        parser.add_argument("--checkpoint_seconds", type=float, default=60.0, help="seconds between last checkpoints")
-        parser.add_argument(
-            "--on_full_disk", type=Literal["stop", "continue"], default="stop", help="continue: train on, wait for room"
-        )
-        parser.add_argument(
-            "--ema_decay",
-            type=float | None,
-            default=None,
-            help="validate, keep and test a moving average of the weights",
-        )
-        parser.add_argument("--test_after_fit", type=bool, default=True, help="test the best checkpoint at the end")
-        # Taken out of the arguments before they are parsed (take_seeds): the parser only has to tell of it.
-        if self._only == "fit":
-            parser.epilog = "--seeds N [N ...]: train once with each seed, under one run with their mean and deviation"
-        parser.add_argument(
-            "--find_batch_size", type=bool, default=False, help="only say the largest --data.batch_size that fits"
-        )
-        parser.add_argument("--log_preview", type=bool, default=False, help="keep a picture of the augmentation")
-        parser.add_argument("--recipe", type=str | None, default=None, help="a word that ends the run's name")
-        parser.add_argument("--experiment", type=str | None, default=None, help="MLflow experiment; default: the data")
-        parser.add_argument("--track", type=bool, default=True, help="false: no MLflow run and no checkpoints")
-        parser.add_argument("--tracking_uri", type=str | None, default=None, help="MLflow store; default: mlruns/")
+        add_run_options(parser, self._only)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the given arguments only; Lightning would warn that this process has others."""
@@ -169,8 +153,15 @@ class LitCLI(LightningCLI):
         self.feature_cache = FeatureCache()
         # The first layer is whitened before features are computed with it.
         callbacks: list[Any] = [StepMetrics(), self.checkpoints, Whitening(), self.feature_cache]
-        if options.ema_decay is not None and self._only == "fit":
-            callbacks.append(MovingAverage(options.ema_decay))
+        self._cycle_epochs = epochs_of_cycle(options.model, options.trainer) if self._only == "fit" else None
+        self._average = self._build_average() if self._only == "fit" else None
+        if self._average is not None:
+            callbacks.append(self._average)
+        if self._cycle_epochs is not None:
+            callbacks.append(Snapshots(self.checkpoints, self._cycle_epochs))
+        if isinstance(self._average, EqualAverage):
+            # best.ckpt is to be the best of the averages, not of what was before them.
+            self._average.begins = lambda: self.checkpoints.best.clear()
         if options.trainer.enable_progress_bar is not False:
             callbacks.append(FitProgress())
         config = dict(self._get(self.config_init, "trainer"))
@@ -182,6 +173,12 @@ class LitCLI(LightningCLI):
             return Trainer(**{**config, "logger": logger, **kwargs})
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise UsageError(f"--trainer: {error}") from error
+
+    def _build_average(self) -> RunAverage | None:
+        options = self._options
+        epochs = options.trainer.max_epochs or 0
+        schedule, every = options.model.schedule, self._cycle_epochs or 1
+        return average_of_run(options.ema_decay, options.swa_start, schedule, every, epochs)
 
     def _logger(self) -> JournalLogger:
         experiment = self._options.experiment or self.datamodule.image_set.name
@@ -201,10 +198,14 @@ class LitCLI(LightningCLI):
             check_classes(resumed, datamodule, ckpt_path)
             check_randomness(resumed)
             model.check_optimizer_of(resumed)
-            check_average_of(resumed, self._options.ema_decay)
+            check_same_cycles(resumed, self._cycle_epochs)
+            check_average_of(resumed, self._options.ema_decay, self._options.swa_start)
         check_has_end(self.trainer)
-        if model.solves_head and self._options.ema_decay is not None:
-            raise UsageError("--ema_decay: a head that lbfgs solves for has no path to average over; leave it out")
+        if isinstance(model, Distillation):
+            model.check_split(datamodule)
+        if model.solves_head and self._average is not None:
+            option = "--ema_decay" if self._options.swa_start is None else "--swa_start"
+            raise UsageError(f"{option}: a head that lbfgs solves for has no path to average over; leave it out")
         if self._options.find_batch_size:
             find_batch_size(self.trainer, model, datamodule)
             return
@@ -213,7 +214,7 @@ class LitCLI(LightningCLI):
         report = check_before_fit(datamodule) if is_first_process() else None
         logger = self.trainer.logger
         if isinstance(logger, JournalLogger):
-            require_room(self._store.journal_dir, model, averages=self._options.ema_decay is not None)
+            require_room(self._store.journal_dir, model, averages=self._average is not None)
             parent_key = self._open_parent(model, datamodule) if self._parent is not None else None
             if self._parent is not None and self._options.seed_everything in self._parent.results:
                 self.result = self._parent.results[self._options.seed_everything]
@@ -357,9 +358,8 @@ class LitCLI(LightningCLI):
         self.result.update(metrics)
 
     def _finish(self, logger: JournalLogger) -> None:
-        for name in ("best.ckpt", "last.ckpt"):
-            if (logger.run_folder / name).exists():
-                logger.log_artifact(logger.run_folder / name, "checkpoints")
+        for checkpoint in sorted(logger.run_folder.glob("*.ckpt")):
+            logger.log_artifact(checkpoint, "checkpoints")
         logger.end("FINISHED")
         mark_finished(logger.run_folder)
 

@@ -67,6 +67,11 @@ def take_seeds(arguments: list[str]) -> tuple[list[int] | None, list[str]]:
     return [int(seed) for seed in given], arguments[:start] + arguments[end:]
 
 
+def value_of(arguments: Sequence[str], option: str) -> str | None:
+    """Returns the last value that the arguments give an option, None if they do not."""
+    return ([None] + [value for name, value in _pairs(arguments) if name == option])[-1]
+
+
 @functools.cache
 def known_options() -> frozenset[str]:
     """Returns the names of all options of fit, validate and test, such as `data.batch_size`."""
@@ -77,10 +82,11 @@ def known_options() -> frozenset[str]:
     for section, file, class_name in (
         ("trainer", trainer, "Trainer"),
         ("model", _PACKAGE / "classifier.py", "LitClassifier"),
+        ("model", _PACKAGE / "distillation.py", "Distillation"),
         ("data", _PACKAGE / "datamodule.py", "ImageDataModule"),
     ):
         names |= {f"{section}.{name}" for name in _init_arguments(file, class_name)}
-    names |= set(_added_options(Path(__file__).parent / "lit_cli.py"))
+    names |= set(_added_options(Path(__file__).parent / "options.py"))
     return frozenset(names)
 
 

@@ -122,16 +122,15 @@ def last_checkpoint(store: Store, digest: str, *, required: bool) -> Path | None
 
 
 def checkpoint_file(text: str, store: Store) -> Path:
-    """Returns the file of a checkpoint given as a path or as `runs:/ID` (a tracked run's best checkpoint).
+    """Returns the file of a checkpoint given as a path or as `runs:/ID`; see `checkpoint_of_run`.
 
     Raises:
         UsageError: If there is no such file or run.
     """
     if text.startswith("runs:/"):
-        from lit_cnn.tracking import queries
+        from lit_cnn.weights import checkpoint_of_run
 
-        (run,) = queries.find_runs(store, [text.removeprefix("runs:/")])
-        return queries.best_checkpoint(store, run)
+        return checkpoint_of_run(store, text.removeprefix("runs:/"))
     path = Path(text).expanduser()
     if not path.is_file():
         raise UsageError(f"--ckpt_path {text}: no such file; give a checkpoint's file, runs:/RUN_ID, or last")

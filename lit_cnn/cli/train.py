@@ -12,49 +12,56 @@ import yaml
 
 from lit_cnn.callbacks import RunInterrupted
 from lit_cnn.checkpoints import load_checkpoint
-from lit_cnn.classifier import NonFiniteLossError
+from lit_cnn.classifier import LitClassifier, NonFiniteLossError
 from lit_cnn.cli.lit_cli import LitCLI
 from lit_cnn.cli.process import RunFailedError, hush_lightning, notes_of
 from lit_cnn.cli.resume import checkpoint_file
 from lit_cnn.cli.seeds import SeedsRun, format_summary
+from lit_cnn.distillation import OPTIONS as DISTILLATION_OPTIONS
 from lit_cnn.errors import UsageError
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.logger import JournalLogger
 
 
-def run_trainer_command(subcommand: str, arguments: list[str], seeds: list[int] | None = None) -> int:
+def run_trainer_command(
+    subcommand: str,
+    arguments: list[str],
+    seeds: list[int] | None = None,
+    model_class: type[LitClassifier] = LitClassifier,
+) -> int:
     """Runs `fit`, `validate` or `test`.
 
     Args:
         subcommand: Which.
         arguments: What follows it on the command line, without `--seeds`.
         seeds: Train once with each of these.
+        model_class: What is trained.
 
     Returns:
         The exit code.
     """
     hush_lightning()
     if seeds is not None:
-        return exit_code(lambda: _run_seeds(seeds, arguments))
+        return exit_code(lambda: _run_seeds(seeds, arguments, model_class))
     if subcommand != "fit":
         arguments = _with_config_of_checkpoint(arguments)
-    return exit_code(lambda: _run_one(subcommand, arguments))
+    return exit_code(lambda: _run_one(subcommand, arguments, model_class))
 
 
-def _run_one(subcommand: str, arguments: list[str]) -> None:
-    cli = LitCLI(subcommand, arguments)
+def _run_one(subcommand: str, arguments: list[str], model_class: type[LitClassifier]) -> None:
+    cli = LitCLI(subcommand, arguments, model_class=model_class)
     if subcommand == "fit":
         report_run(cli)
 
 
-def _run_seeds(seeds: list[int], arguments: list[str]) -> None:
+def _run_seeds(seeds: list[int], arguments: list[str], model_class: type[LitClassifier]) -> None:
     if any(text.startswith(("--seed_everything", "--ckpt_path")) for text in arguments):
         raise UsageError("--seeds: goes with neither --seed_everything nor --ckpt_path; --resume auto is possible")
     parent = SeedsRun(seeds, resume="auto" in arguments or "--resume=auto" in arguments)
     status = "FAILED"
     try:
         for seed in seeds:
-            cli = LitCLI("fit", [*arguments, f"--seed_everything={seed}"], parent)
+            cli = LitCLI("fit", [*arguments, f"--seed_everything={seed}"], parent, model_class)
             parent.add(seed, cli.result)
             report_run(cli)
         status = "FINISHED"
@@ -117,6 +124,8 @@ def _with_config_of_checkpoint(arguments: list[str]) -> list[str]:
         # augments nothing.
         kept["model"] |= {"weights": None, "transfer": None}
         kept["data"] |= {"augment": None}
+        # A student is a network like any other once it is trained.
+        kept["model"] = {name: value for name, value in kept["model"].items() if name not in DISTILLATION_OPTIONS}
     except (yaml.YAMLError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"--ckpt_path {path}: its configuration cannot be read ({reason}); give another") from error

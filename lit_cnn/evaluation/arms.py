@@ -34,11 +34,13 @@ class Arm:
         label: What tables and pictures call it.
         run_name: The name that its runs have in MLflow: `{arch}_{transfer}_{dataset}[_{recipe}]`.
         arguments: What `lit-cnn fit` is given, apart from seeds and experiment.
+        command: `fit`, or another that trains: `distill` with its teachers.
     """
 
     label: str
     run_name: str
     arguments: tuple[str, ...]
+    command: tuple[str, ...] = ("fit",)
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def train_missing(arms: Sequence[Arm], experiment: str, seeds: Sequence[int], *m
         missing = [str(seed) for seed in seeds if seed not in done]
         print(f"{arm.label}: {len(seeds) - len(missing)} of {len(seeds)} runs are there", flush=True)
         if missing:
-            command = [sys.executable, "-m", "lit_cnn", "fit", "--experiment", experiment, *arm.arguments, *more]
+            command = [sys.executable, "-m", "lit_cnn", *arm.command, "--experiment", experiment, *arm.arguments, *more]
             subprocess.run([*command, "--seeds", *missing], check=True)
 
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from lit_cnn.errors import UsageError
 from lit_cnn.evaluation.comparison import member_names
 from lit_cnn.evaluation.cost import network_of
-from lit_cnn.evaluation.ensemble import find_members, refuse_unlike
 from lit_cnn.evaluation.leaderboard import Group, Leaderboard, build_leaderboard
+from lit_cnn.evaluation.members import checkpoint_of, find_members, find_networks, refuse_unlike
 from lit_cnn.evaluation.mistakes import Verdict
 from lit_cnn.evaluation.multi_crop import average_probabilities
 from lit_cnn.evaluation.pair import Pair, build_pair
@@ -21,7 +21,7 @@ from lit_cnn.evaluation.predictions import Member, are_stored, load_member, pred
 from lit_cnn.evaluation.report import leaderboard as board_report
 from lit_cnn.evaluation.report import pair as pair_report
 from lit_cnn.files import write_text_atomically
-from lit_cnn.tracking import Store, check_writable, queries
+from lit_cnn.tracking import Store, check_writable
 from lit_cnn.tracking.queries import RunInfo
 from lit_cnn.tracking.recorder import Recorder
 
@@ -117,7 +117,7 @@ def compare_two(
     if batch_size < 1 or num_workers < 0:
         raise UsageError(f"--batch_size {batch_size} --num_workers {num_workers}: give at least 1 and at least 0")
     best_first = {run.run_id: run for run in find_members(store, run_ids, None, "", None)}
-    runs = [best_first[run.run_id] for run in queries.find_runs(store, list(run_ids))]
+    runs = [best_first[run.run_id] for run in find_networks(store, run_ids)]
     refuse_unlike(runs)
     check_writable(store)
     members = [_load(store, run, split, root) for run in runs]
@@ -206,7 +206,7 @@ def _group(
 
 
 def _load(store: Store, run: RunInfo, split: Split, root: Path | None) -> Member:
-    member = load_member(queries.best_checkpoint(store, run), root)
+    member = load_member(checkpoint_of(store, run), root)
     if member.data.digests[split] != run.tags[f"{split}_split_digest"]:
         raise UsageError(
             f"--runs {run.run_id}: the {split} images in {member.data.image_set.source} are not those that {run.name} "

@@ -1,7 +1,8 @@
 """Members alone and combined, with each number of views: the rows of the table."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ from lit_cnn.errors import UsageError
 from lit_cnn.evaluation.calibration import calibration_of
 from lit_cnn.evaluation.combining import Answers, Rule, combine, select_greedily
 from lit_cnn.evaluation.cost import Cost, cost_of, network_of, time_networks
+from lit_cnn.evaluation.members import member_names
 from lit_cnn.evaluation.mistakes import Verdict
 from lit_cnn.evaluation.multi_crop import average_probabilities
 from lit_cnn.evaluation.predictions import Member, are_stored, predict_views
@@ -59,23 +61,26 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class _Way:
-    """One way to classify: some of the members, with weights `(M,)`, under a rule."""
+    """One way to classify: some of the networks, with weights `(M,)`, under a rule."""
 
     name: str
-    kind: Literal["member", "ensemble"]
+    kind: Literal["member", "ensemble", "alternative"]
     weights: np.ndarray
     rule: Rule = "mean"
     run: RunInfo | None = None
     composition: str = ""
 
 
-def compare(runs: Sequence[RunInfo], members: Sequence[Member], comparison: Comparison) -> tuple[Table, Verdict]:
+def compare(
+    runs: Sequence[RunInfo], members: Sequence[Member], comparison: Comparison, beside: Sequence[int] = ()
+) -> tuple[Table, Verdict]:
     """Evaluates the members, alone and combined, with each number of views.
 
     Args:
-        runs: The members' runs, best on val first.
-        members: The members.
+        runs: The members' runs, best on val first; then those of the alternatives.
+        members: The networks, in the same order.
         comparison: What and how.
+        beside: How many networks each alternative has, in turn: 1, or several that it takes the mean of.
 
     Returns:
         The table; and what the combination that was asked for says of each test image with the fewest crops.
@@ -86,28 +91,19 @@ def compare(runs: Sequence[RunInfo], members: Sequence[Member], comparison: Comp
     networks = [network_of(member.model) for member in members]
     models = [member.model for member in members]
     timing = time_networks(models, comparison.views) if comparison.latency else None
+    num_members = len(runs) - sum(beside)
     rows: list[Row] = []
     for count in comparison.views:
-        for way in _ways(runs, comparison, val.get(count)):
+        for way in [*_ways(runs, comparison, beside, val.get(count)), *_alternatives(runs, beside)]:
             of_part = part if count == _MANY else None
             cost = cost_of(networks, np.flatnonzero(way.weights), count, timing)
-            rows.append(_row(way, count, test[count], val.get(count), comparison.calibration, of_part, cost))
-    grid = [_grid_row(num, count, test[count], part) for num in _grid_models(len(runs)) for count in comparison.views]
+            row = _row(way, count, test[count], val.get(count), comparison.calibration, of_part, cost)
+            rows.append(replace(row, weights=row.weights[:num_members]))
+    grid = [_grid_row(num, count, test[count], part) for num in _grid_models(num_members) for count in comparison.views]
     table = build_table(rows, rows[0], len(members[0].class_names), grid)
     fewest = comparison.views[0]
-    asked_for = _ways(runs, comparison, val.get(fewest))[-1]
+    asked_for = _ways(runs, comparison, beside, val.get(fewest))[-1]
     return table, _verdict(asked_for, members[0], test[fewest], part if fewest == _MANY else None)
-
-
-def member_names(runs: Sequence[RunInfo]) -> list[str]:
-    """Returns the shortest names that tell the members apart: architecture and seed, run name and seed, or run id."""
-    seeds = [run.tags.get("seed", "?") for run in runs]
-    short = [f"{run.tags['arch'].rpartition('/')[2]} seed {seed}" for run, seed in zip(runs, seeds, strict=True)]
-    full = [f"{run.name} seed {seed}" for run, seed in zip(runs, seeds, strict=True)]
-    for names in (short, full):
-        if len(set(names)) == len(runs):
-            return names
-    return [f"{name} {run.run_id[:8]}" for name, run in zip(short, runs, strict=True)]
 
 
 def _ask(
@@ -170,28 +166,45 @@ def _part(member: Member, split: Literal["val", "test"], limit: int | None) -> n
     return np.flatnonzero(np.isin(indices, chosen))
 
 
-def _ways(runs: Sequence[RunInfo], comparison: Comparison, val: Answers | None) -> list[_Way]:
+def _ways(runs: Sequence[RunInfo], comparison: Comparison, beside: Sequence[int], val: Answers | None) -> list[_Way]:
     """Returns the members, the mean of all as the baseline, and the combination that is asked for."""
-    names, num = member_names(runs), len(runs)
-    ways = [_Way(name, "member", np.eye(num)[place], run=runs[place]) for place, name in enumerate(names)]
-    ways.append(_Way(f"ensemble of {num}", "ensemble", np.ones(num)))
+    num = len(runs) - sum(beside)
+    names = member_names(runs)[:num]
+    ways = [_Way(name, "member", np.eye(len(runs))[place], run=runs[place]) for place, name in enumerate(names)]
+
+    def add(name: str, weights: np.ndarray, rule: Rule = "mean", composition: str = "") -> None:
+        padded = np.concatenate([weights, np.zeros(len(runs) - num)])
+        ways.append(_Way(name, "ensemble", padded, rule, composition=composition))
+
+    add(f"ensemble of {num}", np.ones(num))
     if comparison.combine == "greedy":
         assert val is not None
-        counts = select_greedily(val.probabilities, val.targets)
+        counts = select_greedily(val.probabilities[:num], val.targets)
         num_selected = np.count_nonzero(counts)
         if num_selected < num:
             # What the same number of forward passes buys without a selection.
-            ways.append(_Way("top-k ensemble", "ensemble", np.arange(num) < num_selected))
+            add("top-k ensemble", np.arange(num) < num_selected)
         composition = ", ".join(f"{count} x {name}" for count, name in zip(counts, names, strict=True) if count)
-        ways.append(_Way("greedy ensemble", "ensemble", counts, composition=composition))
+        add("greedy ensemble", counts, composition=composition)
     elif comparison.combine != "mean" or comparison.weights is not None:
         rule = next(rule for rule in ("mean", "logits", "vote") if rule == comparison.combine)
         words = [f"ensemble of {num}"]
         words += {"mean": [], "logits": ["mean of logits"], "vote": ["vote"]}[rule]
         words += ["weighted"] if comparison.weights is not None else []
         weights = np.ones(num) if comparison.weights is None else np.array(comparison.weights)
-        ways.append(_Way(", ".join(words), "ensemble", weights, rule))
+        add(", ".join(words), weights, rule)
     return ways
+
+
+def _alternatives(runs: Sequence[RunInfo], beside: Sequence[int]) -> Iterator[_Way]:
+    """Yields what has a row beside the members: a network, or the mean of several snapshots of one run."""
+    names, place = member_names(runs), len(runs) - sum(beside)
+    for num in beside:
+        weights = np.zeros(len(runs))
+        weights[place : place + num] = 1
+        name = names[place] if num == 1 else f"{num} snapshots of {re.sub(r' snapshot [0-9]+', '', names[place])}"
+        yield _Way(name, "alternative", weights, run=runs[place] if num == 1 else None)
+        place += num
 
 
 def _grid_models(num_members: int) -> list[int]:

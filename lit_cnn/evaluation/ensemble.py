@@ -12,6 +12,7 @@ from rich.console import Console
 from lit_cnn.classifier import LitClassifier
 from lit_cnn.errors import UsageError
 from lit_cnn.evaluation.comparison import COMBINATIONS, Comparison, compare
+from lit_cnn.evaluation.members import MUST_AGREE, checkpoint_of, find_members, find_networks, is_several, refuse_unlike
 from lit_cnn.evaluation.mistakes import Verdict
 from lit_cnn.evaluation.multi_crop import VIEWS
 from lit_cnn.evaluation.predictions import Member, load_member
@@ -28,16 +29,9 @@ from lit_cnn.evaluation.report import (
     write_verdict,
 )
 from lit_cnn.files import write_text_atomically
-from lit_cnn.tracking import Store, check_writable, queries
+from lit_cnn.tracking import Store, check_writable
 from lit_cnn.tracking.queries import RunInfo
 from lit_cnn.tracking.recorder import Recorder
-
-_MUST_AGREE = {
-    "class_names": "class names",
-    "test_split_digest": "test images",
-    # Val chose each member's checkpoint, and the member that all others are compared with.
-    "val_split_digest": "validation images",
-}
 
 
 def ensemble_runs(
@@ -47,6 +41,7 @@ def ensemble_runs(
     experiment: str | None = None,
     filter_string: str = "",
     top_k: int | None = None,
+    beside: Sequence[str] = (),
     views: Sequence[int] = (1, 10),
     limit_144: int | None = None,
     combine: str = "mean",
@@ -64,10 +59,12 @@ def ensemble_runs(
 
     Args:
         store: Where the runs are.
-        run_ids: The members by id; or give `experiment`.
+        run_ids: The members by the names of `find_networks`; or give `experiment`.
         experiment: Take the members from this experiment.
         filter_string: Which of its runs, in MLflow's search syntax.
         top_k: That many of them, best on val first.
+        beside: Names of networks that have rows of their own and no part in the ensemble; `RUN_ID/snapshots` one for
+            the mean of all.
         views: Numbers of crops per image.
         limit_144: With 144 crops use at most that many images, stratified; default: all.
         combine: How members are combined, one of `COMBINATIONS`; the mean of all is shown beside it.
@@ -90,9 +87,12 @@ def ensemble_runs(
     _check_combination(combine, weights, run_ids, top_k)
     check_writable(store)
     runs = find_members(store, run_ids, experiment, filter_string, top_k)
-    refuse_unlike(runs)
+    alternatives = [find_members(store, [name], None, "", None) for name in beside]
+    _check_beside(runs, alternatives)
+    networks = [*runs, *(network for several in alternatives for network in several)]
+    refuse_unlike(networks)
     if weights is not None and run_ids:
-        weights = _in_order_of(runs, queries.find_runs(store, list(run_ids)), weights)
+        weights = _in_order_of(runs, find_networks(store, run_ids), weights)
     comparison = Comparison(
         sorted(set(views)),
         store.journal_dir.parent / "predictions",
@@ -104,17 +104,17 @@ def ensemble_runs(
         batch_size,
         num_workers,
     )
-    members = [_load(store, run, root, comparison) for run in runs]
+    members = [_load(store, network, root, comparison) for network in networks]
     started = time.monotonic()
-    table, verdict = compare(runs, members, comparison)
-    # In a file or a pipe there is no width to keep to, and the table has all its columns at 110.
-    console = Console() if sys.stdout.isatty() else Console(width=110)
+    table, verdict = compare(networks, members, comparison, [len(several) for several in alternatives])
+    # In a file, a pipe or a notebook there is no width to keep to, and the table has all its columns at 110.
+    console = Console() if sys.stdout.isatty() else Console(width=110, force_jupyter=False)
     render(table, console)
     with tempfile.TemporaryDirectory() as folder:
         # Activation maps are the one thing here that asks a network again: for who wants to look at them.
         looked_into = members[0].model if output is not None else None
         files = write_report(table, verdict, looked_into, Path(output or folder))
-        recorder = _record(store, runs, table, comparison, files, time.monotonic() - started)
+        recorder = _record(store, runs, networks[len(runs) :], table, comparison, files, time.monotonic() - started)
     sent = recorder.wait_until_sent(timeout=60)
     console.print(
         f"run {recorder.run_id or recorder.key} in experiment {recorder.experiment_name}; see it with: lit-cnn ui"
@@ -122,64 +122,6 @@ def ensemble_runs(
     if not sent:
         print("not all of this run could be sent to MLflow; it is kept, lit-cnn sync sends it", file=sys.stderr)
     return table
-
-
-def find_members(
-    store: Store, run_ids: Sequence[str] | None, experiment: str | None, filter_string: str, top_k: int | None
-) -> list[RunInfo]:
-    """Returns the members' runs, best on val first.
-
-    Raises:
-        UsageError: If an id is not there, no run matches, there are fewer than `top_k`, or a run has no val accuracy.
-    """
-    if run_ids:
-        runs = queries.find_runs(store, list(run_ids))
-    else:
-        assert experiment is not None
-        ours = "tags.kind = 'fit' and attributes.status = 'FINISHED'"
-        queries.experiment_id(store, experiment)
-        wanted = f"{ours} and {filter_string}" if filter_string.strip() else ours
-        try:
-            runs = queries.search_runs(store, experiment, wanted)
-        except UsageError as error:
-            if wanted != ours:
-                raise
-            raise UsageError(f"--experiment {experiment}: has no finished run of lit-cnn fit; make one") from error
-    for run in runs:
-        if run.tags.get("kind") != "fit":
-            raise UsageError(f"--runs {run.run_id}: {run.name} is no training run; give runs of lit-cnn fit")
-        if "best/val/acc" not in run.metrics:
-            raise UsageError(
-                f"--runs {run.run_id}: {run.name} has no best/val/acc; it ended before its first validation"
-            )
-    ids = [run.run_id for run in runs]
-    if len(set(ids)) < len(ids):
-        raise UsageError(f"--runs {' '.join(run_ids or ids)}: a run is named twice; name each member once")
-    # Ties go to the older run, so that the order does not depend on the store.
-    runs.sort(key=lambda run: (-run.metrics["best/val/acc"], run.tags.get("seed", ""), run.run_id))
-    if top_k is not None and len(runs) < top_k:
-        raise UsageError(f"--top_k {top_k}: only {len(runs)} runs match; give at most {len(runs)}")
-    return runs[:top_k]
-
-
-def refuse_unlike(runs: Sequence[RunInfo], option: str = "--runs") -> None:
-    """Refuses members that were not trained for the same classes, in the same order, on the same split.
-
-    Args:
-        runs: At least one.
-        option: What chooses them.
-
-    Raises:
-        UsageError: Naming the two runs and what differs.
-    """
-    first = runs[0]
-    for run in runs[1:]:
-        for tag, what in _MUST_AGREE.items():
-            if run.tags.get(tag) != first.tags.get(tag):
-                raise UsageError(
-                    f"{option}: {first.run_id} ({first.name}) and {run.run_id} ({run.name}) differ in their {what}; "
-                    "take only runs of the same classes, in the same order, and the same split"
-                )
 
 
 def write_report(table: Table, verdict: Verdict, model: LitClassifier | None, folder: Path) -> list[Path]:
@@ -231,6 +173,14 @@ def _check_options(
         raise UsageError(f"--num_workers {num_workers}: give 0 or more")
 
 
+def _check_beside(runs: Sequence[RunInfo], alternatives: Sequence[Sequence[RunInfo]]) -> None:
+    seen = {run.run_id for run in runs}
+    for network in (network for several in alternatives for network in several):
+        if network.run_id in seen:
+            raise UsageError(f"--beside {network.run_id}: {network.name} has a row already; name it once")
+        seen.add(network.run_id)
+
+
 def _check_views(views: Sequence[int], limit_144: int | None) -> None:
     for count in views:
         if count not in VIEWS:
@@ -251,8 +201,10 @@ def _check_combination(
     given = f"--weights {' '.join(f'{weight:g}' for weight in weights)}"
     if combine == "greedy":
         raise UsageError(f"{given}: --combine greedy finds the weights itself; leave one of the two out")
-    if not run_ids or top_k is not None:
-        raise UsageError(f"{given}: name each weight's member, in the same order, with --runs; without --top_k")
+    if not run_ids or top_k is not None or any(map(is_several, run_ids)):
+        raise UsageError(
+            f"{given}: name each weight's member, in the same order, with --runs, each snapshot too; without --top_k"
+        )
     if len(weights) != len(run_ids):
         raise UsageError(f"{given}: {len(weights)} weights for {len(run_ids)} members; give one for each of --runs")
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
@@ -265,7 +217,7 @@ def _in_order_of(runs: Sequence[RunInfo], named: Sequence[RunInfo], weights: Seq
 
 
 def _load(store: Store, run: RunInfo, root: Path | None, comparison: Comparison) -> Member:
-    member = load_member(queries.best_checkpoint(store, run), root)
+    member = load_member(checkpoint_of(store, run), root)
     for split, what in (("test", "test"), ("val", "validation")):
         needed = split == "test" or comparison.needs_val
         if needed and member.data.digests[split] != run.tags[f"{split}_split_digest"]:
@@ -279,6 +231,7 @@ def _load(store: Store, run: RunInfo, root: Path | None, comparison: Comparison)
 def _record(
     store: Store,
     runs: Sequence[RunInfo],
+    beside: Sequence[RunInfo],
     table: Table,
     comparison: Comparison,
     files: Sequence[Path],
@@ -289,7 +242,11 @@ def _record(
     archs = sorted({run.tags["arch"] for run in runs})
     recorder.begin(
         run_name=f"ensemble_of_{len(runs)}_{first.tags['data']}",
-        params={"combine": comparison.combine, **{f"member.{place}": run.run_id for place, run in enumerate(runs)}},
+        params={
+            "combine": comparison.combine,
+            **({"weights": " ".join(map(repr, comparison.weights))} if comparison.weights is not None else {}),
+            **{f"member.{place}": run.run_id for place, run in enumerate(runs)},
+        },
         tags={
             "kind": "ensemble",
             "arch": " + ".join(archs),
@@ -297,7 +254,8 @@ def _record(
             "data": first.tags["data"],
             "seed": " ".join(run.tags.get("seed", "?") for run in runs),
             "members": " ".join(run.run_id for run in runs),
-            **{tag: first.tags[tag] for tag in _MUST_AGREE},
+            **({"beside": " ".join(run.run_id for run in beside)} if beside else {}),
+            **{tag: first.tags[tag] for tag in MUST_AGREE},
             "mlflow.note.content": to_markdown(table),
         },
     )

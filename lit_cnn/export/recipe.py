@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from lit_cnn.errors import UsageError
-from lit_cnn.evaluation.ensemble import refuse_unlike
+from lit_cnn.evaluation.members import KINDS, checkpoint_of, find_networks, refuse_unlike
 from lit_cnn.evaluation.predictions import Member, load_member
 from lit_cnn.tracking import Store, queries
 from lit_cnn.tracking.queries import RunInfo
@@ -39,11 +39,11 @@ def find_recipe(store: Store, run_ids: Sequence[str], views: int) -> Recipe:
         UsageError: If a run is not there, is neither a training run nor an ensemble, may not be averaged with the
             others, or the ensemble was not evaluated with so many views.
     """
-    runs = queries.find_runs(store, list(run_ids))
+    runs = find_networks(store, run_ids)
     if len(runs) == 1 and runs[0].tags.get("kind") == "ensemble":
         return _recipe_of_ensemble(store, runs[0], views)
     for run in runs:
-        if run.tags.get("kind") != "fit":
+        if run.tags.get("kind") not in KINDS:
             raise UsageError(
                 f"RUN {run.run_id}: {run.name} is no training run; give runs of lit-cnn fit, or one ensemble"
             )
@@ -68,7 +68,7 @@ def load_members(store: Store, recipe: Recipe, root: Path | None) -> list[Member
         UsageError: If the test images are not those of training, or the members take different images: an export is
             given one.
     """
-    members = [load_member(queries.best_checkpoint(store, run), root) for run in recipe.runs]
+    members = [load_member(checkpoint_of(store, run), root) for run in recipe.runs]
     for run, member in zip(recipe.runs, members, strict=True):
         if member.data.digests["test"] != run.tags["test_split_digest"]:
             raise UsageError(
@@ -108,7 +108,7 @@ def _recipe_of_ensemble(store: Store, run: RunInfo, views: int) -> Recipe:
             f"RUN {run.run_id}: {run.name} is of a release that kept no weights; run lit-cnn ensemble again"
         )
     weights = [float(weight) for weight in line["weights"].split()]
-    members = queries.find_runs(store, run.tags["members"].split())
+    members = find_networks(store, run.tags["members"].split())
     used = [(member, weight) for member, weight in zip(members, weights, strict=True) if weight > 0]
     total = sum(weight for _, weight in used)
     return Recipe(

@@ -17,7 +17,8 @@ from lit_cnn.cli import main
 from lit_cnn.cli.record import class_names_tag
 from lit_cnn.errors import UsageError
 from lit_cnn.evaluation.combining import select_greedily
-from lit_cnn.evaluation.ensemble import ensemble_runs, refuse_unlike
+from lit_cnn.evaluation.ensemble import ensemble_runs
+from lit_cnn.evaluation.members import refuse_unlike
 from lit_cnn.evaluation.predictions import Member, load_member, predict_views
 from lit_cnn.evaluation.report import Table
 from lit_cnn.splits import stratified_order

@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REFERENCE_COLOR, MEMBER_COLOR = "#c2410c", "#9aa5b1"
-_ENSEMBLES = ("#0b5cad", "#15803d", "#7e22ce")
+_STAND_OUT = ("#0b5cad", "#15803d", "#7e22ce", "#0f766e", "#b45309", "#be185d")
 
 
 def ensemble_colors(lines: Sequence[Line]) -> dict[str, str]:
-    """Returns a colour for the name of each ensemble in the table, in its order."""
-    names = dict.fromkeys(line.row.name for line in lines if line.row.kind == "ensemble")
-    return {name: _ENSEMBLES[place % len(_ENSEMBLES)] for place, name in enumerate(names)}
+    """Returns a colour for the name of each ensemble and alternative in the table, in its order."""
+    names = dict.fromkeys(line.row.name for line in lines if line.row.stands_out)
+    return {name: _STAND_OUT[place % len(_STAND_OUT)] for place, name in enumerate(names)}
 
 
 def plot_accuracy(table: Table, path: Path) -> None:
     """Draws each row's test accuracy with its 95 % Wilson interval over its forward passes, as a PNG of 1350 x 810 px.
 
-    Members are light, ensembles bold; the reference is marked and its accuracy drawn through. Rows of equally many
-    passes stand side by side.
+    Members are light, ensembles and alternatives bold; the reference is marked and its accuracy drawn through. Rows of
+    equally many passes stand side by side.
 
     Args:
         table: What to draw.
@@ -80,7 +80,7 @@ def _draw(table: Table) -> "Figure":
 def _positions(lines: Sequence[Line]) -> np.ndarray:
     """Returns log10 of each line's passes, moved so that lines of equal or close passes stand side by side."""
     # The markers that stand out are as wide as three of the others.
-    stands_out = [line.difference is None or line.row.kind == "ensemble" for line in lines]
+    stands_out = [line.difference is None or line.row.stands_out for line in lines]
     widths = np.where(stands_out, 3.0, 1.0)
     passes = np.array([line.row.forward_passes for line in lines])
     groups = np.unique(passes)
@@ -106,13 +106,13 @@ def _join_same_names(axes: "Axes", lines: Sequence[Line], positions: np.ndarray)
             for line, position in zip(lines, positions, strict=True)
             if (line.row.name, line.row.kind) == key
         ]
-        is_ensemble = key[1] == "ensemble"
+        stands_out = key[1] != "member"
         axes.plot(
             *zip(*sorted(own), strict=True),
-            color=colors[key[0]] if is_ensemble else MEMBER_COLOR,
-            linewidth=1.6 if is_ensemble else 0.7,
-            alpha=0.7 if is_ensemble else 0.45,
-            zorder=3 if is_ensemble else 1,
+            color=colors[key[0]] if stands_out else MEMBER_COLOR,
+            linewidth=1.6 if stands_out else 0.7,
+            alpha=0.7 if stands_out else 0.45,
+            zorder=3 if stands_out else 1,
         )
 
 
@@ -121,7 +121,7 @@ def _draw_line(axes: "Axes", line: Line, position: float, color: str, is_referen
     if is_reference:
         label = f"reference: {shortened(line.row.name)}, best on val, {line.row.num_models} x {line.row.num_views}"
         style = {"color": REFERENCE_COLOR, "marker": "D", "markersize": 7, "linewidth": 1.8, "zorder": 5}
-    elif line.row.kind == "ensemble":
+    elif line.row.stands_out:
         label = shortened(line.row.name)
         style = {"color": color, "marker": "o", "markersize": 8, "linewidth": 2.4, "zorder": 4}
     else:
@@ -134,11 +134,11 @@ def _draw_line(axes: "Axes", line: Line, position: float, color: str, is_referen
 
 
 def _write_models_x_crops(axes: "Axes", lines: Sequence[Line], positions: np.ndarray) -> None:
-    """Writes M x V over the ensembles; over the highest of those that share it, or one would cover the other."""
+    """Writes M x V over what stands out; over the highest of those that share it, or one would cover the other."""
     colors = ensemble_colors(lines)
     highest: dict[str, tuple[float, float, str]] = {}
     for line, position in zip(lines, positions, strict=True):
-        if line.row.kind == "ensemble":
+        if line.row.stands_out:
             text = f"{line.row.num_models} x {line.row.num_views}"
             found = (100 * line.accuracy.high, float(position), colors[line.row.name])
             highest[text] = max(found, highest.get(text, found))

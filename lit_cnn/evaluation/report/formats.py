@@ -53,7 +53,7 @@ def render(table: Table, console: "Console") -> None:
 
 def _print_columns(columns: Sequence[Column], lines: Sequence[Line], caption: str, console: "Console") -> None:
     rows = [[column.text(line) for column in columns] for line in lines]
-    is_bold = [line.row.kind == "ensemble" for line in lines]
+    is_bold = [line.row.stands_out for line in lines]
     print_grid([column.title for column in columns], rows, is_bold, caption, console)
 
 

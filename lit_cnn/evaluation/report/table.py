@@ -31,7 +31,7 @@ class Row:
 
     Attributes:
         name: A network's name, or what the ensemble is called; the same for all its crop counts.
-        kind: Whether it is one network or several.
+        kind: A member, an ensemble of members, or an alternative that has no part in it: a soup, a student, snapshots.
         num_models: M, networks that are asked; 1 for a member.
         num_views: V, crops per image.
         forward_passes: Per image: M * V.
@@ -48,7 +48,7 @@ class Row:
     """
 
     name: str
-    kind: Literal["member", "ensemble"]
+    kind: Literal["member", "ensemble", "alternative"]
     num_models: int
     num_views: int
     forward_passes: int
@@ -61,6 +61,11 @@ class Row:
     calibration: Calibration | None = None
     weights: tuple[float, ...] = ()
     cost: Cost | None = None
+
+    @property
+    def stands_out(self) -> bool:
+        """Whether it is what members are weighed against: an ensemble or an alternative."""
+        return self.kind != "member"
 
 
 @dataclass(frozen=True, eq=False)

@@ -130,14 +130,14 @@ def sentences(table: Table) -> list[str]:
 
     Returns:
         Which row the reference is; the cheapest that is not significantly worse than the best; one sentence for each
-        ensemble, and for the reference's network at other numbers of crops; what more crops bring to these; how much
-        better than on test an ensemble selected on val looked there; then the gain of each ensemble over the mean of
-        its members; then the members' mean and spread.
+        ensemble and alternative, and for the reference's network at other numbers of crops; what more crops bring to
+        these; how much better than on test an ensemble selected on val looked there; then the gain of each ensemble
+        over the mean of its members; then the members' mean and spread.
     """
     compared = [
         _comparison(line)
         for line in table.lines
-        if line.difference is not None and (line.row.kind == "ensemble" or line.row.name == table.reference.name)
+        if line.difference is not None and (line.row.stands_out or line.row.name == table.reference.name)
     ]
     gains = [
         f"{_subject(gain.row)} minus the mean of its members with {_crops(gain.row.num_views)}: "
@@ -215,10 +215,10 @@ def _comparison(line: Line) -> str:
 
 
 def _steps(table: Table) -> list[str]:
-    """What each larger number of crops brings, for the ensembles and for the reference's network."""
+    """What each larger number of crops brings, for ensembles, alternatives and the reference's network."""
     steps: dict[str, list[str]] = {}
     for line in table.lines:
-        if line.marginal is not None and (line.row.kind == "ensemble" or line.row.name == table.reference.name):
+        if line.marginal is not None and (line.row.stands_out or line.row.name == table.reference.name):
             on_part = f" (on {len(line.row.correct):,} images)" if line.row.part is not None else ""
             steps.setdefault(line.row.name, []).append(
                 f"{line.fewer_views} to {line.row.num_views} {points(line.marginal)}{on_part}"

@@ -1,0 +1,62 @@
+"""`lit-cnn distill`: trains one network on what the networks of an ensemble say together."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lit_cnn.cli.verbs import CommandParser
+from lit_cnn.errors import UsageError
+
+if TYPE_CHECKING:
+    from lit_cnn.tracking.store import Store
+
+
+def distill(arguments: list[str]) -> int:
+    """`lit-cnn fit` with teachers: takes its options, and makes a run like any other."""
+    parser = CommandParser(
+        prog="lit-cnn distill",
+        description="Train a student on the mean probabilities of trained networks, for the same augmented images. "
+        "Takes the options of lit-cnn fit, and --model.temperature (4) and --model.alpha (0.9), the weight of what the "
+        "teachers say; the labels have the rest.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--teachers",
+        nargs="+",
+        metavar="ID",
+        required=True,
+        help="MLflow run ids (or our keys) of the teachers; that of a lit-cnn ensemble stands for its members",
+    )
+    options, of_fit = parser.parse_known_args(arguments)
+
+    from lit_cnn.cli.precheck import precheck, take_seeds, value_of
+
+    seeds, of_fit = take_seeds(of_fit)
+    precheck(of_fit)
+    from lit_cnn.cli.train import run_trainer_command
+    from lit_cnn.distillation import Distillation
+    from lit_cnn.tracking import resolve_store
+
+    teachers = _addresses(resolve_store(value_of(of_fit, "tracking_uri")), options.teachers)
+    given = ["--recipe=student", f"--model.teachers=[{', '.join(teachers)}]", *of_fit]
+    return run_trainer_command("fit", given, seeds, Distillation)
+
+
+def _addresses(store: "Store", names: Sequence[str]) -> list[str]:
+    """Returns `runs:/RUN_ID` of each teacher, with whole ids: the same run however it was named."""
+    from lit_cnn.evaluation.members import KINDS, find_networks
+
+    found: list[str] = []
+    for name in names:
+        for run in find_networks(store, [name]):
+            kind = run.tags.get("kind")
+            if kind == "ensemble" and (run.params.get("combine") != "mean" or "weights" in run.params):
+                raise UsageError(
+                    f"--teachers {name}: {run.name} is no plain mean of probabilities; name its members: "
+                    f"{run.tags['members']}"
+                )
+            if kind not in (*KINDS, "ensemble"):
+                raise UsageError(f"--teachers {name}: {run.name} is no training run; give runs of lit-cnn fit")
+            found += run.tags["members"].split() if kind == "ensemble" else [run.run_id]
+    if len(set(found)) < len(found):
+        raise UsageError(f"--teachers {' '.join(names)}: a network is named twice; name each once")
+    return [f"runs:/{run_id}" for run_id in found]
