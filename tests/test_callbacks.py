@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import albumentations
+import numpy as np
 import pytest
 
 from lit_cnn.cli import main
@@ -13,15 +15,15 @@ from tests.training import SHORT, tracked_runs
 SECONDS = 0.05  # an image
 
 
-def slow() -> Any:
+class Slow(albumentations.ImageOnlyTransform):
     """A transform that takes its time and changes nothing."""
-    import albumentations
 
-    def wait(image: Any, **_: Any) -> Any:
+    def __init__(self) -> None:
+        super().__init__(p=1.0)
+
+    def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
         time.sleep(SECONDS)
-        return image
-
-    return albumentations.Lambda(image=wait, p=1.0)
+        return img
 
 
 def fit(*more: str) -> list[tuple[int, float]]:
@@ -32,7 +34,7 @@ def fit(*more: str) -> list[tuple[int, float]]:
 
 
 def test_waiting_for_slow_images_is_measured_and_told_once(capsys: pytest.CaptureFixture[str]) -> None:
-    waited = fit("--data.augment=[{class_path: tests.test_callbacks.slow}]")
+    waited = fit("--data.augment=[{class_path: tests.test_callbacks.Slow}]")
     assert [step for step, _ in waited] == [3, 7]
     # Lightning asks for one batch ahead, so two of an epoch's four are asked for after the first step has begun.
     assert all(0.5 < share < 1 for _, share in waited)

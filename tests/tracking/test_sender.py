@@ -190,7 +190,10 @@ def test_an_unreachable_server_is_given_up_soon_and_the_run_kept(tmp_path: Path,
     assert sent == "False"
     assert float(seconds) < 9  # 5, and more on a busy machine
     journal_dir = tmp_path / "mlruns" / "journal"
-    summary = sync(Store(uri, None, journal_dir), show_progress=False)
+    store, ends = Store(uri, None, journal_dir), time.monotonic() + 30
+    # On a busy machine the run's own sender may still be at it, and sync leaves the run to it.
+    while not (summary := sync(store, show_progress=False)).failed and time.monotonic() < ends:
+        time.sleep(0.2)
     assert list(summary.failed) == [key]
     assert "does not answer" in summary.failed[key]
     assert len(logged_metrics(journal_dir / key)) == 1
