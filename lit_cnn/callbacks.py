@@ -218,7 +218,7 @@ class StepMetrics(pl.Callback):
         }
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step - 1)
-        if waited > _MOST_WAITING and seconds > _LEAST_SECONDS and not self._has_warned and trainer.is_global_zero:
+        if waits_too_long(waited, seconds) and not self._has_warned and trainer.is_global_zero:
             self._has_warned = True
             workers = getattr(getattr(trainer, "datamodule", None), "num_workers", 0)
             tqdm.write(
@@ -226,6 +226,16 @@ class StepMetrics(pl.Callback):
                 f"on {os.cpu_count()} cores), a cheaper --data.augment or smaller files would help",
                 file=sys.stderr,
             )
+
+
+def waits_too_long(fraction: float, seconds: float) -> bool:
+    """Returns whether a run says that it waits for data.
+
+    Args:
+        fraction: Which share of an epoch it waited, in [0, 1].
+        seconds: How long the epoch took.
+    """
+    return fraction > _MOST_WAITING and seconds > _LEAST_SECONDS
 
 
 class FitProgress(ProgressBar):
