@@ -5,8 +5,8 @@ rotation and jitter of colour with the same parameters on both sides; batches of
 
 The two draw from other streams, so their views are not the same; a table says how far apart each step takes one image
 with the same parameters. Pillow's filter widens as the image shrinks (antialiased), OpenCV's bilinear takes four pixels
-however far apart; of the rotated image they treat the border in different ways; changes of colour differ by rounding, and
-hue, which OpenCV holds in 180 steps and Pillow in 256, by a little more.
+however far apart; of the rotated image they treat the border in different ways; changes of colour differ by rounding,
+and hue, which OpenCV holds in 180 steps and Pillow in 256, by a little more.
 """
 
 import argparse
