@@ -212,15 +212,16 @@ def _standardized(thumbnails: Sequence[bytes]) -> np.ndarray:
 def _of_groups(
     image_set: ImageSet, split_of: np.ndarray, groups: Sequence[list[int]], prefix: str, how: str
 ) -> Iterator[Finding]:
-    """Yields duplicates by what is wrong with them, the worst first; each group is told of once."""
+    """Yields duplicates, the worst first; a group of two classes in two splits is told of twice."""
     labels, paths = image_set.labels, image_set.paths
     kinds: dict[str, list[tuple[str, ...]]] = {"label_conflict": [], "duplicate_across_splits": [], "duplicate": []}
     for same in groups:
-        if len(set(labels[same])) > 1:
-            kind = "label_conflict"
-        else:
-            kind = "duplicate_across_splits" if len(set(split_of[same])) > 1 else "duplicate"
-        kinds[kind].append(tuple(paths[index] for index in same))
+        wrong = {
+            "label_conflict": len(set(labels[same])) > 1,
+            "duplicate_across_splits": len(set(split_of[same])) > 1,
+        }
+        for kind in [kind for kind, is_so in wrong.items() if is_so] or ["duplicate"]:
+            kinds[kind].append(tuple(paths[index] for index in same))
     told: list[tuple[str, Severity, str]] = [
         ("label_conflict", "warning", f"images ({how}) of different classes; keep the right one"),
         ("duplicate_across_splits", "warning", f"images ({how}) are in two splits: what is known is tested; keep one"),

@@ -274,7 +274,7 @@ class StepMetrics(pl.Callback):
         }
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step - 1)
-        if waited > _MOST_WAITING and seconds > _LEAST_SECONDS and not self._has_warned and trainer.is_global_zero:
+        if waits_too_long(waited, seconds) and not self._has_warned and trainer.is_global_zero:
             self._has_warned = True
             workers = getattr(getattr(trainer, "datamodule", None), "num_workers", 0)
             tqdm.write(
@@ -287,6 +287,11 @@ class StepMetrics(pl.Callback):
 def _check_sender(trainer: pl.Trainer) -> None:
     if isinstance(trainer.logger, JournalLogger) and trainer.is_global_zero:
         trainer.logger.check_sender()
+
+
+def waits_too_long(fraction: float, seconds: float) -> bool:
+    """Returns whether a run says that it waits: a share, in [0, 1], of an epoch of so many seconds."""
+    return fraction > _MOST_WAITING and seconds > _LEAST_SECONDS
 
 
 class FitProgress(ProgressBar):

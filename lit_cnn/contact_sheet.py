@@ -1,12 +1,15 @@
 """Images with what is to be said of them, as one picture: the worst of what `audit` found; mistakes."""
 
-from collections.abc import Sequence
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from lit_cnn.audit import Report
-from lit_cnn.datasets import Finding, ImageSet
+from lit_cnn.datasets import MAX_PIXELS, Finding, ImageSet, limit_pixels
+from lit_cnn.datasets.decoding import pixel_limit
 from lit_cnn.errors import UsageError
 from lit_cnn.transforms import resize_and_center_crop
 
@@ -18,7 +21,8 @@ _COLORS = {"error": "#b00020", "warning": "#a05a00", "note": "#404040"}
 def contact_sheet(image_set: ImageSet, report: Report, num_rows: int = 12) -> np.ndarray | None:
     """Draws a row for each finding that can be seen: what it is, and the first of its images.
 
-    Images that are compared stand side by side on one ground. Of errors there is nothing to see.
+    Images that are compared stand side by side on one ground. A case of which no image can be decoded is left out; what
+    is larger than `--data.max_pixels`, but not than its default, can.
 
     Args:
         image_set: The images that were looked through.
@@ -29,9 +33,10 @@ def contact_sheet(image_set: ImageSet, report: Report, num_rows: int = 12) -> np
         `(H, W, 3)` uint8, or None if there is nothing to see.
     """
     place = {path: index for index, path in enumerate(image_set.paths)}
-    seen = [finding for finding in report.of("warning", "note") if finding.cases[0][0] in place]
-    rows = [_row(image_set, place, finding) for finding in seen[:num_rows]]
-    return np.concatenate(rows) if rows else None
+    with _lifted_limit():
+        rows = (_row(image_set, place, finding) for finding in report.findings)
+        drawn = list(itertools.islice((row for row in rows if row is not None), num_rows))
+    return np.concatenate(drawn) if drawn else None
 
 
 def captioned_images(images: Sequence[np.ndarray], captions: Sequence[Sequence[str]]) -> np.ndarray:
@@ -58,24 +63,28 @@ def captioned_images(images: Sequence[np.ndarray], captions: Sequence[Sequence[s
     return np.asarray(sheet)
 
 
-def _row(image_set: ImageSet, place: dict[str, int], finding: Finding) -> np.ndarray:
+def _row(image_set: ImageSet, place: dict[str, int], finding: Finding) -> np.ndarray | None:
+    """Draws the first cases of a finding; None if there is nothing to see of them."""
     width = _GAP + _IN_A_ROW * (_CELL + _GAP)
     row = Image.new("RGB", (width, 2 * _GAP + 3 * _LINE + _CELL), "white")
     pen, font = ImageDraw.Draw(row), ImageFont.load_default(12)
     title = f"{finding.severity}: {finding.kind} ({len(finding.cases)})"
     pen.text((_GAP, _GAP // 2), title, fill=_COLORS[finding.severity], font=font)
     top, column = _GAP + _LINE, 0
-    for case in finding.cases:
+    to_see = (case for case in finding.cases if any(path in place for path in case))
+    for case in itertools.islice(to_see, _IN_A_ROW):  # not more: where none can be decoded, all would be tried
         shown = [path for path in case if path in place][: _IN_A_ROW - column]
-        if not shown:
+        views = [_view(image_set, place[path]) for path in shown]
+        if all(view is None for view in views):
             continue
         left = _GAP + column * (_CELL + _GAP)
         if len(case) > 1:
             right = left + len(shown) * (_CELL + _GAP)
             ground = (left - _GAP // 2, top - 3, right - _GAP // 2 - 2, top + _CELL + 2 * _LINE + 2)
             pen.rectangle(ground, fill="#e8eef7")
-        for path in shown:
-            row.paste(Image.fromarray(_view(image_set, place[path])), (left, top))
+        for path, view in zip(shown, views, strict=True):
+            if view is not None:
+                row.paste(Image.fromarray(view), (left, top))
             pen.rectangle((left, top, left + _CELL - 1, top + _CELL - 1), outline="#c0c0c0")
             name = image_set.class_names[image_set.labels[place[path]]]
             for line, text in enumerate((name, path.rpartition("/")[2])):
@@ -84,15 +93,24 @@ def _row(image_set: ImageSet, place: dict[str, int], finding: Finding) -> np.nda
             column += 1
         if column == _IN_A_ROW:
             break
-    return np.asarray(row)
+    return np.asarray(row) if column else None
 
 
-def _view(image_set: ImageSet, index: int) -> np.ndarray:
+def _view(image_set: ImageSet, index: int) -> np.ndarray | None:
     try:
-        view = resize_and_center_crop(image_set.images[index], _CELL)
-    except UsageError:  # `quick` has only seen its header
-        view = np.full((_CELL, _CELL, 1), 200, np.uint8)
-    return _as_rgb(view)
+        return _as_rgb(resize_and_center_crop(image_set.images[index], _CELL))
+    except UsageError:
+        return None
+
+
+@contextlib.contextmanager
+def _lifted_limit() -> Iterator[None]:
+    limit = pixel_limit()
+    limit_pixels(max(limit, MAX_PIXELS))
+    try:
+        yield
+    finally:
+        limit_pixels(limit)
 
 
 def _as_rgb(image: np.ndarray) -> np.ndarray:

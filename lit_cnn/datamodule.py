@@ -21,8 +21,9 @@ from lit_cnn.datasets import (
     check_image_set,
     check_source,
     load_image_set,
+    without_images,
 )
-from lit_cnn.datasets.inspection import without_bad_images
+from lit_cnn.datasets.inspection import inspect_images, without_bad_images
 from lit_cnn.errors import UsageError
 from lit_cnn.pixel_statistics import PixelStatistics, cached, keep, measure_pixels
 from lit_cnn.sampling import Sampler, TrainBatches
@@ -71,8 +72,8 @@ class ImageDataModule(pl.LightningDataModule):
         check: What is looked at before the first step: `quick` (headers, copies by their bytes, classes), `full` (every
             image decoded, near copies too) or `off`. See `lit-cnn check-data`.
         on_bad_image: `raise` ends the run at a file that cannot be decoded. `skip` decodes every file once (what was
-            found is remembered), leaves such files out and says how many; of a test split that the source gives, none
-            is left out: a run with a bad one ends.
+            found is remembered), leaves such files out and keeps a list with the run; of a test split that the source
+            gives, none is left out: a run with a bad one ends.
         max_pixels: Images of more pixels are bad; by default Pillow's limit, a quarter of a gigabyte as RGB.
         reduced_decode: Decode a JPEG in colour at a half, a quarter or an eighth of its size for training, where the
             part of it that a view shows is then still no smaller than the view. Faster for large photographs; its
@@ -153,7 +154,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.max_pixels = max_pixels
         self.reduced_decode = reduced_decode
         self.outside_root = outside_root
-        self.num_skipped = 0
+        self.skipped: dict[str, str] = {}  # path -> reason, of images that are left out
         self.seed = seed
         self._cached: tuple[Dataset[Batch], Dataset[Batch]] | None = None
 
@@ -162,7 +163,7 @@ class ImageDataModule(pl.LightningDataModule):
         """The images, read at first use; without the bad ones, if these are to be skipped."""
         found = self.load()
         if self.on_bad_image == "skip":
-            found, self.num_skipped = without_bad_images(found)
+            found, self.skipped = _without_bad_images(found)
         check_image_set(found)
         if self.reduced_decode and not isinstance(found.images, EncodedImages):
             raise UsageError("--data.reduced_decode true: these images are decoded already; leave it out")
@@ -283,7 +284,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def view_loader(self, view: int) -> DataLoader[Batch]:
         """Returns a loader of all training images in their order, in one of their fixed views."""
-        images = self._train_images()
+        images = self.train_images()
         keys = [(view, position) for position in range(len(images))]
         batches = [keys[start : start + EVAL_BATCH_SIZE] for start in range(0, len(keys), EVAL_BATCH_SIZE)]
         return self._loader(images, batches, self.num_workers)
@@ -296,12 +297,13 @@ class ImageDataModule(pl.LightningDataModule):
         """Returns the training loader, at the batch where a resumed run stands."""
         if self._cached is not None:
             return self._loader(self._cached[0], self._train_batches(*self._position()), 0)
-        images = self._train_images()
+        images = self.train_images()
         if images.slow_step and self.trainer and self.trainer.is_global_zero:
             print(f"augmenting image by image: {images.slow_step} cannot be done to a whole batch", file=sys.stderr)
         return self._loader(images, self._train_batches(*self._position()), self.num_workers)
 
-    def _train_images(self) -> TrainImages:
+    def train_images(self) -> TrainImages:
+        """Returns the training images as training sees them: augmented, by keys (epoch, position in the split)."""
         transform = self.ready_train_transform()
         return TrainImages(self.image_set, self.splits.train, transform, self.seed, self.reduced_decode)
 
@@ -365,6 +367,16 @@ class ImageDataModule(pl.LightningDataModule):
             # The loader draws a base seed from torch's own stream at every pass; nothing here uses it.
             generator=torch.Generator(),
         )
+
+
+def _without_bad_images(image_set: ImageSet) -> tuple[ImageSet, dict[str, str]]:
+    """Leaves out what cannot be trained on; returns the rest, and why for the path of each of the others."""
+    left, num_skipped = without_bad_images(image_set)
+    if not num_skipped:
+        return left, {}
+    # An image is judged by its bytes, so those left out share no hash with those that stay.
+    skipped = without_images(image_set, np.flatnonzero(np.isin(image_set.hashes, left.hashes)))
+    return left, {path: one.reason for path, one in zip(skipped.paths, inspect_images(skipped, True), strict=True)}
 
 
 def _at_least(option: str, value: int, least: int) -> None:

@@ -26,14 +26,13 @@ def preview_grid(data: ImageDataModule, num_images: int = 8, num_draws: int = 7)
     Returns:
         `(H, W, 3)` uint8. A row has the class name, the image as validation sees it, then the draws.
     """
-    transform = data.ready_train_transform()
-    chosen = _spread_over_classes(data.splits.train, data.image_set.labels, num_images)
+    images, train, labels = data.train_images(), data.splits.train, data.image_set.labels
     rows, names, period = [], [], data.views or num_draws
-    for index in chosen:
-        image = data.image_set.images[index]
-        original = resize_and_center_crop(image, data.image_size, data.interpolation)
-        rows.append([original, *(transform(image, data.seed, epoch % period, index) for epoch in range(num_draws))])
-        names.append(data.class_names[data.image_set.labels[index]])
+    for position in _spread_over_classes(labels[train], num_images):
+        original = resize_and_center_crop(data.image_set.images[train[position]], data.image_size, data.interpolation)
+        draws, _ = images.__getitems__([(epoch % period, position) for epoch in range(num_draws)])
+        rows.append([original, *draws.permute(0, 2, 3, 1).numpy()])
+        names.append(data.class_names[labels[train[position]]])
     return _compose(rows, names, ["original", *(f"epoch {epoch}" for epoch in range(num_draws))])
 
 
@@ -43,12 +42,12 @@ def write_png(file: Path, picture: np.ndarray) -> None:
         Image.fromarray(picture).save(temporary, format="png")
 
 
-def _spread_over_classes(train: np.ndarray, labels: np.ndarray, count: int) -> list[int]:
-    """Returns training images, one of each class in turn, in their order."""
-    by_class = [list(train[labels[train] == label]) for label in np.unique(labels[train])]
+def _spread_over_classes(labels: np.ndarray, count: int) -> list[int]:
+    """Returns places in `(n,)` labels, one of each class in turn, in their order."""
+    by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     longest = max(map(len, by_class))
     in_turn = [own[place] for place in range(longest) for own in by_class if place < len(own)]
-    return [int(index) for index in in_turn[:count]]
+    return [int(place) for place in in_turn[:count]]
 
 
 def _compose(rows: Sequence[Sequence[np.ndarray]], names: Sequence[str], titles: Sequence[str]) -> np.ndarray:

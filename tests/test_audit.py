@@ -11,7 +11,9 @@ from PIL import Image
 from lit_cnn.audit import Report, audit, near_pairs
 from lit_cnn.contact_sheet import contact_sheet
 from lit_cnn.datamodule import ImageDataModule
-from lit_cnn.datasets import ImageSet, load_image_set
+from lit_cnn.datasets import MAX_PIXELS, ImageSet, load_image_set
+from lit_cnn.errors import UsageError
+from lit_cnn.transforms import resize_and_center_crop
 from tests.bad_files import ODD, UNUSABLE, photographs, write_corpus
 from tests.datasets.test_manifest import write_csv
 from tests.test_datasets import refused, save_images
@@ -73,7 +75,8 @@ def test_none_of_the_unusable_reaches_training(tmp_path: Path, capsys: pytest.Ca
     data = ImageDataModule("image_folder", str(root), num_workers=0, batch_size=7, on_bad_image="skip")
     names = {Path(path).name for path in data.image_set.paths}
     assert not names & set(UNUSABLE) and names >= set(ODD)
-    assert data.num_skipped == len(UNUSABLE)
+    assert {Path(path).name for path in data.skipped} == set(UNUSABLE) and all(data.skipped.values())
+    assert data.skipped["train/misty/scan.jpg"] == "it is a PDF"
     assert f"lit-cnn: {len(UNUSABLE)} images are left out, the first is train/misty/" in capsys.readouterr().err
     seen = sum(len(labels) for _, labels in data.train_dataloader())
     assert seen == len(data.splits.train) == len(data.image_set.splits["train"])
@@ -125,6 +128,16 @@ def test_copies_in_memory_are_found_too() -> None:
     assert kinds_by_path(report) == {"00000": {"label_conflict"}, "00005": {"label_conflict"}}
 
 
+def test_copies_of_two_classes_in_two_splits_are_told_as_both(tmp_path: Path) -> None:
+    save_images(tmp_path, "0.png", "1.png", "2.png", "3.png")
+    (tmp_path / "2.png").write_bytes((tmp_path / "1.png").read_bytes())
+    rows = ["0.png,a,train", "1.png,b,train", "2.png,a,test", "3.png,b,val"]
+    pets = load_image_set("manifest", write_csv(tmp_path / "pets.csv", "path,label,split", *rows), checked=False)
+    found = {finding.kind: finding.cases for finding in audit(pets, pets.splits, "quick").findings}
+    assert found["label_conflict"] == found["duplicate_across_splits"] == (("1.png", "2.png"),)
+    assert "duplicate" not in found
+
+
 def test_near_pairs_are_all_pairs_within_the_distance() -> None:
     draw = np.random.default_rng(0)
     hashes = draw.integers(0, 2**64, 300, np.uint64)
@@ -152,3 +165,40 @@ def test_the_contact_sheet_has_a_row_for_each_thing_to_see(tmp_path: Path) -> No
     assert one.std() > 20, "a photograph, not an empty cell"
     shorter = contact_sheet(pets, report, num_rows=2)
     assert shorter is not None and shorter.shape[0] == 2 * rows[0].shape[0]
+
+
+def test_the_contact_sheet_shows_errors_that_can_be_seen_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", MAX_PIXELS)  # put back as it was at the end
+    names = [f"{number}.png" for number in range(6)]
+    for name, pixels in zip(names, photographs(6), strict=True):
+        Image.fromarray(pixels).save(tmp_path / name)
+    (tmp_path / "5.png").write_bytes((tmp_path / "4.png").read_bytes()[:3000])
+    (tmp_path / "3.png").write_bytes((tmp_path / "0.png").read_bytes())
+    Image.fromarray(photographs(1, 300)[0]).save(tmp_path / "large.png")
+    splits = ["train,p", "val,p", "train,", "train,", "train,", "train,", "train,"]
+    rows = [f"{name},{'ab'[place % 2]},{splits[place]}" for place, name in enumerate([*names, "large.png"])]
+    file = write_csv(tmp_path / "pets.csv", "path,label,split,group", *rows)
+    pets = load_image_set("manifest", file, max_pixels=200 * 200, checked=False)
+    report = audit(pets, pets.splits, "full")
+    kinds = ["group_leakage", "truncated", "too_many_pixels", "label_conflict"]
+    assert [finding.kind for finding in report.of("error", "warning")] == kinds
+    (one,) = np.split(sheet_of(pets, report, 1), 1)
+    leaking, large, conflict = np.split(sheet_of(pets, report, 3), 3)
+    np.testing.assert_array_equal(one, leaking)
+    for row, column, index in ((leaking, 0, 0), (leaking, 1, 1), (conflict, 0, 0), (conflict, 1, 3)):
+        view = resize_and_center_crop(pets.images[index], 112)
+        np.testing.assert_array_equal(inside(row, column), view[1:-1, 1:-1])
+    assert inside(large, 0).std() > 20 and inside(large, 1).std() == 0
+    with pytest.raises(UsageError, match="has more pixels than"):
+        pets.images[6]  # the limit holds again
+
+
+def sheet_of(pets: ImageSet, report: Report, num_rows: int) -> np.ndarray:
+    sheet = contact_sheet(pets, report, num_rows)
+    assert sheet is not None
+    return sheet
+
+
+def inside(row: np.ndarray, column: int) -> np.ndarray:
+    """A cell's pixels but for its outline."""
+    return row[24 : 24 + 110, 9 + 120 * column : 9 + 120 * column + 110]

@@ -1,5 +1,7 @@
 """The presets in configs/augment: what each promises shows in the pixels, nested transforms included."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,27 @@ def test_strong_erases_and_applies_two_of_eleven() -> None:
     rows, columns = np.nonzero((erased != 128).any(-1))
     assert np.ptp(rows) >= 8 and np.ptp(columns) >= 8
     assert (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1) == len(rows), "one rectangle"
+
+
+def test_strong_applies_two_different_operations_to_every_image() -> None:
+    (spec,) = [spec for spec in PRESETS["strong"]["augment"] if spec["class_path"].endswith("SomeOf")]
+    transform = TrainTransform(SIZE, augment=[spec])
+    (some_of,) = [step for step in transform.steps if type(step).__name__ == "SomeOf"]
+    applied: list[int] = []
+    for place, operation in enumerate(some_of.transforms):
+        operation.get_params = partial(_noted, operation.get_params, applied, place)  # asked when it is applied
+    seen = set()
+    for key in range(300):
+        applied.clear()
+        transform(np.random.default_rng(key).integers(0, 256, (SIZE, SIZE, 3), np.uint8), key)
+        assert len(applied) == len(set(applied)) == 2
+        seen.update(applied)
+    assert seen == set(range(11))
+
+
+def _noted(get_params: Callable[[], dict[str, Any]], applied: list[int], place: int) -> dict[str, Any]:
+    applied.append(place)
+    return get_params()
 
 
 @pytest.mark.parametrize("name", ["geometric", "strong"])

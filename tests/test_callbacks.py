@@ -9,6 +9,7 @@ import albumentations
 import numpy as np
 import pytest
 
+from lit_cnn.callbacks import waits_too_long
 from lit_cnn.cli import main
 from tests.training import SHORT, tracked_runs
 
@@ -49,3 +50,10 @@ def test_a_run_that_does_not_wait_says_nothing(capsys: pytest.CaptureFixture[str
     waited = fit("--data.augment=[]", "--model.arch=lenet5_1998", "--data.image_size=32")
     assert all(0 <= share < 0.5 for _, share in waited)
     assert "waited" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fraction", "seconds", "told"), [(0.21, 3.1, True), (0.19, 3.1, False), (0.21, 2.9, False), (1.0, 2.9, False)]
+)
+def test_more_than_a_fifth_of_three_seconds_is_too_long(fraction: float, seconds: float, told: bool) -> None:
+    assert waits_too_long(fraction, seconds) is told

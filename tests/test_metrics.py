@@ -68,6 +68,25 @@ def test_the_loss_of_a_whole_set_is_the_weighted_one_and_its_parts_add_up(label_
     assert float(sum(halves)) / 2 == pytest.approx(float(whole), rel=1e-6), "as two devices would"
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.4])
+def test_label_smoothing_is_the_papers(label_smoothing: float) -> None:
+    # Szegedy et al. 2015, "Rethinking the Inception architecture", section 7:
+    # q'(k) = (1 - e) [k is the label] + e / K, and the loss is -sum over k of q'(k) log p(k).
+    options = {"num_classes": 3, "label_smoothing": label_smoothing}
+    model = LitClassifier(**options).eval()  # type: ignore[arg-type]
+    images = torch.randint(0, 256, (42, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        loss = float(model.losses(images, torch.tensor(UNEVEN))[0])
+        logits = model(images).double().numpy()
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    smoothed = (1 - label_smoothing) * np.eye(3)[UNEVEN] + label_smoothing / 3
+    assert loss == pytest.approx(-(smoothed * log_p).sum(1).mean(), rel=1e-5)
+    if label_smoothing:
+        assert loss != pytest.approx(-log_p[np.arange(42), UNEVEN].mean(), rel=1e-4), (
+            "smoothing makes a difference here"
+        )
+
+
 def test_the_data_says_how_many_there_are_of_each_class() -> None:
     data = ImageDataModule(class_names=[*"0123456789", "none"])
     assert data.class_counts == np.bincount(data.image_set.labels[data.splits.train], minlength=11).tolist()

@@ -77,6 +77,21 @@ def test_mixed_targets_meet_label_smoothing_and_side_branches() -> None:
     assert loss.isfinite() and len(parts) == 4 and 0 <= parts[0] <= 1
 
 
+def test_mixed_targets_meet_class_weights() -> None:
+    model = LitClassifier(mixup=0.4, class_weights="balanced", class_counts=[1, *[9] * 9], arch="lenet5").eval()
+    images = torch.randint(0, 256, (8, 1, 28, 28), dtype=torch.uint8)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        loss = float(model.losses(images, LABELS)[0])
+        torch.manual_seed(0)
+        assert model._mix is not None and model.loss_weights is not None
+        views, targets = model._mix(model.normalize(images), LABELS)
+        # Each class's share of an image counts with the weight of that class.
+        terms = -targets * model.loss_weights * torch.log_softmax(model.net(views), 1)
+    assert loss == pytest.approx(float(terms.sum(1).mean()), rel=1e-5)
+    assert (targets > 0).sum(1).max() == 2 and model.loss_weights[0] != model.loss_weights[1]
+
+
 def test_a_run_with_mixing_is_the_same_run_again() -> None:
     for _ in range(2):
         assert main(["fit", *SHORT, "--model.mixup=0.2", "--model.cutmix=1.0"]) == 0

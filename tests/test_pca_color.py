@@ -78,6 +78,16 @@ def test_the_papers_own_formula_is_a_tenth_of_what_is_seen() -> None:
     assert np.abs(color_offset(covariance, draws, "sqrt")).max() > 0.02
 
 
+@pytest.mark.parametrize("eigenvalues", ["sqrt", "raw"])
+def test_the_transform_moves_an_image_by_the_formula_that_it_is_told(eigenvalues: str) -> None:
+    variance = np.array([0.09, 0.04, 0.01])  # along red, green and blue, each of its own
+    init_args = {"eigenvalues": eigenvalues, "std": 1.0, "covariance": np.diag(variance).tolist()}
+    transform, gray = TrainTransform(8, augment=[{"class_path": PCA, "init_args": init_args}]), np.full((8, 8, 3), 128)
+    shifts = np.array([transform(gray.astype(np.uint8), seed)[0, 0] / 255.0 - 128 / 255 for seed in range(400)])
+    expected = variance if eigenvalues == "raw" else np.sqrt(variance)
+    np.testing.assert_allclose(shifts.std(0), expected, rtol=0.15)
+
+
 def test_it_may_stand_inside_a_one_of(tmp_path: Path) -> None:
     nested = [{"class_path": "albumentations.OneOf", "init_args": {"transforms": [{"class_path": PCA}], "p": 1.0}}]
     data = ImageDataModule("image_folder", str(purple(tmp_path / "purple")), image_size=16, augment=nested)

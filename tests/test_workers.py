@@ -2,8 +2,11 @@
 
 import signal
 
+import cv2
 import psutil
 import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from lit_cnn.datamodule import ImageDataModule
 from tests.benchmarks.data_workers import growth, left_after
@@ -33,8 +36,26 @@ def test_workers_end_with_their_iterator() -> None:
     assert not alive
 
 
+class ThreadsOfOpenCV(Dataset[torch.Tensor]):
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.tensor(cv2.getNumThreads())
+
+
+def test_opencv_has_one_thread_in_a_worker() -> None:
+    start = ImageDataModule(num_workers=2).train_dataloader().worker_init_fn
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(2)  # what a worker would have from its parent
+    try:
+        loader = DataLoader(ThreadsOfOpenCV(), sampler=range(4), num_workers=2, worker_init_fn=start)
+        assert [int(threads) for threads in loader] == [1] * 4
+    finally:
+        cv2.setNumThreads(before)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1], ids=lambda one: one.name
+)
 def test_no_worker_is_left_ten_seconds_after_a_run(number: signal.Signals) -> None:
     left = left_after(number, "lenet5_scratch_digits.yaml")
     assert left["workers"] == 2 and left["workers_left"] == 0

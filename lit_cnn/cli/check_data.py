@@ -10,11 +10,10 @@ import numpy as np
 from lit_cnn.audit import Report, audit
 from lit_cnn.cli.precheck import precheck
 from lit_cnn.cli.process import hush_lightning
-from lit_cnn.cli.verbs import CommandParser
+from lit_cnn.cli.verbs import CommandParser, check_picture_file, write_picture
 from lit_cnn.contact_sheet import contact_sheet
 from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.errors import UsageError
-from lit_cnn.preview import write_png
 from lit_cnn.splits import SPLIT_NAMES
 
 if TYPE_CHECKING:
@@ -40,9 +39,13 @@ def check_data(arguments: list[str]) -> int:
     )
     parser.add_argument("--format", choices=["table", "json"], default="table", help="default: table")
     parser.add_argument("--output", type=Path, help="write the worst images as a picture (PNG) into this file")
-    parser.add_argument("--strict", action="store_true", help="exit code 1 if there are errors or warnings")
+    parser.add_argument(
+        "--strict", action="store_true", help="exit code 1 if there are errors or warnings, not for notes"
+    )
     options, of_fit = parser.parse_known_args(arguments)
     precheck(of_fit)
+    if options.output is not None:
+        check_picture_file(options.output)
     hush_lightning()
     from lit_cnn.cli.lit_cli import DataCLI
 
@@ -62,7 +65,7 @@ def check_data(arguments: list[str]) -> int:
     if undrawn:
         print(f"lit-cnn: no split can be drawn: {undrawn}", file=sys.stderr)
     if options.output is not None and (picture := contact_sheet(image_set, report)) is not None:
-        write_png(options.output, picture)
+        write_picture(options.output, picture)
         print(f"{options.output}: {picture.shape[1]} x {picture.shape[0]} px", file=sys.stderr)
     return 1 if options.strict and (undrawn or report.of("error", "warning")) else 0
 

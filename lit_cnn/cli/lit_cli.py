@@ -300,8 +300,7 @@ class LitCLI(LightningCLI):
         model.run_record = run_record(datamodule, config_text, digest, logger.key)
         if folder is None or not folder.is_dir():
             log_inputs(logger, model, datamodule, config_text, self._store.journal_dir.parent / "splits")
-            if report is not None:
-                log_check(logger, datamodule, report)
+            log_check(logger, datamodule, report)
             if self._options.log_preview:
                 log_preview(logger, datamodule)
         verb = "resuming" if ckpt_path else "training"

@@ -5,9 +5,9 @@ from pathlib import Path
 from lit_cnn.cli.lit_cli import DataCLI
 from lit_cnn.cli.precheck import precheck
 from lit_cnn.cli.process import hush_lightning
-from lit_cnn.cli.verbs import CommandParser
+from lit_cnn.cli.verbs import CommandParser, check_picture_file, write_picture
 from lit_cnn.errors import UsageError
-from lit_cnn.preview import preview_grid, write_png
+from lit_cnn.preview import preview_grid
 
 
 def preview(arguments: list[str]) -> int:
@@ -25,10 +25,11 @@ def preview(arguments: list[str]) -> int:
     options, of_fit = parser.parse_known_args(arguments)
     counts = {name: _count(name, getattr(options, name)) for name in ("num_images", "num_draws")}
     precheck(of_fit)
+    check_picture_file(options.output)
     hush_lightning()
     data = DataCLI(of_fit).datamodule
     picture = preview_grid(data, **counts)
-    write_png(options.output, picture)
+    write_picture(options.output, picture)
     print(f"{options.output}: {picture.shape[1]} x {picture.shape[0]} px")
     return 0
 

@@ -107,11 +107,20 @@ def log_inputs(
         logger.log_text(json.dumps(asdict(datamodule.pixel_statistics), indent=2), "data/pixel_statistics.json")
 
 
-def log_check(logger: JournalLogger, datamodule: ImageDataModule, report: Report) -> None:
-    """Logs what was found in the images, as text and as a picture, and how many are left out."""
-    logger.log_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False), "data/check.json")
+def log_check(logger: JournalLogger, datamodule: ImageDataModule, report: Report | None) -> None:
+    """Logs what was found in the images, as text and as a picture; which are left out, and why.
+
+    Args:
+        logger: The run's, begun.
+        datamodule: On what.
+        report: What was found; None if nobody looked.
+    """
     if datamodule.on_bad_image == "skip":
-        logger.log_metrics({"data/skipped": datamodule.num_skipped}, step=0)
+        logger.log_metrics({"data/skipped": len(datamodule.skipped)}, step=0)
+        logger.log_text(json.dumps(datamodule.skipped, indent=2, ensure_ascii=False), "data/skipped.json")
+    if report is None:
+        return
+    logger.log_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False), "data/check.json")
     if (picture := contact_sheet(datamodule.image_set, report)) is not None:
         file = logger.run_folder / "check.png"
         write_png(file, picture)

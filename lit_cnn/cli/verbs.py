@@ -1,14 +1,20 @@
 """lit-cnn's own commands beside Lightning's: describe, ui, sync."""
 
 import argparse
+import errno
 import json
+import os
 import re
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lit_cnn.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from lit_cnn.models.describe import Description
 
 
@@ -124,3 +130,36 @@ def store_parser(command: str, description: str) -> CommandParser:
     parser = CommandParser(prog=f"lit-cnn {command}", description=description)
     parser.add_argument("--tracking_uri", help="MLflow store; default: $MLFLOW_TRACKING_URI, else mlruns/mlflow.db")
     return parser
+
+
+def check_picture_file(file: Path) -> None:
+    """Refuses an `--output` that cannot become a file; before the work, and without leaving anything there.
+
+    Raises:
+        UsageError: If it is a folder, or there is no right to write there.
+    """
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=next(folder for folder in file.absolute().parents if folder.exists())):
+            pass
+    except OSError as error:
+        raise _unwritable(file, error) from error
+
+
+def write_picture(file: Path, picture: "np.ndarray") -> None:
+    """Writes an `(H, W, 3)` uint8 picture as PNG to an `--output`.
+
+    Raises:
+        UsageError: If it cannot be written.
+    """
+    from lit_cnn.preview import write_png
+
+    try:
+        write_png(file, picture)
+    except OSError as error:
+        raise _unwritable(file, error) from error
+
+
+def _unwritable(file: Path, error: OSError) -> UsageError:
+    return UsageError(f"--output {file}: cannot be written ({error.strerror}); give another file")

@@ -3,8 +3,8 @@
     make bench NAME=data_scan
 
 Every round is a process of its own with the cache of the first scan: it lists the folder, hashes, draws the split and
-takes the quick look, as `lit-cnn fit` does before it trains. One more round is `lit-cnn fit` itself, clocked from the
-end of its imports to its first training batch.
+takes the quick look, as `lit-cnn fit` does before it trains. With each goes another process, `lit-cnn fit` itself,
+clocked from the end of its imports to its first training batch.
 """
 
 import argparse

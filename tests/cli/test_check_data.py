@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lit_cnn.audit import audit
 from lit_cnn.cli import main
+from lit_cnn.datamodule import ImageDataModule
+from lit_cnn.splits import SPLIT_NAMES
 from tests.bad_files import UNUSABLE, write_corpus
 from tests.test_audit import photo_set
 from tests.training import CONFIGS, SHORT, tracked_runs
@@ -57,6 +60,26 @@ def test_strict_ends_with_1_if_there_is_something_to_mend(corpus: Path, tmp_path
     assert check(photo_set(tmp_path / "pets", 12), "--strict") == 0
 
 
+def test_strict_counts_errors_and_warnings_and_no_notes(tmp_path: Path) -> None:
+    root = photo_set(tmp_path / "pets", 12)
+    (root / "misty" / "again.png").write_bytes((root / "misty" / "0.png").read_bytes())
+    # Which of the split's parts they fall into is drawn; copies go by their bytes, into one.
+    assert kinds_of(root) == {("note", "duplicate")}
+    assert check(root, "--strict") == 0
+    (root / "misty" / "again.png").unlink()
+    Image.new("RGB", (96, 96), "white").save(root / "misty" / "white.png")
+    assert kinds_of(root) == {("warning", "flat")}
+    assert check(root, "--strict") == 1
+
+
+def kinds_of(root: Path) -> set[tuple[str, str]]:
+    data = ImageDataModule("image_folder", str(root))
+    return {
+        (finding.severity, finding.kind)
+        for finding in audit(data.image_set, {name: data.splits[name] for name in SPLIT_NAMES}, "full").findings
+    }
+
+
 def test_json_is_for_programs(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(corpus, "--format=json", "--level=quick") == 0
     report = json.loads(capsys.readouterr().out)
@@ -90,6 +113,18 @@ def test_mistakes_are_one_line(option: str, expected: str, corpus: Path, capsys:
     assert expected in line.replace("argument ", "")
 
 
+@pytest.mark.parametrize("output", ["file/worst.png", ".", "/proc/worst.png"])
+def test_a_picture_that_cannot_be_written_is_told_before_the_work(
+    output: str, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").touch()
+    assert check(corpus, f"--output={output}") == 2
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert f"--output {output}: cannot be written (" in line and line.endswith("; give another file")
+    assert printed.out == ""
+
+
 def test_fit_refuses_bad_images_before_anything_is_written(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit_on(corpus) == 2
     message = capsys.readouterr().err.splitlines()[-1]
@@ -109,6 +144,21 @@ def test_fit_with_skip_trains_on_the_rest_and_keeps_what_was_found(
     assert run.history["data/skipped"] == [(0, len(UNUSABLE))]
     kept = next(Path().glob("mlruns/artifacts/**/check.json"))
     assert json.loads(kept.read_text())["level"] == "full" and (kept.parent / "check.png").is_file()
+    skipped = json.loads((kept.parent / "skipped.json").read_text())
+    assert skipped.keys() == {f"train/misty/{name}" for name in UNUSABLE} and "it is a PDF" in skipped.values()
+
+
+@pytest.mark.usefixtures("empty_store")
+def test_what_is_skipped_is_named_in_the_run_without_the_check_too(tmp_path: Path) -> None:
+    root = photo_set(tmp_path / "pets", 12)
+    (root / "misty" / "cut.png").write_bytes((root / "misty" / "0.png").read_bytes()[:5000])
+    (root / "tigga" / "empty.png").touch()
+    assert fit_on(root, "--data.on_bad_image=skip", "--data.check=off") == 0
+    (run,) = tracked_runs(tmp_path)
+    assert run.history["data/skipped"] == [(0, 2)]
+    kept = json.loads((run.artifacts / "data" / "skipped.json").read_text())
+    assert kept == {"misty/cut.png": "image file is truncated", "tigga/empty.png": "holds no bytes"}
+    assert not (run.artifacts / "data" / "check.json").exists()
 
 
 @pytest.mark.usefixtures("empty_store")

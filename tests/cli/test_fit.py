@@ -257,3 +257,14 @@ def print_config(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def without_clocks(run: TrackedRun) -> dict[str, list[tuple[int, float]]]:
     return {name: rows for name, rows in run.history.items() if not name.startswith(("time/", "data/"))}
+
+
+@pytest.mark.usefixtures("empty_store")
+def test_the_monitor_may_be_the_f1_score() -> None:
+    # At a constant rate this high, the score goes up and down: the best epoch is not the last.
+    how = ("--model.lr=0.02", "--model.schedule=constant", "--trainer.max_epochs=4", "--seed_everything=1")
+    assert fit("--monitor=val/f1", "--test_after_fit=false", *how) == 0
+    (run,) = tracked_runs(Path.cwd(), "fit")
+    best = max(run.history["val/f1"], key=lambda row: row[1])
+    assert load_checkpoint(run.artifacts / "checkpoints" / "best.ckpt")["global_step"] == best[0] + 1
+    assert run.metrics["best/val/f1"] == best[1]

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from lit_cnn.cli import main
 from lit_cnn.datamodule import ImageDataModule
@@ -54,6 +55,23 @@ def test_draws_are_those_of_the_epochs_of_training() -> None:
         )
 
 
+def test_draws_are_decoded_as_those_of_training(tmp_path: Path) -> None:
+    for name in ("flower", "temple"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+    for number in range(8):
+        large = Image.fromarray(load_sample_images().images[number % 2]).resize((900 + number, 600))
+        large.save(tmp_path / "pets" / ("temple", "flower")[number % 2] / f"{number}.jpg", quality=95)
+    whole, reduced = (
+        ImageDataModule("image_folder", str(tmp_path / "pets"), image_size=96, augment=FLIP, reduced_decode=reduced)
+        for reduced in (False, True)
+    )
+    first = int(np.flatnonzero(reduced.image_set.labels[reduced.splits.train] == 0)[0])
+    views = [data.train_images().__getitems__([(0, first)])[0][0].permute(1, 2, 0).numpy() for data in (whole, reduced)]
+    drawn = [cells(preview_grid(data, 1, 1), 1, 2, 96)[0, 1] for data in (whole, reduced)]
+    np.testing.assert_array_equal(drawn, views)
+    assert (views[0] != views[1]).any()
+
+
 def test_the_command_writes_the_same_picture_for_the_same_seed(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["preview", f"--config={CONFIGS / 'experiment' / 'lenet5_scratch_digits.yaml'}", "--num_images=3"]
     for output, seed in (("one.png", 0), ("again.png", 0), ("other.png", 1)):
@@ -80,6 +98,8 @@ def test_a_run_keeps_the_picture_on_request() -> None:
         (["--data.augmen=x"], "--data.augmen x: no such option; did you mean --data.augment"),
         (["--config=absent.yaml"], "--config absent.yaml: no such file"),
         (["--output"], "--output"),
+        (["--output=."], "--output .: cannot be written (Is a directory); give another file"),
+        (["--output=/proc/preview.png"], "--output /proc/preview.png: cannot be written ("),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
