@@ -74,6 +74,26 @@ def test_the_center_crop_is_the_middle() -> None:
     np.testing.assert_array_equal(center_crop(image, 9), image[:, 1:10])
 
 
+@pytest.mark.parametrize("crop", CROPS)
+def test_a_very_long_image_takes_no_more_memory_than_one_16_times_as_long_as_wide(crop: TrainCrop) -> None:
+    line = noise(1, 100_000)
+    assert resize_shorter_side(line, 24, "area").shape == (24, 24 * 16, 3)
+    assert TrainTransform(24, crop)(line, 0, 0).shape == (24, 24, 3)
+    np.testing.assert_array_equal(
+        resize_and_center_crop(line, 24), resize_and_center_crop(line[:, 50_000 - 8 : 50_000 + 8], 24)
+    )
+
+
+def test_up_to_16_times_as_long_as_wide_the_whole_image_is_resized() -> None:
+    for shape in ((3, 48), (48, 3), (5, 79), (40, 60)):
+        image = noise(*shape)
+        size = (round(shape[1] * 24 / min(shape)), round(shape[0] * 24 / min(shape)))
+        method = cv2.INTER_LINEAR if min(shape) < 24 else cv2.INTER_AREA
+        np.testing.assert_array_equal(
+            resize_shorter_side(image, 24, "area"), cv2.resize(image, size, interpolation=method)
+        )
+
+
 def test_the_validation_view_cuts_the_longer_side_alone() -> None:
     image = noise(8, 20)
     np.testing.assert_array_equal(resize_and_center_crop(image, 8), image[:, 6:14])
