@@ -72,7 +72,7 @@ class ImageDataModule(pl.LightningDataModule):
             image decoded, near copies too) or `off`. See `lit-cnn check-data`.
         on_bad_image: `raise` ends the run at a file that cannot be decoded. `skip` decodes every file once (what was
             found is remembered), leaves such files out and says how many; of a test split that the source gives, none
-            is left out: a run with a bad one ends.
+            is left out: a run with a bad one ends. Where test is drawn here, they are left out before the draw.
         max_pixels: Images of more pixels are bad; by default Pillow's limit, a quarter of a gigabyte as RGB.
         reduced_decode: Decode a JPEG in colour at a half, a quarter or an eighth of its size for training, where the
             part of it that a view shows is then still no smaller than the view. Faster for large photographs; its
