@@ -21,9 +21,8 @@ from lit_cnn.datasets import (
     check_image_set,
     check_source,
     load_image_set,
-    without_images,
 )
-from lit_cnn.datasets.inspection import inspect_images, without_bad_images
+from lit_cnn.datasets.inspection import without_bad_images
 from lit_cnn.errors import UsageError
 from lit_cnn.pixel_statistics import PixelStatistics, cached, keep, measure_pixels
 from lit_cnn.sampling import Sampler, TrainBatches
@@ -73,7 +72,7 @@ class ImageDataModule(pl.LightningDataModule):
             image decoded, near copies too) or `off`. See `lit-cnn check-data`.
         on_bad_image: `raise` ends the run at a file that cannot be decoded. `skip` decodes every file once (what was
             found is remembered), leaves such files out and keeps a list with the run; of a test split that the source
-            gives, none is left out: a run with a bad one ends.
+            gives, none is left out: a run with a bad one ends. Where test is drawn here, they go before the draw.
         max_pixels: Images of more pixels are bad; by default Pillow's limit, a quarter of a gigabyte as RGB.
         reduced_decode: Decode a JPEG in colour at a half, a quarter or an eighth of its size for training, where the
             part of it that a view shows is then still no smaller than the view. Faster for large photographs; its
@@ -163,7 +162,7 @@ class ImageDataModule(pl.LightningDataModule):
         """The images, read at first use; without the bad ones, if these are to be skipped."""
         found = self.load()
         if self.on_bad_image == "skip":
-            found, self.skipped = _without_bad_images(found)
+            found, self.skipped = without_bad_images(found)
         check_image_set(found)
         if self.reduced_decode and not isinstance(found.images, EncodedImages):
             raise UsageError("--data.reduced_decode true: these images are decoded already; leave it out")
@@ -367,16 +366,6 @@ class ImageDataModule(pl.LightningDataModule):
             # The loader draws a base seed from torch's own stream at every pass; nothing here uses it.
             generator=torch.Generator(),
         )
-
-
-def _without_bad_images(image_set: ImageSet) -> tuple[ImageSet, dict[str, str]]:
-    """Leaves out what cannot be trained on; returns the rest, and why for the path of each of the others."""
-    left, num_skipped = without_bad_images(image_set)
-    if not num_skipped:
-        return left, {}
-    # An image is judged by its bytes, so those left out share no hash with those that stay.
-    skipped = without_images(image_set, np.flatnonzero(np.isin(image_set.hashes, left.hashes)))
-    return left, {path: one.reason for path, one in zip(skipped.paths, inspect_images(skipped, True), strict=True)}
 
 
 def _at_least(option: str, value: int, least: int) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.datasets import (
     FASHION_MNIST_CLASSES,
     FASHION_MNIST_FOLDER,
@@ -202,6 +203,61 @@ def test_unusable_folders_are_refused(tmp_path: Path, names: list[str], folders:
         (root / folder).mkdir(parents=True, exist_ok=True)
     message = refused(load_image_set, "image_folder", root)
     assert "--data.root" in message and expected in message
+
+
+@pytest.mark.parametrize("names", [("Train", "VAL", "Test"), ("TRAINING", "Valid", "testing")])
+def test_the_folders_of_splits_may_have_capitals(tmp_path: Path, names: tuple[str, ...]) -> None:
+    files = [f"{folder}/{label}/{number}.png" for folder in names for label in "ab" for number in range(2)]
+    pets = load_image_set("image_folder", save_images(tmp_path / "pets", *files))
+    assert pets.class_names == ("a", "b") and {name: len(of) for name, of in pets.splits.items()} == {
+        "train": 4,
+        "val": 4,
+        "test": 4,
+    }
+
+
+def test_the_splits_folder_of_two_spellings_is_refused(tmp_path: Path) -> None:
+    root = save_images(tmp_path / "pets", *(f"{name}/{label}/1.png" for name in ("train", "Train") for label in "ab"))
+    assert "Train/ and train/ both say train" in refused(load_image_set, "image_folder", root)
+
+
+@pytest.mark.parametrize("names", [("val", "test"), ("Test", "cat", "dog")])
+def test_splits_without_train_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    root = save_images(tmp_path / "pets", *(f"{name}/a/{number}.png" for name in names for number in range(3)))
+    message = refused(load_image_set, "image_folder", root)
+    assert f"has {names[0]}/ and no train/; put the other images into train/" in message
+
+
+def test_a_folder_of_images_beside_train_is_a_finding(tmp_path: Path) -> None:
+    files = [f"{folder}/{label}/{n}.png" for folder in ("train", "vall", "extra") for label in "ab" for n in range(2)]
+    root = save_images(tmp_path / "pets", *files)
+    (root / "notes").mkdir()
+    (root / "notes" / "read.txt").write_text("no image")
+    pets = load_image_set("image_folder", root)
+    assert len(pets.labels) == 4
+    (finding,) = pets.findings
+    assert (finding.kind, finding.severity, finding.cases) == ("other_folder", "warning", (("extra",), ("vall",)))
+
+
+def test_the_classes_of_a_folder_are_in_the_order_of_its_manifest(tmp_path: Path) -> None:
+    root = save_images(tmp_path / "digits", *(f"{label}/{number}.png" for label in range(12) for number in range(4)))
+    data = ImageDataModule("image_folder", str(root))
+    assert data.image_set.class_names == tuple(map(str, range(12)))
+    (root / "split.csv").write_text(data.manifest)
+    again = load_image_set("manifest", root / "split.csv")
+    assert again.class_names == data.image_set.class_names
+    of_folder = dict(zip(data.image_set.paths, data.image_set.labels.tolist(), strict=True))
+    assert dict(zip(again.paths, again.labels.tolist(), strict=True)) == of_folder
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permission bits do not stop root")
+@pytest.mark.parametrize("name", ["", "a", "a/deep"])
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+    root = save_images(tmp_path / "pets", "a/1.png", "a/deep/2.png", "b/3.png")
+    (root / name).chmod(0)
+    message = refused(load_image_set, "image_folder", root)
+    (root / name).chmod(0o700)
+    assert "--data.root" in message and f"folder {root / name} cannot be read" in message
 
 
 def test_images_to_predict_are_listed(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import albumentations
 import cv2
 import numpy as np
 import pytest
@@ -74,6 +75,26 @@ def test_the_center_crop_is_the_middle() -> None:
     np.testing.assert_array_equal(center_crop(image, 9), image[:, 1:10])
 
 
+@pytest.mark.parametrize("crop", CROPS)
+def test_a_very_long_image_takes_no_more_memory_than_one_16_times_as_long_as_wide(crop: TrainCrop) -> None:
+    line = noise(1, 100_000)
+    assert resize_shorter_side(line, 24, "area").shape == (24, 24 * 16, 3)
+    assert TrainTransform(24, crop)(line, 0, 0).shape == (24, 24, 3)
+    np.testing.assert_array_equal(
+        resize_and_center_crop(line, 24), resize_and_center_crop(line[:, 50_000 - 8 : 50_000 + 8], 24)
+    )
+
+
+def test_up_to_16_times_as_long_as_wide_the_whole_image_is_resized() -> None:
+    for shape in ((3, 48), (48, 3), (5, 79), (40, 60)):
+        image = noise(*shape)
+        size = (round(shape[1] * 24 / min(shape)), round(shape[0] * 24 / min(shape)))
+        method = cv2.INTER_LINEAR if min(shape) < 24 else cv2.INTER_AREA
+        np.testing.assert_array_equal(
+            resize_shorter_side(image, 24, "area"), cv2.resize(image, size, interpolation=method)
+        )
+
+
 def test_the_validation_view_cuts_the_longer_side_alone() -> None:
     image = noise(8, 20)
     np.testing.assert_array_equal(resize_and_center_crop(image, 8), image[:, 6:14])
@@ -123,16 +144,22 @@ def test_transforms_may_be_nested() -> None:
         TrainTransform(12, augment=[spec("albumentations.OneOf", transforms=[spec("albumentations.Flop")])])
 
 
-def test_a_builder_of_the_users_own_may_nest_transforms() -> None:
-    class_path = "tests.test_transforms.mirror"
+def test_a_class_of_the_users_own_may_nest_transforms_and_a_function_is_not_called() -> None:
     image = noise(12, 12)
-    np.testing.assert_array_equal(TrainTransform(12, augment=[{"class_path": class_path}])(image, 0), image[:, ::-1])
+    mirrored = TrainTransform(12, augment=[{"class_path": "tests.test_transforms.Mirror"}])
+    np.testing.assert_array_equal(mirrored(image, 0), image[:, ::-1])
+    # A checkpoint's configuration could name any function.
+    with pytest.raises(UsageError, match=r"tests.test_transforms.build_mirror: is not an albumentations transform"):
+        TrainTransform(12, augment=[{"class_path": "tests.test_transforms.build_mirror"}])(image, 0)
 
 
-def mirror() -> Any:
-    import albumentations
+class Mirror(albumentations.OneOf):
+    def __init__(self) -> None:
+        super().__init__([albumentations.HorizontalFlip(p=1)], p=1)
 
-    return albumentations.OneOf([albumentations.HorizontalFlip(p=1)], p=1)
+
+def build_mirror() -> Mirror:
+    raise AssertionError("called")
 
 
 def test_a_random_crop_is_a_part_of_the_resized_image() -> None:

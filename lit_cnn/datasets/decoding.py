@@ -15,6 +15,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 from lit_cnn.errors import UsageError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".pgm", ".ppm", ".gif"})
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "PPM", "GIF")
+"""What is opened, whatever a file is called. Pillow knows more, and runs Ghostscript on what is PostScript."""
 MAX_PIXELS = 89_478_485  # Pillow's: a quarter of a gigabyte as RGB
 
 
@@ -43,7 +45,7 @@ def read_image(path: Path, in_channels: int) -> np.ndarray:
     """Decodes one image file; see `decode_file`.
 
     Args:
-        path: Any file that Pillow reads.
+        path: A file of one of `FORMATS`.
         in_channels: 1 (gray) or 3 (RGB).
 
     Returns:
@@ -74,7 +76,7 @@ def decode_image(content: bytes, in_channels: int, name: str) -> np.ndarray:
     """Decodes an image held in memory; see `decode_file`.
 
     Args:
-        content: The bytes of a file that Pillow reads.
+        content: The bytes of a file of one of `FORMATS`.
         in_channels: 1 (gray) or 3 (RGB).
         name: What an error calls it.
 
@@ -98,7 +100,7 @@ def decode_file(
     RGB; colour profiles are passed over.
 
     Args:
-        file: The file, of any format that Pillow reads.
+        file: The file, of one of `FORMATS`.
         in_channels: 1 (gray, Rec. 601 luma) or 3 (RGB).
         name: What an error calls it.
         reduction: From an image's height and width to 1, 2, 4 or 8: how many times smaller it may be decoded. Colour
@@ -112,14 +114,12 @@ def decode_file(
             or 32-bit pixels; the message names it.
     """
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             check_pixels(image)
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
             factor = reduction(image.height, image.width) if reduction else 1
-            if not turned and in_channels == 3 and (pixels := _jpeg_pixels(image, factor)) is not None:
+            if in_channels == 3 and not _is_turned(image) and (pixels := _jpeg_pixels(image, factor)) is not None:
                 return pixels
-            # exif_transpose copies whatever it does not turn.
-            return to_array(as_8_bit(ImageOps.exif_transpose(image) if turned else image), in_channels)
+            return to_array(as_8_bit(upright(image)), in_channels)
     except DECODING_ERRORS as error:
         reason = str(error)
         if name.lower().endswith(".avif") and not features.check("avif"):
@@ -157,10 +157,22 @@ def check_pixels(image: Image.Image) -> None:
         raise ValueError("signed or 32-bit pixels have no range to scale from: save it with 8 or 16 bits a channel")
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """Turns an image as its EXIF orientation says."""
+    # exif_transpose copies whatever it does not turn.
+    return ImageOps.exif_transpose(image) if _is_turned(image) else image
+
+
+def _is_turned(image: Image.Image) -> bool:
+    return bool(image.getexif().get(ExifTags.Base.Orientation, 1) != 1)
+
+
 def to_array(image: Image.Image, in_channels: int) -> np.ndarray:
     """Returns a decoded image of at most 8 bits a channel as `(H, W, in_channels)` uint8."""
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         image = image.convert("RGBA")  # the colours are the same either way; from a palette Pillow would warn
+    if image.mode == "LAB":
+        image = image.convert("RGB")  # there is no other way to gray
     mode = "L" if in_channels == 1 else "RGB"
     array = np.asarray(image if image.mode == mode else image.convert(mode))
     return array[..., None] if array.ndim == 2 else array

@@ -8,21 +8,24 @@ import numpy as np
 
 from lit_cnn.datasets.decoding import IMAGE_SUFFIXES
 from lit_cnn.datasets.findings import Finding, Severity
-from lit_cnn.datasets.image_set import FileImages, ImageSet
+from lit_cnn.datasets.image_set import FileImages, ImageSet, class_order
 from lit_cnn.errors import UsageError
 from lit_cnn.file_hashes import hash_files
 
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-"""What folders, files and cells that belong to a split may be called."""
+"""What folders, files and cells that belong to a split may be called, in small letters."""
 
 # What a walk comes across besides images: kind -> (severity, message).
 _OVERLOOKED: dict[str, tuple[Severity, str]] = {
-    "unreadable_folder": ("error", "this folder cannot be read: give yourself the right to"),
     "dangling_link": ("warning", "a link to nothing, passed over: mend it or take it away"),
     "outward_link": ("warning", "a link out of the folder, followed: whoever gets the folder does not get the image"),
     "linked_folder": ("warning", "a link to a folder, passed over: put the folder itself here"),
     "special_file": ("warning", "a pipe, socket or device, passed over: take it away"),
     "other_file": ("note", "no image by its name, passed over: if it is one, convert it to JPEG or PNG"),
+    "other_folder": (
+        "warning",
+        "a folder of images beside train/, passed over: call it val or test, move it into train/, or take it away",
+    ),
     "loose_image": ("note", "an image outside of the class folders, passed over: move it into one"),
 }
 
@@ -30,11 +33,13 @@ _OVERLOOKED: dict[str, tuple[Severity, str]] = {
 def load_image_folder(root: Path, in_channels: int = 3) -> ImageSet:
     """Reads a folder of images: `root/CLASS/…`, or `root/{train,val,test}/CLASS/…` where the split is given.
 
-    The class order is that of the sorted names in train (or in `root`); classes that only val or test has come last.
-    Hidden files and folders are passed over, and what else is passed over is among the findings.
+    The names of the splits are those of `SPLIT_FOLDERS`, in any case. The classes are those in train (or in `root`), in
+    the order of `class_order`; classes that only val or test has come last. Hidden files and folders are passed over,
+    and what else is passed over is among the findings.
 
     Raises:
-        UsageError: If the folder is missing or empty, has a single class, or a split without images.
+        UsageError: If the folder is missing, empty or cannot be read, has a single class, val or test without train, or
+            a split without images.
     """
     if not root.is_dir():
         raise UsageError(f"--data.root {root}: no such folder; give a folder with one sub-folder of images per class")
@@ -44,9 +49,9 @@ def load_image_folder(root: Path, in_channels: int = 3) -> ImageSet:
         name
         for folder in split_folders.values()
         for name in _sub_folders(folder)
-        if name not in train_classes and any(what == "image" for _, what in walk(folder / name, root))
+        if name not in train_classes and _holds_images(folder / name, root)
     }
-    class_names = (*train_classes, *sorted(further))
+    class_names = (*train_classes, *class_order(list(further)))
     files: list[str] = []
     labels: list[int] = []
     splits: dict[str, np.ndarray] = {}
@@ -68,6 +73,9 @@ def load_image_folder(root: Path, in_channels: int = 3) -> ImageSet:
         if split:
             splits[split] = np.arange(start, len(files))
         overlooked += _beside_classes(folder, root)
+    if split_folders:
+        others = (root / name for name in _sub_folders(root) if root / name not in split_folders.values())
+        overlooked += [("other_folder", str(path)) for path in others if _holds_images(path, root)]
     prefix = len(os.path.join(root, ""))
     return ImageSet(
         name=root.resolve().name,
@@ -98,8 +106,9 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def walk(folder: Path, root: Path) -> Iterator[tuple[str, str]]:
-    """Yields what is at and below a folder, sorted by name, as (path, what it is): `image`, or a kind of `_OVERLOOKED`.
+    """Yields what is at and below a folder, sorted by name, as (path, what it is).
 
+    What it is: `image`, `unreadable_folder` or a kind of `_OVERLOOKED`.
     Hidden files and folders are passed over, and so is a folder that is not there. Links to files are followed, links
     to folders are not.
 
@@ -132,6 +141,10 @@ def walk(folder: Path, root: Path) -> Iterator[tuple[str, str]]:
     yield from sorted(found, key=lambda pair: pair[0].split(os.sep))
 
 
+def _holds_images(folder: Path, root: Path) -> bool:
+    return any(what == "image" for _, what in walk(folder, root))
+
+
 def _what(entry: os.DirEntry[str], top: str) -> tuple[str, ...]:
     """Returns what an entry that is no folder is: one of `_OVERLOOKED`, `image`, or both for an outward link."""
     has_suffix = entry.name[entry.name.rfind(".") :].lower() in IMAGE_SUFFIXES
@@ -161,22 +174,36 @@ def _findings(overlooked: list[tuple[str, str]], prefix: int) -> Iterator[Findin
     for folder in (path for what, path in overlooked if what == "empty_class"):
         message = f"class folder {folder} holds no images: fill it, or take it away"
         yield Finding("empty_class", "error", message, ((folder[prefix:],),))
+    for folder in (path for what, path in overlooked if what == "unreadable_folder"):
+        yield Finding("unreadable_folder", "error", _unreadable(folder), ((folder[prefix:],),))
     for kind, (severity, message) in _OVERLOOKED.items():
         if cases := tuple((path[prefix:],) for what, path in overlooked if what == kind):
             yield Finding(kind, severity, message, cases)
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
+    """Returns the folders of the splits, if there are any.
+
+    Raises:
+        UsageError: If two are of the same split, or there is val or test without train: each would pass for a class.
+    """
     found = {}
+    there = _sub_folders(root)
     for split, names in SPLIT_FOLDERS.items():
-        folders = [root / name for name in names if (root / name).is_dir()]
+        folders = [root / name for name in there if name.lower() in names]
         if len(folders) > 1:
             raise UsageError(
                 f"--data.root {root}: {folders[0].name}/ and {folders[1].name}/ both say {split}; keep one"
             )
         if folders:
             found[split] = folders[0]
-    return found if "train" in found else {}
+    if found and "train" not in found:
+        folder = next(iter(found.values())).name
+        raise UsageError(
+            f"--data.root {root}: has {folder}/ and no train/; put the other images into train/, one sub-folder per "
+            f"class, or rename {folder}/ if it is a class"
+        )
+    return found
 
 
 def _class_names(folder: Path, root: Path) -> tuple[str, ...]:
@@ -189,7 +216,14 @@ def _class_names(folder: Path, root: Path) -> tuple[str, ...]:
 
 
 def _sub_folders(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    try:
+        return class_order([path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")])
+    except OSError as error:
+        raise UsageError(f"--data.root: {_unreadable(folder)}") from error
+
+
+def _unreadable(folder: Path | str) -> str:
+    return f"folder {folder} cannot be read: give yourself the right to"
 
 
 def _beside_classes(folder: Path, root: Path) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sqlite3
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,17 +13,30 @@ from typing import BinaryIO, NamedTuple
 import cv2
 import numpy as np
 import PIL
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from lit_cnn.datasets.decoding import DECODING_ERRORS, TOO_MANY_PIXELS, as_8_bit, check_pixels, pixel_limit, to_array
-from lit_cnn.datasets.image_set import EncodedImages, ImageSet, without_images
+from lit_cnn.datasets.decoding import (
+    DECODING_ERRORS,
+    FORMATS,
+    TOO_MANY_PIXELS,
+    as_8_bit,
+    check_pixels,
+    pixel_limit,
+    to_array,
+    upright,
+)
+from lit_cnn.datasets.image_set import ArrayImages, EncodedImages, ImageSet, without_images
 from lit_cnn.errors import UsageError
 from lit_cnn.file_hashes import default_cache_file
 
 THUMBNAIL = (16, 16)  # pixels
-_TABLE = "inspections_1"  # another number when the same bytes would be judged otherwise
+_TABLE = "inspections_2"  # another number when the same bytes would be judged otherwise
 _AT_ONCE = 500  # images between two writes to what is remembered
+# A thread decodes an image of up to so many pixels (64 MiB as RGBA) whatever others do; of larger ones there is one at
+# a time, or a thread per core would take half a gigabyte each.
+_LARGE = 2**24
+_ONE_LARGE = threading.Lock()
 
 
 class Inspection(NamedTuple):
@@ -66,11 +80,14 @@ def inspect_file(file: BinaryIO, full: bool) -> Inspection:
     file.seek(0)
     seen = Inspection(full)
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
             seen = seen._replace(file_format=image.format or "", width=image.width, height=image.height)
             check_pixels(image)
             seen = seen._replace(num_frames=getattr(image, "n_frames", 1))
-            return _looked_at(seen, to_array(as_8_bit(ImageOps.exif_transpose(image)), 1)) if full else seen
+            if not full:
+                return seen
+            with _ONE_LARGE if image.width * image.height > _LARGE else contextlib.nullcontext():
+                return _looked_at(seen, to_array(as_8_bit(upright(image)), 1))
     except TOO_MANY_PIXELS:
         return _too_large(seen)
     except UnidentifiedImageError:
@@ -121,19 +138,28 @@ def inspect_images(image_set: ImageSet, full: bool) -> list[Inspection]:
     return [_within_limit(known[digest], limit) for digest in image_set.hashes]
 
 
-def without_bad_images(image_set: ImageSet) -> tuple[ImageSet, int]:
-    """Decodes every image and leaves out those that cannot be trained on; returns the rest and how many were left out.
+def without_bad_images(image_set: ImageSet) -> tuple[ImageSet, dict[str, str]]:
+    """Leaves out what cannot be trained on, having decoded every image.
+
+    A test split that the source does not prescribe is drawn afterwards, from the rest. Images in memory are all good.
+
+    Returns:
+        The rest, and why for the path of each image that was left out.
 
     Raises:
         UsageError: If one of them is in a test split that the source prescribes, as what is tested on is not to shrink
-            unseen; or if a class loses its last image.
+            unseen; if a class loses its last image; or if torchvision decodes the images, as it knows no bad ones.
     """
+    if isinstance(image_set.images, ArrayImages):
+        return image_set, {}
     if not isinstance(image_set.images, EncodedImages):
-        return image_set, 0
+        raise UsageError(
+            "--data.on_bad_image skip: torchvision decodes the images of its sets and leaves none out; drop the option"
+        )
     seen = inspect_images(image_set, full=True)
     bad = np.array([index for index, one in enumerate(seen) if one.fault], np.int64)
     if not len(bad):
-        return image_set, 0
+        return image_set, {}
     tested = np.intersect1d(bad, image_set.splits.get("test", ()))
     if len(tested):
         raise UsageError(
@@ -147,10 +173,13 @@ def without_bad_images(image_set: ImageSet) -> tuple[ImageSet, int]:
             f"{image_set.paths[bad[0]]} ({seen[bad[0]].reason}); mend some, or take the class away"
         )
     first = f"{image_set.paths[bad[0]]}: {seen[bad[0]].reason}"
+    when = "" if "test" in image_set.splits else " before test is drawn from the rest"
     print(
-        f"lit-cnn: {len(bad)} images are left out, the first is {first}; lit-cnn check-data lists them", file=sys.stderr
+        f"lit-cnn: {len(bad)} of {len(seen)} images are left out{when}, the first is {first}; lit-cnn check-data lists "
+        "them",
+        file=sys.stderr,
     )
-    return left, len(bad)
+    return left, {image_set.paths[index]: seen[index].reason for index in bad}
 
 
 def _inspect(images: Sequence[np.ndarray], index: int, full: bool) -> Inspection:
@@ -192,7 +221,12 @@ def _too_large(seen: Inspection) -> Inspection:
 
 def _kind_of(start: bytes) -> str:
     """Says what a file is whose first bytes these are."""
-    for mark, kind in ((b"%PDF", "a PDF"), (b"PK\x03\x04", "a ZIP archive"), (b"\x7fELF", "a program")):
+    for mark, kind in (
+        (b"%PDF", "a PDF"),
+        (b"%!PS", "PostScript"),
+        (b"PK\x03\x04", "a ZIP archive"),
+        (b"\x7fELF", "a program"),
+    ):
         if start.startswith(mark):
             return kind
     try:

@@ -60,7 +60,9 @@ def load_manifest(
         images, paths, hashes = parquet_images(file, chosen["image"], in_channels)
     else:
         names = _no_empty_cell(file, chosen["image"], texts["image"])
-        images, paths, hashes = _file_images(file, names, in_channels, outside_root)
+        others = parquet_columns(file) if is_parquet else []
+        instead = next((name for name in ROLES["image"] if name in others and has_bytes(file, name)), "")
+        images, paths, hashes = _file_images(file, names, in_channels, outside_root, instead)
     return ImageSet(
         name=file.stem,
         source=str(file.resolve()),
@@ -153,8 +155,9 @@ def _splits(file: Path, column: str, texts: list[str]) -> dict[str, np.ndarray]:
 
 
 def _file_images(
-    file: Path, names: list[str], in_channels: int, outside_root: bool
+    file: Path, names: list[str], in_channels: int, outside_root: bool, instead: str
 ) -> tuple[Any, list[str], list[str]]:
+    """Returns the images, their paths and hashes; `instead` is a column that holds the images themselves, if any."""
     paths = [Path(os.path.normpath(name)).as_posix() for name in names]
     first: dict[str, int] = {}
     for row, path in enumerate(paths):
@@ -166,6 +169,7 @@ def _file_images(
         raise UsageError(
             f"--data.root {file}: {missing[0]} is not there, nor are {len(missing) - 1} others; paths are relative to "
             "the manifest's folder"
+            + (f", or say --data.columns.image {instead} for the images in it" if instead else "")
         )
     outside = None if outside_root else _first_outside(file.parent, files)
     if outside is not None:

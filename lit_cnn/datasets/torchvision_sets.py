@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from lit_cnn.datasets.decoding import to_array
+from lit_cnn.datasets.decoding import DECODING_ERRORS, TOO_MANY_PIXELS, pixel_limit, to_array
 from lit_cnn.datasets.image_set import ImageSet, split_ranges
 from lit_cnn.datasets.index_cache import hexadecimal, index_file, remembered, sha256_row
 from lit_cnn.errors import UsageError
@@ -50,8 +50,10 @@ class TorchvisionImages(Sequence[np.ndarray]):
         part = int(np.searchsorted(self._ends, index, side="right"))
         try:
             pair = self.parts[part][index - int(self._ends[part]) + len(self.parts[part])]
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
-            raise UsageError(f"--data.root: {self.paths[index]} cannot be decoded ({error}); mend it") from error
+        except DECODING_ERRORS as error:
+            is_bomb = isinstance(error, TOO_MANY_PIXELS)
+            reason = f"it has more pixels than --data.max_pixels {pixel_limit()}" if is_bomb else error
+            raise UsageError(f"--data.root: {self.paths[index]} cannot be decoded ({reason}); mend it") from error
         if not (isinstance(pair[0], Image.Image) and isinstance(pair[1], int | np.integer)):
             raise UsageError(f"--data.dataset {PREFIX}{self.paths[index]}: is no pair of an image and a class's number")
         return pair[0], int(pair[1])

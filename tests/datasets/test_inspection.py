@@ -4,15 +4,16 @@ import io
 import multiprocessing
 import os
 import resource
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
-from lit_cnn.datasets import load_image_set, read_image
+from lit_cnn.datasets import inspection, load_image_set, read_image
 from lit_cnn.datasets.inspection import Inspection, cache_path, inspect_file, inspect_images
 from tests.bad_files import ODD, UNUSABLE, encoded, photographs
 from tests.test_datasets import refused, save_images
@@ -39,18 +40,27 @@ def _cost(path: Path, results: "multiprocessing.Queue[tuple[str, float, float]]"
     results.put((fault, seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024))
 
 
+def in_a_process_of_its_own(path: Path) -> tuple[str, float, float]:
+    """Looks at a file; returns its fault, the seconds and the MiB by which the process's memory grew."""
+    context = multiprocessing.get_context("fork")
+    results: multiprocessing.Queue[tuple[str, float, float]] = context.Queue()
+    child = context.Process(target=_cost, args=(path, results))
+    child.start()
+    found = results.get(timeout=60)
+    child.join()
+    return found
+
+
+def test_there_are_enough_kinds_of_unusable_files() -> None:
+    assert len(UNUSABLE) >= 25
+
+
 @pytest.mark.parametrize("name", UNUSABLE)
 def test_every_unusable_file_is_named_for_what_it_is_and_costs_little(name: str, tmp_path: Path) -> None:
     make, kinds = UNUSABLE[name]
     (tmp_path / name).write_bytes(make(PHOTOGRAPH))
     assert name in refused(read_image, tmp_path / name, 3)
-    # In a process of its own, whose memory tells what it took.
-    context = multiprocessing.get_context("fork")
-    results: multiprocessing.Queue[tuple[str, float, float]] = context.Queue()
-    child = context.Process(target=_cost, args=(tmp_path / name, results))
-    child.start()
-    fault, seconds, mebibytes = results.get(timeout=60)
-    child.join()
+    fault, seconds, mebibytes = in_a_process_of_its_own(tmp_path / name)
     assert fault in kinds.split("|")
     assert seconds < 1 and mebibytes < 500
 
@@ -59,6 +69,40 @@ def test_every_unusable_file_is_named_for_what_it_is_and_costs_little(name: str,
 def test_a_header_tells_without_decoding(name: str) -> None:
     make, kind = UNUSABLE[name]
     assert looked_at(make(PHOTOGRAPH), full=False).fault == kind
+
+
+@pytest.mark.parametrize("in_channels", [1, 3])
+def test_a_lab_image_is_good_for_the_look_and_for_training(in_channels: int, tmp_path: Path) -> None:
+    lab = ImageCms.profileToProfile(
+        PHOTOGRAPH, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    assert lab is not None
+    lab.save(tmp_path / "lab.tif")
+    assert looked_at((tmp_path / "lab.tif").read_bytes()).fault == ""
+    expected = np.asarray(PHOTOGRAPH.convert("L") if in_channels == 1 else PHOTOGRAPH).reshape(96, 96, in_channels)
+    assert np.abs(read_image(tmp_path / "lab.tif", in_channels) - expected.astype(int)).mean() < 5
+
+
+def test_a_large_image_that_stands_upright_is_not_copied(tmp_path: Path) -> None:
+    Image.new("RGBA", (4000, 4000), "red").save(tmp_path / "large.png")
+    fault, _, mebibytes = in_a_process_of_its_own(tmp_path / "large.png")
+    # 61 MiB as RGBA and 15 MiB as gray; a copy would be another 61.
+    assert fault == "" and mebibytes < 130
+
+
+def test_of_large_images_one_is_decoded_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encoded(PHOTOGRAPH, "png")
+    monkeypatch.setattr(inspection, "_LARGE", 96 * 96 - 1)
+    looks = [threading.Thread(target=looked_at, args=(content,)) for _ in range(2)]
+    with inspection._ONE_LARGE:
+        for look in looks:
+            look.start()
+        assert looked_at(content, full=False).fault == "", "a header is read all the same"
+        looks[0].join(0.5)
+        assert all(look.is_alive() for look in looks)
+    for look in looks:
+        look.join(30)
+        assert not look.is_alive()
 
 
 @pytest.mark.parametrize("name", ODD)

@@ -136,6 +136,13 @@ def test_parquet_holds_images_as_bytes(as_struct: bool, tmp_path: Path) -> None:
     assert load_manifest(file).images[9][0, 0, 0] == 0
 
 
+def test_paths_that_are_not_there_beside_a_column_of_bytes(tmp_path: Path) -> None:
+    contents = [png(number) for number in range(4)]
+    file = write_parquet(tmp_path / "pets.parquet", path=["1", "2", "3", "4"], image=contents, label=["a", "b"] * 2)
+    assert "say --data.columns.image image" in refused(load_manifest, file)
+    assert len(load_manifest(file, columns={"image": "image"}).images) == 4
+
+
 def test_parquet_holds_paths_and_categories_too(folder: Path) -> None:
     label = pa.array(["dog", "cat"]).dictionary_encode()
     pets = load_manifest(write_parquet(folder / "pets.parquet", path=["images/1.png", "images/2.png"], label=label))

@@ -7,6 +7,7 @@ from PIL import Image
 
 from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.datasets import load_image_set
+from tests.bad_files import png_of_claimed_size
 from tests.datasets.test_idx import write_idx
 from tests.test_datamodule import assert_same_batches, epochs_of
 from tests.test_datasets import refused, save_images
@@ -109,3 +110,16 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
     message = refused(load_image_set, "torchvision/OxfordIIITPet", root)
     assert "OxfordIIITPet/train/000004 cannot be decoded" in message and "_4.jpg" in message
     assert "--data.root: torchvision/MNIST needs the folder" in refused(load_image_set, "torchvision/MNIST")
+
+
+def test_an_image_of_too_many_pixels_is_named(tmp_path: Path) -> None:
+    root = write_pets(tmp_path / "data")
+    next(root.rglob("*_4.jpg")).write_bytes(png_of_claimed_size(20_000, 20_000))
+    message = refused(load_image_set, "torchvision/OxfordIIITPet", root)
+    assert "OxfordIIITPet/train/000004 cannot be decoded (it has more pixels than --data.max_pixels" in message
+
+
+def test_bad_images_are_not_skipped(tmp_path: Path) -> None:
+    root = write_pets(tmp_path / "data")
+    data = ImageDataModule("torchvision/OxfordIIITPet", str(root), on_bad_image="skip")
+    assert "--data.on_bad_image skip: torchvision decodes" in refused(lambda: data.image_set)
