@@ -74,7 +74,7 @@ def test_none_of_the_unusable_reaches_training(tmp_path: Path, capsys: pytest.Ca
     names = {Path(path).name for path in data.image_set.paths}
     assert not names & set(UNUSABLE) and names >= set(ODD)
     assert data.num_skipped == len(UNUSABLE)
-    assert "images are left out, the first is train/misty/" in capsys.readouterr().err
+    assert f"lit-cnn: {len(UNUSABLE)} images are left out, the first is train/misty/" in capsys.readouterr().err
     seen = sum(len(labels) for _, labels in data.train_dataloader())
     assert seen == len(data.splits.train) == len(data.image_set.splits["train"])
 
@@ -93,7 +93,7 @@ def test_a_bad_image_is_left_out_before_test_is_drawn(tmp_path: Path, capsys: py
     (root / "a" / "0.png").write_bytes(b"")
     data = ImageDataModule("image_folder", str(root), on_bad_image="skip")
     assert "a/0.png" not in data.manifest and len(data.splits.test) > 0 and data.num_skipped == 1
-    assert "1 of 40 images are left out before test is drawn from the rest, the first is a/0.png" in (
+    assert "lit-cnn: 1 images are left out before test is drawn from the rest, the first is a/0.png" in (
         capsys.readouterr().err
     )
 

@@ -172,8 +172,7 @@ def without_bad_images(image_set: ImageSet) -> tuple[ImageSet, int]:
     first = f"{image_set.paths[bad[0]]}: {seen[bad[0]].reason}"
     when = "" if "test" in image_set.splits else " before test is drawn from the rest"
     print(
-        f"lit-cnn: {len(bad)} of {len(seen)} images are left out{when}, the first is {first}; lit-cnn check-data lists "
-        "them",
+        f"lit-cnn: {len(bad)} images are left out{when}, the first is {first}; lit-cnn check-data lists them",
         file=sys.stderr,
     )
     return left, len(bad)

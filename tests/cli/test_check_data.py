@@ -60,7 +60,7 @@ def test_strict_ends_with_1_if_there_is_something_to_mend(corpus: Path, tmp_path
 def test_json_is_for_programs(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(corpus, "--format=json", "--level=quick") == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["level"] == "quick" and report["num_images"] == {"train": 58, "val": 6, "test": 8}
+    assert report["level"] == "quick" and report["num_images"] == {"train": 62, "val": 6, "test": 8}
     by_kind = {finding["kind"]: finding for finding in report["findings"]}
     assert by_kind["empty_file"]["cases"] == [["train/misty/zero_bytes.jpg"]]
     assert by_kind["animated"]["count"] == 3
