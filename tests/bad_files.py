@@ -88,7 +88,7 @@ UNUSABLE: dict[str, tuple[Callable[[Image.Image], bytes], str]] = {
     "error_page.png": (lambda image: b"<!DOCTYPE html><html>404</html>", "not_an_image"),
     "scan.jpg": (lambda image: b"%PDF-1.7\n" + bytes(600), "not_an_image"),
     "album.jpg": (lambda image: b"PK\x03\x04" + bytes(600), "not_an_image"),
-    "drawing.jpg": (lambda image: encoded(image.convert("RGB"), "eps"), "not_an_image"),
+    "postscript.jpg": (lambda image: encoded(image.convert("RGB"), "eps"), "not_an_image"),
     "texture.jpg": (lambda image: encoded(image.convert("RGB"), "dds"), "not_an_image"),
     "wavelets.jpg": (lambda image: encoded(image.convert("RGB"), "jpeg2000"), "not_an_image"),
     "layers.png": (lambda image: b"8BPS\x00\x01" + bytes(600), "not_an_image"),

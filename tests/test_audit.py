@@ -1,6 +1,5 @@
 """What looking through a set of images finds: all that is planted, under its own name, and nothing in a clean set."""
 
-import re
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -78,8 +77,7 @@ def test_none_of_the_unusable_reaches_training(tmp_path: Path, capsys: pytest.Ca
     assert not names & set(UNUSABLE) and names >= set(ODD)
     assert {Path(path).name for path in data.skipped} == set(UNUSABLE) and all(data.skipped.values())
     assert data.skipped["train/misty/scan.jpg"] == "it is a PDF"
-    said = rf"lit-cnn: {len(UNUSABLE)} of \d+ images are left out, the first is train/misty/"
-    assert re.search(said, capsys.readouterr().err)
+    assert f"lit-cnn: {len(UNUSABLE)} images are left out, the first is train/misty/" in capsys.readouterr().err
     seen = sum(len(labels) for _, labels in data.train_dataloader())
     assert seen == len(data.splits.train) == len(data.image_set.splits["train"])
 
@@ -98,7 +96,7 @@ def test_a_bad_image_is_left_out_before_test_is_drawn(tmp_path: Path, capsys: py
     (root / "a" / "0.png").write_bytes(b"")
     data = ImageDataModule("image_folder", str(root), on_bad_image="skip")
     assert "a/0.png" not in data.manifest and len(data.splits.test) > 0 and list(data.skipped) == ["a/0.png"]
-    assert "1 of 40 images are left out before test is drawn from the rest, the first is a/0.png" in (
+    assert "lit-cnn: 1 images are left out before test is drawn from the rest, the first is a/0.png" in (
         capsys.readouterr().err
     )
 

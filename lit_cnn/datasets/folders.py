@@ -171,11 +171,12 @@ def is_inside(path: str, folder: str) -> bool:
 
 
 def _findings(overlooked: list[tuple[str, str]], prefix: int) -> Iterator[Finding]:
+    # First: what cannot be read is counted as empty too.
+    for folder in (path for what, path in overlooked if what == "unreadable_folder"):
+        yield Finding("unreadable_folder", "error", _unreadable(folder), ((folder[prefix:],),))
     for folder in (path for what, path in overlooked if what == "empty_class"):
         message = f"class folder {folder} holds no images: fill it, or take it away"
         yield Finding("empty_class", "error", message, ((folder[prefix:],),))
-    for folder in (path for what, path in overlooked if what == "unreadable_folder"):
-        yield Finding("unreadable_folder", "error", _unreadable(folder), ((folder[prefix:],),))
     for kind, (severity, message) in _OVERLOOKED.items():
         if cases := tuple((path[prefix:],) for what, path in overlooked if what == kind):
             yield Finding(kind, severity, message, cases)
