@@ -1,5 +1,6 @@
 from typing import Any
 
+import albumentations
 import cv2
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_the_images_of_an_oblong_set() -> None:
         (spec("albumentations.OneOf", transforms=[spec("albumentations.HorizontalFlip")]), "OneOf"),
         (spec("albumentations.RandomCrop", height=SIZE, width=SIZE, p=0.5), "RandomCrop"),
         (spec("albumentations.PadIfNeeded", min_height=16, min_width=16, position="random"), "PadIfNeeded"),
-        (spec("tests.test_transforms.mirror"), "OneOf"),
+        (spec("tests.test_transforms.Mirror"), "Mirror"),
         (spec("tests.test_batch_transforms.HorizontalFlip"), "HorizontalFlip"),
     ],
 )
@@ -111,12 +112,8 @@ def test_what_cannot_be_done_to_a_batch_is_named(augment: dict[str, Any], name: 
     assert slow_step(TrainTransform(SIZE, augment=[spec("albumentations.VerticalFlip"), augment])) == name
 
 
-def HorizontalFlip() -> Any:
+class HorizontalFlip(albumentations.HorizontalFlip):
     """A user's own transform of the name of albumentations'."""
-    import albumentations
-
-    own = type("HorizontalFlip", (albumentations.HorizontalFlip,), {"__module__": __name__})
-    return own()
 
 
 def test_a_random_resized_crop_is_made_image_by_image() -> None:
