@@ -13,11 +13,11 @@ from lit_cnn.errors import UsageError
 from lit_cnn.evaluation.comparison import member_names
 from lit_cnn.evaluation.cost import network_of
 from lit_cnn.evaluation.leaderboard import Group, Leaderboard, build_leaderboard
-from lit_cnn.evaluation.members import checkpoint_of, find_members, find_networks, refuse_unlike
+from lit_cnn.evaluation.members import find_members, find_networks, refuse_unlike
 from lit_cnn.evaluation.mistakes import Verdict
 from lit_cnn.evaluation.multi_crop import average_probabilities
 from lit_cnn.evaluation.pair import Pair, build_pair
-from lit_cnn.evaluation.predictions import Member, are_stored, load_member, predict_views
+from lit_cnn.evaluation.predictions import Member, are_stored, load_network, predict_views
 from lit_cnn.evaluation.report import leaderboard as board_report
 from lit_cnn.evaluation.report import pair as pair_report
 from lit_cnn.files import write_text_atomically
@@ -120,7 +120,7 @@ def compare_two(
     runs = [best_first[run.run_id] for run in find_networks(store, run_ids)]
     refuse_unlike(runs)
     check_writable(store)
-    members = [_load(store, run, split, root) for run in runs]
+    members = [load_network(store, run, [split], root, "--runs") for run in runs]
     names = member_names(runs)
     verdicts = []
     for run, member, name in zip(runs, members, names, strict=True):
@@ -183,7 +183,7 @@ def _group(
     correct, multiply_adds = [], None
     for run in runs:
         try:
-            member = _load(store, run, split, root)
+            member = load_network(store, run, [split], root, "--runs")
         except UsageError as error:
             notes.append(f"{run.name} ({run.run_id}) cannot be compared image by image: {error}.")
             continue
@@ -203,16 +203,6 @@ def _group(
         int(runs[0].tags["parameters"]),
         multiply_adds,
     )
-
-
-def _load(store: Store, run: RunInfo, split: Split, root: Path | None) -> Member:
-    member = load_member(checkpoint_of(store, run), root)
-    if member.data.digests[split] != run.tags[f"{split}_split_digest"]:
-        raise UsageError(
-            f"--runs {run.run_id}: the {split} images in {member.data.image_set.source} are not those that {run.name} "
-            "was trained with (their digest differs); bring them back, or name their folder with --root"
-        )
-    return member
 
 
 def _by_path(member: Member, split: Split) -> np.ndarray:

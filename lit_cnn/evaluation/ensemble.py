@@ -12,10 +12,10 @@ from rich.console import Console
 from lit_cnn.classifier import LitClassifier
 from lit_cnn.errors import UsageError
 from lit_cnn.evaluation.comparison import COMBINATIONS, Comparison, compare
-from lit_cnn.evaluation.members import MUST_AGREE, checkpoint_of, find_members, find_networks, is_several, refuse_unlike
+from lit_cnn.evaluation.members import MUST_AGREE, find_members, find_networks, is_several, refuse_unlike
 from lit_cnn.evaluation.mistakes import Verdict
 from lit_cnn.evaluation.multi_crop import VIEWS
-from lit_cnn.evaluation.predictions import Member, load_member
+from lit_cnn.evaluation.predictions import load_network
 from lit_cnn.evaluation.report import (
     Table,
     plot_accuracy,
@@ -29,6 +29,7 @@ from lit_cnn.evaluation.report import (
     write_verdict,
 )
 from lit_cnn.files import write_text_atomically
+from lit_cnn.splits import Split
 from lit_cnn.tracking import Store, check_writable
 from lit_cnn.tracking.queries import RunInfo
 from lit_cnn.tracking.recorder import Recorder
@@ -104,7 +105,8 @@ def ensemble_runs(
         batch_size,
         num_workers,
     )
-    members = [_load(store, network, root, comparison) for network in networks]
+    splits: list[Split] = ["test", "val"] if comparison.needs_val else ["test"]
+    members = [load_network(store, network, splits, root, "--runs") for network in networks]
     started = time.monotonic()
     table, verdict = compare(networks, members, comparison, [len(several) for several in alternatives])
     # In a file, a pipe or a notebook there is no width to keep to, and the table has all its columns at 110.
@@ -214,18 +216,6 @@ def _check_combination(
 def _in_order_of(runs: Sequence[RunInfo], named: Sequence[RunInfo], weights: Sequence[float]) -> list[float]:
     weight_of = {run.run_id: weight for run, weight in zip(named, weights, strict=True)}
     return [weight_of[run.run_id] for run in runs]
-
-
-def _load(store: Store, run: RunInfo, root: Path | None, comparison: Comparison) -> Member:
-    member = load_member(checkpoint_of(store, run), root)
-    for split, what in (("test", "test"), ("val", "validation")):
-        needed = split == "test" or comparison.needs_val
-        if needed and member.data.digests[split] != run.tags[f"{split}_split_digest"]:
-            raise UsageError(
-                f"--runs {run.run_id}: the {what} images in {member.data.image_set.source} are not those that "
-                f"{run.name} was trained with (their digest differs); bring them back, or name their folder with --root"
-            )
-    return member
 
 
 def _record(

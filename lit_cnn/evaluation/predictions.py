@@ -23,9 +23,13 @@ from lit_cnn.classifier import LitClassifier
 from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.datasets import ArrayImages, ImageSet, list_images, read_image
 from lit_cnn.errors import UsageError
+from lit_cnn.evaluation.members import checkpoint_of
 from lit_cnn.evaluation.multi_crop import VIEWS, Block, blocks_of
 from lit_cnn.exported import ImageClassifier
 from lit_cnn.files import replace_atomically
+from lit_cnn.splits import Split
+from lit_cnn.tracking import Store
+from lit_cnn.tracking.queries import RunInfo
 from lit_cnn.transforms import Interpolation, resize_and_center_crop
 
 SCHEMA_VERSION = 2
@@ -98,6 +102,30 @@ def load_member(path: Path, root: Path | None = None) -> Member:
     return Member(
         model.to(device), ImageDataModule(**options), record["class_names"], record["digests"], weights_digest
     )
+
+
+def load_network(store: Store, run: RunInfo, splits: Sequence[Split], root: Path | None, option: str) -> Member:
+    """Loads a tracked network as a member.
+
+    Args:
+        store: Where its run is.
+        run: As `find_networks` found it.
+        splits: What it is going to be asked about; these images must be those of its training.
+        root: Folder of the images, if it is elsewhere than in training.
+        option: What names the run, for messages.
+
+    Raises:
+        UsageError: If there is no checkpoint, or the images are others.
+    """
+    member = load_member(checkpoint_of(store, run), root)
+    for split in splits:
+        if member.data.digests[split] != run.tags[f"{split}_split_digest"]:
+            what = {"val": "validation"}.get(split, split)
+            raise UsageError(
+                f"{option} {run.run_id}: the {what} images in {member.data.image_set.source} are not those that "
+                f"{run.name} was trained with (their digest differs); bring them back, or name their folder with --root"
+            )
+    return member
 
 
 def store_key(member: Member, image_digest: str, block: Block) -> str:

@@ -15,7 +15,7 @@ from lit_cnn import __version__
 from lit_cnn.checkpoints import digest_of_weights, load_checkpoint, save_checkpoint
 from lit_cnn.errors import UsageError
 from lit_cnn.evaluation.members import MUST_AGREE, checkpoint_of, find_members, member_names, refuse_unlike
-from lit_cnn.evaluation.predictions import Member, load_member
+from lit_cnn.evaluation.predictions import Member, load_network
 from lit_cnn.tracking import Store, check_writable
 from lit_cnn.tracking.queries import RunInfo
 from lit_cnn.tracking.recorder import Recorder
@@ -87,7 +87,10 @@ def make_soup(store: Store, run_ids: Sequence[str], num_workers: int = 2, root: 
     if len(runs) < 2:
         raise UsageError(f"--runs {' '.join(run_ids)}: a soup is of two networks or more; name others")
     refuse_unlike(runs)
-    kitchen = _Kitchen([_load(store, run, num_workers, root) for run in runs], runs)
+    members = [load_network(store, run, ["test", "val"], root, "--runs") for run in runs]
+    for member in members:
+        member.data.num_workers = num_workers
+    kitchen = _Kitchen(members, runs)
     ingredients, state = _cook(kitchen, runs)
     in_soup = [each for each in ingredients if each.verdict in ("first", "in the soup")]
     for each in ingredients:
@@ -189,18 +192,6 @@ def _why_none(ingredients: Sequence[Ingredient]) -> str:
         )
     left = f"; in other basins: {', '.join(elsewhere)}" if elsewhere else ""
     return f"--runs: no average is as accurate on val as {first.name} alone ({first.run_id}); take that{left}"
-
-
-def _load(store: Store, run: RunInfo, num_workers: int, root: Path | None) -> Member:
-    member = load_member(checkpoint_of(store, run), root)
-    for split, what in (("test", "test"), ("val", "validation")):
-        if member.data.digests[split] != run.tags[f"{split}_split_digest"]:
-            raise UsageError(
-                f"--runs {run.run_id}: the {what} images in {member.data.image_set.source} are not those that "
-                f"{run.name} was trained with (their digest differs); bring them back, or name their folder with --root"
-            )
-    member.data.num_workers = num_workers
-    return member
 
 
 def _refuse_other_shape(

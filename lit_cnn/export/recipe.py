@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from lit_cnn.errors import UsageError
-from lit_cnn.evaluation.members import KINDS, checkpoint_of, find_networks, refuse_unlike
-from lit_cnn.evaluation.predictions import Member, load_member
+from lit_cnn.evaluation.members import KINDS, find_networks, refuse_unlike
+from lit_cnn.evaluation.predictions import Member, load_network
 from lit_cnn.tracking import Store, queries
 from lit_cnn.tracking.queries import RunInfo
 
@@ -68,13 +68,7 @@ def load_members(store: Store, recipe: Recipe, root: Path | None) -> list[Member
         UsageError: If the test images are not those of training, or the members take different images: an export is
             given one.
     """
-    members = [load_member(checkpoint_of(store, run), root) for run in recipe.runs]
-    for run, member in zip(recipe.runs, members, strict=True):
-        if member.data.digests["test"] != run.tags["test_split_digest"]:
-            raise UsageError(
-                f"RUN {run.run_id}: the test images in {member.data.image_set.source} are not those that {run.name} "
-                "was trained with (their digest differs); bring them back, or name their folder with --root"
-            )
+    members = [load_network(store, run, ["test"], root, "RUN") for run in recipe.runs]
     for name in ("image_size", "in_channels", "interpolation"):
         values = sorted({str(member.preprocessing[name]) for member in members})
         if len(values) > 1:
