@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -25,8 +27,18 @@ from tests.training import ROOT, SHORT, TrackedRun, copy_empty_store, fit, insid
 # Long enough to be caught in the middle, with a checkpoint after nearly every step.
 LONGER = ("--trainer.max_epochs=12", "--checkpoint_seconds=0.02", "--trainer.log_every_n_steps=1")
 STEPS = 96
+# A process of its own is watched from here: on a fast machine it was over before the signal came.
+WATCHED = (*LONGER, "--trainer.callbacks+=tests.cli.test_resume.Unhurried")
 
 pytestmark = pytest.mark.usefixtures("empty_store")
+
+
+class Unhurried(pl.Callback):
+    """Makes every step last long enough for somebody outside to act on it."""
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Waits."""
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -55,20 +67,20 @@ def test_a_signal_stops_between_two_steps_and_a_resume_ends_as_if_there_had_been
 
 
 def test_sigterm_to_the_process_is_survived_too(reference: TrackedRun, tmp_path: Path) -> None:
-    with background_fit(tmp_path, *LONGER) as process:
+    with background_fit(tmp_path, *WATCHED) as process:
         wait_until(lambda: any(tmp_path.glob("mlruns/journal/*/last.ckpt")), timeout=120)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
     wait_until(lambda: statuses(tmp_path) == ["KILLED"])
 
-    assert fit(*LONGER, "--resume=auto") == 0
+    assert fit(*WATCHED, "--resume=auto") == 0
     assert_same_run(only_run(tmp_path), reference)
 
 
 def test_preemption_as_slurm_announces_it_stops_once_and_a_relaunch_goes_on(
     reference: TrackedRun, tmp_path: Path
 ) -> None:
-    with background_fit(tmp_path, *LONGER, "--resume=auto") as process:
+    with background_fit(tmp_path, *WATCHED, "--resume=auto") as process:
         wait_until(lambda: any(tmp_path.glob("mlruns/journal/*/last.ckpt")), timeout=120)
         process.send_signal(signal.SIGUSR1)
         process.send_signal(signal.SIGTERM)
@@ -76,7 +88,7 @@ def test_preemption_as_slurm_announces_it_stops_once_and_a_relaunch_goes_on(
     assert "Traceback" not in (tmp_path / "log.txt").read_text()
     wait_until(lambda: statuses(tmp_path) == ["KILLED"])
 
-    assert fit(*LONGER, "--resume=auto") == 0
+    assert fit(*WATCHED, "--resume=auto") == 0
     assert_same_run(only_run(tmp_path), reference)
 
 
@@ -194,7 +206,7 @@ def test_another_learning_rate_from_a_checkpoint_opens_a_run_that_names_the_firs
 def test_kill_while_several_seeds_train_loses_only_what_was_not_finished(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with background_fit(tmp_path, *LONGER, "--seeds", "0", "1") as process:
+    with background_fit(tmp_path, *WATCHED, "--seeds", "0", "1") as process:
         wait_until(lambda: any(tmp_path.glob("mlruns/journal/*/results.json")), timeout=120)
         wait_until(lambda: len(list(tmp_path.glob("mlruns/journal/*/last.ckpt"))) == 2)
         process.kill()
@@ -202,7 +214,7 @@ def test_kill_while_several_seeds_train_loses_only_what_was_not_finished(
     (finished,) = (path.parent for path in tmp_path.glob("mlruns/journal/*/last.ckpt") if is_finished(path.parent))
     written = (finished / "journal.jsonl").read_bytes()
 
-    assert fit(*LONGER, "--seeds", "0", "1", "--resume", "auto") == 0
+    assert fit(*WATCHED, "--seeds", "0", "1", "--resume", "auto") == 0
     assert (finished / "journal.jsonl").read_bytes() == written
     (parent,) = tracked_runs(tmp_path, "seeds")
     children = tracked_runs(tmp_path, "fit")
