@@ -14,6 +14,7 @@ ORDER = [
     "",  # lit_cnn/__init__.py
     "errors",
     "files",
+    "memory",
     "file_hashes",
     "randomness",
     "precision",

@@ -106,6 +106,35 @@ def test_options_reach_the_optimizer_and_a_step_moves_the_weights() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "options", "is_fused"),
+    [
+        ("adamw", {}, True),
+        ("sgd", {}, True),
+        ("adamw", {"fused": False}, False),
+        ("adamw", {"foreach": True}, None),
+        ("lamb", {}, None),  # has no such step
+    ],
+)
+def test_the_fused_step_is_taken_where_there_is_one(name: str, options: dict[str, bool], is_fused: bool | None) -> None:
+    (group,) = build_optimizer(Net(), name, 0.1, 0, options).param_groups
+    assert group.get("fused") is is_fused
+
+
+def test_the_fused_step_ends_where_the_other_does() -> None:
+    torch.manual_seed(0)
+    nets = [Net(), Net()]
+    nets[1].load_state_dict(nets[0].state_dict())
+    for net, options in zip(nets, ({}, {"fused": False}), strict=True):
+        optimizer = build_optimizer(net, "adamw", 0.01, 0.05, options)
+        for step in range(20):
+            optimizer.zero_grad()
+            net.head(torch.tensor([[1.0, step]])).square().sum().backward()
+            optimizer.step()
+    for fused, plain in zip(*(net.parameters() for net in nets), strict=True):
+        torch.testing.assert_close(fused, plain)
+
+
+@pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
         ("adamww", {}, "--model.optimizer adamww: timm has no such optimizer; for example adamw"),

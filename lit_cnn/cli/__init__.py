@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from lit_cnn import __version__
 from lit_cnn.errors import UsageError
 from lit_cnn.files import CANNOT_WRITE
+from lit_cnn.memory import keep_freed_memory
 
 HELP = f"""\
 usage: lit-cnn COMMAND [options]
@@ -91,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lit-cnn {__version__}")
         return 0
     _quiet_environment()
+    keep_freed_memory()
     try:
         return _command(arguments[0])(arguments[1:])
     except UsageError as error:
