@@ -181,7 +181,9 @@ def test_other_errors_are_not_taken_for_want_of_room() -> None:
 
 def test_the_largest_batch_is_said_and_nothing_is_tracked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit("--find_batch_size=true") == 0
-    assert "--data.batch_size 128; the training set has no more images" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "--data.batch_size 128; the training set has no more images" in printed.out
+    assert printed.err.count("augmenting image by image: Affine cannot be done to a whole batch") == 1
     assert tracked_runs(tmp_path) == []
     assert not list(tmp_path.glob("mlruns/journal/*")) and not list(tmp_path.glob(".scale_batch_size*"))
 
