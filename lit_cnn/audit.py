@@ -96,7 +96,8 @@ def audit(image_set: ImageSet, splits: Mapping[str, np.ndarray], level: Level) -
 
     Args:
         image_set: The images, perhaps with what `check_image_set` would refuse.
-        splits: `train`, `val` and `test`, as far as they are known: `(n,)` indices each.
+        splits: `train`, `val` and `test`, as far as they are known: `(n,)` indices each. Images in none of them, as
+            `--data.limit_train` leaves some, are looked through too; copies in one split and in none are not across.
         level: `quick` reads headers, `full` decodes every image; what was seen once is remembered for the next time.
     """
     started = time.monotonic()
@@ -218,7 +219,7 @@ def _of_groups(
     for same in groups:
         wrong = {
             "label_conflict": len(set(labels[same])) > 1,
-            "duplicate_across_splits": len(set(split_of[same])) > 1,
+            "duplicate_across_splits": len(set(split_of[same]) - {""}) > 1,
         }
         for kind in [kind for kind, is_so in wrong.items() if is_so] or ["duplicate"]:
             kinds[kind].append(tuple(paths[index] for index in same))
