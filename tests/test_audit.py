@@ -96,7 +96,7 @@ def test_a_bad_image_is_left_out_before_test_is_drawn(tmp_path: Path, capsys: py
     (root / "a" / "0.png").write_bytes(b"")
     data = ImageDataModule("image_folder", str(root), on_bad_image="skip")
     assert "a/0.png" not in data.manifest and len(data.splits.test) > 0 and list(data.skipped) == ["a/0.png"]
-    assert "lit-cnn: 1 images are left out before test is drawn from the rest, the first is a/0.png" in (
+    assert "lit-cnn: 1 image is left out before test is drawn from the rest, the first is a/0.png" in (
         capsys.readouterr().err
     )
 

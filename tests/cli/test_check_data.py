@@ -139,7 +139,7 @@ def test_fit_with_skip_trains_on_the_rest_and_keeps_what_was_found(
     assert fit_on(corpus, "--data.on_bad_image=skip", "--data.check=full") == 0
     err = capsys.readouterr().err
     assert f"{len(UNUSABLE)} images are left out" in err
-    assert "lit-cnn: warning: label_conflict, 1 times: train/misty/02.png and train/tigga/whose.png" in err
+    assert "lit-cnn: warning: label_conflict, 1 time: train/misty/02.png and train/tigga/whose.png" in err
     (run,) = tracked_runs(tmp_path)
     assert run.history["data/skipped"] == [(0, len(UNUSABLE))]
     kept = next(Path().glob("mlruns/artifacts/**/check.json"))
