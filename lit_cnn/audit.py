@@ -1,5 +1,6 @@
 """What is wrong with a set of images: files that cannot be trained on, copies, conflicting labels, missing classes."""
 
+import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from lit_cnn.datasets import Finding, ImageSet, split_findings
+from lit_cnn.datasets import Finding, ImageSet, class_findings
 from lit_cnn.datasets.findings import Severity
 from lit_cnn.datasets.inspection import THUMBNAIL, Inspection, inspect_images
 
@@ -45,6 +46,7 @@ _ODDITIES: dict[str, tuple[Severity, str]] = {
     ),
     "other_suffix": ("note", "is of another format than its name says"),
 }
+_NO_BYTES = hashlib.sha256(b"").hexdigest()
 _WITH_REASON = ("unreadable", "not_an_image", "truncated", "damaged")
 _FORMATS = {
     ".jpg": ("JPEG", "MPO"),
@@ -96,7 +98,8 @@ def audit(image_set: ImageSet, splits: Mapping[str, np.ndarray], level: Level) -
 
     Args:
         image_set: The images, perhaps with what `check_image_set` would refuse.
-        splits: `train`, `val` and `test`, as far as they are known: `(n,)` indices each.
+        splits: `train`, `val` and `test`, as far as they are known: `(n,)` indices each. Images in none of them, as
+            `--data.limit_train` leaves some, are looked through too; copies in one split and in none are not across.
         level: `quick` reads headers, `full` decodes every image; what was seen once is remembered for the next time.
     """
     started = time.monotonic()
@@ -105,7 +108,7 @@ def audit(image_set: ImageSet, splits: Mapping[str, np.ndarray], level: Level) -
     for split, members in splits.items():
         split_of[members] = split
     # The worst first, within each severity too.
-    findings = [*split_findings(image_set), *_of_copies(image_set, split_of)]
+    findings = [*class_findings(image_set), *_of_copies(image_set, split_of)]
     if level == "full":
         findings += _of_near_copies(image_set, split_of, seen)
     findings += [*_of_single_images(image_set, seen), *image_set.findings, *_of_classes(image_set, splits)]
@@ -117,7 +120,13 @@ def audit(image_set: ImageSet, splits: Mapping[str, np.ndarray], level: Level) -
 
 def _of_single_images(image_set: ImageSet, seen: Sequence[Inspection]) -> Iterator[Finding]:
     found = defaultdict(list)
+    # An image that is not there is told of once, by who missed it.
+    absent = {
+        path for finding in image_set.findings if finding.severity == "error" for case in finding.cases for path in case
+    }
     for index, one in enumerate(seen):
+        if image_set.paths[index] in absent:
+            continue
         for kind in (one.fault,) if one.fault else _oddities(image_set.paths[index], one):
             found[kind].append(index)
     for kind, (severity, message) in {**_FAULTS, **_ODDITIES}.items():
@@ -147,7 +156,8 @@ def _of_copies(image_set: ImageSet, split_of: np.ndarray) -> Iterator[Finding]:
     """Yields what is wrong with images that are the same to the byte."""
     by_hash = defaultdict(list)
     for index, digest in enumerate(image_set.hashes):
-        by_hash[digest].append(index)
+        if digest != _NO_BYTES:
+            by_hash[digest].append(index)
     yield from _of_groups(image_set, split_of, [same for same in by_hash.values() if len(same) > 1], "", "same bytes")
 
 
@@ -218,7 +228,7 @@ def _of_groups(
     for same in groups:
         wrong = {
             "label_conflict": len(set(labels[same])) > 1,
-            "duplicate_across_splits": len(set(split_of[same])) > 1,
+            "duplicate_across_splits": len(set(split_of[same]) - {""}) > 1,
         }
         for kind in [kind for kind, is_so in wrong.items() if is_so] or ["duplicate"]:
             kinds[kind].append(tuple(paths[index] for index in same))

@@ -35,7 +35,7 @@ class TrainImages(Dataset[Batch]):
             larger; of image files only.
 
     Attributes:
-        slow_step: The transform for whose sake images in memory are augmented one by one; None if there is none.
+        one_by_one: Why images are augmented one by one that need not be decoded from files; None if they are not.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class TrainImages(Dataset[Batch]):
         self.transform = transform
         self.seed = seed
         self.reduced_decode = reduced_decode
-        self.slow_step = slow_step(transform) if isinstance(self.images, ArrayImages) else None
+        self.one_by_one = _why_one_by_one(self.images, transform)
         self._batch_transform = BatchTransform(transform)
 
     def __len__(self) -> int:
@@ -66,7 +66,7 @@ class TrainImages(Dataset[Batch]):
         numbers = (chosen + turns * len(self.labels)).tolist()
         draws = [(self.seed, epoch, number) for (epoch, _), number in zip(keys, numbers, strict=True)]
         views: Sequence[np.ndarray] | np.ndarray
-        if isinstance(self.images, ArrayImages) and self.slow_step is None:
+        if isinstance(self.images, ArrayImages) and self.one_by_one is None:
             views = self._batch_transform(self.images.array[chosen], draws)
         else:
             views = [self.transform(self._image(index, draw), *draw) for index, draw in zip(chosen, draws, strict=True)]
@@ -77,6 +77,13 @@ class TrainImages(Dataset[Batch]):
             return self.images[index]
         assert isinstance(self.images, EncodedImages)
         return self.images.decode(int(index), lambda height, width: self.transform.reduction(height, width, *draw))
+
+
+def _why_one_by_one(images: Sequence[np.ndarray], transform: TrainTransform) -> str | None:
+    if isinstance(images, ArrayImages):
+        step = slow_step(transform)
+        return step and f"{step} cannot be done to a whole batch"
+    return None if isinstance(images, EncodedImages) else "torchvision's sets give one image at a time"
 
 
 class EvalImages(Dataset[Batch]):

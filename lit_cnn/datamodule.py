@@ -156,6 +156,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.skipped: dict[str, str] = {}  # path -> reason, of images that are left out
         self.seed = seed
         self._cached: tuple[Dataset[Batch], Dataset[Batch]] | None = None
+        self._has_told_why = False  # --find_batch_size asks for many loaders
 
     @cached_property
     def image_set(self) -> ImageSet:
@@ -297,8 +298,9 @@ class ImageDataModule(pl.LightningDataModule):
         if self._cached is not None:
             return self._loader(self._cached[0], self._train_batches(*self._position()), 0)
         images = self.train_images()
-        if images.slow_step and self.trainer and self.trainer.is_global_zero:
-            print(f"augmenting image by image: {images.slow_step} cannot be done to a whole batch", file=sys.stderr)
+        if images.one_by_one and not self._has_told_why and self.trainer and self.trainer.is_global_zero:
+            print(f"augmenting image by image: {images.one_by_one}", file=sys.stderr)
+            self._has_told_why = True
         return self._loader(images, self._train_batches(*self._position()), self.num_workers)
 
     def train_images(self) -> TrainImages:

@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from lit_cnn.datasets import ImageSet
 from lit_cnn.errors import UsageError
 from lit_cnn.randomness import key_words, many_key_words
+from lit_cnn.words import counted
 
 Split = Literal["train", "val", "test"]
 SPLIT_NAMES: tuple[Split, ...] = get_args(Split)
@@ -142,8 +143,8 @@ def _set_aside(
         count = min(max(1, int(inside[members].sum())), len(members) - num_left)
         if count < 1:
             raise UsageError(
-                f"--data.root: class {image_set.class_names[label]} has {len(members)} images to share between train, "
-                "val and test; add images, or leave the class out"
+                f"--data.root: class {image_set.class_names[label]} has {counted(len(members), 'image')} to share "
+                "between train, val and test; add images, or leave the class out"
             )
         order = members[np.lexsort((indices[members], draws[members]))]
         taken[order[:count]] = True
@@ -164,7 +165,7 @@ def _set_units_aside(
     for label in classes:
         holders = pairs[pairs[:, 1] == label, 0]
         if len(holders) <= left:
-            raise UsageError(_too_few_groups(image_set, label, f"is in {len(holders)} groups"))
+            raise UsageError(_too_few_groups(image_set, label, f"is in {counted(len(holders), 'group')}"))
         inside = holders[taken[holders]]
         taken[inside[max(0, len(holders) - left) :]] = False  # those drawn last stay behind
     for label in classes:

@@ -13,6 +13,7 @@ REPO_ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     "",  # lit_cnn/__init__.py
     "errors",
+    "words",
     "files",
     "memory",
     "file_hashes",

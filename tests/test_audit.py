@@ -15,7 +15,7 @@ from lit_cnn.datasets import MAX_PIXELS, ImageSet, load_image_set
 from lit_cnn.errors import UsageError
 from lit_cnn.transforms import resize_and_center_crop
 from tests.bad_files import ODD, UNUSABLE, photographs, write_corpus
-from tests.datasets.test_manifest import write_csv
+from tests.datasets.test_manifest import write_csv, write_parquet
 from tests.test_datasets import refused, save_images
 
 
@@ -96,7 +96,7 @@ def test_a_bad_image_is_left_out_before_test_is_drawn(tmp_path: Path, capsys: py
     (root / "a" / "0.png").write_bytes(b"")
     data = ImageDataModule("image_folder", str(root), on_bad_image="skip")
     assert "a/0.png" not in data.manifest and len(data.splits.test) > 0 and list(data.skipped) == ["a/0.png"]
-    assert "lit-cnn: 1 images are left out before test is drawn from the rest, the first is a/0.png" in (
+    assert "lit-cnn: 1 image is left out before test is drawn from the rest, the first is a/0.png" in (
         capsys.readouterr().err
     )
 
@@ -146,6 +146,53 @@ def test_copies_of_two_classes_in_two_splits_are_told_as_both(tmp_path: Path) ->
     found = {finding.kind: finding.cases for finding in audit(pets, pets.splits, "quick").findings}
     assert found["label_conflict"] == found["duplicate_across_splits"] == (("1.png", "2.png"),)
     assert "duplicate" not in found
+
+
+def test_copies_in_one_split_and_in_none_are_not_across_splits() -> None:
+    digits = load_image_set("digits")
+    hashes = list(digits.hashes)
+    same = np.flatnonzero(digits.labels == 3)[:6]
+    for first, second in same.reshape(3, 2):
+        hashes[second] = hashes[first]
+    # As --data.limit_train leaves them: the second of the first pair, and both of the second.
+    splits = {"train": np.array([same[0], same[4]]), "val": np.array([same[5]])}
+    found = {finding.kind: finding.cases for finding in audit(replace(digits, hashes=hashes), splits, "quick").findings}
+    pairs = [tuple(digits.paths[index] for index in pair) for pair in same.reshape(3, 2)]
+    assert found["duplicate"] == (pairs[0], pairs[1]) and found["duplicate_across_splits"] == (pairs[2],)
+
+
+def test_empty_files_are_no_copies_of_each_other(tmp_path: Path) -> None:
+    root = photo_set(tmp_path / "pets")
+    for name in ("misty", "tigga"):
+        (root / name / "empty.png").touch()
+    (finding,) = audit(folder(root), {}, "full").findings
+    assert (finding.kind, finding.cases) == ("empty_file", (("misty/empty.png",), ("tigga/empty.png",)))
+
+
+@pytest.mark.parametrize("way", ["csv", "parquet"])
+def test_images_that_are_not_there_are_skipped_but_not_those_of_the_test(
+    way: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_images(tmp_path, *(f"{number}.png" for number in range(8)))
+    splits = ["train"] * 7 + ["test"]
+
+    def without(*rows: int) -> ImageDataModule:
+        if way == "csv":
+            names = [f"{number}{'_gone' * (number in rows)}.png" for number in range(8)]
+            lines = [f"{name},{'ab'[row % 2]},{splits[row]}" for row, name in enumerate(names)]
+            file = write_csv(tmp_path / "pets.csv", "path,label,split", *lines)
+        else:
+            images = [None if number in rows else (tmp_path / f"{number}.png").read_bytes() for number in range(8)]
+            file = write_parquet(tmp_path / "pets.parquet", image=images, label=["a", "b"] * 4, split=splits)
+        return ImageDataModule("manifest", str(file), num_workers=0, on_bad_image="skip")
+
+    data = without(1, 4)
+    assert len(data.image_set.labels) == 6 and data.image_set.findings == ()
+    reasons = {"csv": "No such file or directory", "parquet": "holds no bytes"}
+    paths = {"csv": ["1_gone.png", "4_gone.png"], "parquet": ["row 00000002", "row 00000005"]}
+    assert data.skipped == dict.fromkeys(paths[way], reasons[way])
+    assert "lit-cnn: 2 images are left out, the first is" in capsys.readouterr().err
+    assert f"is a test image ({reasons[way]})" in refused(lambda: without(7).image_set)
 
 
 def test_near_pairs_are_all_pairs_within_the_distance() -> None:

@@ -315,7 +315,7 @@ def test_a_file_on_its_way_to_mlflow(journal: Journal, store: Path, capsys: pyte
         raw(journal.folder / name)
     journal.close()
     assert main(["sync"]) == 0
-    assert "1 runs sent" in capsys.readouterr().out
+    assert "1 run sent" in capsys.readouterr().out
     (run,) = (run for run in runs_in(store / "mlruns" / "mlflow.db") if run.name == "run")
     assert run.tags["lit_cnn.not_stored.notes/notes.txt"] == "the file was written to after it was logged"
     assert not list(run.artifacts.rglob("notes.txt"))

@@ -118,6 +118,16 @@ def three_seeds(base: Path) -> Path:
     return folder
 
 
+def run_of_its_own(factory: pytest.TempPathFactory, name: str, *arguments: str) -> TrackedRun:
+    """Runs the short fit in a folder and a store of its own, for the tests of a module to compare with."""
+    folder = factory.mktemp(name)
+    copy_empty_store(factory.getbasetemp(), folder)
+    with inside(folder):
+        assert fit(*arguments) == 0
+    (run,) = tracked_runs(folder)
+    return run
+
+
 def copy_empty_store(base: Path, folder: Path) -> None:
     """Puts an MLflow database without runs into `folder/mlruns`: making its tables takes seconds, a copy does not."""
     (folder / "mlruns").mkdir()

@@ -13,8 +13,10 @@ from lit_cnn.cli.process import hush_lightning
 from lit_cnn.cli.verbs import CommandParser, check_picture_file, write_picture
 from lit_cnn.contact_sheet import contact_sheet
 from lit_cnn.datamodule import ImageDataModule
+from lit_cnn.datasets.findings import Severity
 from lit_cnn.errors import UsageError
 from lit_cnn.splits import SPLIT_NAMES
+from lit_cnn.words import and_more, counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,16 +84,16 @@ def check_before_fit(datamodule: ImageDataModule) -> Report | None:
     report = audit(datamodule.image_set, splits, datamodule.check)
     if errors := report.of("error"):
         count = sum(len(finding.cases) for finding in errors)
-        others = f" (and {count - 1} more)" if count > 1 else ""
         raise UsageError(
-            f"--data.root: {errors[0].cases[0][0]} {errors[0].message}{others}; lit-cnn check-data lists them, "
-            "--data.on_bad_image skip leaves such files out"
+            f"--data.root: {errors[0].cases[0][0]} {errors[0].message}{and_more(count)}; lit-cnn check-data lists "
+            "them, --data.on_bad_image skip leaves such files out"
         )
     warnings = report.of("warning")
     for finding in warnings[:_MOST_WARNINGS]:
         first = " and ".join(finding.cases[0][:2])
         print(
-            f"lit-cnn: warning: {finding.kind}, {len(finding.cases)} times: {first} {finding.message}", file=sys.stderr
+            f"lit-cnn: warning: {finding.kind}, {counted(len(finding.cases), 'time')}: {first} {finding.message}",
+            file=sys.stderr,
         )
     if len(warnings) > _MOST_WARNINGS:
         print("lit-cnn: warning: there are more; lit-cnn check-data lists them", file=sys.stderr)
@@ -116,10 +118,9 @@ def _print_table(report: Report) -> None:
         cells = (finding.severity, finding.kind, f"{len(finding.cases):,}", first + more, finding.message)
         table.add_row(*(_plain(cell) for cell in cells), style=colors[finding.severity])
     console.print(table)
-    of_severity = {severity: len(report.of(severity)) for severity in ("error", "warning", "note")}
-    console.print(
-        ", ".join(f"{count} {severity}s" for severity, count in of_severity.items()) + f" ({report.seconds:.1f} s)"
-    )
+    severities: tuple[Severity, ...] = ("error", "warning", "note")
+    counts = ", ".join(counted(len(report.of(severity)), severity) for severity in severities)
+    console.print(f"{counts} ({report.seconds:.1f} s)")
 
 
 def _plain(text: str) -> str:

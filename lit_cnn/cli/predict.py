@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lit_cnn.cli.verbs import store_parser
 from lit_cnn.errors import UsageError
+from lit_cnn.words import counted
 
 
 def predict(arguments: list[str]) -> int:
@@ -41,5 +42,5 @@ def predict(arguments: list[str]) -> int:
     folder = options.folder or options.named_folder
     how = (options.batch_size, options.num_workers, options.min_confidence)
     num_images = predict_folder(classifier, folder, options.output, *how)
-    print(f"{num_images} images classified: {options.output}")
+    print(f"{counted(num_images, 'image')} classified: {options.output}")
     return 0

@@ -10,6 +10,7 @@ from lit_cnn.cli.resume import mark_finished, mark_unfinished, unfinished_runs
 from lit_cnn.errors import UsageError
 from lit_cnn.files import write_text_atomically
 from lit_cnn.tracking.logger import JournalLogger
+from lit_cnn.words import counted
 
 _RESULTS = "results.json"
 
@@ -100,4 +101,4 @@ def format_summary(results: dict[int, dict[str, float]]) -> str:
         for name in ("best/val/acc", "test/acc")
         if f"{name}_std" in summary
     ]
-    return f"{len(results)} seeds (mean +- std): {'  '.join(parts)}"
+    return f"{counted(len(results), 'seed')} (mean +- std): {'  '.join(parts)}"

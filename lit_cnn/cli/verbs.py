@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lit_cnn.errors import UsageError
+from lit_cnn.words import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,11 +118,13 @@ def sync(arguments: list[str]) -> int:
     from lit_cnn.tracking.sender import sync as send_all
 
     summary = send_all(resolve_store(options.tracking_uri))
-    print(f"{len(summary.sent)} runs sent, {len(summary.running)} still running, {len(summary.failed)} failed")
+    print(
+        f"{counted(len(summary.sent), 'run')} sent, {len(summary.running)} still running, {len(summary.failed)} failed"
+    )
     for key, reason in summary.failed.items():
         print(f"{key}: {reason}", file=sys.stderr)
     for store, count in summary.elsewhere.items():
-        print(f"{count} runs wait for {store}: lit-cnn sync --tracking_uri …", file=sys.stderr)
+        print(f"{counted(count, 'run')} to be sent to {store}: lit-cnn sync --tracking_uri …", file=sys.stderr)
     return 1 if summary.failed else 0
 
 

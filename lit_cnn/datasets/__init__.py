@@ -26,8 +26,8 @@ from lit_cnn.datasets.image_set import (
     ImageSet,
     SpanImages,
     check_image_set,
+    class_findings,
     gray_to_rgb,
-    split_findings,
     with_class_names,
     without_images,
 )
@@ -50,6 +50,7 @@ __all__ = [
     "SpanImages",
     "check_image_set",
     "check_source",
+    "class_findings",
     "decode_image",
     "list_images",
     "load_digits",
@@ -63,7 +64,6 @@ __all__ = [
     "load_webdataset",
     "read_idx",
     "read_image",
-    "split_findings",
     "without_images",
 ]
 

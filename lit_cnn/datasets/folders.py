@@ -38,8 +38,8 @@ def load_image_folder(root: Path, in_channels: int = 3) -> ImageSet:
     and what else is passed over is among the findings.
 
     Raises:
-        UsageError: If the folder is missing, empty or cannot be read, has a single class, val or test without train, or
-            a split without images.
+        UsageError: If the folder is missing, empty or cannot be read, has val or test without train, or a split without
+            images.
     """
     if not root.is_dir():
         raise UsageError(f"--data.root {root}: no such folder; give a folder with one sub-folder of images per class")
@@ -211,8 +211,6 @@ def _class_names(folder: Path, root: Path) -> tuple[str, ...]:
     names = _sub_folders(folder)
     if not names:
         raise UsageError(f"--data.root {root}: {folder} is empty; it needs one sub-folder of images per class")
-    if len(names) == 1:
-        raise UsageError(f"--data.root {root}: a single class ({names[0]}); a classifier needs two or more sub-folders")
     return names
 
 

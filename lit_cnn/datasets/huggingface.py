@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lit_cnn.datasets.folders import SPLIT_FOLDERS, is_inside
-from lit_cnn.datasets.image_set import EncodedImages, ImageSet, split_ranges
+from lit_cnn.datasets.image_set import EncodedImages, ImageSet, split_ranges, without_unlabelled
 from lit_cnn.datasets.index_cache import hexadecimal, index_file, remembered, sha256_row
 from lit_cnn.errors import UsageError
 from lit_cnn.file_hashes import with_progress
@@ -81,7 +81,8 @@ def load_hf_disk(
     """Reads a `Dataset` or `DatasetDict` that `save_to_disk` wrote; nothing of it is unpickled.
 
     It needs one column of the feature `Image` and one of `ClassLabel`, whose names are the classes, in its order. A
-    `DatasetDict` prescribes the splits that it has; its names may be those of `SPLIT_FOLDERS`.
+    `DatasetDict` prescribes the splits that it has; its names may be those of `SPLIT_FOLDERS`. Rows without a label are
+    left out, and are a finding.
 
     Args:
         root: The folder; it becomes the set's name.
@@ -102,23 +103,23 @@ def load_hf_disk(
             raise UsageError(f"--data.root {root}: {split} has other classes in {label_column} than the first split")
         labels += part[label_column][:]
         paths += [f"{split}/{row:08d}" if split else f"{row:08d}" for row in range(len(part))]
-    if unlabelled := [path for path, label in zip(paths, labels, strict=True) if label is None or label < 0]:
-        raise UsageError(f"--data.root {root}: {unlabelled[0]} has no {label_column}; leave such rows out")
     folder = None if outside_root else root
     images = ArrowImages(_undecoded(parts, image_column), image_column, paths, in_channels, folder)
     files = [Path(file["filename"]) for part in parts.values() for file in part.cache_files]
     found = remembered(index_file(f"hf_disk {image_column}", files), lambda: {"digests": _digests(images)})
-    return ImageSet(
+    known = np.array([-1 if label is None else label for label in labels], np.int64)
+    image_set = ImageSet(
         name=root.resolve().name,
         source=str(root.resolve()),
         images=images,
-        labels=np.array(labels, np.int64),
+        labels=known.clip(0),
         class_names=class_names,
         paths=paths,
         hashes=hexadecimal(found["digests"]),
         in_channels=in_channels,
         splits=split_ranges({split: len(part) for split, part in parts.items()}),
     )
+    return without_unlabelled(image_set, np.flatnonzero(known < 0), f"give it a {label_column}, or take its row away")
 
 
 def _parts(root: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 from lit_cnn.datasets.decoding import decode_file, open_file
 from lit_cnn.datasets.findings import Finding
 from lit_cnn.errors import UsageError
+from lit_cnn.words import and_more
 
 
 class ArrayImages(Sequence[np.ndarray]):
@@ -258,7 +259,7 @@ def with_class_names(image_set: ImageSet, class_names: Sequence[str]) -> ImageSe
 
 
 def without_images(image_set: ImageSet, unwanted: np.ndarray) -> ImageSet:
-    """Returns the set without some of its images.
+    """Returns the set without some of its images, and without the findings that are about none but them.
 
     Args:
         image_set: All images, encoded.
@@ -267,6 +268,7 @@ def without_images(image_set: ImageSet, unwanted: np.ndarray) -> ImageSet:
     assert isinstance(image_set.images, EncodedImages)
     kept = np.setdiff1d(np.arange(len(image_set.labels)), unwanted)
     groups = image_set.groups
+    gone = {image_set.paths[index] for index in unwanted}
     return replace(
         image_set,
         images=SomeImages(image_set.images, kept),
@@ -275,27 +277,53 @@ def without_images(image_set: ImageSet, unwanted: np.ndarray) -> ImageSet:
         hashes=[image_set.hashes[index] for index in kept],
         splits={split: np.flatnonzero(np.isin(kept, members)) for split, members in image_set.splits.items()},
         groups=None if groups is None else [groups[index] for index in kept],
+        findings=tuple(
+            finding for finding in image_set.findings if not all(gone.issuperset(case) for case in finding.cases)
+        ),
     )
+
+
+def without_unlabelled(image_set: ImageSet, unlabelled: np.ndarray, way_out: str) -> ImageSet:
+    """Returns the set without the images that have no label; a finding names them.
+
+    Args:
+        image_set: All images, encoded, those without a label under any.
+        unlabelled: `(n,)` indices of those; may be empty.
+        way_out: What is to be done about them.
+
+    Raises:
+        UsageError: If no image has a label.
+    """
+    if not len(unlabelled):
+        return image_set
+    message = f"{image_set.paths[unlabelled[0]]} has no label{and_more(len(unlabelled))}; {way_out}"
+    if len(unlabelled) == len(image_set.labels):
+        raise UsageError(f"--data.root {image_set.source}: {message}")
+    left = without_images(image_set, unlabelled)
+    cases = tuple((image_set.paths[index],) for index in unlabelled)
+    return replace(left, findings=(*left.findings, Finding("no_label", "error", message, cases)))
 
 
 def check_image_set(image_set: ImageSet) -> None:
     """Refuses what no classifier can learn from, or be judged by.
 
     Raises:
-        UsageError: If there is a single class, a prescribed split has a class that the prescribed train lacks or tears
-            a group apart, or reading found an error.
+        UsageError: If reading found an error, there is a single class, or a prescribed split has a class that the
+            prescribed train lacks or tears a group apart.
     """
-    names = image_set.class_names
-    if len(names) < 2:
-        raise UsageError(f"--data.root: a single class ({''.join(names)}); a classifier needs two or more")
-    for finding in (*image_set.findings, *split_findings(image_set)):
+    for finding in (*image_set.findings, *class_findings(image_set)):
         if finding.severity == "error":
-            raise UsageError(f"--data.root {image_set.source}: {finding.message}")
+            way_out = "; lit-cnn check-data lists all" if len(finding.cases) > 1 else ""
+            raise UsageError(f"--data.root {image_set.source}: {finding.message}{way_out}")
 
 
-def split_findings(image_set: ImageSet) -> Iterator[Finding]:
-    """Yields what is wrong with the splits that a source prescribes: classes that train lacks, groups torn apart."""
+def class_findings(image_set: ImageSet) -> Iterator[Finding]:
+    """Yields what is wrong with the classes and their splits: a single one, classes that train lacks, torn groups."""
     names, labels, splits = image_set.class_names, image_set.labels, image_set.splits
+    if len(names) < 2:
+        yield Finding(
+            "single_class", "error", f"a single class ({''.join(names)}); a classifier needs two or more", (names,)
+        )
     for split in ("val", "test"):
         if "train" in splits and split in splits:
             unknown = np.setdiff1d(labels[splits[split]], labels[splits["train"]])

@@ -174,8 +174,9 @@ def without_bad_images(image_set: ImageSet) -> tuple[ImageSet, dict[str, str]]:
         )
     first = f"{image_set.paths[bad[0]]}: {seen[bad[0]].reason}"
     when = "" if "test" in image_set.splits else " before test is drawn from the rest"
+    which = "1 image is" if len(bad) == 1 else f"{len(bad):,} images are"
     print(
-        f"lit-cnn: {len(bad)} images are left out{when}, the first is {first}; lit-cnn check-data lists them",
+        f"lit-cnn: {which} left out{when}, the first is {first}; lit-cnn check-data lists them",
         file=sys.stderr,
     )
     return left, {image_set.paths[index]: seen[index].reason for index in bad}

@@ -1,17 +1,18 @@
 """A manifest: a CSV or Parquet file with a row per image, its class, and perhaps its split and its group."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from lit_cnn.datasets.findings import Finding
 from lit_cnn.datasets.folders import SPLIT_FOLDERS, is_inside
-from lit_cnn.datasets.image_set import FileImages, ImageSet, class_order
-from lit_cnn.datasets.parquet import has_bytes, parquet_columns, parquet_images, parquet_texts
+from lit_cnn.datasets.image_set import FileImages, ImageSet, SpanImages, class_order, without_unlabelled
+from lit_cnn.datasets.parquet import has_bytes, parquet_columns, parquet_images, parquet_texts, row_path
 from lit_cnn.errors import UsageError
 from lit_cnn.file_hashes import hash_files
+from lit_cnn.words import and_more
 
 ROLES = {"image": ("path", "image"), "label": ("label", "class"), "split": ("split",), "group": ("group",)}
 """What a column can be for, and what it is called where `--data.columns` does not say: the first that is there."""
@@ -33,6 +34,8 @@ def load_manifest(
 
     The manifest that each run keeps of its split is one too: put beside the images, it repeats that split.
 
+    Files that are not there and empty cells are findings; of a row without a label the image is left out too.
+
     Args:
         file: Ends in .csv or .parquet; its name without that becomes the set's.
         in_channels: 1 (gray) or 3 (RGB): what images are converted to.
@@ -41,7 +44,7 @@ def load_manifest(
             else could otherwise have a run read, and keep, whatever image its user can.
 
     Raises:
-        UsageError: If a column, a cell or an image file is missing, an image is listed twice, or one lies elsewhere.
+        UsageError: If a column is missing, every label is, an image is listed twice, or one lies elsewhere.
     """
     if not file.is_file():
         raise UsageError(f"--data.root {file}: no such file; give the manifest, a .csv or .parquet file")
@@ -52,29 +55,37 @@ def load_manifest(
     holds_bytes = is_parquet and has_bytes(file, chosen["image"])
     wanted = {role: name for role, name in chosen.items() if not (holds_bytes and role == "image")}
     texts = parquet_texts(file, wanted) if is_parquet else _csv_texts(file, wanted)
-    labels = _no_empty_cell(file, chosen["label"], texts["label"])
-    class_names = class_order(labels)
+    labels = texts["label"]
+    if not labels:
+        raise UsageError(f"--data.root {file}: lists no images")
+    class_names = class_order([label for label in labels if label])
     place = {name: label for label, name in enumerate(class_names)}
     splits = _splits(file, chosen["split"], texts["split"]) if "split" in texts else {}
+    images: FileImages | SpanImages
     if holds_bytes:
         images, paths, hashes = parquet_images(file, chosen["image"], in_channels)
+        findings = [*_without_image(chosen["image"], paths, np.flatnonzero(images.places[:, 2] == 0).tolist())]
     else:
-        names = _no_empty_cell(file, chosen["image"], texts["image"])
         others = parquet_columns(file) if is_parquet else []
         instead = next((name for name in ROLES["image"] if name in others and has_bytes(file, name)), "")
-        images, paths, hashes = _file_images(file, names, in_channels, outside_root, instead)
-    return ImageSet(
+        paths, findings = _listed_files(file, chosen["image"], texts["image"], outside_root, instead)
+        files = [file.parent / path for path in paths]
+        images, hashes = FileImages(files, in_channels), hash_files(files)
+    image_set = ImageSet(
         name=file.stem,
         source=str(file.resolve()),
         images=images,
-        labels=np.array([place[label] for label in labels], np.int64),
+        labels=np.array([place.get(label, 0) for label in labels], np.int64),
         class_names=class_names,
         paths=paths,
         hashes=hashes,
         in_channels=in_channels,
         splits=splits,
         groups=texts.get("group"),
+        findings=tuple(findings),
     )
+    unlabelled = np.flatnonzero([not label for label in labels])
+    return without_unlabelled(image_set, unlabelled, f"fill its {chosen['label']} or take its row away")
 
 
 def _csv_columns(file: Path) -> list[str]:
@@ -129,14 +140,6 @@ def _choose_columns(file: Path, there: Sequence[str], given: Mapping[str, str]) 
     return chosen
 
 
-def _no_empty_cell(file: Path, column: str, texts: list[str]) -> list[str]:
-    if not texts:
-        raise UsageError(f"--data.root {file}: lists no images")
-    if "" in texts:
-        raise UsageError(f"--data.root {file}: row {texts.index('') + 1} has no {column}; fill it or take the row away")
-    return texts
-
-
 def _splits(file: Path, column: str, texts: list[str]) -> dict[str, np.ndarray]:
     meaning = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
     found: dict[str, list[int]] = {}
@@ -154,37 +157,53 @@ def _splits(file: Path, column: str, texts: list[str]) -> dict[str, np.ndarray]:
     return {split: np.array(rows, np.int64) for split, rows in found.items()}
 
 
-def _file_images(
-    file: Path, names: list[str], in_channels: int, outside_root: bool, instead: str
-) -> tuple[Any, list[str], list[str]]:
-    """Returns the images, their paths and hashes; `instead` is a column that holds the images themselves, if any."""
-    paths = [Path(os.path.normpath(name)).as_posix() for name in names]
+def _listed_files(
+    file: Path, column: str, names: list[str], outside_root: bool, instead: str
+) -> tuple[list[str], list[Finding]]:
+    """Returns the paths of all rows and what is wrong; `instead` is a column that holds the images themselves, if any.
+
+    Raises:
+        UsageError: If two rows are one file, or a row is a file that is not to be opened.
+    """
+    paths = [Path(os.path.normpath(name)).as_posix() if name else row_path(row) for row, name in enumerate(names)]
     first: dict[str, int] = {}
     for row, path in enumerate(paths):
         if first.setdefault(path, row) != row:
             raise UsageError(f"--data.root {file}: rows {first[path] + 1} and {row + 1} are both {path}; keep one")
     files = [file.parent / path for path in paths]
-    missing = [path for path in files if not path.is_file()]
-    if missing:
-        raise UsageError(
-            f"--data.root {file}: {missing[0]} is not there, nor are {len(missing) - 1} others; paths are relative to "
-            "the manifest's folder"
-            + (f", or say --data.columns.image {instead} for the images in it" if instead else "")
-        )
-    outside = None if outside_root else _first_outside(file.parent, files)
+    missing = [row for row, path in enumerate(files) if names[row] and not os.path.isfile(path)]
+    for row in missing:
+        if os.path.exists(files[row]) and not os.path.isdir(files[row]):
+            raise UsageError(f"--data.root {file}: row {row + 1}, {names[row]}, is a pipe or device; take it away")
+    outside = None if outside_root else _first_outside(file.parent, files, set(missing))
     if outside is not None:
         raise UsageError(
             f"--data.root {file}: row {outside + 1}, {names[outside]}, is a file outside of the manifest's folder; put "
             "it there, or say --data.outside_root true if you trust the manifest"
         )
-    return FileImages(files, in_channels), paths, hash_files(files)
+    findings = [*_without_image(column, paths, [row for row, name in enumerate(names) if not name])]
+    if missing:
+        message = (
+            f"{files[missing[0]]} is not there{and_more(len(missing))}; paths are relative to the manifest's folder"
+            + (f", or say --data.columns.image {instead} for the images in it" if instead else "")
+        )
+        findings.append(Finding("missing_file", "error", message, tuple((paths[row],) for row in missing)))
+    return paths, findings
 
 
-def _first_outside(folder: Path, files: Sequence[Path]) -> int | None:
-    """Returns the index of the first file that does not lie in the folder or below it, links followed."""
+def _without_image(column: str, paths: Sequence[str], rows: Sequence[int]) -> Iterator[Finding]:
+    if rows:
+        message = f"row {rows[0] + 1} has no {column}{and_more(len(rows))}; fill it or take the row away"
+        yield Finding("no_image", "error", message, tuple((paths[row],) for row in rows))
+
+
+def _first_outside(folder: Path, files: Sequence[Path], missing: Container[int]) -> int | None:
+    """Returns the index of the first file there that does not lie in the folder or below it, links followed."""
     top = os.path.realpath(folder)
     inside: dict[str, bool] = {}  # of each folder: to follow the links of every file anew takes seconds
     for index, path in enumerate(files):
+        if index in missing:
+            continue
         here = os.path.dirname(path)
         if here not in inside:
             inside[here] = is_inside(os.path.realpath(here), top)

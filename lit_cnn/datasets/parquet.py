@@ -70,13 +70,13 @@ def parquet_texts(file: Path, columns: Mapping[str, str]) -> dict[str, list[str]
 
 
 def parquet_images(file: Path, column: str, in_channels: int) -> tuple[SpanImages, list[str], list[str]]:
-    """Returns the images in a column of bytes, a relative path for each (its row), and their SHA-256.
+    """Returns the images in a column of bytes, a relative path for each (see `row_path`), and their SHA-256.
 
     The bytes are copied once, one after the other, into a file in the user's cache folder, as large as they are: out of
-    Parquet one image cannot be read without the hundreds that share its group of rows.
+    Parquet one image cannot be read without the hundreds that share its group of rows. An empty cell gives no bytes.
 
     Raises:
-        UsageError: If a cell is empty, or the copy cannot be written.
+        UsageError: If the copy cannot be written.
     """
     index = index_file(f"parquet {column}", [file])
     copy = index.with_suffix(".bytes")
@@ -85,17 +85,20 @@ def parquet_images(file: Path, column: str, in_channels: int) -> tuple[SpanImage
     found = remembered(index, lambda: _copy_images(file, column, copy))
     sizes = found["sizes"]
     places = np.stack([np.zeros_like(sizes), np.cumsum(sizes) - sizes, sizes], axis=1)
-    paths = [f"row {row + 1:08d}" for row in range(len(sizes))]
+    paths = [row_path(row) for row in range(len(sizes))]
     return SpanImages(str(file), [copy], places, paths, in_channels), paths, hexadecimal(found["digests"])
+
+
+def row_path(row: int) -> str:
+    """Returns what an image is called whose row, counted from 0, says no path."""
+    return f"row {row + 1:08d}"
 
 
 def _copy_images(file: Path, column: str, copy: Path) -> dict[str, np.ndarray]:
     sizes, digests = [], []
     try:
         with replace_atomically(copy) as temporary, temporary.open("wb") as output:
-            for row, content in enumerate(_contents(file, column)):
-                if not content:
-                    raise UsageError(f"--data.root {file}: row {row + 1} has no image; fill it or take the row away")
+            for content in _contents(file, column):
                 output.write(content)
                 sizes.append(len(content))
                 digests.append(sha256_row(content))
@@ -107,7 +110,7 @@ def _copy_images(file: Path, column: str, copy: Path) -> dict[str, np.ndarray]:
     return {"sizes": np.array(sizes, np.int64), "digests": np.stack(digests)}
 
 
-def _contents(file: Path, column: str) -> Iterator[bytes | None]:
+def _contents(file: Path, column: str) -> Iterator[bytes]:
     from pyarrow import parquet
 
     opened = parquet.ParquetFile(file)
@@ -117,7 +120,7 @@ def _contents(file: Path, column: str) -> Iterator[bytes | None]:
             yield from batch.column(0).to_pylist()
 
     for cell in with_progress(cells(), opened.metadata.num_rows, "copying images", "image"):
-        yield cell["bytes"] if isinstance(cell, dict) else cell
+        yield (cell["bytes"] if isinstance(cell, dict) else cell) or b""
 
 
 def _schema(file: Path) -> Any:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lit_cnn.datasets.decoding import IMAGE_SUFFIXES
 from lit_cnn.datasets.folders import SPLIT_FOLDERS
-from lit_cnn.datasets.image_set import ImageSet, SpanImages, class_order
+from lit_cnn.datasets.image_set import ImageSet, SpanImages, class_order, without_unlabelled
 from lit_cnn.datasets.index_cache import hexadecimal, index_file, remembered, sha256_row
 from lit_cnn.errors import UsageError
 
@@ -27,36 +27,39 @@ def load_webdataset(root: Path, in_channels: int = 3) -> ImageSet:
     shard changes), and read from there. How shard names expand and which members make a sample are the library's rules.
 
     The split is that in each shard's name (`train-000.tar`) or folder (`train/000.tar`), or drawn where none says any.
+    Samples without a label are left out, and are a finding.
 
     Args:
         root: A folder of .tar files, one such file, or several with braces: `shards/train-{000..003}.tar`.
         in_channels: 1 (gray) or 3 (RGB): what images are converted to.
 
     Raises:
-        UsageError: If the package `webdataset` is not installed, a shard is missing or is no plain tar, or a sample has
-            not one image and one label.
+        UsageError: If the package `webdataset` is not installed, a shard is missing or is no plain tar, a sample has
+            not one image, or none has a label.
     """
     shards = _shards(root)
     folder = Path(os.path.commonpath([shard.parent for shard in shards]))
     splits = _splits_of_shards(root, folder, shards)
     found = remembered(index_file("webdataset", shards), lambda: _index(shards))
     labels = found["labels"].tolist()
-    class_names = class_order(labels)
+    class_names = class_order([label for label in labels if label])
     place = {name: label for label, name in enumerate(class_names)}
     names = [shard.relative_to(folder).as_posix() for shard in shards]
     paths = [f"{names[number]}/{key}" for number, key in zip(found["places"][:, 0], found["keys"], strict=True)]
     split_of = np.array(splits)[found["places"][:, 0]]
-    return ImageSet(
+    image_set = ImageSet(
         name=folder.resolve().name,
         source=str(root.resolve()),
         images=SpanImages(str(folder), shards, found["places"], paths, in_channels),
-        labels=np.array([place[label] for label in labels], np.int64),
+        labels=np.array([place.get(label, 0) for label in labels], np.int64),
         class_names=class_names,
         paths=paths,
         hashes=hexadecimal(found["digests"]),
         in_channels=in_channels,
         splits={split: np.flatnonzero(split_of == split) for split in SPLIT_FOLDERS if split in splits},
     )
+    unlabelled = np.flatnonzero([not label for label in labels])
+    return without_unlabelled(image_set, unlabelled, "give a name or a whole number in .cls, or in .json as label")
 
 
 def _shards(root: Path) -> list[Path]:
@@ -98,7 +101,7 @@ def _splits_of_shards(root: Path, folder: Path, shards: Sequence[Path]) -> list[
 
 
 def _index(shards: Sequence[Path]) -> dict[str, np.ndarray]:
-    """Returns of every sample its key, its label as text, its image's place (see `SpanImages`) and SHA-256."""
+    """Returns of every sample its key, its label (see `_label`), its image's place (see `SpanImages`) and SHA-256."""
     keys, labels, places, digests = [], [], [], []
     shown = tqdm(shards, desc="indexing shards", unit="shard", file=sys.stderr, delay=1.0)
     for number, shard in enumerate(shown):
@@ -111,7 +114,7 @@ def _index(shards: Sequence[Path]) -> dict[str, np.ndarray]:
                 raise UsageError(f"--data.root: {name} {what}; each needs one, under a key of its own")
             seen.add(sample["__key__"])
             keys.append(sample["__key__"])
-            labels.append(_label(name, sample))
+            labels.append(_label(sample))
             places.append((number, *image[0][:2]))
             digests.append(image[0][2])
     if not keys:
@@ -150,15 +153,13 @@ def _is_image(suffix: str) -> bool:
     return f".{suffix.rpartition('.')[2]}" in IMAGE_SUFFIXES
 
 
-def _label(name: str, sample: dict[str, Any]) -> str:
-    """Returns the text of `.cls`, else the `label` in `.json`."""
+def _label(sample: dict[str, Any]) -> str:
+    """Returns the text of `.cls`, else the `label` in `.json`; nothing where neither is a name or a whole number."""
     try:
         label = sample["cls"].decode().strip() if "cls" in sample else json.loads(sample["json"])["label"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"--data.root: {name} has no label: neither .cls, nor .json with a field label") from error
-    if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
-        raise UsageError(f"--data.root: {name} has the label {label!r}; give a name or a whole number")
-    return str(label)
+    except (KeyError, TypeError, ValueError):
+        return ""
+    return str(label) if isinstance(label, str | int) and not isinstance(label, bool) else ""
 
 
 def _library() -> Any:

@@ -33,6 +33,7 @@ from lit_cnn.splits import Split
 from lit_cnn.tracking import Store, check_writable
 from lit_cnn.tracking.queries import RunInfo
 from lit_cnn.tracking.recorder import Recorder
+from lit_cnn.words import counted
 
 
 def ensemble_runs(
@@ -208,7 +209,8 @@ def _check_combination(
             f"{given}: name each weight's member, in the same order, with --runs, each snapshot too; without --top_k"
         )
     if len(weights) != len(run_ids):
-        raise UsageError(f"{given}: {len(weights)} weights for {len(run_ids)} members; give one for each of --runs")
+        how_many = f"{counted(len(weights), 'weight')} for {counted(len(run_ids), 'member')}"
+        raise UsageError(f"{given}: {how_many}; give one for each of --runs")
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
         raise UsageError(f"{given}: give finite weights of at least 0, not all 0")
 

@@ -122,7 +122,7 @@ OTHERS = [
     (["ensemble", "--experiment", "digits", "--views", "144", "--limit_144", "0"], ["--limit_144 0", "at least 1"]),
     (["ensemble", "--experiment", "digits", "--combine", "median"], ["--combine median", "mean, logits, vote, greedy"]),
     (["ensemble", "--experiment", "digits", "--weights", "1", "2"], ["--weights 1 2", "--runs"]),
-    (["ensemble", "--runs", "aaaaaa", "bbbbbb", "--weights", "1"], ["--weights 1", "1 weights for 2 members"]),
+    (["ensemble", "--runs", "aaaaaa", "bbbbbb", "--weights", "1"], ["--weights 1", "1 weight for 2 members"]),
     (["ensemble", "--runs", "aaaaaa", "bbbbbb", "--weights", "1", "-0.5"], ["--weights 1 -0.5", "at least 0"]),
     (["ensemble", "--runs", "aaaaaa", "bbbbbb", "--weights", "0", "0"], ["--weights 0 0", "not all 0"]),
     (["ensemble", "--runs", "aaaaaa", "bbbbbb", "--weights", "1", "nan"], ["--weights 1 nan", "finite"]),

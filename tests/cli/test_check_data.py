@@ -1,9 +1,12 @@
 """`lit-cnn check-data`, and the same look before a run's first step."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import webdataset
 from PIL import Image
 
 from lit_cnn.audit import audit
@@ -11,7 +14,9 @@ from lit_cnn.cli import main
 from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.splits import SPLIT_NAMES
 from tests.bad_files import UNUSABLE, write_corpus
+from tests.datasets.test_manifest import png, write_csv, write_parquet
 from tests.test_audit import photo_set
+from tests.test_datasets import save_images
 from tests.training import CONFIGS, SHORT, tracked_runs
 
 OWN = f"--config={CONFIGS / 'experiment' / 'own_images.yaml'}"
@@ -99,6 +104,90 @@ def test_what_no_split_can_be_drawn_from_is_looked_through_all_the_same(
     assert "nothing found (full; all 4;" in printed.out
 
 
+def csv_with_gaps(folder: Path) -> Path:
+    save_images(folder, *(f"{number}.png" for number in range(6)))
+    rows = ["0.png,a", "gone.png,a", "1.png,", ",b", "2.png,b", "deep/gone.png,b", "3.png,a", "4.png,b", "5.png,a"]
+    return write_csv(folder / "pets.csv", "path,label", *rows)
+
+
+def parquet_with_gaps(folder: Path) -> Path:
+    images = [None if number in (1, 4) else png(number) for number in range(8)]
+    folder.mkdir()
+    return write_parquet(folder / "pets.parquet", image=images, label=["a", "b", "", "b", "a", "b", "a", "b"])
+
+
+def shard_with_gaps(folder: Path) -> Path:
+    folder.mkdir()
+    with webdataset.TarWriter(str(folder / "pets.tar")) as writer:
+        for number in range(8):
+            label: dict[int, dict[str, Any]] = {2: {"json": {"name": "a"}}, 5: {}, 7: {"json": {"label": None}}}
+            writer.write({"__key__": f"{number}", "png": png(number), **label.get(number, {"cls": "ab"[number % 2]})})
+    return folder
+
+
+def one_class_in_a_folder(folder: Path) -> Path:
+    return save_images(folder, *(f"cat/{number}.png" for number in range(4)))
+
+
+def one_class_in_a_manifest(folder: Path) -> Path:
+    save_images(folder, *(f"{number}.png" for number in range(4)))
+    return write_csv(folder / "pets.csv", "path,label", *(f"{number}.png,cat" for number in range(4)))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "make", "expected", "told"),
+    [
+        (
+            "manifest",
+            csv_with_gaps,
+            {
+                "missing_file": [["gone.png"], ["deep/gone.png"]],
+                "no_image": [["row 00000004"]],
+                "no_label": [["1.png"]],
+            },
+            "row 4 has no path; fill it or take the row away",
+        ),
+        (
+            "manifest",
+            parquet_with_gaps,
+            {"no_image": [["row 00000002"], ["row 00000005"]], "no_label": [["row 00000003"]]},
+            "row 2 has no image (and 1 more); fill it or take the row away; lit-cnn check-data lists all",
+        ),
+        (
+            "webdataset",
+            shard_with_gaps,
+            {"no_label": [["pets.tar/2"], ["pets.tar/5"], ["pets.tar/7"]]},
+            "pets.tar/2 has no label (and 2 more); give a name or a whole number in .cls, or in .json as label; "
+            "lit-cnn check-data lists all",
+        ),
+        ("image_folder", one_class_in_a_folder, {"single_class": [["cat"]]}, "a single class (cat); a classifier"),
+        ("manifest", one_class_in_a_manifest, {"single_class": [["cat"]]}, "a single class (cat); a classifier"),
+    ],
+)
+def test_all_that_cannot_be_read_is_listed_and_fit_refuses_it_in_one_line(
+    dataset: str,
+    make: Callable[[Path], Path],
+    expected: dict[str, list[list[str]]],
+    told: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = make(tmp_path / "pets")
+    assert check(root, f"--data.dataset={dataset}", "--format=json", "--strict", "--output=worst.png") == 1
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    errors = {finding["kind"]: finding["cases"] for finding in findings if finding["severity"] == "error"}
+    assert errors == expected
+    assert check(root, f"--data.dataset={dataset}") == 0
+    printed = capsys.readouterr().out
+    assert all(kind in printed and cases[0][0] in printed for kind, cases in expected.items())
+
+    for level in ("quick", "off"):
+        assert fit_on(root, f"--data.dataset={dataset}", f"--data.check={level}") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert told in line and line.startswith(f"lit-cnn: error: --data.root {root}")
+    assert not list(Path().glob("mlruns/journal/*"))
+
+
 @pytest.mark.parametrize(
     ("option", "expected"),
     [
@@ -139,7 +228,7 @@ def test_fit_with_skip_trains_on_the_rest_and_keeps_what_was_found(
     assert fit_on(corpus, "--data.on_bad_image=skip", "--data.check=full") == 0
     err = capsys.readouterr().err
     assert f"{len(UNUSABLE)} images are left out" in err
-    assert "lit-cnn: warning: label_conflict, 1 times: train/misty/02.png and train/tigga/whose.png" in err
+    assert "lit-cnn: warning: label_conflict, 1 time: train/misty/02.png and train/tigga/whose.png" in err
     (run,) = tracked_runs(tmp_path)
     assert run.history["data/skipped"] == [(0, len(UNUSABLE))]
     kept = next(Path().glob("mlruns/artifacts/**/check.json"))

@@ -22,7 +22,7 @@ from lit_cnn.cli.record import check_randomness
 from lit_cnn.models import create_model
 from lit_cnn.randomness import SCHEME_VERSION
 from tests.faults import wait_until
-from tests.training import ROOT, SHORT, TrackedRun, copy_empty_store, fit, inside, same_weights, tracked_runs
+from tests.training import ROOT, SHORT, TrackedRun, fit, run_of_its_own, same_weights, tracked_runs
 
 # Long enough to be caught in the middle, with a checkpoint after nearly every step.
 LONGER = ("--trainer.max_epochs=12", "--checkpoint_seconds=0.02", "--trainer.log_every_n_steps=1")
@@ -44,11 +44,7 @@ class Unhurried(pl.Callback):
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> TrackedRun:
     """The longer run, uninterrupted."""
-    folder = tmp_path_factory.mktemp("reference")
-    copy_empty_store(tmp_path_factory.getbasetemp(), folder)
-    with inside(folder):
-        assert fit(*LONGER) == 0
-    (run,) = tracked_runs(folder)
+    run = run_of_its_own(tmp_path_factory, "reference", *LONGER)
     assert [step for step, _ in run.history["train/loss_step"]] == list(range(STEPS))
     return run
 

@@ -14,9 +14,9 @@ from lit_cnn.checkpoints import load_checkpoint
 from lit_cnn.cli import main
 from lit_cnn.cli.process import failures_in_words
 from lit_cnn.files import size_in_words
-from tests.cli.test_resume import LONGER, assert_same_run, background_fit, only_run
+from tests.cli.test_resume import LONGER, assert_same_run, background_fit
 from tests.faults import wait_until
-from tests.training import ROOT, SHORT, TrackedRun, copy_empty_store, fit, inside, runs_in, tracked_runs
+from tests.training import ROOT, SHORT, TrackedRun, copy_empty_store, fit, run_of_its_own, runs_in, tracked_runs
 
 pytestmark = pytest.mark.usefixtures("empty_store")
 
@@ -39,11 +39,7 @@ def small_disk(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> TrackedRun:
     """The longer run on a disk with room."""
-    folder = tmp_path_factory.mktemp("reference")
-    copy_empty_store(tmp_path_factory.getbasetemp(), folder)
-    with inside(folder):
-        assert fit(*LONGER) == 0
-    return only_run(folder)
+    return run_of_its_own(tmp_path_factory, "reference", *LONGER)
 
 
 def fill(disk: Path) -> Path:
@@ -84,11 +80,7 @@ MUCH_LONGER = (*LONGER, "--trainer.max_epochs=40", "--checkpoint_seconds=0.1")
 @pytest.fixture(scope="module")
 def longer_reference(tmp_path_factory: pytest.TempPathFactory) -> TrackedRun:
     """The same on a disk with room."""
-    folder = tmp_path_factory.mktemp("longer_reference")
-    copy_empty_store(tmp_path_factory.getbasetemp(), folder)
-    with inside(folder):
-        assert fit(*MUCH_LONGER, "--checkpoint_seconds=60") == 0
-    return only_run(folder)
+    return run_of_its_own(tmp_path_factory, "longer_reference", *MUCH_LONGER, "--checkpoint_seconds=60")
 
 
 def test_on_a_full_disk_a_run_trains_on_and_stores_all_of_it_when_there_is_room_again(
@@ -189,7 +181,9 @@ def test_other_errors_are_not_taken_for_want_of_room() -> None:
 
 def test_the_largest_batch_is_said_and_nothing_is_tracked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit("--find_batch_size=true") == 0
-    assert "--data.batch_size 128; the training set has no more images" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "--data.batch_size 128; the training set has no more images" in printed.out
+    assert printed.err.count("augmenting image by image: Affine cannot be done to a whole batch") == 1
     assert tracked_runs(tmp_path) == []
     assert not list(tmp_path.glob("mlruns/journal/*")) and not list(tmp_path.glob(".scale_batch_size*"))
 

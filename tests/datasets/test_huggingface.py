@@ -97,6 +97,11 @@ def test_unusable_folders_are_refused(tmp_path: Path) -> None:
     unlabelled = datasets.Dataset.from_dict({"image": [{"bytes": png(0)}], "label": [-1]}, features=part([0]).features)
     unlabelled.save_to_disk(tmp_path / "unlabelled")
     assert "00000000 has no label" in refused(load_hf_disk, tmp_path / "unlabelled")
+    cells = {"image": [{"bytes": png(number)} for number in range(4)], "label": [0, None, 1, None]}
+    datasets.Dataset.from_dict(cells, features=part([0]).features).save_to_disk(tmp_path / "some")
+    assert load_hf_disk(tmp_path / "some").labels.tolist() == [0, 1]
+    message = refused(load_image_set, "hf_disk", tmp_path / "some")
+    assert "00000001 has no label (and 1 more); give it a label" in message
 
 
 def test_a_row_may_refer_to_a_file_outside_of_the_folder_only_if_allowed(tmp_path: Path) -> None:

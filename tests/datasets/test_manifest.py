@@ -1,6 +1,7 @@
 import csv
 import hashlib
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,12 @@ def test_a_file_outside_of_the_folder_is_refused_unless_allowed(way: str, folder
     assert ImageDataModule("manifest", root=str(file), outside_root=True).class_names == ["cat", "dog"]
 
 
+def test_a_pipe_is_not_opened(folder: Path) -> None:
+    os.mkfifo(folder / "images" / "pipe.png")
+    file = write_csv(folder / "pets.csv", "path,label", "images/0.png,cat", "images/pipe.png,dog")
+    assert "row 2, images/pipe.png, is a pipe or device; take it away" in refused(load_manifest, file)
+
+
 def test_links_within_the_folder_are_followed(folder: Path) -> None:
     (folder / "images" / "link.png").symlink_to(folder / "images" / "5.png")
     (folder / "linked").symlink_to(folder / "images")
@@ -139,7 +146,7 @@ def test_parquet_holds_images_as_bytes(as_struct: bool, tmp_path: Path) -> None:
 def test_paths_that_are_not_there_beside_a_column_of_bytes(tmp_path: Path) -> None:
     contents = [png(number) for number in range(4)]
     file = write_parquet(tmp_path / "pets.parquet", path=["1", "2", "3", "4"], image=contents, label=["a", "b"] * 2)
-    assert "say --data.columns.image image" in refused(load_manifest, file)
+    assert "say --data.columns.image image" in refused(load_image_set, "manifest", file)
     assert len(load_manifest(file, columns={"image": "image"}).images) == 4
 
 
@@ -169,9 +176,13 @@ def test_worker_processes_read_images_out_of_parquet(tmp_path: Path) -> None:
         ("path,kind", ["images/0.png,a"], "has no column label or class"),
         ("path,label,label", ["images/0.png,a,b"], "two columns label"),
         ("path,label", ["images/0.png,a", "images/1.png"], "cannot be read as CSV"),
-        ("path,label", ["images/0.png,a", "images/1.png,"], "row 2 has no label"),
+        ("path,label", ["images/0.png,a", "images/1.png,"], "images/1.png has no label; fill its label"),
         ("path,label", ["images/0.png,a", ",b"], "row 2 has no path"),
-        ("path,label", ["images/0.png,a", "images/9.png,b", "images/8.png,b"], "images/9.png is not there, nor are 1"),
+        (
+            "path,label",
+            ["images/0.png,a", "images/9.png,b", "images/8.png,b"],
+            "images/9.png is not there (and 1 more)",
+        ),
         ("path,label", ["images/0.png,a", "images/1.png,b", "./images/0.png,b"], "rows 1 and 3 are both images/0.png"),
         ("path,label", ["images/0.png,a", "images/1.png,a"], "a single class (a)"),
         ("path,label", [], "lists no images"),
@@ -219,11 +230,15 @@ def test_unusable_files_and_options_are_refused(folder: Path) -> None:
         ({"image": [b"x", None], "label": [0, 1]}, "row 2 has no image"),
         ({"image": [1, 2], "label": [0, 1]}, "column image is of type int64"),
         ({"image": [b"x", b"y"], "label": [0.5, 1.0]}, "column label is of type double"),
-        ({"image": [b"x", b"y"], "label": [0, None]}, "row 2 has no label"),
+        ({"image": [b"x", b"y"], "label": [0, None]}, "row 00000002 has no label"),
+        (
+            {"image": [b"x", b"y"], "label": pa.array([None, None], pa.int64())},
+            "row 00000001 has no label (and 1 more)",
+        ),
     ],
 )
 def test_unusable_parquet_is_refused(columns: dict[str, Sequence[Any]], expected: str, tmp_path: Path) -> None:
-    assert expected in refused(load_manifest, write_parquet(tmp_path / "pets.parquet", **columns))
+    assert expected in refused(load_image_set, "manifest", write_parquet(tmp_path / "pets.parquet", **columns))
 
 
 def test_a_broken_image_in_parquet_is_named(tmp_path: Path) -> None:

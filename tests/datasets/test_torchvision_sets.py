@@ -11,6 +11,7 @@ from tests.bad_files import png_of_claimed_size
 from tests.datasets.test_idx import write_idx
 from tests.test_datamodule import assert_same_batches, epochs_of
 from tests.test_datasets import refused, save_images
+from tests.training import fit
 
 
 def write_pets(root: Path, train: int = 6, test: int = 3) -> Path:
@@ -117,6 +118,13 @@ def test_an_image_of_too_many_pixels_is_named(tmp_path: Path) -> None:
     next(root.rglob("*_4.jpg")).write_bytes(png_of_claimed_size(20_000, 20_000))
     message = refused(load_image_set, "torchvision/OxfordIIITPet", root)
     assert "OxfordIIITPet/train/000004 cannot be decoded (it has more pixels than --data.max_pixels" in message
+
+
+def test_a_run_says_once_that_it_goes_image_by_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--data.dataset=torchvision/OxfordIIITPet", "--data.in_channels=1", "--data.limit_train=null")
+    assert fit(*options, f"--data.root={write_pets(tmp_path / 'data', train=9)}", "--track=false") == 0
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "image by image" in line)
+    assert line == "augmenting image by image: torchvision's sets give one image at a time"
 
 
 def test_bad_images_are_not_skipped(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from lit_cnn.evaluation.report.verdict import write_verdict
 from lit_cnn.evaluation.report.wording import accuracy_text, p_text, points, rounded_up
 from lit_cnn.files import write_text_atomically
 from lit_cnn.preview import write_png
+from lit_cnn.words import counted
 
 _MOST = 16  # images in a picture
 
@@ -28,7 +29,7 @@ def pair_sentences(pair: Pair) -> list[str]:
         for verdict, accuracy in zip((pair.first, pair.second), pair.accuracies, strict=True)
     ]
     test = pair.mcnemar
-    said.append(f"{first} wins {test.only_a:,} images over {second} and loses {test.only_b:,}.")
+    said.append(f"{first} wins {counted(test.only_a, 'image')} over {second} and loses {test.only_b:,}.")
     p_value = p_text(test.p_value)
     said.append(
         f"{first} minus {second}: {points(pair.difference)}, 95 % paired bootstrap; exact McNemar test p "
