@@ -1,0 +1,160 @@
+"""`make bench NAME=transfer_by_size`: test accuracy against the number of training images, pretrained and from scratch.
+
+Fashion-MNIST, 10,000 test images. EfficientNet-Lite0 at 112 px with ImageNet's weights (extra offline-weights): its
+head alone (features computed once, L-BFGS), its last stages, or all of it; and the best of small networks from random
+weights at 28 px. Each regime chooses its settings on val, with seeds of its own. The runs that are tested have other
+seeds, and with the seed change the training and validation images, the initial weights and the order. Differences are
+taken seed by seed, on the same images. Hours on two cores; runs that MLflow (`mlruns/` here) has already are not
+trained again.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from lit_cnn.evaluation.arms import Arm, comparison, finished_runs, train_missing
+from lit_cnn.evaluation.statistics import mean_std
+from lit_cnn.files import replace_atomically
+
+EXPERIMENT = "transfer_by_size"
+SCRATCH, HEAD, LAST, FULL = "from scratch", "head_only", "last_stages", "full"
+COLORS = {SCRATCH: "#52606d", HEAD: "#0b5cad", LAST: "#c2410c", FULL: "#15803d"}
+ALL = 58_000  # about so many are left when val has its 2,000: no limit then
+SEEDS = {50: range(10), 500: range(10), 5_000: range(3), ALL: range(3)}
+TUNING_SEEDS = (100, 101)
+# Passes over the images, and images in a batch.
+EPOCHS = {50: 20, 500: 10, 5_000: 4}
+BATCH_SIZES = {50: 10, 500: 32, 5_000: 32}
+SCRATCH_EPOCHS = {50: 100, 500: 50, 5_000: 20, ALL: 10}
+SCRATCH_BATCH_SIZES = {50: 10, 500: 50, 5_000: 128, ALL: 128}
+
+Key = tuple[int, str]  # number of images, regime
+
+
+def arm(size: int, regime: str, arch: str, setting: str, epochs: int, *arguments: str) -> Arm:
+    """Returns a configuration with the options that all have."""
+    recipe = f"{size}_{setting}"
+    run_name = f"{arch}_{'scratch' if regime == SCRATCH else regime}_fashion_mnist_{recipe}"
+    common = (
+        *(() if size == ALL else (f"--data.limit_train={size}",)),
+        "--data.val_fraction=0.0333",
+        "--data.split_seed=seed",
+        f"--trainer.max_epochs={epochs}",
+        f"--trainer.check_val_every_n_epoch={max(1, epochs // 5)}",
+        f"--recipe={recipe}",
+    )
+    return Arm(f"{regime}: {arch} {setting}", run_name, (*arguments, *common))
+
+
+def pretrained(size: int, regime: str, setting: str, epochs: int, *arguments: str) -> Arm:
+    """Returns EfficientNet-Lite0 in a regime."""
+    own = (
+        f"--config=configs/transfer/{regime}.yaml",
+        "--data.dataset=fashion_mnist",
+        "--data.in_channels=3",
+        "--data.image_size=112",
+        "--data.train_crop=center",
+        "--model.arch=tf_efficientnet_lite0",
+        "--model.weights=offline",
+    )
+    return arm(size, regime, "tf_efficientnet_lite0", setting, epochs, *own, *arguments)
+
+
+def candidates(size: int, regime: str) -> list[Arm]:
+    """Returns what a regime chooses from at this size; none if it is not tried there."""
+    if regime == HEAD:
+        return [pretrained(size, HEAD, "lbfgs", 20, "--model.head_solver=lbfgs")]
+    if regime == SCRATCH:
+        epochs, batch_size = SCRATCH_EPOCHS[size], f"--data.batch_size={SCRATCH_BATCH_SIZES[size]}"
+        lenet5 = "--config=configs/experiment/lenet5_scratch_fashion_mnist.yaml"
+        fast = ("--config=configs/experiment/fast_fashion_mnist.yaml", "--ema_decay=0.98", batch_size)
+        return [
+            arm(size, SCRATCH, "lenet5", "adamw", epochs, lenet5, batch_size),
+            arm(size, SCRATCH, "airbench", "lr_0.3", epochs, *fast),
+            arm(size, SCRATCH, "airbench", "lr_0.05", epochs, *fast, "--model.lr=0.05"),
+        ]
+    if size == ALL:
+        return []
+    flips = "--data.augment=[{class_path: albumentations.HorizontalFlip}]"
+    batch_size = f"--data.batch_size={BATCH_SIZES[size]}"
+    return [
+        pretrained(size, regime, f"lr_{rate}", EPOCHS[size], flips, batch_size, f"--model.lr={rate}")
+        for rate in ("0.0003", "0.001")
+    ]
+
+
+def choose(sizes: Sequence[int]) -> dict[Key, Arm]:
+    """Returns the configuration of each regime at each size that is best on val; trains what that takes.
+
+    Of 5,000 images, where a run takes longest, `last_stages` and `full` are trained as 500 images chose.
+    """
+    chosen: dict[Key, Arm] = {}
+    for size in sizes:
+        for regime in COLORS:
+            tried = candidates(size, regime)
+            if regime in (LAST, FULL) and size == 5_000 and (500, regime) in chosen:
+                tried = [tried[candidates(500, regime).index(chosen[500, regime])]]
+            if len(tried) > 1:
+                train_missing(tried, EXPERIMENT, TUNING_SEEDS, "--test_after_fit=false")
+                tried.sort(key=val_accuracy, reverse=True)
+                for each in tried:
+                    print(f"{size:6,} images  val/acc {val_accuracy(each):.4f}  {each.label}", flush=True)
+            if tried:
+                chosen[size, regime] = tried[0]
+    return chosen
+
+
+def val_accuracy(each: Arm) -> float:
+    """Returns the mean over the tuning seeds."""
+    runs = finished_runs(each, EXPERIMENT)
+    return mean_std([runs[seed].metrics["best/val/acc"] for seed in TUNING_SEEDS]).mean
+
+
+def draw(accuracies: dict[Key, list[float]], path: Path) -> None:
+    """Draws mean and standard deviation over the seeds against the number of images, as a PNG of 1200 x 675 px."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for regime, color in COLORS.items():
+        of_regime = {size: mean_std(values) for (size, of), values in accuracies.items() if of == regime}
+        means = [100 * one.mean for one in of_regime.values()]
+        deviations = [100 * one.std for one in of_regime.values()]
+        axes.errorbar(list(of_regime), means, deviations, color=color, linewidth=2, marker="o", capsize=3, label=regime)
+    sizes = sorted({size for size, _ in accuracies})
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.minorticks_off()
+    axes.set_xlabel("training images")
+    axes.set_ylabel("test accuracy, % (mean ± std over seeds)")
+    axes.legend(frameon=False, fontsize=9)
+    axes.grid(color="#e5e7eb", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    with replace_atomically(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def main() -> None:
+    """Trains what is missing; prints a table for each size and all figures as JSON; draws the picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=list(SEEDS), choices=list(SEEDS))
+    parser.add_argument("--output", type=Path, default=Path("transfer_by_size.png"))
+    options = parser.parse_args()
+    chosen = choose(options.sizes)
+    figures: dict[str, dict[Key, list[float]]] = {"test/acc": {}, "best/val/acc": {}}
+    for (size, regime), each in chosen.items():
+        train_missing([each], EXPERIMENT, SEEDS[size])
+        runs = finished_runs(each, EXPERIMENT)
+        for metric, values in figures.items():
+            values[size, regime] = [runs[seed].metrics[metric] for seed in SEEDS[size]]
+    for size in options.sizes:
+        print(f"{size:,} images, test/acc, settings chosen on val")
+        of_size = {regime: values for (of, regime), values in figures["test/acc"].items() if of == size}
+        print(comparison({chosen[size, regime].label: values for regime, values in of_size.items()}))
+    draw(figures["test/acc"], options.output)
+    print(json.dumps({name: {f"{s} {r}": v for (s, r), v in values.items()} for name, values in figures.items()}))
+
+
+if __name__ == "__main__":
+    main()
