@@ -107,9 +107,10 @@ def _of_runs(store: Store) -> Iterator[Garbage]:
     sent: dict[Path, str] = {}
     for folder in store.journal_dir.glob("[!.]*"):
         header = read_header(folder)
+        if header is None or header.store != store.label:
+            continue  # another store's, or no run's: the sender's log
         run = MlflowRun.read(folder)
-        complete = run is not None and Progress.read(folder).is_complete(folder) and read_owner(folder) is None
-        if header is not None and header.store == store.label and complete and run is not None:
+        if run is not None and Progress.read(folder).is_complete(folder) and read_owner(folder) is None:
             sent[folder] = run.run_id
     live = live_run_ids(store) if sent else set()
     for folder, run_id in sent.items():
