@@ -46,8 +46,8 @@ class Garbage:
 def find_garbage(store: Store, older_than: float) -> list[Garbage]:
     """Returns what no run needs: of the store's local folders, and of the user's cache folder.
 
-    What is kept: every run's checkpoints in MLflow; the journal of every run that MLflow shows or has not got
-    completely; all of a run that goes on or can be resumed.
+    What is kept: every run's checkpoints and logits in MLflow; the journal of every run that MLflow shows or has not
+    got completely; all of a run that goes on or can be resumed.
 
     Args:
         store: The store whose runs count.
@@ -59,7 +59,7 @@ def find_garbage(store: Store, older_than: float) -> list[Garbage]:
     cache = default_cache_file().parent
     found = [*_cut_off(store.journal_dir), *_cut_off(predictions_folder(store)), *_cut_off(cache)]
     found += [*_begun_and_left(store.journal_dir), *_of_runs(store)]
-    found += _unused(STORED_LOGITS, predictions_folder(store).glob("*.safetensors"), older_than)
+    found += _unused(STORED_LOGITS, predictions_folder(store).glob("[!.]*"), older_than)
     folders = ("indexes", "pixel_statistics", "features")
     cached = (path for name in folders for path in (cache / name).glob("[!.]*"))
     return found + list(_unused(CACHE, cached, older_than))

@@ -151,6 +151,7 @@ def test_a_run_that_was_killed_before_it_began_goes(store: Store, new_journal: N
 def test_logits_and_caches_go_when_they_were_not_used_for_long(store: Store, cache: Path) -> None:
     expected = {
         aged(predictions_folder(store) / "a.safetensors", 31): STORED_LOGITS,
+        aged(predictions_folder(store) / "a.json", 31): STORED_LOGITS,
         aged(cache / "indexes" / "a.bytes", 31): CACHE,
         aged(cache / "indexes" / "a.npz", 31): CACHE,
         aged(cache / "pixel_statistics" / "a.json", 31): CACHE,
