@@ -49,7 +49,7 @@ def compare_experiment(
         split: On which images.
         format: What is printed.
         root: Folder of the images, if it is elsewhere than in training.
-        output: Folder for the files, which are logged to MLflow too; default: nothing is written.
+        output: Folder for the files, which are logged to MLflow too; default: none are written.
 
     Raises:
         UsageError: If nothing matches, the runs have no common ground, or the folder cannot be written.

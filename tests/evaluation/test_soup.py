@@ -102,6 +102,7 @@ def test_a_soup_is_a_run_like_others(store: Store, soup: TrackedRun, capsys: pyt
         members = [run.run_id for run in (*store.tuned, store.other)]
         table = ensemble_runs(resolve_store(), run_ids=members, beside=[soup.run_id], views=[1], num_workers=0)
         assert fit(BATCH_NORM, f"--model.weights=runs:/{soup.run_id}", "--trainer.max_epochs=1") == 0
+    assert {path.suffix for path in (soup.artifacts / "logits").iterdir()} == {".json", ".safetensors"}
     row = table.lines[-1].row
     assert row.name in ("lenet5 soup seed 3 4", "lenet5 soup seed 4 3")
     assert (row.kind, row.forward_passes) == ("alternative", 1)
