@@ -46,8 +46,8 @@ class Garbage:
 def find_garbage(store: Store, older_than: float) -> list[Garbage]:
     """Returns what no run needs: of the store's local folders, and of the user's cache folder.
 
-    What is kept: every run's checkpoints in MLflow; the journal of every run that MLflow shows or has not got
-    completely; all of a run that goes on or can be resumed.
+    What is kept: every run's checkpoints and logits in MLflow; the journal of every run that MLflow shows or has not
+    got completely; all of a run that goes on or can be resumed.
 
     Args:
         store: The store whose runs count.
@@ -59,7 +59,7 @@ def find_garbage(store: Store, older_than: float) -> list[Garbage]:
     cache = default_cache_file().parent
     found = [*_cut_off(store.journal_dir), *_cut_off(predictions_folder(store)), *_cut_off(cache)]
     found += [*_begun_and_left(store.journal_dir), *_of_runs(store)]
-    found += _unused(STORED_LOGITS, predictions_folder(store).glob("*.safetensors"), older_than)
+    found += _unused(STORED_LOGITS, predictions_folder(store).glob("[!.]*"), older_than)
     folders = ("indexes", "pixel_statistics", "features")
     cached = (path for name in folders for path in (cache / name).glob("[!.]*"))
     return found + list(_unused(CACHE, cached, older_than))
@@ -107,9 +107,10 @@ def _of_runs(store: Store) -> Iterator[Garbage]:
     sent: dict[Path, str] = {}
     for folder in store.journal_dir.glob("[!.]*"):
         header = read_header(folder)
+        if header is None or header.store != store.label:
+            continue  # another store's, or no run's: the sender's log
         run = MlflowRun.read(folder)
-        complete = run is not None and Progress.read(folder).is_complete(folder) and read_owner(folder) is None
-        if header is not None and header.store == store.label and complete and run is not None:
+        if run is not None and Progress.read(folder).is_complete(folder) and read_owner(folder) is None:
             sent[folder] = run.run_id
     live = live_run_ids(store) if sent else set()
     for folder, run_id in sent.items():

@@ -362,11 +362,16 @@ def checkpoint_of_run(store: Store, name: str) -> Path:
     """
     from lit_cnn.tracking import queries
 
-    run_id, _, number = name.partition("/")
-    (run,) = queries.find_runs(store, [run_id])
-    if number:
-        return queries.download_artifact(store, run, f"checkpoints/snapshot_{number}.ckpt")
-    return queries.best_checkpoint(store, run)
+    (run,) = queries.find_runs(store, [name.partition("/")[0]])
+    return queries.download_artifact(store, run, checkpoint_path(name))
+
+
+def checkpoint_path(name: str) -> str:
+    """Returns which file of its run that checkpoint is; see `checkpoint_of_run`."""
+    from lit_cnn.tracking import queries
+
+    number = name.partition("/")[2]
+    return f"checkpoints/snapshot_{number}.ckpt" if number else queries.BEST_CHECKPOINT
 
 
 def checkpoint_file(weights: str) -> Path:

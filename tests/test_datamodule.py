@@ -11,7 +11,7 @@ from lit_cnn.batches import Batch, TrainImages, stack_images
 from lit_cnn.datamodule import IMAGENET_MEAN, IMAGENET_STD, ImageDataModule
 from lit_cnn.datasets import ArrayImages, ImageSet
 from lit_cnn.errors import UsageError
-from lit_cnn.evaluation.predictions import FolderImages
+from lit_cnn.evaluation.folder_predictions import FolderImages
 from lit_cnn.randomness import epoch_permutation
 from lit_cnn.sampling import TrainBatches
 from lit_cnn.transforms import TrainTransform, resize_and_center_crop

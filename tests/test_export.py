@@ -29,7 +29,8 @@ from scipy.special import softmax
 from lit_cnn.cli import main
 from lit_cnn.datasets import load_digits
 from lit_cnn.errors import UsageError
-from lit_cnn.evaluation.predictions import load_member, read_logits, write_logits
+from lit_cnn.evaluation.predictions import load_member
+from lit_cnn.evaluation.stored_logits import read_logits, write_logits
 from lit_cnn.export import load_export
 from lit_cnn.export.parity import test_images as images_of_test
 from lit_cnn.exported import CARD, read_card

@@ -22,7 +22,7 @@ from lit_cnn.cli.precheck import precheck
 from lit_cnn.datasets import load_idx, load_manifest
 from lit_cnn.datasets.index_cache import remembered
 from lit_cnn.errors import UsageError
-from lit_cnn.evaluation.predictions import read_logits, write_logits
+from lit_cnn.evaluation.stored_logits import NetworkRecord, read_logits, read_record, write_logits, write_record
 from lit_cnn.tracking.journal import JOURNAL, read_header, read_journal
 from lit_cnn.tracking.progress import MlflowRun, Progress
 from lit_cnn.weights import find_weights
@@ -67,11 +67,21 @@ def test_stored_logits_are_read_as_they_were_written_or_not_at_all(change: Chang
     assert found is None or np.array_equal(found, logits)
 
 
+@given(change=changes)
+@bounded
+def test_a_networks_record_is_read_as_it_was_written_or_not_at_all(change: Change, tmp_path: Path) -> None:
+    record = NetworkRecord({"dataset": "digits", "seed": 0}, ["a", "ö"], {"mean": [0.1]}, "0" * 64, 61_706, 416_520)
+    write_record(tmp_path / "whole", record)
+    (tmp_path / "changed").write_bytes(changed((tmp_path / "whole").read_bytes(), change))
+    assert read_record(tmp_path / "changed") in (None, record)
+
+
 @given(content=st.binary(max_size=300))
 @bounded
 def test_stored_logits_of_any_bytes_are_none(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "any").write_bytes(content)
     assert read_logits(tmp_path / "any") is None
+    assert read_record(tmp_path / "any") is None
 
 
 @given(change=changes)

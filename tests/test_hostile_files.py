@@ -20,7 +20,7 @@ from lit_cnn.checkpoints import load_checkpoint, save_checkpoint
 from lit_cnn.cli import main
 from lit_cnn.cli.resume import mark_unfinished
 from lit_cnn.datasets.index_cache import remembered
-from lit_cnn.evaluation.predictions import read_logits, write_logits
+from lit_cnn.evaluation.stored_logits import read_logits, write_logits
 from lit_cnn.file_hashes import hash_files
 from lit_cnn.files import sha256_of_file
 from lit_cnn.pixel_statistics import PixelStatistics, cached, keep
@@ -243,6 +243,28 @@ def test_stored_logits_are_computed_anew(form: Form, tmp_path: Path) -> None:
     assert read_logits(file) is not None
     form(file)
     assert read_logits(file) is None
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_a_run_keeps_of_its_evaluation_is_made_anew(
+    form: Form, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, other, _ = runs(store)
+    arguments = ["compare", "--runs", run.run_id, other.run_id]
+    assert main(arguments) == 0
+    here = store / "mlruns" / "predictions"
+    shutil.rmtree(here)
+    files = list((run.artifacts / "logits").iterdir())
+    assert sorted(file.suffix for file in files) == [".json", ".safetensors"]
+    for file in files:
+        form(file)
+    capsys.readouterr()
+    assert main(arguments) == 0
+    said = capsys.readouterr().err
+    assert all(f"logits/{file.name} of run {run.name} ({run.run_id}) is damaged" in said for file in files)
+    for file in here.iterdir():
+        form(file)
+    assert main(arguments) == 0
 
 
 def test_cached_features_are_computed_anew(capsys: pytest.CaptureFixture[str]) -> None:

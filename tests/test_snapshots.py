@@ -14,6 +14,7 @@ from lit_cnn.errors import UsageError
 from lit_cnn.evaluation.ensemble import ensemble_runs
 from lit_cnn.evaluation.members import checkpoint_of, find_networks
 from lit_cnn.evaluation.predictions import load_member, predict_views
+from lit_cnn.files import sha256_of_file
 from lit_cnn.snapshots import Snapshots
 from lit_cnn.tracking import resolve_store
 from tests.training import TrackedRun, copy_empty_store, fit, inside, same_weights, tracked_runs
@@ -86,6 +87,11 @@ def test_snapshots_are_members_and_their_mean_a_row_beside_others(cyclic: tuple[
     assert (mean.name, mean.kind, mean.forward_passes) == ("3 snapshots of lenet5 seed 0", "alternative", 3)
     assert np.array_equal(mean.correct, correct[-1])
     assert beside.members[0].accuracy.n == 1 and len(beside.gains) == 1
+    # Their run keeps what is known of each, and their logits.
+    kept = {path.name for path in (run.artifacts / "logits").iterdir()}
+    checkpoints = [run.artifacts / "checkpoints" / f"{name}.ckpt" for name in ("best", "snapshot_1", "snapshot_3")]
+    assert {f"{sha256_of_file(path)}.json" for path in checkpoints} <= kept
+    assert len([name for name in kept if name.endswith(".safetensors")]) >= 3
     (of_three, of_one) = tracked_runs(folder, "ensemble")
     assert of_three.tags["members"].split() == [network.run_id for network in networks]
     assert of_one.tags["beside"] == of_three.tags["members"]

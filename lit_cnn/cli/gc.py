@@ -19,7 +19,7 @@ def gc(arguments: list[str]) -> int:
         "gc",
         "List what takes room and no run needs: what killed processes left half written, what is kept here "
         "of runs deleted in MLflow, second copies of finished runs' checkpoints, and logits and caches that were not "
-        "used for a while (they are made again when needed). Checkpoints in MLflow are never touched.",
+        "used for a while (they are made again when needed). Checkpoints and logits in MLflow are never touched.",
     )
     parser.add_argument("--delete", action="store_true", help="remove what is listed; default: only list it")
     parser.add_argument(

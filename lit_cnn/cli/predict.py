@@ -30,7 +30,7 @@ def predict(arguments: list[str]) -> int:
         raise UsageError(f"--min_confidence {options.min_confidence:g}: give a probability from 0 to 1")
 
     from lit_cnn.cli.resume import checkpoint_file
-    from lit_cnn.evaluation.predictions import checkpoint_classifier, predict_folder
+    from lit_cnn.evaluation.folder_predictions import checkpoint_classifier, predict_folder
     from lit_cnn.export import load_export
     from lit_cnn.tracking import resolve_store
 

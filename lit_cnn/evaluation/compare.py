@@ -11,7 +11,6 @@ from rich.console import Console
 
 from lit_cnn.errors import UsageError
 from lit_cnn.evaluation.comparison import member_names
-from lit_cnn.evaluation.cost import network_of
 from lit_cnn.evaluation.leaderboard import Group, Leaderboard, build_leaderboard
 from lit_cnn.evaluation.members import find_members, find_networks, refuse_unlike
 from lit_cnn.evaluation.mistakes import Verdict
@@ -50,7 +49,7 @@ def compare_experiment(
         split: On which images.
         format: What is printed.
         root: Folder of the images, if it is elsewhere than in training.
-        output: Folder for the files, which are logged to MLflow too; default: nothing is written.
+        output: Folder for the files, which are logged to MLflow too; default: none are written.
 
     Raises:
         UsageError: If nothing matches, the runs have no common ground, or the folder cannot be written.
@@ -187,7 +186,7 @@ def _group(
         except UsageError as error:
             notes.append(f"{run.name} ({run.run_id}) cannot be compared image by image: {error}.")
             continue
-        multiply_adds = network_of(member.model).multiply_adds
+        multiply_adds = member.record.multiply_adds
         indices = _by_path(member, split)
         if are_stored(member, indices, 1, _folder(store)):
             logits = predict_views(member, indices, [1], _folder(store))[1]

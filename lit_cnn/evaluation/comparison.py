@@ -11,7 +11,7 @@ import numpy as np
 from lit_cnn.errors import UsageError
 from lit_cnn.evaluation.calibration import calibration_of
 from lit_cnn.evaluation.combining import Answers, Rule, combine, select_greedily
-from lit_cnn.evaluation.cost import Cost, cost_of, network_of, time_networks
+from lit_cnn.evaluation.cost import Cost, Network, cost_of, time_networks
 from lit_cnn.evaluation.members import member_names
 from lit_cnn.evaluation.mistakes import Verdict
 from lit_cnn.evaluation.multi_crop import average_probabilities
@@ -88,9 +88,8 @@ def compare(
     test = _ask(runs, members, "test", comparison)
     val = _ask(runs, members, "val", comparison) if comparison.needs_val else {}
     part = _part(members[0], "test", comparison.limit_144)
-    networks = [network_of(member.model) for member in members]
-    models = [member.model for member in members]
-    timing = time_networks(models, comparison.views) if comparison.latency else None
+    networks = [Network(member.record.parameters, member.record.multiply_adds) for member in members]
+    timing = time_networks([member.model for member in members], comparison.views) if comparison.latency else None
     num_members = len(runs) - sum(beside)
     rows: list[Row] = []
     for count in comparison.views:
@@ -100,7 +99,7 @@ def compare(
             row = _row(way, count, test[count], val.get(count), comparison.calibration, of_part, cost)
             rows.append(replace(row, weights=row.weights[:num_members]))
     grid = [_grid_row(num, count, test[count], part) for num in _grid_models(num_members) for count in comparison.views]
-    table = build_table(rows, rows[0], len(members[0].class_names), grid)
+    table = build_table(rows, rows[0], len(members[0].record.class_names), grid)
     fewest = comparison.views[0]
     asked_for = _ways(runs, comparison, beside, val.get(fewest))[-1]
     return table, _verdict(asked_for, members[0], test[fewest], part if fewest == _MANY else None)

@@ -8,7 +8,7 @@ from pathlib import Path
 from lit_cnn.errors import UsageError
 from lit_cnn.tracking import Store, queries
 from lit_cnn.tracking.queries import RunInfo
-from lit_cnn.weights import checkpoint_of_run
+from lit_cnn.weights import checkpoint_of_run, checkpoint_path
 
 KINDS = ("fit", "soup")
 """Kinds of runs that have a checkpoint."""
@@ -48,6 +48,11 @@ def is_several(name: str) -> bool:
 def checkpoint_of(store: Store, network: RunInfo) -> Path:
     """Returns a local path of the checkpoint of a network that `find_networks` found; see `checkpoint_of_run`."""
     return checkpoint_of_run(store, network.run_id)
+
+
+def checkpoint_sha256(network: RunInfo) -> str | None:
+    """Returns the SHA-256 of that checkpoint without fetching it; None where nothing but the file can tell."""
+    return queries.artifact_sha256(network, checkpoint_path(network.run_id))
 
 
 def find_members(

@@ -1,36 +1,43 @@
 """Logits of a checkpoint's network: computed once per image and view, kept under the digest of what they depend on."""
 
-import csv
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from torch.utils.data import DataLoader, Dataset
 
-from lit_cnn.batches import stack_images
 from lit_cnn.checkpoints import digest_of_weights, load_checkpoint
 from lit_cnn.classifier import LitClassifier
 from lit_cnn.datamodule import ImageDataModule
-from lit_cnn.datasets import ArrayImages, ImageSet, list_images, read_image
+from lit_cnn.datasets import ArrayImages, ImageSet
 from lit_cnn.errors import UsageError
-from lit_cnn.evaluation.members import checkpoint_of
+from lit_cnn.evaluation.cost import network_of
+from lit_cnn.evaluation.members import checkpoint_of, checkpoint_sha256
 from lit_cnn.evaluation.multi_crop import VIEWS, Block, blocks_of
+from lit_cnn.evaluation.stored_logits import (
+    NetworkRecord,
+    RunLogits,
+    find_stored,
+    read_logits,
+    read_record,
+    write_logits,
+)
 from lit_cnn.exported import ImageClassifier
-from lit_cnn.files import replace_atomically
+from lit_cnn.file_hashes import hash_files
+from lit_cnn.garbage import predictions_folder
 from lit_cnn.splits import Split
 from lit_cnn.tracking import Store
 from lit_cnn.tracking.queries import RunInfo
-from lit_cnn.transforms import Interpolation, resize_and_center_crop
+from lit_cnn.transforms import Interpolation
 
 SCHEMA_VERSION = 2
 """Raised when stored logits would mean something else; old ones are then not found.
@@ -38,33 +45,29 @@ SCHEMA_VERSION = 2
 1: a file for each number of views. 2: a file for each block of views, which numbers of views share.
 """
 
-UNCERTAIN = "uncertain"
-"""What `predict_folder` writes in place of a class that is not probable enough."""
+_PREPROCESSING = ("image_size", "in_channels", "mean", "std", "interpolation")
 
 
 @dataclass(frozen=True)
 class Member:
-    """A trained network, ready to predict.
+    """A trained network that answers from stored logits, and is built when something else is asked of it.
 
     Attributes:
-        model: On its device, in eval mode.
+        record: What is known of it without that.
         data: The data module that its run was trained with.
-        class_names: In label order.
-        digests: Digests of the data and its splits, as its run recorded them.
-        weights_digest: See `digest_of_weights`.
+        load: Returns the network on its device, in eval mode.
+        run_logits: What its run keeps; None for a checkpoint that is no run's.
     """
 
-    model: LitClassifier
+    record: NetworkRecord
     data: ImageDataModule
-    class_names: list[str]
-    digests: dict[str, str]
-    weights_digest: str
+    load: Callable[[], LitClassifier]
+    run_logits: RunLogits | None = None
 
-    @property
-    def preprocessing(self) -> dict[str, Any]:
-        """What happens to an image before the network sees it."""
-        names = ("image_size", "in_channels", "mean", "std", "interpolation")
-        return {name: self.model.hparams[name] for name in names}
+    @cached_property
+    def model(self) -> LitClassifier:
+        """The network."""
+        return self.load()
 
 
 def load_classifier(path: Path) -> tuple[LitClassifier, dict[str, Any]]:
@@ -92,20 +95,23 @@ def load_member(path: Path, root: Path | None = None) -> Member:
         path: The checkpoint.
         root: Folder of the images, if it is elsewhere than in training.
     """
-    model, record = load_classifier(path)
-    config = yaml.safe_load(record["config"])
-    options = {**config["data"], "augment": None, "train_crop": "center", "seed": config["seed_everything"]}
-    if root is not None:
-        options["root"] = str(root)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    weights_digest = digest_of_weights(dict(model.net.state_dict()))
-    return Member(
-        model.to(device), ImageDataModule(**options), record["class_names"], record["digests"], weights_digest
+    model, of_run = load_classifier(path)
+    config = yaml.safe_load(of_run["config"])
+    cost = network_of(model)
+    record = NetworkRecord(
+        data={**config["data"], "seed": config["seed_everything"]},
+        class_names=of_run["class_names"],
+        preprocessing={name: model.hparams[name] for name in _PREPROCESSING},
+        weights_digest=digest_of_weights(dict(model.net.state_dict())),
+        parameters=cost.parameters,
+        multiply_adds=cost.multiply_adds,
     )
+    _to_device(model)
+    return Member(record, _data_of(record, root), lambda: model)
 
 
 def load_network(store: Store, run: RunInfo, splits: Sequence[Split], root: Path | None, option: str) -> Member:
-    """Loads a tracked network as a member.
+    """Finds a tracked network as a member; its checkpoint is not read if there is a record of it.
 
     Args:
         store: Where its run is.
@@ -117,7 +123,13 @@ def load_network(store: Store, run: RunInfo, splits: Sequence[Split], root: Path
     Raises:
         UsageError: If there is no checkpoint, or the images are others.
     """
-    member = load_member(checkpoint_of(store, run), root)
+    run_logits, sha256 = RunLogits(store, run), checkpoint_sha256(run)
+    record = find_stored(_record_file(store, sha256), read_record, run_logits) if sha256 is not None else None
+    if record is None:
+        member = _load_unknown(store, run, root, run_logits)
+    else:
+        known = record
+        member = Member(known, _data_of(known, root), lambda: _load_known(store, run, known, option), run_logits)
     for split in splits:
         if member.data.digests[split] != run.tags[f"{split}_split_digest"]:
             what = {"val": "validation"}.get(split, split)
@@ -131,8 +143,8 @@ def load_network(store: Store, run: RunInfo, splits: Sequence[Split], root: Path
 def store_key(member: Member, image_digest: str, block: Block) -> str:
     """Returns the digest of what stored logits depend on: weights, preprocessing, precision, images, views, schema."""
     depends_on = {
-        "weights": member.weights_digest,
-        "preprocessing": member.preprocessing,
+        "weights": member.record.weights_digest,
+        "preprocessing": member.record.preprocessing,
         "precision": "fp32",
         "images": image_digest,
         "views": block,
@@ -168,62 +180,25 @@ def predict_views(
     """
     blocks = list(dict.fromkeys(block for count in view_counts for block in VIEWS[count]))
     files = _files(member, indices, blocks, folder)
-    logits = {block: stored for block, file in files.items() if (stored := read_logits(file)) is not None}
+    found = {block: find_stored(file, read_logits, member.run_logits) for block, file in files.items()}
+    logits = {block: stored for block, stored in found.items() if stored is not None}
     missing = [block for block in blocks if block not in logits]
     if missing:
-        views = ViewImages(member.data.image_set, indices, missing, member.preprocessing)
+        views = ViewImages(member.data.image_set, indices, missing, member.record.preprocessing)
         for block, computed in _forward(member, views, batch_size, num_workers, label).items():
             write_logits(files[block], computed)
             logits[block] = computed
+    if member.run_logits is not None:
+        member.run_logits.put([files[block] for block in missing])
     return {count: np.concatenate([logits[block] for block in VIEWS[count]]) for count in view_counts}
 
 
 def are_stored(member: Member, indices: np.ndarray, num_views: int, folder: Path) -> bool:
     """Whether `predict_views` would find the logits of these images with so many views."""
-    return all(file.is_file() for file in _files(member, indices, VIEWS[num_views], folder).values())
-
-
-def write_logits(file: Path, logits: np.ndarray) -> None:
-    """Writes logits with their SHA-256 inside, whole or not at all."""
-    logits = np.ascontiguousarray(logits)
-    with replace_atomically(file) as temporary:
-        save_file({"logits": logits}, temporary, {"sha256": hashlib.sha256(logits.tobytes()).hexdigest()})
-
-
-def read_logits(file: Path) -> np.ndarray | None:
-    """Returns stored logits, or None if there are none or the file is not as it was written."""
-    try:
-        with safe_open(file, "numpy") as stored:
-            logits: np.ndarray = stored.get_tensor("logits")
-            digest = (stored.metadata() or {}).get("sha256")
-    except (OSError, SafetensorError):
-        return None
-    return logits if hashlib.sha256(logits.tobytes()).hexdigest() == digest else None
-
-
-class FolderImages(Dataset[torch.Tensor]):
-    """Images without labels, as validation sees them: what `lit-cnn predict` reads.
-
-    Args:
-        files: The image files.
-        size: S, pixels of the square.
-        in_channels: 1 (gray) or 3 (RGB).
-        interpolation: How to resize.
-    """
-
-    def __init__(self, files: Sequence[Path], size: int, in_channels: int, interpolation: Interpolation) -> None:
-        self.files = files
-        self.size = size
-        self.in_channels = in_channels
-        self.interpolation = interpolation
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitems__(self, positions: Sequence[int]) -> torch.Tensor:
-        """Returns images `(N, C, S, S)` uint8."""
-        images = [read_image(self.files[position], self.in_channels) for position in positions]
-        return stack_images([resize_and_center_crop(image, self.size, self.interpolation) for image in images])
+    files = _files(member, indices, VIEWS[num_views], folder).values()
+    return all(
+        file.is_file() or (member.run_logits is not None and file.name in member.run_logits.names) for file in files
+    )
 
 
 class ViewImages(Dataset[torch.Tensor]):
@@ -233,7 +208,7 @@ class ViewImages(Dataset[torch.Tensor]):
         image_set: All images.
         indices: `(N,)` which of them.
         blocks: Which views.
-        preprocessing: See `Member.preprocessing`.
+        preprocessing: See `NetworkRecord`.
     """
 
     def __init__(
@@ -253,66 +228,6 @@ class ViewImages(Dataset[torch.Tensor]):
         images = [self.images[index] for index in self.indices[positions]]
         views = [blocks_of(image, self.size, self.blocks, self.interpolation) for image in images]
         return torch.from_numpy(np.stack(views)).permute(0, 1, 4, 2, 3).contiguous()
-
-
-def checkpoint_classifier(path: Path) -> ImageClassifier:
-    """Returns what a checkpoint's network says of images, on the GPU if there is one; see `load_classifier`."""
-    model, record = load_classifier(path)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-
-    def probabilities(images: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return model(torch.from_numpy(images).to(model.device)).float().softmax(1).cpu().numpy()
-
-    seen = {name: model.hparams[name] for name in ("image_size", "in_channels", "interpolation")}
-    return ImageClassifier(record["class_names"], **seen, probabilities=probabilities)
-
-
-def predict_folder(
-    classifier: ImageClassifier,
-    folder: Path,
-    output: Path,
-    batch_size: int,
-    num_workers: int,
-    min_confidence: float | None = None,
-) -> int:
-    """Classifies every image of a folder into a CSV file of file, class, probability.
-
-    Args:
-        classifier: What is asked.
-        folder: Searched with its sub-folders.
-        output: The CSV file; replaced if it is there.
-        batch_size: Images per forward pass.
-        num_workers: Processes that decode images.
-        min_confidence: In [0, 1]: an image whose most probable class is less probable is of the class `uncertain`, and
-            a further column, `best_class`, names the most probable one of each image.
-
-    Returns:
-        The number of images.
-
-    Raises:
-        UsageError: If there are no images, one cannot be decoded, or the file cannot be written.
-    """
-    if batch_size < 1 or num_workers < 0:
-        raise UsageError(f"--batch_size {batch_size} --num_workers {num_workers}: give at least 1 and at least 0")
-    files = list_images(folder)
-    images = FolderImages(files, classifier.image_size, classifier.in_channels, classifier.interpolation)
-    probabilities = classify(classifier, images, len(files), batch_size, num_workers, "predicting")
-    header, rows = ["file", "class", "probability"], []
-    for file, of_image in zip(files, probabilities, strict=True):
-        best, probability = classifier.class_names[int(of_image.argmax())], float(of_image.max())
-        is_uncertain = min_confidence is not None and probability < min_confidence
-        rows.append([file.relative_to(folder).as_posix(), UNCERTAIN if is_uncertain else best, f"{probability:.6f}"])
-        if min_confidence is not None:
-            rows[-1].append(best)
-    if min_confidence is not None:
-        header.append("best_class")
-    try:
-        with replace_atomically(output) as temporary, temporary.open("w", newline="", encoding="utf-8") as table:
-            csv.writer(table).writerows([header, *rows])
-    except OSError as error:
-        raise UsageError(f"--output {output}: cannot be written ({error.strerror}); give another file") from error
-    return len(rows)
 
 
 def classify(
@@ -337,6 +252,42 @@ def classify(
     # The axis of the one view, where there is one, goes.
     parts = [classifier.probabilities(batch.flatten(0, -4).numpy()) for batch in _progress(batches, num_images, label)]
     return np.concatenate(parts)
+
+
+def _record_file(store: Store, sha256: str) -> Path:
+    """Returns the file of the record of the network in the checkpoint with this digest."""
+    return predictions_folder(store) / f"{sha256}.json"
+
+
+def _load_unknown(store: Store, run: RunInfo, root: Path | None, run_logits: RunLogits) -> Member:
+    path = checkpoint_of(store, run)
+    (before,) = hash_files([path])
+    member = load_member(path, root)
+    # A run that goes on may have replaced the file meanwhile: its record would be that of other weights.
+    if hash_files([path]) == [before]:
+        run_logits.new_record = (_record_file(store, before), member.record)
+    return replace(member, run_logits=run_logits)
+
+
+def _load_known(store: Store, run: RunInfo, record: NetworkRecord, option: str) -> LitClassifier:
+    model, _ = load_classifier(checkpoint_of(store, run))
+    if digest_of_weights(dict(model.net.state_dict())) != record.weights_digest:
+        raise UsageError(
+            f"{option} {run.run_id}: the checkpoint of {run.name} is not the one that its logits are of: it was "
+            "replaced a moment ago; run this again"
+        )
+    return _to_device(model)
+
+
+def _to_device(model: LitClassifier) -> LitClassifier:
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _data_of(record: NetworkRecord, root: Path | None) -> ImageDataModule:
+    options = {**record.data, "augment": None, "train_crop": "center"}
+    if root is not None:
+        options["root"] = str(root)
+    return ImageDataModule(**options)
 
 
 def _files(member: Member, indices: np.ndarray, blocks: Sequence[Block], folder: Path) -> dict[Block, Path]:

@@ -109,13 +109,13 @@ def _write_folder(output: Path, inner: Path, card: ModelCard, format: str, overw
 
 
 def _card(recipe: Recipe, members: Sequence[Member]) -> ModelCard:
-    first = members[0]
+    first = members[0].record
     described = [
         {
             "run_id": run.run_id,
             "name": run.name,
             "weight": weight,
-            "weights_sha256": member.weights_digest,
+            "weights_sha256": member.record.weights_digest,
             **{name: member.model.hparams[name] for name in OF_NETWORK},
         }
         for run, weight, member in zip(recipe.runs, recipe.weights, members, strict=True)

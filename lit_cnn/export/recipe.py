@@ -70,7 +70,7 @@ def load_members(store: Store, recipe: Recipe, root: Path | None) -> list[Member
     """
     members = [load_network(store, run, ["test"], root, "RUN") for run in recipe.runs]
     for name in ("image_size", "in_channels", "interpolation"):
-        values = sorted({str(member.preprocessing[name]) for member in members})
+        values = sorted({str(member.record.preprocessing[name]) for member in members})
         if len(values) > 1:
             raise UsageError(f"RUN: the members differ in {name} ({', '.join(values)}); export runs of the same images")
     return members

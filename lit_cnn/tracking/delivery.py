@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from lit_cnn.files import replace_atomically, sha256_of_file, sync_to_disk
+from lit_cnn.files import sha256_of_file, sync_to_disk
 from lit_cnn.tracking import names, outbox
 from lit_cnn.tracking.client import connect, is_timeout, require_reachable
 from lit_cnn.tracking.journal import JOURNAL, Record, RunHeader, now_ms, read_header, read_journal, read_owner
@@ -231,12 +231,13 @@ class Courier:
             return
         root = local_folder(self._client.get_run(run.run_id).info.artifact_uri)
         if root is None:
+            if target.suffix == ".ckpt":
+                # First: under the new digest nothing is found that was computed with the file that is replaced.
+                self._client.set_tag(run.run_id, names.sha256_tag(str(target)), sha256)
             parent = str(target.parent)
             self._client.log_artifact(run.run_id, str(waiting), None if parent == "." else parent)
         else:
-            with replace_atomically(root / target) as temporary:
-                outbox.link_or_copy(waiting, temporary)
-            temporary.unlink(missing_ok=True)  # renaming a file onto another link of itself does nothing
+            outbox.put_in_place(waiting, root / target)
         outbox.remove(waiting)
 
 

@@ -41,6 +41,11 @@ def cleaned(name: str) -> str:
     return re.sub(r"[^/\w.\- :]", "_", name)[:_MAX_NAME_LENGTH]
 
 
+def sha256_tag(target: str) -> str:
+    """Returns the tag of a run that has the SHA-256 of one of its checkpoints on a server."""
+    return cleaned(f"lit_cnn.sha256.{target}")
+
+
 def _check(name: str, what: str) -> None:
     if not _ALLOWED.fullmatch(name):
         raise UsageError(

@@ -68,6 +68,17 @@ def remove(waiting: Path) -> None:
         waiting.parent.rmdir()
 
 
+def put_in_place(source: Path, destination: Path) -> None:
+    """Puts a file at `destination`, whole or not at all, as `link_or_copy` does; neither may be written to after that.
+
+    Raises:
+        OSError: If it cannot be put there.
+    """
+    with replace_atomically(destination) as temporary:
+        link_or_copy(source, temporary)
+    temporary.unlink(missing_ok=True)  # renaming a file onto another link of itself does nothing
+
+
 def link_or_copy(source: Path, destination: Path) -> None:
     """Makes `destination` a hard link to `source`, or a copy where the file system has no link for it."""
     destination.unlink(missing_ok=True)

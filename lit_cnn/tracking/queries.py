@@ -1,5 +1,6 @@
 """Finds runs in a store, and their files."""
 
+import errno
 import os
 import re
 import tempfile
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_cnn.errors import UsageError
+from lit_cnn.file_hashes import hash_files
+from lit_cnn.tracking import names, outbox
 from lit_cnn.tracking.client import connect, repair_moved_store
 from lit_cnn.tracking.delivery import KEY_TAG, in_one_line, local_folder
 from lit_cnn.tracking.store import Store
@@ -20,9 +23,11 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 __all__ = [
+    "BEST_CHECKPOINT",
     "RunInfo",
+    "artifact_names",
     "artifact_of_version",
-    "best_checkpoint",
+    "artifact_sha256",
     "client",
     "download_artifact",
     "experiment_id",
@@ -33,6 +38,7 @@ __all__ = [
     "registered_version",
     "repair_moved_store",
     "search_runs",
+    "upload_artifact",
 ]
 
 _SHORTEST_PREFIX = 6
@@ -109,8 +115,8 @@ def find_runs(store: Store, run_ids: list[str]) -> list[RunInfo]:
     """
     connected = client(store)
     with _in_one_line(store):
-        names = {experiment.experiment_id: experiment.name for experiment in connected.search_experiments()}
-        return [_info(_find_run(connected, list(names), run_id, store), names) for run_id in run_ids]
+        of_ids = {experiment.experiment_id: experiment.name for experiment in connected.search_experiments()}
+        return [_info(_find_run(connected, list(of_ids), run_id, store), of_ids) for run_id in run_ids]
 
 
 def search_runs(
@@ -189,9 +195,69 @@ def download_artifact(store: Store, run: RunInfo, artifact_path: str, target_dir
         raise UsageError(f"{missing}; {store.label} says: {in_one_line(error)}") from error
 
 
-def best_checkpoint(store: Store, run: RunInfo, target_dir: Path | None = None) -> Path:
-    """Returns a local path of the run's best checkpoint; see `download_artifact`."""
-    return download_artifact(store, run, BEST_CHECKPOINT, target_dir)
+def upload_artifact(store: Store, run: RunInfo, file: Path, artifact_path: str) -> None:
+    """Puts a file among a run's, in place of one of the same name; on this machine whole or not at all.
+
+    Args:
+        store: Where the run is.
+        run: Whose file it becomes.
+        file: Keeps its name; must from then on only be replaced by renaming, as it may become one with the run's.
+        artifact_path: Folder among the run's files, such as "logits".
+
+    Raises:
+        UsageError: If it cannot be put there: the server is away, the run is gone, nothing may be written.
+    """
+    from mlflow.exceptions import MlflowException
+
+    root = local_folder(run.artifact_uri)
+    try:
+        if root is None:
+            client(store).log_artifact(run.run_id, os.fspath(file), artifact_path)
+        elif root.is_dir():
+            outbox.put_in_place(file, root / artifact_path / file.name)
+        else:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(root))
+    except (MlflowException, OSError) as error:  # what requests raises is an OSError too
+        raise UsageError(f"--tracking_uri {store.label}: takes no {file.name}: {in_one_line(error)}") from error
+
+
+def artifact_names(store: Store, run: RunInfo, artifact_path: str) -> set[str]:
+    """Returns the names of a run's files in one folder; none if there is no such folder.
+
+    Args:
+        store: Where the run is.
+        run: Whose files they are.
+        artifact_path: Such as "logits".
+
+    Raises:
+        UsageError: If the server does not answer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    root = local_folder(run.artifact_uri)
+    if root is not None:
+        return {path.name for path in (root / artifact_path).glob("*")}
+    try:
+        listed = client(store).list_artifacts(run.run_id, artifact_path)
+    except (MlflowException, OSError) as error:
+        raise UsageError(f"--tracking_uri {store.label}: {in_one_line(error)}") from error
+    return {file.path.rpartition("/")[2] for file in listed}
+
+
+def artifact_sha256(run: RunInfo, artifact_path: str) -> str | None:
+    """Returns the SHA-256 of a run's checkpoint: of a file on this machine its own, else what the run says of it.
+
+    Args:
+        run: Whose file it is.
+        artifact_path: Such as "checkpoints/best.ckpt".
+
+    Returns:
+        64 hexadecimal digits; None if the run says nothing, as those of earlier releases on a server.
+    """
+    root = local_folder(run.artifact_uri)
+    if root is None:
+        return run.tags.get(names.sha256_tag(artifact_path))
+    return hash_files([root / artifact_path])[0]
 
 
 def registered_checkpoint(store: Store, address: str) -> Path:

@@ -43,7 +43,7 @@ def naive(members: list[Member], indices: np.ndarray) -> np.ndarray:
     logits = []
     with torch.inference_mode():
         for member in members:
-            seen, images = member.preprocessing, member.data.image_set.images
+            seen, images = member.record.preprocessing, member.data.image_set.images
             for crop in range(CROPS):
                 parts = []
                 for batch in np.array_split(indices, -(-len(indices) // 256)):

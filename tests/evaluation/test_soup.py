@@ -90,7 +90,7 @@ def test_the_average_is_that_of_what_lies_in_one_basin_with_statistics_of_its_ow
     torch.testing.assert_close(of_soup["net.conv1_norm.running_mean"], maps.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(of_soup["net.conv1_norm.running_var"], maps.var((0, 2, 3)), rtol=1e-3, atol=1e-4)
     net = {name.removeprefix("net."): tensor for name, tensor in of_soup.items()}
-    assert soup.tags["weights_digest"] == digest_of_weights(net) == member.weights_digest
+    assert soup.tags["weights_digest"] == digest_of_weights(net) == member.record.weights_digest
 
 
 def test_a_soup_is_a_run_like_others(store: Store, soup: TrackedRun, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,6 +102,7 @@ def test_a_soup_is_a_run_like_others(store: Store, soup: TrackedRun, capsys: pyt
         members = [run.run_id for run in (*store.tuned, store.other)]
         table = ensemble_runs(resolve_store(), run_ids=members, beside=[soup.run_id], views=[1], num_workers=0)
         assert fit(BATCH_NORM, f"--model.weights=runs:/{soup.run_id}", "--trainer.max_epochs=1") == 0
+    assert {path.suffix for path in (soup.artifacts / "logits").iterdir()} == {".json", ".safetensors"}
     row = table.lines[-1].row
     assert row.name in ("lenet5 soup seed 3 4", "lenet5 soup seed 4 3")
     assert (row.kind, row.forward_passes) == ("alternative", 1)

@@ -117,6 +117,7 @@ def test_a_run_that_mlflow_lacks_or_that_goes_on_stays(store: Store, new_journal
 
 def test_what_is_left_of_a_run_deleted_in_mlflow_goes(store: Store, new_journal: NewJournal) -> None:
     kept, deleted = finished(store, new_journal), finished(store, new_journal)
+    (store.journal_dir / "sender.log").write_text("")  # is no run's
     run = MlflowRun.read(deleted.folder)
     assert run is not None
     connect(store).delete_run(run.run_id)
@@ -150,6 +151,7 @@ def test_a_run_that_was_killed_before_it_began_goes(store: Store, new_journal: N
 def test_logits_and_caches_go_when_they_were_not_used_for_long(store: Store, cache: Path) -> None:
     expected = {
         aged(predictions_folder(store) / "a.safetensors", 31): STORED_LOGITS,
+        aged(predictions_folder(store) / "a.json", 31): STORED_LOGITS,
         aged(cache / "indexes" / "a.bytes", 31): CACHE,
         aged(cache / "indexes" / "a.npz", 31): CACHE,
         aged(cache / "pixel_statistics" / "a.json", 31): CACHE,

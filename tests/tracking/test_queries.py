@@ -1,7 +1,9 @@
 """Finding runs and their files, and what the user is told when they are not there."""
 
+import hashlib
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,15 @@ from lit_cnn.tracking import outbox, resolve_store
 from lit_cnn.tracking.delivery import Courier
 from lit_cnn.tracking.journal import Journal
 from lit_cnn.tracking.queries import (
-    best_checkpoint,
+    BEST_CHECKPOINT,
+    artifact_names,
+    artifact_sha256,
     download_artifact,
     experiment_id,
     find_runs,
     repair_moved_store,
     search_runs,
+    upload_artifact,
 )
 from lit_cnn.tracking.store import Store
 
@@ -85,9 +90,38 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_used_where_it_lies(store: Store, runs: list[Journal]) -> None:
     first, second = find_runs(store, [journal.header.key for journal in runs])
-    assert best_checkpoint(store, first).samefile(runs[0].folder / "best.ckpt")
+    assert download_artifact(store, first, BEST_CHECKPOINT).samefile(runs[0].folder / "best.ckpt")
     with pytest.raises(UsageError, match=rf"run1 \({second.run_id}\) has no file checkpoints/best.ckpt"):
-        best_checkpoint(store, second)
+        download_artifact(store, second, BEST_CHECKPOINT)
+
+
+def test_a_file_is_put_among_a_runs_and_named(store: Store, runs: list[Journal], tmp_path: Path) -> None:
+    first, second = find_runs(store, [journal.header.key for journal in runs])
+    assert artifact_names(store, first, "logits") == set()
+    for content in (b"1", b"2", b"2"):
+        (tmp_path / "a").unlink(missing_ok=True)
+        (tmp_path / "a").write_bytes(content)
+        upload_artifact(store, first, tmp_path / "a", "logits")
+    upload_artifact(store, first, tmp_path / "a", "logits")  # is there already, as the same file
+    assert download_artifact(store, first, "logits/a").read_bytes() == b"2"
+    assert artifact_names(store, first, "logits") == {"a"}
+    with pytest.raises(UsageError, match=r"takes no a: .*No such file"):
+        upload_artifact(store, second, tmp_path / "a", "logits")  # never had a file, so it has no folder
+    away = replace(first, artifact_uri="mlflow-artifacts:/1/x/artifacts")
+    nobody = resolve_store("http://127.0.0.1:9")
+    for call in (lambda: upload_artifact(nobody, away, tmp_path / "a", ""), lambda: artifact_names(nobody, away, "")):
+        with pytest.raises(UsageError, match=r"127.0.0.1:9 does not answer"):
+            call()
+
+
+def test_a_checkpoints_digest_is_its_own_or_what_the_run_says(store: Store, runs: list[Journal]) -> None:
+    (run,) = find_runs(store, [runs[0].header.key])
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert artifact_sha256(run, BEST_CHECKPOINT) == digest
+    elsewhere = replace(run, artifact_uri="mlflow-artifacts:/1/x/artifacts")
+    assert artifact_sha256(elsewhere, BEST_CHECKPOINT) is None
+    tagged = replace(elsewhere, tags={f"lit_cnn.sha256.{BEST_CHECKPOINT}": "ab"})
+    assert artifact_sha256(tagged, BEST_CHECKPOINT) == "ab"
 
 
 @pytest.mark.parametrize("leave_original", [False, True])
@@ -100,7 +134,7 @@ def test_a_moved_or_copied_store_finds_its_files(
         shutil.rmtree(old)
     moved = resolve_store(f"sqlite:///{new}/mlflow.db")
     (run,) = find_runs(moved, [runs[0].header.key])
-    assert best_checkpoint(moved, run) == Path(run.artifact_uri) / "checkpoints" / "best.ckpt"
+    assert download_artifact(moved, run, BEST_CHECKPOINT) == Path(run.artifact_uri) / "checkpoints" / "best.ckpt"
     assert Path(run.artifact_uri).is_relative_to(new)
     assert repair_moved_store(moved) == {}
 

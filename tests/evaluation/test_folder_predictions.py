@@ -1,4 +1,4 @@
-"""Stored logits, and `lit-cnn predict` on a folder."""
+"""`lit-cnn predict` on a folder."""
 
 import csv
 from pathlib import Path
@@ -10,28 +10,9 @@ import torch
 
 from lit_cnn.cli import main
 from lit_cnn.datasets import load_digits
-from lit_cnn.evaluation.predictions import load_classifier, read_logits, write_logits
+from lit_cnn.evaluation.predictions import load_classifier
 from lit_cnn.transforms import resize_and_center_crop
 from tests.training import fit, tracked_runs
-
-
-def test_logits_come_back_as_they_were(tmp_path: Path) -> None:
-    logits = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
-    write_logits(tmp_path / "a.safetensors", logits)
-    stored = read_logits(tmp_path / "a.safetensors")
-    assert stored is not None
-    np.testing.assert_array_equal(stored, logits)
-    assert read_logits(tmp_path / "absent.safetensors") is None
-
-
-def test_a_changed_or_cut_file_counts_as_absent(tmp_path: Path) -> None:
-    file = tmp_path / "a.safetensors"
-    write_logits(file, np.ones((1, 4, 3), np.float32))
-    content = file.read_bytes()
-    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    assert read_logits(file) is None
-    file.write_bytes(content[: len(content) // 2])
-    assert read_logits(file) is None
 
 
 @pytest.fixture

@@ -1,0 +1,173 @@
+"""Logits as they are stored, here and with the run of their network; and what is found by them without the network."""
+
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from lit_cnn.errors import UsageError
+from lit_cnn.files import replace_atomically, write_text_atomically
+from lit_cnn.tracking import Store, queries
+from lit_cnn.tracking.outbox import put_in_place
+from lit_cnn.tracking.queries import RunInfo
+
+FOLDER = "logits"
+"""Where they are among a run's files, under the names that they have here."""
+
+Stored = TypeVar("Stored")
+
+
+@dataclass(frozen=True)
+class NetworkRecord:
+    """What an evaluation wants to know of a network besides its logits, in plain values.
+
+    Attributes:
+        data: Options of the data module that it was trained with.
+        class_names: In label order.
+        preprocessing: What happens to an image before the network sees it.
+        weights_digest: See `lit_cnn.checkpoints.digest_of_weights`.
+        parameters: Numbers in its parameters, side branches included.
+        multiply_adds: For one view.
+    """
+
+    data: dict[str, Any]
+    class_names: list[str]
+    preprocessing: dict[str, Any]
+    weights_digest: str
+    parameters: int
+    multiply_adds: int
+
+
+class RunLogits:
+    """The logits that a tracked run keeps among its files, and records of the networks that they are of.
+
+    Nothing here ends an evaluation: what cannot be fetched or kept is said in a line.
+
+    Args:
+        store: Where the run is.
+        run: As `find_networks` found it; what belongs to a snapshot is kept with its run.
+
+    Attributes:
+        new_record: A record to keep beside the first logits, and its file here; None for none.
+    """
+
+    def __init__(self, store: Store, run: RunInfo) -> None:
+        self.new_record: tuple[Path, NetworkRecord] | None = None
+        self._store = store
+        self._run = replace(run, run_id=run.run_id.partition("/")[0])
+        self._name = f"run {run.name} ({self._run.run_id})"
+        self._takes_files = True
+
+    @cached_property
+    def names(self) -> set[str]:
+        """Names of the files that the run had when this was first asked."""
+        try:
+            return queries.artifact_names(self._store, self._run, FOLDER)
+        except UsageError as error:
+            self._warn(f"{error}; what {self._name} keeps is not used")
+            return set()
+
+    def fetch(self, file: Path, read: Callable[[Path], Stored | None]) -> Stored | None:
+        """Returns what is in the run's file of this name, which is then here too; None if there is no whole one.
+
+        Args:
+            file: Where it goes.
+            read: Returns what is in a file, None if it is damaged.
+        """
+        if file.name not in self.names:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                fetched = queries.download_artifact(self._store, self._run, f"{FOLDER}/{file.name}", Path(folder))
+            except UsageError as error:
+                self._warn(f"{error}; it is made anew")
+                return None
+            found = read(fetched)
+            if found is None:
+                self._warn(f"{FOLDER}/{file.name} of {self._name} is damaged; it is made anew")
+                return None
+            try:
+                put_in_place(fetched, file)
+            except OSError as error:
+                self._warn(f"{file} cannot be written ({error.strerror}); {self._name} alone keeps it")
+            return found
+
+    def put(self, files: Sequence[Path]) -> None:
+        """Keeps files with the run under their names, in place of what it has there; the new record before them."""
+        if self.new_record is not None:
+            (file, record), self.new_record = self.new_record, None
+            try:
+                write_record(file, record)
+                files = [file, *files]
+            except OSError as error:
+                self._warn(f"{file} cannot be written ({error.strerror}); the next evaluation loads the network again")
+        for file in files if self._takes_files else ():
+            try:
+                queries.upload_artifact(self._store, self._run, file, FOLDER)
+            except UsageError as error:
+                # The others would fare no better, and each may have to wait for a server that is away.
+                self._takes_files = False
+                self._warn(f"{error}; the logits of {self._name} are in {file.parent} only")
+                return
+
+    def _warn(self, what: str) -> None:
+        print(f"lit-cnn: warning: {what}", file=sys.stderr)
+
+
+def find_stored(file: Path, read: Callable[[Path], Stored | None], run_logits: RunLogits | None) -> Stored | None:
+    """Returns what is in a file here, or else in the run's of this name; None if neither has a whole one.
+
+    Args:
+        file: The file here.
+        read: As in `RunLogits.fetch`.
+        run_logits: Of the network's run, if it has one.
+    """
+    found = read(file)
+    return run_logits.fetch(file, read) if found is None and run_logits is not None else found
+
+
+def write_logits(file: Path, logits: np.ndarray) -> None:
+    """Writes logits with their SHA-256 inside, whole or not at all."""
+    logits = np.ascontiguousarray(logits)
+    with replace_atomically(file) as temporary:
+        save_file({"logits": logits}, temporary, {"sha256": hashlib.sha256(logits.tobytes()).hexdigest()})
+
+
+def read_logits(file: Path) -> np.ndarray | None:
+    """Returns stored logits, or None if there are none or the file is not as it was written."""
+    try:
+        with safe_open(file, "numpy") as stored:
+            logits: np.ndarray = stored.get_tensor("logits")
+            digest = (stored.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError):
+        return None
+    return logits if hashlib.sha256(logits.tobytes()).hexdigest() == digest else None
+
+
+def write_record(file: Path, record: NetworkRecord) -> None:
+    """Writes a record as JSON with its SHA-256 inside, whole or not at all."""
+    written = {"record": asdict(record), "sha256": _digest_of(record)}
+    write_text_atomically(file, json.dumps(written, indent=2, sort_keys=True) + "\n")
+
+
+def read_record(file: Path) -> NetworkRecord | None:
+    """Returns a record, or None if there is none or the file is not as it was written."""
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+        record = NetworkRecord(**written["record"])
+        return record if _digest_of(record) == written["sha256"] else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _digest_of(record: NetworkRecord) -> str:
+    return hashlib.sha256(json.dumps(asdict(record), sort_keys=True).encode()).hexdigest()
