@@ -66,8 +66,9 @@ class Member:
 
     @cached_property
     def model(self) -> LitClassifier:
-        """The network."""
-        return self.load()
+        """The network; activation maps take its gradients, wherever it was first asked for."""
+        with torch.inference_mode(False):
+            return self.load()
 
 
 def load_classifier(path: Path) -> tuple[LitClassifier, dict[str, Any]]:

@@ -96,6 +96,16 @@ def test_a_changed_or_cut_file_counts_as_absent(tmp_path: Path) -> None:
     assert read_logits(file) is None
 
 
+def test_a_network_that_more_views_bring_in_takes_gradients(runs: list[TrackedRun]) -> None:
+    evaluate(runs[0], views=1)
+    (network,) = find_networks(resolve_store(), [runs[0].run_id])
+    member = load_network(resolve_store(), network, ["test"], None, "--runs")
+    predict_views(member, member.data.splits["test"][:4], [2], HERE, num_workers=0)
+    size = member.record.preprocessing["image_size"]
+    member.model(torch.zeros(1, 1, size, size, dtype=torch.uint8)).sum().backward()
+    assert all(parameter.grad is not None for parameter in member.model.parameters())
+
+
 @pytest.mark.slow
 def test_a_second_evaluation_loads_no_network(runs: list[TrackedRun]) -> None:
     ids = [run.run_id for run in runs]
