@@ -61,16 +61,7 @@ def load_manifest(
     class_names = class_order([label for label in labels if label])
     place = {name: label for label, name in enumerate(class_names)}
     splits = _splits(file, chosen["split"], texts["split"]) if "split" in texts else {}
-    images: FileImages | SpanImages
-    if holds_bytes:
-        images, paths, hashes = parquet_images(file, chosen["image"], in_channels)
-        findings = [*_without_image(chosen["image"], paths, np.flatnonzero(images.places[:, 2] == 0).tolist())]
-    else:
-        others = parquet_columns(file) if is_parquet else []
-        instead = next((name for name in ROLES["image"] if name in others and has_bytes(file, name)), "")
-        paths, findings = _listed_files(file, chosen["image"], texts["image"], outside_root, instead)
-        files = [file.parent / path for path in paths]
-        images, hashes = FileImages(files, in_channels), hash_files(files)
+    images, paths, hashes, findings = _images(file, chosen["image"], texts.get("image"), in_channels, outside_root)
     image_set = ImageSet(
         name=file.stem,
         source=str(file.resolve()),
@@ -155,6 +146,21 @@ def _splits(file: Path, column: str, texts: list[str]) -> dict[str, np.ndarray]:
             f"--data.root {file}: no row's {column} is train; leave the column out to have the split drawn"
         )
     return {split: np.array(rows, np.int64) for split, rows in found.items()}
+
+
+def _images(
+    file: Path, column: str, names: list[str] | None, in_channels: int, outside_root: bool
+) -> tuple[FileImages | SpanImages, list[str], list[str], list[Finding]]:
+    """Returns the images, a path and the SHA-256 of each, and what is wrong; without names the column holds bytes."""
+    if names is None:
+        spans, paths, hashes = parquet_images(file, column, in_channels)
+        empty = np.flatnonzero(spans.places[:, 2] == 0).tolist()
+        return spans, paths, hashes, [*_without_image(column, paths, empty)]
+    others = parquet_columns(file) if file.suffix.lower() == ".parquet" else []
+    instead = next((name for name in ROLES["image"] if name in others and has_bytes(file, name)), "")
+    paths, findings = _listed_files(file, column, names, outside_root, instead)
+    files = [file.parent / path for path in paths]
+    return FileImages(files, in_channels), paths, hash_files(files), findings
 
 
 def _listed_files(
