@@ -309,9 +309,9 @@ def _forward(
     parts = []
     with torch.inference_mode():
         for batch in _progress(batches, len(views), label):
-            # The views of one image may be more than a batch.
+            # The views of one image may be more than a batch. Channels last is the faster layout for most networks.
             flat = [
-                member.model(part.to(member.model.device)).float().cpu()
+                member.model(part.to(member.model.device, memory_format=torch.channels_last)).float().cpu()
                 for part in batch.flatten(0, 1).split(batch_size)
             ]
             parts.append(torch.cat(flat).reshape(len(batch), num_views, -1))
