@@ -26,6 +26,7 @@ from lit_cnn.optimization import (
     rewrite_rates,
     total_steps,
 )
+from lit_cnn.precision import train_depthwise_in_float32
 from lit_cnn.randomness import torch_seed
 from lit_cnn.transfer import Freezer, Regime, SplitNet, resolve_regime
 from lit_cnn.weights import build_network
@@ -242,6 +243,7 @@ class LitClassifier(pl.LightningModule):
             raise UsageError("--model.transfer gradual: trains on one device; give --trainer.devices 1, or full")
         if str(self.trainer.precision).startswith("bf16"):
             self.use_channels_last()
+            train_depthwise_in_float32(self.net)
 
     def use_channels_last(self) -> None:
         """Lays out weights and images in memory as (N, H, W, C); shapes and values stay."""

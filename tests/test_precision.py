@@ -1,5 +1,6 @@
 """bfloat16 where the hardware has it: what is chosen, and what it leaves alone."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,12 @@ import torch
 
 from lit_cnn.checkpoints import load_checkpoint
 from lit_cnn.classifier import LitClassifier
-from lit_cnn.precision import default_precision, has_depthwise_convolutions, has_native_bf16
+from lit_cnn.precision import (
+    default_precision,
+    has_depthwise_convolutions,
+    has_native_bf16,
+    train_depthwise_in_float32,
+)
 from tests.training import copy_empty_store, fit, tracked_runs
 
 
@@ -70,3 +76,55 @@ def test_channels_last_changes_the_layout_and_no_logit() -> None:
     model.use_channels_last()
     assert model.normalize(images).is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(model(images), before, rtol=1e-4, atol=1e-5)
+
+
+def test_strided_depthwise_convolutions_train_in_float32_and_their_copies_with_their_own_weights() -> None:
+    """A CPU's bfloat16 gradients of these take up to a hundred times as long."""
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 1),
+        torch.nn.Conv2d(8, 8, 3, stride=2, groups=8),
+        torch.nn.Conv2d(8, 8, 3, groups=8),
+    )
+    train_depthwise_in_float32(net)
+    train_depthwise_in_float32(net)
+    assert [len(each._forward_hooks) for each in net] == [0, 1, 0]
+    images = torch.randn(2, 3, 16, 16)
+    expected = net(images)
+
+    def dtypes(of: torch.nn.Sequential) -> list[torch.dtype]:
+        found = []
+        values = images
+        with torch.autocast("cpu", torch.bfloat16):
+            for each in of:
+                values = each(values)
+                found.append(values.dtype)
+        torch.testing.assert_close(values.float(), expected, rtol=0.05, atol=0.05)
+        return found
+
+    twin = copy.deepcopy(net)  # as weight averaging has one
+    assert dtypes(net) == dtypes(twin) == [torch.bfloat16, torch.float32, torch.bfloat16]
+    with torch.no_grad():
+        assert dtypes(net) == [torch.bfloat16] * 3
+    net.requires_grad_(False)  # frozen: as the features that are kept are computed
+    assert dtypes(net) == [torch.bfloat16] * 3
+    for parameter in twin[1].parameters():
+        torch.nn.init.zeros_(parameter)
+    assert not twin[1](twin[0](images)).any()
+
+
+def test_a_depthwise_convolution_that_fails_leaves_autocast_as_it_was() -> None:
+    net = torch.nn.Conv2d(8, 8, 3, stride=2, groups=8)
+    train_depthwise_in_float32(net)
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(RuntimeError, match="channels"):
+            net(torch.randn(1, 3, 16, 16))
+        assert torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("bf16-mixed", True), ("32-true", False)])
+def test_a_fit_in_bfloat16_trains_them_so(precision: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed: list[torch.nn.Module] = []
+    monkeypatch.setattr("lit_cnn.classifier.train_depthwise_in_float32", changed.append)
+    short = ("--trainer.accelerator=cpu", "--test_after_fit=false", "--track=false")
+    assert fit(*short, f"--trainer.precision={precision}") == 0
+    assert bool(changed) == expected

@@ -1,7 +1,8 @@
 """`make bench NAME=train_step`: a training step as `lit-cnn fit` makes it, and one of the same net in plain float32.
 
-Ours: bfloat16, channels last, the fused optimizer step, freed memory kept. Forward, loss, backward and optimizer step
-on random images; images per second, in interleaved rounds of two processes that take turns.
+Ours: bfloat16 (depthwise convolutions float32), channels last, the fused optimizer step, freed memory kept. Forward,
+loss, backward and optimizer step on random images; images per second, in interleaved rounds of two processes that take
+turns.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import torch
 
 from lit_cnn.classifier import LitClassifier
 from lit_cnn.memory import keep_freed_memory
+from lit_cnn.precision import train_depthwise_in_float32
 from tests.benchmarks.common import interleave, report
 
 # Name, image size, batch size, least ratio.
@@ -25,6 +27,7 @@ NETS: list[tuple[str, int, int, float]] = [
     ("resnet50", 224, 16, 2.4),
     ("vgg16", 224, 8, 3.8),
     ("googlenet", 224, 16, 2.2),
+    ("tf_efficientnet_lite0", 112, 32, 1.0),
     ("lenet5", 28, 128, 1.0),
 ]
 
@@ -51,6 +54,7 @@ class TrainSteps:
         self.model = model.to(self.device).train()
         if ours:
             model.use_channels_last()
+            train_depthwise_in_float32(model.net)
         self.optimizer = model.build_optimizer()
         shape = (batch_size, 3, image_size, image_size)
         self.images = torch.randint(0, 256, shape, dtype=torch.uint8, device=self.device)
