@@ -47,6 +47,7 @@ _ODDITIES: dict[str, tuple[Severity, str]] = {
     "other_suffix": ("note", "is of another format than its name says"),
 }
 _NO_BYTES = hashlib.sha256(b"").hexdigest()
+_ABSENT = ("missing_file", "no_image")
 _WITH_REASON = ("unreadable", "not_an_image", "truncated", "damaged")
 _FORMATS = {
     ".jpg": ("JPEG", "MPO"),
@@ -122,7 +123,7 @@ def _of_single_images(image_set: ImageSet, seen: Sequence[Inspection]) -> Iterat
     found = defaultdict(list)
     # An image that is not there is told of once, by who missed it.
     absent = {
-        path for finding in image_set.findings if finding.severity == "error" for case in finding.cases for path in case
+        path for finding in image_set.findings if finding.kind in _ABSENT for case in finding.cases for path in case
     }
     for index, one in enumerate(seen):
         if image_set.paths[index] in absent:

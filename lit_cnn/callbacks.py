@@ -1,4 +1,4 @@
-"""What happens around the training step: checkpoints, recorded metrics, the progress bar."""
+"""What happens around the training step: checkpoints and recorded metrics."""
 
 import contextlib
 import copy
@@ -7,12 +7,11 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint
 from tqdm import tqdm
 
 from lit_cnn.averaging import averaged
@@ -69,7 +68,7 @@ class RunCheckpoints(Checkpoint):
         self.best: dict[str, float] = {}
         self.signal_number: int | None = None
         self._written = time.monotonic()
-        self._unwritten_best: dict[str, Any] | None = None
+        self._unwritten: dict[str, dict[str, Any]] = {}  # by the names that the files will have
         self._stored_step = 0
         self._has_said_full = False
         self._said = -math.inf
@@ -80,11 +79,7 @@ class RunCheckpoints(Checkpoint):
         return self.folder / "best.ckpt" if self.folder and self.best else None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes `best.ckpt` (weights only) and logs `best/…` if this epoch is the best so far; a tie is not better.
-
-        In an epoch of less than a second, or without room for it, it is kept in memory, to be written with the next
-        `last.ckpt`.
-        """
+        """Keeps `best.ckpt` and logs `best/…` if this epoch is the best so far; a tie is not better."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or self.folder is None:
             return
         value = self._monitored(trainer)
@@ -94,17 +89,35 @@ class RunCheckpoints(Checkpoint):
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         self.best = {**metrics, "epoch": trainer.current_epoch}
-        with averaged(trainer):  # they are what was validated
-            if trainer.world_size > 1:
-                trainer.save_checkpoint(self.folder / "best.ckpt", weights_only=True)
-            else:
-                self._unwritten_best = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)
-                if self._is_due(trainer, _SHORT_EPOCH):
-                    with self._room_or_later():
-                        self._write_best(trainer)
-                self._unwritten_best = copy.deepcopy(self._unwritten_best)
+        self.keep(trainer, "best.ckpt")
         for logger in trainer.loggers:
             logger.log_metrics({f"best/{name}": value for name, value in self.best.items()}, trainer.global_step - 1)
+
+    def keep(self, trainer: pl.Trainer, name: str) -> None:
+        """Writes what was just validated, weights only, into the run's folder.
+
+        After an epoch of less than a second, or without room for it, it stays in memory, to be written with the next
+        `last.ckpt`.
+
+        Args:
+            trainer: In its validation.
+            name: Of the file.
+
+        Raises:
+            OSError: If there is no room, and the run is to stop then.
+        """
+        if self.folder is None:
+            return
+        with averaged(trainer):  # they are what was validated
+            if trainer.world_size > 1:
+                trainer.save_checkpoint(self.folder / name, weights_only=True)
+                return
+            self._unwritten[name] = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)
+            if self._is_due(trainer, _SHORT_EPOCH):
+                with self._room_or_later():
+                    self._write_kept(trainer)
+            if name in self._unwritten:
+                self._unwritten[name] = copy.deepcopy(self._unwritten[name])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Notes the step of the checkpoint that the run goes on from."""
@@ -132,15 +145,15 @@ class RunCheckpoints(Checkpoint):
         self.stop_if_signalled()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes `best.ckpt` if it is still to be written."""
-        self._write_best(trainer)
+        """Writes what is still to be written."""
+        self._write_kept(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Writes `best.ckpt` if it is still to be written; where it cannot be, the exception gets a note of it."""
+        """Writes what is still to be written; where it cannot be, the exception gets a note of it."""
         try:
-            self._write_best(trainer)
+            self._write_kept(trainer)
         except OSError as error:
-            exception.add_note(f"not stored: best.ckpt of epoch {self.best['epoch']:.0f} ({error.strerror})")
+            exception.add_note(f"not stored: {', '.join(self._unwritten)} ({error.strerror})")
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the best metrics so far."""
@@ -171,7 +184,7 @@ class RunCheckpoints(Checkpoint):
             for logger in trainer.loggers if trainer.is_global_zero else ():
                 if hasattr(logger, "flush"):
                     logger.flush()
-            self._write_best(trainer)  # first, as last.ckpt tells of it
+            self._write_kept(trainer)  # first, as last.ckpt tells of it
             trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
             self._stored_step = trainer.global_step
             if self._has_said_full:
@@ -179,10 +192,12 @@ class RunCheckpoints(Checkpoint):
                 self._say(f"there is room again; {self.folder / 'last.ckpt'} is of step {self._stored_step}")
         self._written = time.monotonic()
 
-    def _write_best(self, trainer: pl.Trainer) -> None:
-        if self._unwritten_best is not None and self.folder is not None:
-            trainer.strategy.save_checkpoint(self._unwritten_best, self.folder / "best.ckpt")
-            self._unwritten_best = None
+    def _write_kept(self, trainer: pl.Trainer) -> None:
+        if self.folder is None:
+            return
+        for name, checkpoint in list(self._unwritten.items()):
+            trainer.strategy.save_checkpoint(checkpoint, self.folder / name)
+            del self._unwritten[name]
 
     @contextlib.contextmanager
     def _room_or_later(self, is_last: bool = False) -> Iterator[None]:
@@ -292,107 +307,3 @@ def _check_sender(trainer: pl.Trainer) -> None:
 def waits_too_long(fraction: float, seconds: float) -> bool:
     """Returns whether a run says that it waits: a share, in [0, 1], of an epoch of so many seconds."""
     return fraction > _MOST_WAITING and seconds > _LEAST_SECONDS
-
-
-class FitProgress(ProgressBar):
-    """One bar over the whole run, in images: epoch, loss, val/acc, images/s and the time left for all epochs.
-
-    Where standard error is no terminal, a line per epoch instead.
-
-    Args:
-        refresh_seconds: The bar is drawn at most this often, so that it costs nothing per step.
-    """
-
-    def __init__(self, refresh_seconds: float = 0.25) -> None:
-        super().__init__()
-        self.refresh_seconds = refresh_seconds
-        self._enabled = True
-        self._bar: Any = None
-        self._drawn = 0.0
-        self._images = 0
-        self._first_images = 0
-        self._started = 0.0
-
-    def enable(self) -> None:
-        """Shows progress."""
-        self._enabled = True
-
-    def disable(self) -> None:
-        """Shows nothing: Lightning calls this on all processes but the first."""
-        self._enabled = False
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Opens the bar at the place where a resumed run stands."""
-        batch_size, epoch_images = self._sizes(trainer)
-        done_in_epoch = trainer.fit_loop.epoch_loop.batch_progress.current.completed * batch_size
-        self._images = trainer.current_epoch * epoch_images + done_in_epoch % epoch_images
-        self._first_images = self._images
-        self._started = time.monotonic()
-        if self._enabled and sys.stderr.isatty():
-            max_epochs = trainer.max_epochs or -1
-            total = max_epochs * epoch_images if max_epochs > 0 else None
-            self._bar = tqdm(
-                total=total, initial=self._images, unit="img", unit_scale=True, dynamic_ncols=True, smoothing=0.05
-            )
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Counts the batch's images and draws the bar if it is time."""
-        self._images += len(batch[1]) * trainer.world_size
-        if self._bar is not None and time.monotonic() - self._drawn >= self.refresh_seconds:
-            self._draw(trainer, pl_module)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Says that the bar stands still for the validation."""
-        if self._bar is not None:
-            self._bar.set_description(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} validating")
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draws the bar, or prints the epoch's line."""
-        # On every process: with several devices, they add up what they have.
-        means = pl_module.train_means() if isinstance(pl_module, LitClassifier) else {}
-        if self._bar is not None:
-            self._draw(trainer, pl_module)
-        elif self._enabled:
-            print(self._line(trainer, means), file=sys.stderr, flush=True)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Closes the bar."""
-        self._close()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Closes the bar, so that the error stands on a line of its own."""
-        self._close()
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._drawn = time.monotonic()
-        shown = {"loss": f"{getattr(pl_module, 'last_loss', math.nan):.3f}"}
-        if "val/acc" in trainer.callback_metrics:
-            shown["val/acc"] = f"{float(trainer.callback_metrics['val/acc']):.4f}"
-        self._bar.set_description(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", refresh=False)
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update(self._images - self._bar.n)
-        self._bar.refresh()
-
-    def _line(self, trainer: pl.Trainer, means: dict[str, float]) -> str:
-        seconds = max(time.monotonic() - self._started, 1e-9)
-        rate = (self._images - self._first_images) / seconds
-        total = (trainer.max_epochs or 0) * self._sizes(trainer)[1]
-        values: dict[str, Any] = {**trainer.callback_metrics, **means}
-        shown = [name for name in ("train/loss", "val/loss", "val/acc") if name in values]
-        metrics = "  ".join(f"{name} {float(values[name]):.4f}" for name in shown)
-        left = timedelta(seconds=round(max(0, total - self._images) / max(rate, 1e-9)))
-        return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}  {rate:,.0f} img/s  left {left}"
-
-    @staticmethod
-    def _sizes(trainer: pl.Trainer) -> tuple[int, int]:
-        data: Any = getattr(trainer, "datamodule", None)
-        if data is None:
-            return 1, int(trainer.num_training_batches)
-        return data.batch_size, len(data.splits.train)

@@ -4,7 +4,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lit_cnn.averaging import averaged
 from lit_cnn.callbacks import RunCheckpoints
 from lit_cnn.errors import UsageError
 
@@ -24,15 +23,13 @@ class Snapshots(pl.Callback):
         self.cycle_epochs = cycle_epochs
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Writes a snapshot if a cycle ends here: before the `last.ckpt` that is written at the epoch's end."""
+        """Keeps a snapshot if a cycle ends here: before the `last.ckpt` that is written at the epoch's end."""
         number, rest = divmod(trainer.current_epoch + 1, self.cycle_epochs)
-        folder = self.checkpoints.folder
-        if trainer.state.fn != "fit" or trainer.sanity_checking or folder is None or rest:
+        if trainer.state.fn != "fit" or trainer.sanity_checking or self.checkpoints.folder is None or rest:
             return
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
-        with averaged(trainer):  # they are what was validated
-            trainer.save_checkpoint(folder / f"snapshot_{number}.ckpt", weights_only=True)
+        self.checkpoints.keep(trainer, f"snapshot_{number}.ckpt")
         accuracy = {f"snapshot_{number}/val/acc": float(trainer.callback_metrics["val/acc"])}
         for logger in trainer.loggers:
             logger.log_metrics(accuracy, trainer.global_step - 1)

@@ -47,6 +47,7 @@ ORDER = [
     "averaging",
     "whitening",
     "callbacks",
+    "fit_progress",
     "snapshots",
     "evaluation.statistics",
     "evaluation.advice",

@@ -347,8 +347,10 @@ def test_a_file_on_its_way_to_mlflow(journal: Journal, store: Path, capsys: pyte
 def test_a_journal_that_is_none(line: bytes, journal: Journal, capsys: pytest.CaptureFixture[str]) -> None:
     journal.close()
     (journal.folder / JOURNAL).write_bytes(line)
-    assert main(["sync"]) == 0
-    assert "0 runs sent" in capsys.readouterr().out
+    assert main(["sync"]) == 1
+    said = capsys.readouterr()
+    assert "0 runs sent, 0 still running, 1 failed" in said.out
+    assert f"{journal.folder / JOURNAL}: its first line" in said.err
 
 
 def test_the_table_of_an_ensemble(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_cnn.audit import Report
 from lit_cnn.averaging import EqualAverage, RunAverage, average_of_run, check_average_of
-from lit_cnn.callbacks import FitProgress, RunCheckpoints, RunInterrupted, StepMetrics
+from lit_cnn.callbacks import RunCheckpoints, RunInterrupted, StepMetrics
 from lit_cnn.checkpoints import CheckpointIO256, load_checkpoint
 from lit_cnn.classifier import LitClassifier
 from lit_cnn.cli.check_data import check_before_fit
@@ -45,6 +45,7 @@ from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.distillation import Distillation
 from lit_cnn.errors import UsageError
 from lit_cnn.feature_cache import FeatureCache
+from lit_cnn.fit_progress import FitProgress
 from lit_cnn.optimization import check_has_end, epochs_of_cycle, path_of_penalties, total_steps
 from lit_cnn.precision import default_precision
 from lit_cnn.snapshots import Snapshots, check_same_cycles
@@ -214,7 +215,12 @@ class LitCLI(LightningCLI):
         report = check_before_fit(datamodule) if is_first_process() else None
         logger = self.trainer.logger
         if isinstance(logger, JournalLogger):
-            require_room(self._store.journal_dir, model, averages=self._average is not None)
+            require_room(
+                self._store.journal_dir,
+                model,
+                averages=self._average is not None,
+                snapshots=self._options.model.cycles or 0,
+            )
             parent_key = self._open_parent(model, datamodule) if self._parent is not None else None
             if self._parent is not None and self._options.seed_everything in self._parent.results:
                 self.result = self._parent.results[self._options.seed_everything]

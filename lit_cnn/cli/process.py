@@ -94,20 +94,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def require_room(folder: Path, model: LitClassifier, averages: bool = False) -> None:
-    """Refuses to begin where the run's checkpoints will not fit: two last ones for a moment, and the best.
+def require_room(folder: Path, model: LitClassifier, averages: bool, snapshots: int) -> None:
+    """Refuses to begin where the run's checkpoints will not fit: two last ones for a moment, the best, the snapshots.
 
     Args:
         folder: Where they go; need not be there yet.
         model: The network; what it trains has two more numbers for each weight, as AdamW's.
         averages: Whether the last ones hold an average of the weights besides.
+        snapshots: How many there will be.
 
     Raises:
         UsageError: With the room there is and the room it takes.
     """
     weights = size_of(model.state_dict())
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    needed = 2 * (weights * (1 + averages) + 2 * trained) + weights
+    needed = 2 * (weights * (1 + averages) + 2 * trained) + weights * (1 + snapshots)
     place = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(place).free
     if free < needed:

@@ -2,17 +2,21 @@
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from lit_cnn.datasets.findings import Finding
 from lit_cnn.datasets.folders import SPLIT_FOLDERS, is_inside
 from lit_cnn.datasets.image_set import EncodedImages, ImageSet, split_ranges, without_unlabelled
 from lit_cnn.datasets.index_cache import hexadecimal, index_file, remembered, sha256_row
 from lit_cnn.errors import UsageError
 from lit_cnn.file_hashes import with_progress
+from lit_cnn.words import and_more
+
+_NO_IMAGE = "holds no image and refers to none that is there"
 
 
 class ArrowImages(EncodedImages):
@@ -53,19 +57,28 @@ class ArrowImages(EncodedImages):
 
     def content(self, index: int) -> bytes:
         """Returns an image's file as bytes; see `open`."""
+        content = self.content_if_there(index)
+        if content is None:
+            raise UsageError(f"--data.root: {self.paths[index]} {_NO_IMAGE}")
+        return content
+
+    def content_if_there(self, index: int) -> bytes | None:
+        """Returns an image's file as bytes; None if the row is empty, or refers to a file that is not there.
+
+        Raises:
+            UsageError: If it lies elsewhere.
+        """
         part = int(np.searchsorted(self._ends, index, side="right"))
         row = index - int(self._ends[part]) + len(self.parts[part])
         cell = self.parts[part][row][self.column] or {}
         if cell.get("bytes"):
-            return cell["bytes"]
+            return bytes(cell["bytes"])
         if self.folder is not None and cell.get("path"):
             self._require_inside(index, cell["path"], self.folder)
         try:
             return Path(cell["path"]).read_bytes()
-        except (KeyError, TypeError, OSError) as error:
-            raise UsageError(
-                f"--data.root: {self.paths[index]} holds no image and refers to none that is there"
-            ) from error
+        except (KeyError, TypeError, OSError):
+            return None
 
     def _require_inside(self, index: int, path: str, folder: Path) -> None:
         if not is_inside(os.path.realpath(path), os.path.realpath(folder)):
@@ -82,7 +95,7 @@ def load_hf_disk(
 
     It needs one column of the feature `Image` and one of `ClassLabel`, whose names are the classes, in its order. A
     `DatasetDict` prescribes the splits that it has; its names may be those of `SPLIT_FOLDERS`. Rows without a label are
-    left out, and are a finding.
+    left out, and are a finding; so are those without an image.
 
     Args:
         root: The folder; it becomes the set's name.
@@ -118,6 +131,7 @@ def load_hf_disk(
         hashes=hexadecimal(found["digests"]),
         in_channels=in_channels,
         splits=split_ranges({split: len(part) for split, part in parts.items()}),
+        findings=tuple(_without_image(paths, found["digests"])),
     )
     return without_unlabelled(image_set, np.flatnonzero(known < 0), f"give it a {label_column}, or take its row away")
 
@@ -173,7 +187,15 @@ def _undecoded(parts: Mapping[str, Any], column: str) -> list[Any]:
 
 
 def _digests(images: ArrowImages) -> np.ndarray:
-    contents = (images.content(index) for index in range(len(images)))
+    """Returns the SHA-256 of each image, `(N, 32)` uint8; where there is none, that of no bytes."""
+    contents = (images.content_if_there(index) or b"" for index in range(len(images)))
     return np.stack(
         [sha256_row(content) for content in with_progress(contents, len(images), "hashing images", "image")]
     )
+
+
+def _without_image(paths: Sequence[str], digests: np.ndarray) -> Iterator[Finding]:
+    rows = np.flatnonzero((digests == sha256_row(b"")).all(1)).tolist()
+    if rows:
+        message = f"{paths[rows[0]]} {_NO_IMAGE}{and_more(len(rows))}; take its row away"
+        yield Finding("no_image", "error", message, tuple((paths[row],) for row in rows))

@@ -34,7 +34,8 @@ def load_manifest(
 
     The manifest that each run keeps of its split is one too: put beside the images, it repeats that split.
 
-    Files that are not there and empty cells are findings; of a row without a label the image is left out too.
+    Files that are not there or are listed twice, empty cells and unknown splits are findings; of a row without a label
+    the image is left out too.
 
     Args:
         file: Ends in .csv or .parquet; its name without that becomes the set's.
@@ -44,7 +45,7 @@ def load_manifest(
             else could otherwise have a run read, and keep, whatever image its user can.
 
     Raises:
-        UsageError: If a column is missing, every label is, an image is listed twice, or one lies elsewhere.
+        UsageError: If a column is missing, every label is, or an image lies elsewhere.
     """
     if not file.is_file():
         raise UsageError(f"--data.root {file}: no such file; give the manifest, a .csv or .parquet file")
@@ -60,8 +61,8 @@ def load_manifest(
         raise UsageError(f"--data.root {file}: lists no images")
     class_names = class_order([label for label in labels if label])
     place = {name: label for label, name in enumerate(class_names)}
-    splits = _splits(file, chosen["split"], texts["split"]) if "split" in texts else {}
     images, paths, hashes, findings = _images(file, chosen["image"], texts.get("image"), in_channels, outside_root)
+    splits, unknown = _splits(file, chosen["split"], texts["split"], paths) if "split" in texts else ({}, [])
     image_set = ImageSet(
         name=file.stem,
         source=str(file.resolve()),
@@ -73,7 +74,7 @@ def load_manifest(
         in_channels=in_channels,
         splits=splits,
         groups=texts.get("group"),
-        findings=tuple(findings),
+        findings=(*findings, *unknown),
     )
     unlabelled = np.flatnonzero([not label for label in labels])
     return without_unlabelled(image_set, unlabelled, f"fill its {chosen['label']} or take its row away")
@@ -131,21 +132,29 @@ def _choose_columns(file: Path, there: Sequence[str], given: Mapping[str, str]) 
     return chosen
 
 
-def _splits(file: Path, column: str, texts: list[str]) -> dict[str, np.ndarray]:
+def _splits(
+    file: Path, column: str, texts: list[str], paths: Sequence[str]
+) -> tuple[dict[str, np.ndarray], list[Finding]]:
+    """Returns the rows of each split, and of what rows the split is unknown: those are in none."""
     meaning = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
     found: dict[str, list[int]] = {}
+    unknown = []
     for row, text in enumerate(texts):
-        if text.lower() not in meaning:
-            raise UsageError(
-                f"--data.root {file}: row {row + 1} has {column} '{text}'; say train, val or test in every row, or "
-                "leave the column out to have the split drawn"
-            )
-        found.setdefault(meaning[text.lower()], []).append(row)
-    if "train" not in found:
-        raise UsageError(
-            f"--data.root {file}: no row's {column} is train; leave the column out to have the split drawn"
+        if text.lower() in meaning:
+            found.setdefault(meaning[text.lower()], []).append(row)
+        else:
+            unknown.append(row)
+    findings = []
+    message = f"no row's {column} is train; leave the column out to have the split drawn"
+    if unknown:
+        message = (
+            f"row {unknown[0] + 1} has {column} '{texts[unknown[0]]}'{and_more(len(unknown))}; say train, val or test "
+            "in every row, or leave the column out to have the split drawn"
         )
-    return {split: np.array(rows, np.int64) for split, rows in found.items()}
+        findings = [Finding("unknown_split", "error", message, tuple((paths[row],) for row in unknown))]
+    if "train" not in found:
+        raise UsageError(f"--data.root {file}: {message}")
+    return {split: np.array(rows, np.int64) for split, rows in found.items()}, findings
 
 
 def _images(
@@ -158,25 +167,24 @@ def _images(
         return spans, paths, hashes, [*_without_image(column, paths, empty)]
     others = parquet_columns(file) if file.suffix.lower() == ".parquet" else []
     instead = next((name for name in ROLES["image"] if name in others and has_bytes(file, name)), "")
-    paths, findings = _listed_files(file, column, names, outside_root, instead)
-    files = [file.parent / path for path in paths]
+    files, paths, findings = _listed_files(file, column, names, outside_root, instead)
     return FileImages(files, in_channels), paths, hash_files(files), findings
 
 
 def _listed_files(
     file: Path, column: str, names: list[str], outside_root: bool, instead: str
-) -> tuple[list[str], list[Finding]]:
-    """Returns the paths of all rows and what is wrong; `instead` is a column that holds the images themselves, if any.
+) -> tuple[list[Path], list[str], list[Finding]]:
+    """Returns the files and the names of all rows, that of a file listed again with its row, and what is wrong.
+
+    `instead` is a column that holds the images themselves, if any.
 
     Raises:
-        UsageError: If two rows are one file, or a row is a file that is not to be opened.
+        UsageError: If a row is a file that is not to be opened.
     """
     paths = [Path(os.path.normpath(name)).as_posix() if name else row_path(row) for row, name in enumerate(names)]
-    first: dict[str, int] = {}
-    for row, path in enumerate(paths):
-        if first.setdefault(path, row) != row:
-            raise UsageError(f"--data.root {file}: rows {first[path] + 1} and {row + 1} are both {path}; keep one")
     files = [file.parent / path for path in paths]
+    first: dict[str, int] = {}
+    again = [row for row, path in enumerate(paths) if first.setdefault(path, row) != row]
     missing = [row for row, path in enumerate(files) if names[row] and not os.path.isfile(path)]
     for row in missing:
         if os.path.exists(files[row]) and not os.path.isdir(files[row]):
@@ -188,13 +196,19 @@ def _listed_files(
             "it there, or say --data.outside_root true if you trust the manifest"
         )
     findings = [*_without_image(column, paths, [row for row, name in enumerate(names) if not name])]
+    if again:
+        path = paths[again[0]]
+        message = f"rows {first[path] + 1} and {again[0] + 1} are both {path}{and_more(len(again))}; keep one"
+        for row in again:
+            paths[row] = f"{paths[row]} (row {row + 1})"
+        findings.append(Finding("listed_twice", "error", message, tuple((paths[row],) for row in again)))
     if missing:
         message = (
             f"{files[missing[0]]} is not there{and_more(len(missing))}; paths are relative to the manifest's folder"
             + (f", or say --data.columns.image {instead} for the images in it" if instead else "")
         )
         findings.append(Finding("missing_file", "error", message, tuple((paths[row],) for row in missing)))
-    return paths, findings
+    return files, paths, findings
 
 
 def _without_image(column: str, paths: Sequence[str], rows: Sequence[int]) -> Iterator[Finding]:

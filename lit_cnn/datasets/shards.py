@@ -13,10 +13,14 @@ import numpy as np
 from tqdm import tqdm
 
 from lit_cnn.datasets.decoding import IMAGE_SUFFIXES
+from lit_cnn.datasets.findings import Finding
 from lit_cnn.datasets.folders import SPLIT_FOLDERS
 from lit_cnn.datasets.image_set import ImageSet, SpanImages, class_order, without_unlabelled
 from lit_cnn.datasets.index_cache import hexadecimal, index_file, remembered, sha256_row
 from lit_cnn.errors import UsageError
+from lit_cnn.words import and_more, counted
+
+_ONE_IMAGE = "a sample needs one image, under a key of its own"
 
 
 def load_webdataset(root: Path, in_channels: int = 3) -> ImageSet:
@@ -27,20 +31,21 @@ def load_webdataset(root: Path, in_channels: int = 3) -> ImageSet:
     shard changes), and read from there. How shard names expand and which members make a sample are the library's rules.
 
     The split is that in each shard's name (`train-000.tar`) or folder (`train/000.tar`), or drawn where none says any.
-    Samples without a label are left out, and are a finding.
+    Samples without a label, with no or several images, or with a key that was there before are left out, and are
+    findings.
 
     Args:
         root: A folder of .tar files, one such file, or several with braces: `shards/train-{000..003}.tar`.
         in_channels: 1 (gray) or 3 (RGB): what images are converted to.
 
     Raises:
-        UsageError: If the package `webdataset` is not installed, a shard is missing or is no plain tar, a sample has
-            not one image, or none has a label.
+        UsageError: If the package `webdataset` is not installed, a shard is missing or is no plain tar, no sample has
+            one image, or none has a label.
     """
     shards = _shards(root)
     folder = Path(os.path.commonpath([shard.parent for shard in shards]))
     splits = _splits_of_shards(root, folder, shards)
-    found = remembered(index_file("webdataset", shards), lambda: _index(shards))
+    found = remembered(index_file("webdataset samples", shards), lambda: _index(shards))
     labels = found["labels"].tolist()
     class_names = class_order([label for label in labels if label])
     place = {name: label for label, name in enumerate(class_names)}
@@ -57,6 +62,7 @@ def load_webdataset(root: Path, in_channels: int = 3) -> ImageSet:
         hashes=hexadecimal(found["digests"]),
         in_channels=in_channels,
         splits={split: np.flatnonzero(split_of == split) for split in SPLIT_FOLDERS if split in splits},
+        findings=tuple(_without_one_image(found["not_one_image"].tolist(), names)),
     )
     unlabelled = np.flatnonzero([not label for label in labels])
     return without_unlabelled(image_set, unlabelled, "give a name or a whole number in .cls, or in .json as label")
@@ -101,30 +107,44 @@ def _splits_of_shards(root: Path, folder: Path, shards: Sequence[Path]) -> list[
 
 
 def _index(shards: Sequence[Path]) -> dict[str, np.ndarray]:
-    """Returns of every sample its key, its label (see `_label`), its image's place (see `SpanImages`) and SHA-256."""
-    keys, labels, places, digests = [], [], [], []
+    """Returns of every sample its key, its label (see `_label`), its image's place (see `SpanImages`) and SHA-256.
+
+    Samples that have not one image, or come again, are apart: shard, key, and what is wrong, as texts.
+    """
+    keys, labels, places, digests, wrong = [], [], [], [], []
     shown = tqdm(shards, desc="indexing shards", unit="shard", file=sys.stderr, delay=1.0)
     for number, shard in enumerate(shown):
         seen = set()
         for sample in _samples(shard):
-            name = f"{shard}: sample {sample['__key__']}"
+            key = sample["__key__"]
             image = [value for suffix, value in sample.items() if _is_image(suffix)]
-            if len(image) != 1 or sample["__key__"] in seen:
-                what = "comes twice" if sample["__key__"] in seen else f"has {len(image)} images"
-                raise UsageError(f"--data.root: {name} {what}; each needs one, under a key of its own")
-            seen.add(sample["__key__"])
-            keys.append(sample["__key__"])
+            if len(image) != 1 or key in seen:
+                wrong.append(
+                    (str(number), key, "comes twice" if key in seen else f"has {counted(len(image), 'image')}")
+                )
+                continue
+            seen.add(key)
+            keys.append(key)
             labels.append(_label(sample))
             places.append((number, *image[0][:2]))
             digests.append(image[0][2])
     if not keys:
-        raise UsageError(f"--data.root {shards[0]}: holds no samples")
+        what = f"sample {wrong[0][1]} {wrong[0][2]}" if wrong else "holds no samples"
+        raise UsageError(f"--data.root {shards[0]}: {what}; {_ONE_IMAGE}")
     return {
         "keys": np.array(keys),
         "labels": np.array(labels),
         "places": np.array(places, np.int64),
         "digests": np.stack(digests),
+        "not_one_image": np.array(wrong, np.str_).reshape(-1, 3),
     }
+
+
+def _without_one_image(wrong: Sequence[tuple[str, str, str]], names: Sequence[str]) -> Iterator[Finding]:
+    cases = [f"{names[int(number)]}/{key}" for number, key, _ in wrong]
+    if wrong:
+        message = f"{cases[0]} {wrong[0][2]}{and_more(len(wrong))}; {_ONE_IMAGE}"
+        yield Finding("not_one_image", "error", message, tuple((case,) for case in cases))
 
 
 def _samples(shard: Path) -> Iterator[dict[str, Any]]:

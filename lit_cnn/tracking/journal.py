@@ -34,6 +34,7 @@ from typing import Any, Self
 from lit_cnn.errors import UsageError
 from lit_cnn.files import CANNOT_WRITE, sync_to_disk
 from lit_cnn.tracking import names
+from lit_cnn.words import counted
 
 JOURNAL = "journal.jsonl"
 _OWNER = "owner.lock"
@@ -258,9 +259,9 @@ class Journal:
         words = []
         if metrics:
             count = sum(len(record["values"]) for record in metrics)
-            words.append(f"{count} values of metrics from step {metrics[0]['step']} on")
+            words.append(f"{counted(count, 'value')} of metrics from step {metrics[0]['step']} on")
         if others:
-            words.append(f"{others} params, tags or files")
+            words.append(counted(others, "param, tag or file") if others == 1 else f"{others:,} params, tags or files")
         return " and ".join(words)
 
     def _is_new(self, name: str, step: int) -> bool:
@@ -308,7 +309,7 @@ def read_journal(folder: Path, offset: int = 0) -> Iterator[tuple[Record, int]]:
 
 
 def read_header(folder: Path) -> RunHeader | None:
-    """Returns the header of the journal in `folder`, or None if there is no journal."""
+    """Returns the header of the journal in `folder`, or None if there is no journal, or its first line is damaged."""
     try:
         record, _ = next(read_journal(folder), (None, 0))
     except (FileNotFoundError, NotADirectoryError):
@@ -316,7 +317,8 @@ def read_header(folder: Path) -> RunHeader | None:
     if record is None or record.get("kind") != "header":
         return None
     fields: Record = {name: record.get(name) for name in RunHeader.__dataclass_fields__}
-    return RunHeader(**fields)
+    is_whole = all(value is not None for name, value in fields.items() if name != "parent_key")
+    return RunHeader(**fields) if is_whole else None
 
 
 def read_owner(folder: Path) -> Process | None:

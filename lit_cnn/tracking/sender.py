@@ -74,6 +74,10 @@ def sync(store: Store, *, show_progress: bool = True) -> SyncSummary:
     if show_progress and waiting:
         print(file=sys.stderr)
     summary.elsewhere = backlog.elsewhere
+    summary.failed |= {
+        folder.name: f"{folder / JOURNAL}: its first line, which says what the run is, is missing or damaged"
+        for folder in backlog.unreadable
+    }
     return summary
 
 
@@ -83,12 +87,16 @@ class Backlog:
     def __init__(self, store: Store) -> None:
         self.store = store
         self.elsewhere: dict[str, int] = {}
+        self.unreadable: list[Path] = []
         self._complete: dict[str, int] = {}
         self._headers: dict[str, RunHeader] = {}
 
     def unfinished(self) -> list[tuple[Path, RunHeader]]:
-        """Returns the folders and headers, oldest run first; counts those for other stores in `elsewhere`."""
-        found, self.elsewhere = [], {}
+        """Returns the folders and headers, oldest run first.
+
+        Counts those for other stores in `elsewhere`, and notes the folders without a header in `unreadable`.
+        """
+        found, self.elsewhere, self.unreadable = [], {}, []
         try:
             folders = [Path(entry.path) for entry in os.scandir(self.store.journal_dir) if entry.name[0] != "."]
         except FileNotFoundError:
@@ -117,6 +125,7 @@ class Backlog:
         if name not in self._headers:
             header = read_header(folder)
             if header is None:
+                self.unreadable.append(folder)
                 return None
             self._headers[name] = header
         return self._headers[name]

@@ -16,7 +16,17 @@ from lit_cnn.cli.process import failures_in_words
 from lit_cnn.files import size_in_words
 from tests.cli.test_resume import LONGER, assert_same_run, background_fit
 from tests.faults import wait_until
-from tests.training import ROOT, SHORT, TrackedRun, copy_empty_store, fit, run_of_its_own, runs_in, tracked_runs
+from tests.training import (
+    ROOT,
+    SHORT,
+    TrackedRun,
+    copy_empty_store,
+    fit,
+    run_of_its_own,
+    runs_in,
+    same_weights,
+    tracked_runs,
+)
 
 pytestmark = pytest.mark.usefixtures("empty_store")
 
@@ -107,6 +117,29 @@ def test_on_a_full_disk_a_run_trains_on_and_stores_all_of_it_when_there_is_room_
     assert_same_run(run, longer_reference)
 
 
+def test_snapshots_that_find_no_room_are_kept_until_there_is_some(
+    small_disk: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    cyclic = (*MUCH_LONGER, "--model.schedule=cyclic", "--model.cycles=20", "--model.warmup_fraction=0")
+    arguments = (*cyclic, f"--tracking_uri=sqlite:///{small_disk}/mlruns/mlflow.db", "--on_full_disk=continue")
+    log = tmp_path / "log.txt"
+    with background_fit(tmp_path, *arguments) as process:
+        filler = fill_during(process, small_disk, log)
+        (folder,) = small_disk.glob("mlruns/journal/*/")
+        stored = len(list(folder.glob("snapshot_*.ckpt")))
+        missed = epochs_done(log)
+        wait_until(lambda: epochs_done(log) >= missed + 6)
+        assert len(list(folder.glob("snapshot_*.ckpt"))) == stored < 15
+        filler.unlink()
+        assert process.wait(120) == 0, log.read_text()
+    reference = run_of_its_own(tmp_path_factory, "cyclic_reference", *cyclic, "--checkpoint_seconds=60")
+    (run,) = runs_in(small_disk / "mlruns" / "mlflow.db")
+    assert_same_run(run, reference)
+    for number in range(1, 21):
+        name = f"checkpoints/snapshot_{number}.ckpt"
+        assert same_weights(run.artifacts / name, reference.artifacts / name)
+
+
 def test_a_run_at_whose_end_the_disk_is_still_full_fails_and_a_resume_goes_on(
     small_disk: Path, longer_reference: TrackedRun, tmp_path: Path
 ) -> None:
@@ -120,7 +153,7 @@ def test_a_run_at_whose_end_the_disk_is_still_full_fails_and_a_resume_goes_on(
     last = text.splitlines()[-1]
     assert last.startswith(f"lit-cnn: error: {small_disk}/mlruns/journal/")
     told = re.search(
-        r"not stored: the weights after step (\d+).*not stored: \d+ values of metrics from step (\d+) on", last
+        r"not stored: the weights after step (\d+).*not stored: [\d,]+ values of metrics from step (\d+) on", last
     )
     assert told and 0 < int(told[1]) <= int(told[2]) < 320
     assert "make room" in last and "--resume auto" in last
@@ -156,6 +189,14 @@ def test_a_run_whose_checkpoints_will_not_fit_does_not_begin(
     line = capsys.readouterr().err.splitlines()[-1]
     assert "has room for" in line and "checkpoints take" in line and "MB; make room" in line
     assert runs_in(small_disk / "mlruns" / "mlflow.db") == []
+
+
+def test_room_is_asked_for_the_snapshots_too(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = f"--tracking_uri=sqlite:///{small_disk}/mlruns/mlflow.db"
+    many = ("--model.schedule=cyclic", "--model.cycles=60", "--trainer.max_epochs=60")
+    assert fit(*many, store) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "has room for" in line and "checkpoints take" in line
 
 
 def test_a_batch_that_does_not_fit_into_memory_names_the_batch_size(tmp_path: Path) -> None:

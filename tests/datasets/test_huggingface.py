@@ -91,9 +91,6 @@ def test_unusable_folders_are_refused(tmp_path: Path) -> None:
     assert "has the splits train, extra" in refused(load_hf_disk, tmp_path / "extra")
     datasets.DatasetDict({"train": part([0, 1]), "test": part([2], ["a", "b", "c"])}).save_to_disk(tmp_path / "two")
     assert "test has other classes" in refused(load_hf_disk, tmp_path / "two")
-    lacking = datasets.Dataset.from_dict({"image": [None], "label": [0]}, features=part([0]).features)
-    lacking.save_to_disk(tmp_path / "lacking")
-    assert "00000000 holds no image" in refused(load_hf_disk, tmp_path / "lacking")
     unlabelled = datasets.Dataset.from_dict({"image": [{"bytes": png(0)}], "label": [-1]}, features=part([0]).features)
     unlabelled.save_to_disk(tmp_path / "unlabelled")
     assert "00000000 has no label" in refused(load_hf_disk, tmp_path / "unlabelled")
@@ -134,3 +131,13 @@ def test_without_the_package_one_line_says_so(tmp_path: Path, repo_root: Path) -
     assert done.stderr.splitlines()[-1].endswith(
         "UsageError: --data.dataset hf_disk: needs the package datasets: pip install datasets"
     )
+
+
+def test_rows_without_an_image_are_all_found_and_refused(tmp_path: Path) -> None:
+    cells = [None, {"bytes": png(0)}, None, {"bytes": png(1)}]
+    lacking = datasets.Dataset.from_dict({"image": cells, "label": [0, 0, 1, 1]}, features=part([0]).features)
+    lacking.save_to_disk(tmp_path / "lacking")
+    (finding,) = load_hf_disk(tmp_path / "lacking").findings
+    assert (finding.kind, finding.severity) == ("no_image", "error")
+    assert finding.cases == (("00000000",), ("00000002",))
+    assert "00000000 holds no image" in refused(load_image_set, "hf_disk", tmp_path / "lacking")

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from lit_cnn.audit import audit
 from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.datasets import load_image_set, load_manifest
 from lit_cnn.errors import UsageError
@@ -204,6 +205,31 @@ def test_worker_processes_read_images_out_of_parquet(tmp_path: Path) -> None:
 def test_unusable_manifests_are_refused(header: str, rows: list[str], expected: str, folder: Path) -> None:
     message = refused(load_image_set, "manifest", write_csv(folder / "pets.csv", header, *rows))
     assert message.startswith("--data.root") and expected in message
+
+
+def test_rows_that_come_again_and_unknown_splits_are_all_found(folder: Path) -> None:
+    rows = [
+        "images/0.png,a,train",
+        "images/1.png,b,trian",
+        "./images/0.png,a,train",
+        "images/2.png,b,",
+        "images/3.png,b,val",
+    ]
+    image_set = load_manifest(write_csv(folder / "pets.csv", "path,label,split", *rows, "images/0.png,b,test"))
+    again, unknown = image_set.findings
+    assert (again.kind, again.severity, unknown.kind, unknown.severity) == (
+        "listed_twice",
+        "error",
+        "unknown_split",
+        "error",
+    )
+    assert again.message == "rows 1 and 3 are both images/0.png (and 1 more); keep one"
+    assert again.cases == (("images/0.png (row 3)",), ("images/0.png (row 6)",))
+    assert unknown.message.startswith("row 2 has split 'trian' (and 1 more); say train")
+    assert unknown.cases == (("images/1.png",), ("images/2.png",))
+    assert image_set.hashes[0] == image_set.hashes[2] == image_set.hashes[5]
+    report = audit(image_set, image_set.splits, "full")
+    assert {"listed_twice", "unknown_split"} <= {finding.kind for finding in report.findings}
 
 
 def test_unusable_files_and_options_are_refused(folder: Path) -> None:

@@ -103,10 +103,6 @@ def test_unusable_shards_are_refused(tmp_path: Path) -> None:
         writer.write({"__key__": "7", "png": png(0)})
         writer.write({"__key__": "8", "png": png(0), "json": {"label": [1, 2]}})
     assert "a.tar/7 has no label (and 1 more); give a name" in refused(load_webdataset, shard)
-    with webdataset.TarWriter(str(shard)) as writer:
-        for key in ("1", "2", "1"):
-            writer.write({"__key__": key, "png": png(0), "cls": 1})
-    assert "sample 1 comes twice" in refused(load_webdataset, shard)
     write_shard(tmp_path / "some" / "train-0.tar", [0, 1])
     write_shard(tmp_path / "some" / "other-0.tar", [2])
     assert "other-0.tar names no split, others do" in refused(load_webdataset, tmp_path / "some")
@@ -142,3 +138,20 @@ def test_braces_pass_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     options = ["--data.dataset=webdataset", "--model.arch=resnet18", "--track=false", "--data.num_workers=0"]
     assert main(["fit", *options, "--data.root={train,test}-{000..001}.tar"]) == 2
     assert "train-001.tar is not there" in capsys.readouterr().err
+
+
+def test_samples_that_have_not_one_image_are_all_found_left_out_and_refused(tmp_path: Path) -> None:
+    shard = tmp_path / "a.tar"
+    with webdataset.TarWriter(str(shard)) as writer:
+        for key in ("1", "2", "1"):
+            writer.write({"__key__": key, "png": png(0), "cls": int(key)})
+        writer.write({"__key__": "3", "png": png(0), "jpg": png(1), "cls": 1})
+        writer.write({"__key__": "4", "cls": 1})
+    for _ in range(2):  # the second time as it was remembered
+        image_set = load_webdataset(shard)
+        assert image_set.paths == ["a.tar/1", "a.tar/2"]
+        (finding,) = image_set.findings
+        assert (finding.kind, finding.severity) == ("not_one_image", "error")
+        assert finding.cases == (("a.tar/1",), ("a.tar/3",), ("a.tar/4",))
+        assert finding.message.startswith("a.tar/1 comes twice (and 2 more)")
+    assert "a.tar/1 comes twice" in refused(load_image_set, "webdataset", shard)

@@ -239,6 +239,21 @@ def test_journals_of_another_store_are_left_to_it(store: Store, new_journal: New
     assert sync(other, show_progress=False).elsewhere == {"sqlite:mlflow.db": 1}
 
 
+def test_a_journal_whose_first_line_is_damaged_is_named(store: Store, new_journal: NewJournal) -> None:
+    cut_off, without_store, good = new_journal(), new_journal(), new_journal()
+    for journal in (cut_off, without_store, good):
+        journal.log_metrics({"a": 1.0}, 1)
+        journal.close()
+    file = cut_off.folder / JOURNAL
+    file.write_bytes(file.read_bytes()[5:])
+    file = without_store.folder / JOURNAL
+    file.write_text(file.read_text().replace('"store"', '"stone"'))
+    summary = sync(store, show_progress=False)
+    assert summary.sent == [good.header.key] and summary.elsewhere == {}
+    assert sorted(summary.failed) == sorted([cut_off.header.key, without_store.header.key])
+    assert f"{file}: its first line" in summary.failed[without_store.header.key]
+
+
 def test_a_thousand_old_runs_are_passed_over_quickly(store: Store, new_journal: NewJournal) -> None:
     journal = new_journal()
     journal.append({"kind": "end", "status": "FINISHED", "time": 1})
