@@ -2,15 +2,15 @@
 
 import gc
 import os
+import signal
 import threading
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from lit_cnn.batch_transforms import BatchTransform, slow_step
 from lit_cnn.datasets import ArrayImages, EncodedImages, ImageSet
@@ -134,20 +134,42 @@ def hand_over(batch: Any) -> Any:
     return batch if get_worker_info() is None else _Parcel(*batch)
 
 
+class Batches(DataLoader[Batch]):
+    """A loader whose worker processes end when it wants them to, and not by signals to all processes of a run.
+
+    A terminal or a batch system sends those: training then ends as it should, and its workers with it. A worker that
+    ended by itself would be an error of training's. Its `worker_init_fn` is `start_worker`.
+    """
+
+    def __iter__(self) -> Any:
+        """Returns the batches of an epoch; starts the workers where they do not run yet."""
+        # Inherited by every thread that a worker has before `start_worker` is called, which receives it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def start_worker(worker_id: int) -> None:
-    """The `worker_init_fn` of every loader: one thread of OpenCV, little memory, and an end with the reader."""
+    """Prepares a worker process: one thread of OpenCV, little memory, and an end when its reader wants it."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # Worker processes share the cores with training; OpenCV's own pool would only contend with it.
     cv2.setNumThreads(0)
     # A collection would write to all that the worker has from its parent, and so copy the pages that they share.
     gc.freeze()
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
+    """Ends the process when its parent says so by SIGTERM, or is gone."""
     # torch's own watch ends a worker that waits for work. One that still writes into a pipe which nobody reads, since a
     # kill -9 has taken the reader, would wait for ever: its brothers hold the other end open.
     while os.getppid() == parent:
-        time.sleep(1)
+        received = signal.sigtimedwait([signal.SIGTERM], 1)
+        if received is not None and received.si_pid == parent:
+            os._exit(0)
     os._exit(1)
 
 

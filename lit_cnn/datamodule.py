@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from lit_cnn.batches import Batch, EvalImages, TrainImages, hand_over, start_worker
+from lit_cnn.batches import Batch, Batches, EvalImages, TrainImages, hand_over, start_worker
 from lit_cnn.datasets import (
     MAX_PIXELS,
     ArrayImages,
@@ -357,7 +357,7 @@ class ImageDataModule(pl.LightningDataModule):
         return self._loader(images, batches, 0 if in_memory else self.num_workers)
 
     def _loader(self, images: Dataset[Batch], batches: Any, num_workers: int) -> DataLoader[Batch]:
-        return DataLoader(
+        return Batches(
             images,
             batch_sampler=batches,
             num_workers=num_workers,

@@ -1,6 +1,9 @@
 """Worker processes over many epochs, and when their run is killed. Their batches: test_datamodule.py."""
 
 import signal
+import subprocess
+import time
+from typing import Any
 
 import cv2
 import psutil
@@ -8,6 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from lit_cnn.batches import Batches
 from lit_cnn.datamodule import ImageDataModule
 from tests.benchmarks.data_workers import growth, left_after
 from tests.test_datamodule import epochs_of
@@ -52,12 +56,28 @@ def test_opencv_has_one_thread_in_a_worker() -> None:
         cv2.setNumThreads(before)
 
 
+def test_a_worker_ends_at_its_readers_word_and_at_no_other() -> None:
+    start = ImageDataModule(num_workers=2).train_dataloader().worker_init_fn
+    images: Any = ThreadsOfOpenCV()
+    batches: Any = iter(Batches(images, sampler=range(4), num_workers=1, worker_init_fn=start))
+    next(batches)
+    (worker,) = batches._workers
+    for name in ("TERM", "INT", "HUP", "USR1"):
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    time.sleep(1.5)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1], ids=lambda one: one.name
 )
-def test_no_worker_is_left_ten_seconds_after_a_run(number: signal.Signals) -> None:
-    left = left_after(number, "lenet5_scratch_digits.yaml")
+@pytest.mark.parametrize("to_group", [False, True], ids=["to the process", "to its group"])
+def test_no_worker_is_left_ten_seconds_after_a_run(number: signal.Signals, to_group: bool) -> None:
+    left = left_after(number, "lenet5_scratch_digits.yaml", to_group=to_group)
     assert left["workers"] == 2 and left["workers_left"] == 0
     assert left["exit_code"] == (-number if number == signal.SIGKILL else 128 + number)
 

@@ -143,8 +143,13 @@ def _memory(process: psutil.Process) -> float:
     return sum(int(row.split()[1]) for row in rows if row.startswith(("Pss_Anon", "Pss_Shmem"))) / 1024
 
 
-def left_after(number: signal.Signals, experiment: str, seconds: float = 10.0) -> dict[str, Any]:
-    """Sends a signal to `lit-cnn fit` with two workers; returns what of it is there so long after its end."""
+def left_after(
+    number: signal.Signals, experiment: str, seconds: float = 10.0, to_group: bool = False
+) -> dict[str, Any]:
+    """Sends a signal to `lit-cnn fit` with two workers; returns what of it is there so long after its end.
+
+    With `to_group` the workers get the signal too, as from a terminal or a batch system.
+    """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         arguments = [
             f"--config={ROOT / 'configs' / 'experiment' / experiment}",
@@ -159,6 +164,7 @@ def left_after(number: signal.Signals, experiment: str, seconds: float = 10.0) -
             env=os.environ | {"PYTHONPATH": str(ROOT)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         while not list(Path(folder).rglob("last.ckpt")):
             if run.poll() is not None:
@@ -166,7 +172,7 @@ def left_after(number: signal.Signals, experiment: str, seconds: float = 10.0) -
             time.sleep(0.2)
         children = psutil.Process(run.pid).children(recursive=True)
         workers = [child for child in children if "lit_cnn.tracking.sender" not in child.cmdline()]
-        run.send_signal(number)
+        (os.killpg if to_group else os.kill)(run.pid, number)
         code = run.wait(60)
         _, alive = psutil.wait_procs(children, seconds)
         # A dead process whose adopter has not asked after it is none.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import psutil
 import pytest
 import torch
 
@@ -70,6 +71,25 @@ def test_sigterm_to_the_process_is_survived_too(reference: TrackedRun, tmp_path:
     wait_until(lambda: statuses(tmp_path) == ["KILLED"])
 
     assert fit(*WATCHED, "--resume=auto") == 0
+    assert_same_run(only_run(tmp_path), reference)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda one: one.name)
+def test_a_signal_to_all_processes_of_a_run_is_survived_too(
+    number: signal.Signals, reference: TrackedRun, tmp_path: Path
+) -> None:
+    """As a terminal, a batch system or `timeout` sends it: the workers get it besides."""
+    arguments = (*WATCHED, "--data.num_workers=2", "--resume=auto")
+    with background_fit(tmp_path, *arguments) as process:
+        wait_until(lambda: any(tmp_path.glob("mlruns/journal/*/last.ckpt")), timeout=120)
+        assert len(psutil.Process(process.pid).children()) >= 2
+        os.killpg(process.pid, number)
+        assert process.wait(60) == 128 + number
+    log = (tmp_path / "log.txt").read_text()
+    assert "Traceback" not in log and f"stopped by {number.name}" in log.splitlines()[-1]
+    wait_until(lambda: statuses(tmp_path) == ["KILLED"])
+
+    assert fit(*arguments) == 0
     assert_same_run(only_run(tmp_path), reference)
 
 
@@ -259,7 +279,12 @@ def background_fit(folder: Path, *arguments: str) -> "Iterator[subprocess.Popen[
     command = [sys.executable, "-m", "lit_cnn", "fit", *SHORT, *arguments]
     with (folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=log, stderr=log
+            command,
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     try:
         yield process
