@@ -69,10 +69,11 @@ class RunLogits:
 
     @cached_property
     def names(self) -> set[str]:
-        """Names of the files that the run had when this was first asked."""
+        """Names of the files that the run had when this was first asked, and of those that were put there since."""
         try:
             return queries.artifact_names(self._store, self._run, FOLDER)
         except UsageError as error:
+            self._takes_files = False
             self._warn(f"{error}; what {self._name} keeps is not used")
             return set()
 
@@ -113,6 +114,7 @@ class RunLogits:
         for file in files if self._takes_files else ():
             try:
                 queries.upload_artifact(self._store, self._run, file, FOLDER)
+                self.names.add(file.name)
             except UsageError as error:
                 # The others would fare no better, and each may have to wait for a server that is away.
                 self._takes_files = False
@@ -126,13 +128,21 @@ class RunLogits:
 def find_stored(file: Path, read: Callable[[Path], Stored | None], run_logits: RunLogits | None) -> Stored | None:
     """Returns what is in a file here, or else in the run's of this name; None if neither has a whole one.
 
+    What is here alone, since the run took no files before, is kept with the run now.
+
     Args:
         file: The file here.
         read: As in `RunLogits.fetch`.
         run_logits: Of the network's run, if it has one.
     """
     found = read(file)
-    return run_logits.fetch(file, read) if found is None and run_logits is not None else found
+    if run_logits is None:
+        return found
+    if found is None:
+        return run_logits.fetch(file, read)
+    if file.name not in run_logits.names:
+        run_logits.put([file])
+    return found
 
 
 def write_logits(file: Path, logits: np.ndarray) -> None:
