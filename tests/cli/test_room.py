@@ -14,7 +14,7 @@ from lit_cnn.checkpoints import load_checkpoint
 from lit_cnn.cli import main
 from lit_cnn.cli.process import failures_in_words
 from lit_cnn.files import size_in_words
-from tests.cli.test_resume import LONGER, assert_same_run, background_fit
+from tests.cli.test_resume import LONGER, WATCHED, assert_same_run, background_fit
 from tests.faults import wait_until
 from tests.training import (
     ROOT,
@@ -80,6 +80,52 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_a_resume_goes_on(
     filler.unlink()
     assert fit(*arguments) == 0
     (run,) = runs_in(small_disk / "mlruns" / "mlflow.db")
+    assert_same_run(run, reference)
+
+
+@pytest.fixture
+def failing_disk(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file system that can fail, with an empty store in `mlruns`; in `tmp_path / "disk"`, mounted from "image"."""
+    disk, image = tmp_path / "disk", tmp_path / "image"
+    disk.mkdir()
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    for command in (["mkfs.ext4", "-q", "-F", str(image)], ["mount", "-o", "loop", str(image), str(disk)]):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except FileNotFoundError:
+            pytest.skip(f"there is no {command[0]}")
+        if done.returncode != 0:
+            pytest.skip(f"{command[0]}, which needs root and loop devices: {done.stderr.strip()}")
+    try:
+        copy_empty_store(tmp_path_factory.getbasetemp(), disk)
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.debian
+def test_a_disk_that_becomes_read_only_ends_the_run_in_one_line_and_a_resume_goes_on(
+    failing_disk: Path, reference: TrackedRun, tmp_path: Path
+) -> None:
+    """As the kernel makes it after an error of the disk."""
+    arguments = (*WATCHED, f"--tracking_uri=sqlite:///{failing_disk}/mlruns/mlflow.db", "--resume=auto")
+    with background_fit(tmp_path, *arguments) as process:
+        wait_until(lambda: any(failing_disk.glob("mlruns/journal/*/last.ckpt")), timeout=120)
+        subprocess.run(["mount", "-o", "remount,abort", str(failing_disk)], check=True)
+        assert process.wait(120) == 1
+    log = (tmp_path / "log.txt").read_text()
+    assert "Traceback" not in log
+    line = next(line for line in log.splitlines() if line.startswith("lit-cnn: error: "))
+    assert str(failing_disk) in line and "Read-only file system" in line and "--resume auto" in line
+
+    wait_until(lambda: subprocess.run(["umount", str(failing_disk)], capture_output=True).returncode == 0, timeout=120)
+    subprocess.run(["mount", "-o", "loop", str(tmp_path / "image"), str(failing_disk)], check=True)
+    (checkpoint,) = failing_disk.glob("mlruns/journal/*/last.ckpt")
+    load_checkpoint(checkpoint)
+    assert fit(*arguments) == 0
+    (run,) = runs_in(failing_disk / "mlruns" / "mlflow.db")
     assert_same_run(run, reference)
 
 
