@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from lit_cnn.transforms import Interpolation, TrainTransform, resize_and_center_
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Images `(N, C, S, S)` uint8 and labels `(N,)` int64."""
 
+# Not on macOS: there a TERM to all processes of a run ends the workers first.
+_TELLS_SENDERS = hasattr(signal, "sigtimedwait")
 _SMALL = 2**19  # bytes; about where the pipe and shared memory are equally fast
 
 
@@ -143,8 +146,8 @@ class Batches(DataLoader[Batch]):
 
     def __iter__(self) -> Any:
         """Returns the batches of an epoch; starts the workers where they do not run yet."""
-        # Inherited by every thread that a worker has before `start_worker` is called, which receives it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        # Inherited by every thread that a worker has, also before `start_worker` is called, which awaits it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM] if _TELLS_SENDERS else [])
         try:
             return super().__iter__()
         finally:
@@ -167,8 +170,9 @@ def _end_with(parent: int) -> None:
     # torch's own watch ends a worker that waits for work. One that still writes into a pipe which nobody reads, since a
     # kill -9 has taken the reader, would wait for ever: its brothers hold the other end open.
     while os.getppid() == parent:
-        received = signal.sigtimedwait([signal.SIGTERM], 1)
-        if received is not None and received.si_pid == parent:
+        if not _TELLS_SENDERS:
+            time.sleep(1)
+        elif (received := signal.sigtimedwait([signal.SIGTERM], 1)) is not None and received.si_pid == parent:
             os._exit(0)
     os._exit(1)
 
