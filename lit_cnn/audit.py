@@ -1,6 +1,5 @@
 """What is wrong with a set of images: files that cannot be trained on, copies, conflicting labels, missing classes."""
 
-import hashlib
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +12,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from lit_cnn.datasets import Finding, ImageSet, class_findings
-from lit_cnn.datasets.findings import Severity
+from lit_cnn.datasets.findings import ABSENT, Severity
 from lit_cnn.datasets.inspection import THUMBNAIL, Inspection, inspect_images
+from lit_cnn.file_hashes import NO_BYTES
 
 Level = Literal["quick", "full"]
 
@@ -46,8 +46,6 @@ _ODDITIES: dict[str, tuple[Severity, str]] = {
     ),
     "other_suffix": ("note", "is of another format than its name says"),
 }
-_NO_BYTES = hashlib.sha256(b"").hexdigest()
-_ABSENT = ("missing_file", "no_image")
 _WITH_REASON = ("unreadable", "not_an_image", "truncated", "damaged")
 _FORMATS = {
     ".jpg": ("JPEG", "MPO"),
@@ -123,7 +121,7 @@ def _of_single_images(image_set: ImageSet, seen: Sequence[Inspection]) -> Iterat
     found = defaultdict(list)
     # An image that is not there is told of once, by who missed it.
     absent = {
-        path for finding in image_set.findings if finding.kind in _ABSENT for case in finding.cases for path in case
+        path for finding in image_set.findings if finding.kind in ABSENT for case in finding.cases for path in case
     }
     for index, one in enumerate(seen):
         if image_set.paths[index] in absent:
@@ -157,7 +155,7 @@ def _of_copies(image_set: ImageSet, split_of: np.ndarray) -> Iterator[Finding]:
     """Yields what is wrong with images that are the same to the byte."""
     by_hash = defaultdict(list)
     for index, digest in enumerate(image_set.hashes):
-        if digest != _NO_BYTES:
+        if digest != NO_BYTES:
             by_hash[digest].append(index)
     yield from _of_groups(image_set, split_of, [same for same in by_hash.values() if len(same) > 1], "", "same bytes")
 

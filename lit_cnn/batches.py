@@ -1,11 +1,14 @@
 """Data sets whose items are whole batches, decoded and augmented in the worker process that was asked for them."""
 
+import atexit
 import gc
 import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import cv2
@@ -23,6 +26,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 # Not on macOS: there a TERM to all processes of a run ends the workers first.
 _TELLS_SENDERS = hasattr(signal, "sigtimedwait")
+_WORKERS: "weakref.WeakSet[BaseProcess]" = weakref.WeakSet()
 _SMALL = 2**19  # bytes; about where the pipe and shared memory are equally fast
 
 
@@ -149,9 +153,22 @@ class Batches(DataLoader[Batch]):
         # Inherited by every thread that a worker has, also before `start_worker` is called, which awaits it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM] if _TELLS_SENDERS else [])
         try:
-            return super().__iter__()
+            batches = super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _WORKERS.update(getattr(batches, "_workers", ()))
+        return batches
+
+
+@atexit.register
+def _end_stuck_workers() -> None:
+    """Kills workers that did not end when torch, which asks all of them just before, wanted them to.
+
+    One that is stuck in native code never comes to hear of it, and Python would wait for it without end.
+    """
+    for worker in _WORKERS:
+        if worker.is_alive():
+            worker.kill()
 
 
 def start_worker(worker_id: int) -> None:

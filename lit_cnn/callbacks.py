@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.callbacks import Checkpoint
 from tqdm import tqdm
 
@@ -113,11 +114,14 @@ class RunCheckpoints(Checkpoint):
                 trainer.save_checkpoint(self.folder / name, weights_only=True)
                 return
             self._unwritten[name] = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)
-            if self._is_due(trainer, _SHORT_EPOCH):
-                with self._room_or_later():
-                    self._write_kept(trainer)
-            if name in self._unwritten:
-                self._unwritten[name] = copy.deepcopy(self._unwritten[name])
+            try:
+                if self._is_due(trainer, _SHORT_EPOCH):
+                    with self._room_or_later():
+                        self._write_kept(trainer)
+            finally:
+                # What waits is to stay as it is while the network trains on, and not to fill a GPU.
+                if name in self._unwritten:
+                    self._unwritten[name] = copy.deepcopy(move_data_to_device(self._unwritten[name], "cpu"))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Notes the step of the checkpoint that the run goes on from."""

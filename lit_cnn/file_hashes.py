@@ -13,6 +13,7 @@ from typing import TypeVar
 from lit_cnn.files import sha256_of_file
 
 Item = TypeVar("Item")
+NO_BYTES = hashlib.sha256(b"").hexdigest()
 FEW_FILES = 2_000
 """Below this many files to hash, no progress bar."""
 

@@ -61,14 +61,14 @@ def train_depthwise_in_float32(net: nn.Module) -> None:
             each.register_forward_hook(_enter_autocast, always_call=True)
 
 
-def _leave_autocast(convolution: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    (images,) = inputs
+def _leave_autocast(convolution: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    images, *others = inputs
     trains = torch.is_grad_enabled() and (images.requires_grad or convolution.weight.requires_grad)
     convolution.left_autocast = trains and images.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     if not convolution.left_autocast:
         return inputs
     torch.set_autocast_enabled("cpu", False)
-    return (images.float(),)
+    return (images.float(), *others)
 
 
 def _enter_autocast(convolution: Any, _inputs: Any, _output: Any) -> None:

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 import time
 from typing import Any
 
@@ -15,6 +16,7 @@ from lit_cnn.batches import Batches
 from lit_cnn.datamodule import ImageDataModule
 from tests.benchmarks.data_workers import growth, left_after
 from tests.test_datamodule import epochs_of
+from tests.training import ROOT
 
 
 @pytest.mark.parametrize("image_size", [16, 128], ids=["pipe", "shared memory"])
@@ -69,6 +71,31 @@ def test_a_worker_ends_at_its_readers_word_and_at_no_other() -> None:
     worker.terminate()
     worker.join(10)
     assert worker.exitcode == 0
+
+
+STUCK = """
+import ctypes
+import time
+from torch.utils.data import Dataset
+from lit_cnn.batches import Batches, start_worker
+
+class Stuck(Dataset):
+    def __getitem__(self, index):
+        if index:
+            time.sleep(1)  # the first is sent by another thread
+            ctypes.PyDLL(None).pause()  # keeps the interpreter's lock
+        return index
+
+batches = iter(Batches(Stuck(), sampler=range(9), num_workers=1, worker_init_fn=start_worker, prefetch_factor=2))
+print(int(next(batches)), batches._workers[0].pid, flush=True)
+time.sleep(2)
+"""
+
+
+def test_a_worker_that_is_stuck_in_native_code_does_not_keep_its_run_from_ending() -> None:
+    done = subprocess.run([sys.executable, "-c", STUCK], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert not psutil.pid_exists(int(done.stdout.split()[1]))
 
 
 @pytest.mark.slow

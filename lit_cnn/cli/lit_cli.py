@@ -215,12 +215,10 @@ class LitCLI(LightningCLI):
         report = check_before_fit(datamodule) if is_first_process() else None
         logger = self.trainer.logger
         if isinstance(logger, JournalLogger):
-            require_room(
-                self._store.journal_dir,
-                model,
-                averages=self._average is not None,
-                snapshots=self._options.model.cycles or 0,
-            )
+            snapshots = self._options.model.cycles or 0
+            if ckpt_path is not None:
+                snapshots -= len(list(ckpt_path.parent.glob("snapshot_*.ckpt")))
+            require_room(self._store.journal_dir, model, averages=self._average is not None, snapshots=snapshots)
             parent_key = self._open_parent(model, datamodule) if self._parent is not None else None
             if self._parent is not None and self._options.seed_everything in self._parent.results:
                 self.result = self._parent.results[self._options.seed_everything]

@@ -101,14 +101,14 @@ def require_room(folder: Path, model: LitClassifier, averages: bool, snapshots: 
         folder: Where they go; need not be there yet.
         model: The network; what it trains has two more numbers for each weight, as AdamW's.
         averages: Whether the last ones hold an average of the weights besides.
-        snapshots: How many there will be.
+        snapshots: How many are still to come.
 
     Raises:
         UsageError: With the room there is and the room it takes.
     """
     weights = size_of(model.state_dict())
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    needed = 2 * (weights * (1 + averages) + 2 * trained) + weights * (1 + snapshots)
+    needed = 2 * (weights * (1 + averages) + 2 * trained) + weights * (1 + max(0, snapshots))
     place = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(place).free
     if free < needed:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Severity = Literal["error", "warning", "note"]
+ABSENT = ("missing_file", "no_image")
+"""The kinds of findings about images that are not there."""
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,11 @@ def load_hf_disk(
     folder = None if outside_root else root
     images = ArrowImages(_undecoded(parts, image_column), image_column, paths, in_channels, folder)
     files = [Path(file["filename"]) for part in parts.values() for file in part.cache_files]
-    found = remembered(index_file(f"hf_disk {image_column}", files), lambda: {"digests": _digests(images)})
+    index = index_file(f"hf_disk {image_column}", files)
+    digests = remembered(index, lambda: {"digests": _digests(images)})["digests"]
+    findings = tuple(_without_image(paths, digests))
+    if findings:  # a file that a row refers to may be there tomorrow
+        index.unlink(missing_ok=True)
     known = np.array([-1 if label is None else label for label in labels], np.int64)
     image_set = ImageSet(
         name=root.resolve().name,
@@ -128,10 +132,10 @@ def load_hf_disk(
         labels=known.clip(0),
         class_names=class_names,
         paths=paths,
-        hashes=hexadecimal(found["digests"]),
+        hashes=hexadecimal(digests),
         in_channels=in_channels,
         splits=split_ranges({split: len(part) for split, part in parts.items()}),
-        findings=tuple(_without_image(paths, found["digests"])),
+        findings=findings,
     )
     return without_unlabelled(image_set, np.flatnonzero(known < 0), f"give it a {label_column}, or take its row away")
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from lit_cnn.datasets.decoding import decode_file, open_file
-from lit_cnn.datasets.findings import Finding
+from lit_cnn.datasets.findings import ABSENT, Finding
 from lit_cnn.errors import UsageError
 from lit_cnn.words import and_more
 
@@ -259,7 +259,7 @@ def with_class_names(image_set: ImageSet, class_names: Sequence[str]) -> ImageSe
 
 
 def without_images(image_set: ImageSet, unwanted: np.ndarray) -> ImageSet:
-    """Returns the set without some of its images, and without the findings that are about none but them.
+    """Returns the set without some of its images, and without the findings that none but them are not there.
 
     Args:
         image_set: All images, encoded.
@@ -278,7 +278,9 @@ def without_images(image_set: ImageSet, unwanted: np.ndarray) -> ImageSet:
         splits={split: np.flatnonzero(np.isin(kept, members)) for split, members in image_set.splits.items()},
         groups=None if groups is None else [groups[index] for index in kept],
         findings=tuple(
-            finding for finding in image_set.findings if not all(gone.issuperset(case) for case in finding.cases)
+            finding
+            for finding in image_set.findings
+            if finding.kind not in ABSENT or not all(gone.issuperset(case) for case in finding.cases)
         ),
     )
 

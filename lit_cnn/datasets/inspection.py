@@ -28,7 +28,7 @@ from lit_cnn.datasets.decoding import (
 )
 from lit_cnn.datasets.image_set import ArrayImages, EncodedImages, ImageSet, without_images
 from lit_cnn.errors import UsageError
-from lit_cnn.file_hashes import default_cache_file
+from lit_cnn.file_hashes import NO_BYTES, default_cache_file
 
 THUMBNAIL = (16, 16)  # pixels
 _TABLE = "inspections_2"  # another number when the same bytes would be judged otherwise
@@ -280,6 +280,9 @@ def _remembered(database: sqlite3.Connection, digests: Iterable[str], full: bool
 def _remember(database: sqlite3.Connection, fresh: dict[str, Inspection]) -> None:
     # What could not be read, or the limit refused, may be welcome tomorrow.
     lasting = {digest: seen for digest, seen in fresh.items() if seen.fault not in ("unreadable", "too_many_pixels")}
+    # What had no bytes when they were hashed, and has some now, is no word about all that have none.
+    if NO_BYTES in lasting and not lasting[NO_BYTES].fault:
+        del lasting[NO_BYTES]
     rows = [(digest, _judge(), *seen) for digest, seen in lasting.items()]
     database.executemany(f"INSERT OR REPLACE INTO {_TABLE} VALUES ({','.join('?' * 12)})", rows)
     database.commit()

@@ -20,6 +20,7 @@ from lit_cnn.datasets.index_cache import hexadecimal, index_file, remembered, sh
 from lit_cnn.errors import UsageError
 from lit_cnn.words import and_more, counted
 
+_AGAIN = "comes twice"
 _ONE_IMAGE = "a sample needs one image, under a key of its own"
 
 
@@ -119,9 +120,7 @@ def _index(shards: Sequence[Path]) -> dict[str, np.ndarray]:
             key = sample["__key__"]
             image = [value for suffix, value in sample.items() if _is_image(suffix)]
             if len(image) != 1 or key in seen:
-                wrong.append(
-                    (str(number), key, "comes twice" if key in seen else f"has {counted(len(image), 'image')}")
-                )
+                wrong.append((str(number), key, _AGAIN if key in seen else f"has {counted(len(image), 'image')}"))
                 continue
             seen.add(key)
             keys.append(key)
@@ -129,8 +128,10 @@ def _index(shards: Sequence[Path]) -> dict[str, np.ndarray]:
             places.append((number, *image[0][:2]))
             digests.append(image[0][2])
     if not keys:
-        what = f"sample {wrong[0][1]} {wrong[0][2]}" if wrong else "holds no samples"
-        raise UsageError(f"--data.root {shards[0]}: {what}; {_ONE_IMAGE}")
+        shard, what = shards[0], "holds no samples"
+        if wrong:
+            shard, what = shards[int(wrong[0][0])], f"sample {wrong[0][1]} {wrong[0][2]}"
+        raise UsageError(f"--data.root {shard}: {what}; {_ONE_IMAGE}")
     return {
         "keys": np.array(keys),
         "labels": np.array(labels),
@@ -141,9 +142,9 @@ def _index(shards: Sequence[Path]) -> dict[str, np.ndarray]:
 
 
 def _without_one_image(wrong: Sequence[tuple[str, str, str]], names: Sequence[str]) -> Iterator[Finding]:
-    cases = [f"{names[int(number)]}/{key}" for number, key, _ in wrong]
+    cases = [f"{names[int(number)]}/{key}" + (" (again)" if what == _AGAIN else "") for number, key, what in wrong]
     if wrong:
-        message = f"{cases[0]} {wrong[0][2]}{and_more(len(wrong))}; {_ONE_IMAGE}"
+        message = f"{names[int(wrong[0][0])]}/{wrong[0][1]} {wrong[0][2]}{and_more(len(wrong))}; {_ONE_IMAGE}"
         yield Finding("not_one_image", "error", message, tuple((case,) for case in cases))
 
 

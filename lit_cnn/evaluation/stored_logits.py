@@ -5,6 +5,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -69,11 +70,10 @@ class RunLogits:
 
     @cached_property
     def names(self) -> set[str]:
-        """Names of the files that the run had when this was first asked, and of those that were put there since."""
+        """Names of the files that the run had when this was first asked."""
         try:
             return queries.artifact_names(self._store, self._run, FOLDER)
         except UsageError as error:
-            self._takes_files = False
             self._warn(f"{error}; what {self._name} keeps is not used")
             return set()
 
@@ -111,15 +111,18 @@ class RunLogits:
                 files = [file, *files]
             except OSError as error:
                 self._warn(f"{file} cannot be written ({error.strerror}); the next evaluation loads the network again")
-        for file in files if self._takes_files else ():
-            try:
-                queries.upload_artifact(self._store, self._run, file, FOLDER)
-                self.names.add(file.name)
-            except UsageError as error:
-                # The others would fare no better, and each may have to wait for a server that is away.
-                self._takes_files = False
-                self._warn(f"{error}; the logits of {self._name} are in {file.parent} only")
-                return
+        for file in files:
+            if self._takes_files:
+                try:
+                    queries.upload_artifact(self._store, self._run, file, FOLDER)
+                    _here_only(file).unlink(missing_ok=True)
+                    continue
+                except UsageError as error:
+                    # The others would fare no better, and each may have to wait for a server that is away.
+                    self._takes_files = False
+                    self._warn(f"{error}; the logits of {self._name} are in {file.parent} only")
+            with suppress(OSError):
+                _here_only(file).touch()
 
     def _warn(self, what: str) -> None:
         print(f"lit-cnn: warning: {what}", file=sys.stderr)
@@ -128,7 +131,7 @@ class RunLogits:
 def find_stored(file: Path, read: Callable[[Path], Stored | None], run_logits: RunLogits | None) -> Stored | None:
     """Returns what is in a file here, or else in the run's of this name; None if neither has a whole one.
 
-    What is here alone, since the run took no files before, is kept with the run now.
+    What is here alone, since the run took no files when it was made, is kept with the run now, if it takes it.
 
     Args:
         file: The file here.
@@ -140,9 +143,14 @@ def find_stored(file: Path, read: Callable[[Path], Stored | None], run_logits: R
         return found
     if found is None:
         return run_logits.fetch(file, read)
-    if file.name not in run_logits.names:
+    if _here_only(file).exists():
         run_logits.put([file])
     return found
+
+
+def _here_only(file: Path) -> Path:
+    """Returns the empty file that says that the run does not have a file yet."""
+    return file.with_name(f"{file.name}.here_only")
 
 
 def write_logits(file: Path, logits: np.ndarray) -> None:

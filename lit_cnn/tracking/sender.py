@@ -75,7 +75,8 @@ def sync(store: Store, *, show_progress: bool = True) -> SyncSummary:
         print(file=sys.stderr)
     summary.elsewhere = backlog.elsewhere
     summary.failed |= {
-        folder.name: f"{folder / JOURNAL}: its first line, which says what the run is, is missing or damaged"
+        folder.name: f"{folder / JOURNAL}: its first line, which says what the run is, is missing or damaged; mend it, "
+        "or move its folder away"
         for folder in backlog.unreadable
     }
     return summary

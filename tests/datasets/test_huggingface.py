@@ -12,6 +12,7 @@ import pytest
 
 from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.datasets import load_hf_disk, load_image_set
+from lit_cnn.file_hashes import default_cache_file
 from tests.datasets.test_manifest import png
 from tests.test_datamodule import assert_same_batches, epochs_of
 from tests.test_datasets import refused
@@ -141,3 +142,5 @@ def test_rows_without_an_image_are_all_found_and_refused(tmp_path: Path) -> None
     assert (finding.kind, finding.severity) == ("no_image", "error")
     assert finding.cases == (("00000000",), ("00000002",))
     assert "00000000 holds no image" in refused(load_image_set, "hf_disk", tmp_path / "lacking")
+    # What a row refers to may be there the next time.
+    assert not list(default_cache_file().parent.glob("indexes/*"))

@@ -14,6 +14,7 @@ from pyarrow import parquet
 from lit_cnn.audit import audit
 from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.datasets import load_image_set, load_manifest
+from lit_cnn.datasets.inspection import without_bad_images
 from lit_cnn.errors import UsageError
 from lit_cnn.splits import SPLIT_NAMES
 from tests.test_datamodule import assert_same_batches, epochs_of
@@ -230,6 +231,14 @@ def test_rows_that_come_again_and_unknown_splits_are_all_found(folder: Path) -> 
     assert image_set.hashes[0] == image_set.hashes[2] == image_set.hashes[5]
     report = audit(image_set, image_set.splits, "full")
     assert {"listed_twice", "unknown_split"} <= {finding.kind for finding in report.findings}
+
+
+def test_an_unknown_split_is_refused_though_its_image_is_bad_and_skipped(folder: Path) -> None:
+    (folder / "images" / "bad.png").write_bytes(b"no image")
+    rows = ["images/0.png,a,train", "images/1.png,b,train", "images/2.png,a,test", "images/bad.png,a,tset"]
+    left, skipped = without_bad_images(load_manifest(write_csv(folder / "pets.csv", "path,label,split", *rows)))
+    assert list(skipped) == ["images/bad.png"]
+    assert [finding.kind for finding in left.findings] == ["unknown_split"]
 
 
 def test_unusable_files_and_options_are_refused(folder: Path) -> None:

@@ -14,6 +14,7 @@ import webdataset
 from lit_cnn.cli import main
 from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.datasets import load_image_set, load_webdataset
+from lit_cnn.datasets.inspection import without_bad_images
 from tests.datasets.test_manifest import png
 from tests.test_datamodule import assert_same_batches, epochs_of
 from tests.test_datasets import refused
@@ -152,6 +153,24 @@ def test_samples_that_have_not_one_image_are_all_found_left_out_and_refused(tmp_
         assert image_set.paths == ["a.tar/1", "a.tar/2"]
         (finding,) = image_set.findings
         assert (finding.kind, finding.severity) == ("not_one_image", "error")
-        assert finding.cases == (("a.tar/1",), ("a.tar/3",), ("a.tar/4",))
+        assert finding.cases == (("a.tar/1 (again)",), ("a.tar/3",), ("a.tar/4",))
         assert finding.message.startswith("a.tar/1 comes twice (and 2 more)")
     assert "a.tar/1 comes twice" in refused(load_image_set, "webdataset", shard)
+
+
+def test_a_sample_that_comes_again_is_refused_though_the_first_is_bad_and_skipped(tmp_path: Path) -> None:
+    shard = tmp_path / "a.tar"
+    with webdataset.TarWriter(str(shard)) as writer:
+        for key, image in (("1", b"no image"), ("2", png(0)), ("3", png(1)), ("1", png(2))):
+            writer.write({"__key__": key, "png": image, "cls": int(key) % 2})
+    left, skipped = without_bad_images(load_webdataset(shard))
+    assert list(skipped) == ["a.tar/1"]
+    assert [finding.kind for finding in left.findings] == ["not_one_image"]
+
+
+def test_the_shard_of_a_bad_sample_is_named_where_there_is_no_good_one(tmp_path: Path) -> None:
+    with webdataset.TarWriter(str(tmp_path / "0.tar")):
+        pass
+    with webdataset.TarWriter(str(tmp_path / "1.tar")) as writer:
+        writer.write({"__key__": "9", "png": png(0), "jpg": png(1), "cls": 1})
+    assert "1.tar: sample 9 has 2 images" in refused(load_webdataset, tmp_path)

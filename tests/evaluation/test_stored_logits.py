@@ -177,12 +177,14 @@ def test_a_run_that_takes_no_files_is_evaluated_all_the_same(
     assert len(list(HERE.glob("*.safetensors"))) == 4 and len(list(kept_with(runs[1]).iterdir())) == 3
     with no_network():
         assert np.array_equal([evaluate(run, views=2) for run in runs[:2]], first)
+    (said,) = warnings(capsys)  # it was tried again
+    assert f"the logits of run {runs[0].name} ({runs[0].run_id}) are in" in said
     kept_with(runs[0]).unlink()
-    capsys.readouterr()
     with no_network():
         assert np.array_equal([evaluate(run, views=2) for run in runs[:2]], first)
     assert warnings(capsys) == []
     assert [len(list(kept_with(run).iterdir())) for run in runs[:2]] == [3, 3]  # kept as soon as it can be
+    assert not list(HERE.glob("*.here_only"))
 
 
 def test_a_run_that_went_on_is_asked_anew(runs: list[TrackedRun], store_copy: Path) -> None:
