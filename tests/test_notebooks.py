@@ -11,8 +11,7 @@ NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("
 every_notebook = pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
 # One epoch of four steps.
 SHORT_FORM = """
-SEEDS = {50: [0, 1]} if isinstance(SEEDS, dict) else [0, 1]
-TUNING_SEEDS = [0]
+SEEDS = [0, 1]
 SHORTER = [
     "--trainer.max_epochs=1", "--data.limit_train=64", "--data.batch_size=16", "--data.num_workers=0",
     "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1",
@@ -29,7 +28,7 @@ def parameters(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def test_each_experiment_has_a_notebook() -> None:
-    assert len(NOTEBOOKS) == 8
+    assert len(NOTEBOOKS) == 7
 
 
 @every_notebook

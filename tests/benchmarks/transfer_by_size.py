@@ -80,9 +80,21 @@ def candidates(size: int, regime: str) -> list[Arm]:
         return []
     flips = "--data.augment=[{class_path: albumentations.HorizontalFlip}]"
     batch_size = f"--data.batch_size={BATCH_SIZES[size]}"
+    # With a decay of 0.8 EfficientNet-Lite0's first layers have 2 % of the last one's rate.
+    decays = {"": 0.8, "_decay_1": 1.0} if regime == FULL else {"": 1.0}
     return [
-        pretrained(size, regime, f"lr_{rate}", EPOCHS[size], flips, batch_size, f"--model.lr={rate}")
-        for rate in ("0.0003", "0.001")
+        pretrained(
+            size,
+            regime,
+            f"lr_{rate}{name}",
+            EPOCHS[size],
+            flips,
+            batch_size,
+            f"--model.lr={rate}",
+            f"--model.layer_decay={decay}",
+        )
+        for name, decay in decays.items()
+        for rate in ("0.0003", "0.001", "0.003")
     ]
 
 
