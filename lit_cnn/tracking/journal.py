@@ -261,7 +261,7 @@ class Journal:
             count = sum(len(record["values"]) for record in metrics)
             words.append(f"{counted(count, 'value')} of metrics from step {metrics[0]['step']} on")
         if others:
-            words.append(counted(others, "param, tag or file") if others == 1 else f"{others:,} params, tags or files")
+            words.append(f"{others:,} {'param, tag or file' if others == 1 else 'params, tags or files'}")
         return " and ".join(words)
 
     def _is_new(self, name: str, step: int) -> bool:
