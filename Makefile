@@ -40,7 +40,7 @@ faults: $(INSTALLED)  ## Kill training runs, take their tracking server away; co
 determinism: $(INSTALLED)  ## Train the same run with 0 to 4 workers, in two precisions; compare bit for bit
 	$(BIN)/python -m tests.determinism
 
-notebooks: $(INSTALLED)  ## Run the classic experiments; hours, if none of their runs is there yet
+notebooks: $(INSTALLED)  ## Run the experiments of notebooks/; hours, if none of their runs is there yet
 	for book in notebooks/*.ipynb; do $(BIN)/jupyter-execute --inplace --timeout=-1 $$book || exit; done
 
 debian:

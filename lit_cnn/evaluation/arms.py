@@ -181,20 +181,50 @@ def plot_curves(curves: Mapping[str, Sequence[Curve]], path: Path, ylabel: str, 
             axes.plot(run.steps, run.values, color=color, linewidth=0.7, alpha=0.45)
         mean = np.mean([run.values for run in runs], axis=0)
         axes.plot(runs[0].steps, mean, color=color, linewidth=2.2, label=f"{label} (n = {len(runs)})")
-    _label(axes, ylabel, log_scale)
+    if log_scale:
+        _scale_logarithmically(axes)
+    _label(axes, "optimizer steps", ylabel)
     with replace_atomically(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 
 
-def _label(axes: "Axes", ylabel: str, log_scale: bool) -> None:
-    if log_scale:
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+def plot_by_images(values: Mapping[str, Mapping[int, Sequence[float]]], path: Path, ylabel: str) -> None:
+    """Draws mean and standard deviation over the seeds against the number of training images, as `plot_curves` does.
 
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel("optimizer steps")
+    Args:
+        values: For each label the values of its seeds, by number of training images, rising.
+        path: The PNG file; replaced whole if it is there.
+        ylabel: What the values are.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for place, ((label, by_images), color) in enumerate(zip(values.items(), _COLORS, strict=False)):
+        # Side by side, or one bar would hide the other.
+        sizes = np.array(list(by_images)) * 1.05 ** (place - (len(values) - 1) / 2)
+        _, means, deviations = zip(*(mean_std(own) for own in by_images.values()), strict=True)
+        axes.errorbar(sizes, means, deviations, color=color, linewidth=2, marker="o", capsize=3, label=label)
+    _label(axes, "training images, log scale", ylabel)
+    axes.set_xscale("log")
+    ticks = sorted({size for by_images in values.values() for size in by_images})
+    axes.set_xticks(ticks, [f"{size:,}" for size in ticks])
+    axes.minorticks_off()
+    with replace_atomically(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def _scale_logarithmically(axes: "Axes") -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _label(axes: "Axes", xlabel: str, ylabel: str) -> None:
+    axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.legend(frameon=False, fontsize=9)
     axes.grid(color="#e5e7eb", linewidth=0.8)

@@ -13,15 +13,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from lit_cnn.evaluation.arms import Arm, comparison, finished_runs, train_missing
+from lit_cnn.evaluation.arms import Arm, comparison, finished_runs, plot_by_images, train_missing
 from lit_cnn.evaluation.statistics import mean_std
-from lit_cnn.files import replace_atomically
 
 EXPERIMENT = "transfer_by_size"
 SCRATCH, HEAD, LAST, FULL = "from scratch", "head_only", "last_stages", "full"
-COLORS = {SCRATCH: "#52606d", HEAD: "#0b5cad", LAST: "#c2410c", FULL: "#15803d"}
+REGIMES = (SCRATCH, HEAD, LAST, FULL)
 ALL = 58_000  # about so many are left when val has its 2,000: no limit then
 SEEDS = {50: range(10), 500: range(10), 5_000: range(3), ALL: range(3)}
 TUNING_SEEDS = (100, 101)
@@ -53,12 +50,7 @@ def pretrained(size: int, regime: str, setting: str, epochs: int, *arguments: st
     """Returns EfficientNet-Lite0 in a regime."""
     own = (
         f"--config=configs/transfer/{regime}.yaml",
-        "--data.dataset=fashion_mnist",
-        "--data.in_channels=3",
-        "--data.image_size=112",
-        "--data.train_crop=center",
-        "--model.arch=tf_efficientnet_lite0",
-        "--model.weights=offline",
+        "--config=configs/experiment/tf_efficientnet_lite0_fashion_mnist.yaml",
     )
     return arm(size, regime, "tf_efficientnet_lite0", setting, epochs, *own, *arguments)
 
@@ -105,7 +97,7 @@ def choose(sizes: Sequence[int]) -> dict[Key, Arm]:
     """
     chosen: dict[Key, Arm] = {}
     for size in sizes:
-        for regime in COLORS:
+        for regime in REGIMES:
             tried = candidates(size, regime)
             if regime in (LAST, FULL) and size == 5_000 and (500, regime) in chosen:
                 tried = [tried[candidates(500, regime).index(chosen[500, regime])]]
@@ -125,28 +117,6 @@ def val_accuracy(each: Arm) -> float:
     return mean_std([runs[seed].metrics["best/val/acc"] for seed in TUNING_SEEDS]).mean
 
 
-def draw(accuracies: dict[Key, list[float]], path: Path) -> None:
-    """Draws mean and standard deviation over the seeds against the number of images, as a PNG of 1200 x 675 px."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    for regime, color in COLORS.items():
-        of_regime = {size: mean_std(values) for (size, of), values in accuracies.items() if of == regime}
-        means = [100 * one.mean for one in of_regime.values()]
-        deviations = [100 * one.std for one in of_regime.values()]
-        axes.errorbar(list(of_regime), means, deviations, color=color, linewidth=2, marker="o", capsize=3, label=regime)
-    sizes = sorted({size for size, _ in accuracies})
-    axes.set_xscale("log")
-    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
-    axes.minorticks_off()
-    axes.set_xlabel("training images")
-    axes.set_ylabel("test accuracy, % (mean ± std over seeds)")
-    axes.legend(frameon=False, fontsize=9)
-    axes.grid(color="#e5e7eb", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    with replace_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-
-
 def main() -> None:
     """Trains what is missing; prints a table for each size and all figures as JSON; draws the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -164,7 +134,15 @@ def main() -> None:
         print(f"{size:,} images, test/acc, settings chosen on val")
         of_size = {regime: values for (of, regime), values in figures["test/acc"].items() if of == size}
         print(comparison({chosen[size, regime].label: values for regime, values in of_size.items()}))
-    draw(figures["test/acc"], options.output)
+    by_images = {
+        regime: {
+            size: [100 * value for value in values]
+            for (size, of), values in figures["test/acc"].items()
+            if of == regime
+        }
+        for regime in REGIMES
+    }
+    plot_by_images(by_images, options.output, "test accuracy, % (mean ± std over seeds)")
     print(json.dumps({name: {f"{s} {r}": v for (s, r), v in values.items()} for name, values in figures.items()}))
 
 

@@ -12,6 +12,7 @@ from lit_cnn.evaluation.arms import (
     final_values,
     finished_runs,
     learning_curves,
+    plot_by_images,
     plot_curves,
     smoothed,
     steps_to,
@@ -92,5 +93,15 @@ def test_curves_become_a_picture(tmp_path: Path) -> None:
     from PIL import Image
 
     with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size == (1200, 675)
+        assert len(set(picture.convert("RGB").get_flattened_data())) > 50
+
+
+def test_accuracies_by_size_become_a_picture(tmp_path: Path) -> None:
+    values = {"scratch": {50: [60.0, 64.0], 500: [81.0, 82.0], 60_000: [93.0, 93.1]}, "head": {50: [68.0, 68.5]}}
+    plot_by_images(values, tmp_path / "sizes.png", "test accuracy, %")
+    from PIL import Image
+
+    with Image.open(tmp_path / "sizes.png") as picture:
         assert picture.size == (1200, 675)
         assert len(set(picture.convert("RGB").get_flattened_data())) > 50
