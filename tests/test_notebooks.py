@@ -15,8 +15,10 @@ SEEDS = [0, 1]
 SHORTER = [
     "--trainer.max_epochs=1", "--data.limit_train=64", "--data.batch_size=16", "--data.num_workers=0",
     "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=1", "--trainer.limit_test_batches=1",
+    "--trainer.check_val_every_n_epoch=1",
 ]
 PICTURES = "pictures"
+SIZES = [50]
 CYCLES, SWA_START = 1, 1
 """
 
@@ -28,7 +30,7 @@ def parameters(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def test_each_experiment_has_a_notebook() -> None:
-    assert len(NOTEBOOKS) == 7
+    assert len(NOTEBOOKS) == 8
 
 
 @every_notebook
