@@ -334,7 +334,10 @@ def _least(
         return True
 
     # One that refuses the next size is made for this one, or for multiples of its patches.
-    return 1 + bisect.bisect_left(range(1, image_size), True, key=fits) if fits(image_size + 1) else None
+    if not fits(image_size + 1):
+        return None
+    # Most take every size; to come there by halves would be eight passes.
+    return 1 if fits(1) else 1 + bisect.bisect_left(range(1, image_size), True, key=fits)
 
 
 def _paper(resolved: str) -> dict[str, float | str]:
