@@ -336,7 +336,7 @@ def _least(
     # One that refuses the next size is made for this one, or for multiples of its patches.
     if not fits(image_size + 1):
         return None
-    # Most take every size; to come there by halves would be eight passes.
+    # By halves, one that takes every size would need eight passes more.
     return 1 if fits(1) else 1 + bisect.bisect_left(range(1, image_size), True, key=fits)
 
 
