@@ -14,6 +14,8 @@ from lit_cnn.errors import UsageError
 from lit_cnn.files import CANNOT_WRITE
 from lit_cnn.memory import keep_freed_memory
 
+SPIN_COUNT = "10000"
+
 HELP = f"""\
 usage: lit-cnn COMMAND [options]
 
@@ -91,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"lit-cnn {__version__}")
         return 0
-    _quiet_environment()
+    set_environment()
     keep_freed_memory()
     try:
         return _command(arguments[0])(arguments[1:])
@@ -136,9 +138,13 @@ def _train_or_evaluate(name: str, arguments: list[str]) -> int:
     return run_trainer_command(name, arguments, seeds)
 
 
-def _quiet_environment() -> None:
-    # albumentations would ask the network for its newest version; MLflow would report its use; idle OpenMP threads
-    # would keep the cores that loader processes need.
+def set_environment() -> None:
+    """Sets what libraries read from the environment as they are imported, where the user did not."""
+    # Idle threads of OpenMP would keep the cores that loader processes need. But small layers follow one another faster
+    # than a sleeping thread wakes, so libgomp's wait about a tenth of a millisecond: tests/benchmarks/thread_wait.py.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    # albumentations would ask the network for its newest version; MLflow would report its use.
     for name, value in {
         "NO_ALBUMENTATIONS_UPDATE": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -127,7 +127,6 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=51200, help="of an epoch, which is a round")
     parser.add_argument("--num_workers", type=int, default=2)
     options = parser.parse_args()
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     try:
         sides = loaders(options.images, options.num_workers)
     except UsageError as error:

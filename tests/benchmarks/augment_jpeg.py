@@ -159,7 +159,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="of a round")
     parser.add_argument("--num_workers", type=int, default=2)
     options = parser.parse_args()
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_photographs(root, options.images)

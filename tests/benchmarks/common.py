@@ -26,6 +26,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from lit_cnn.cli import set_environment
+
 ROOT = Path(__file__).resolve().parents[2]
 BATCH_SIZE = 128
 WARM_UP = 10  # batches
@@ -68,7 +70,7 @@ def options_of(description: str) -> argparse.Namespace:
 @contextlib.contextmanager
 def workplace() -> Iterator[None]:
     """Works in an empty folder, with what lit-cnn sets for its own process set for every side."""
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    set_environment()
     os.environ["PYTHONPATH"] = str(ROOT)
     before = Path.cwd()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

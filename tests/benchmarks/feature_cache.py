@@ -96,7 +96,7 @@ def main() -> None:
     """Prints the tables and the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--val_fraction", type=float, default=0.002, help="of Fashion-MNIST's 60,000 training images")
     options = parser.parse_args()

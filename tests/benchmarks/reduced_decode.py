@@ -30,7 +30,6 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--num_workers", type=int, default=2)
     options = parser.parse_args()
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_photographs(root, options.images)

@@ -8,7 +8,6 @@ turns.
 import argparse
 import contextlib
 import multiprocessing
-import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from lit_cnn.classifier import LitClassifier
+from lit_cnn.cli import set_environment
 from lit_cnn.memory import keep_freed_memory
 from lit_cnn.precision import train_depthwise_in_float32
 from tests.benchmarks.common import interleave, report
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="about that long for each side of a round")
     parser.add_argument("--nets", nargs="+", default=[arch for arch, *_ in NETS])
     options = parser.parse_args()
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    set_environment()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     for arch, image_size, batch_size, target in NETS:
         if arch in options.nets:
