@@ -44,6 +44,7 @@ def create_model(
     """Builds a network whose `forward` takes images `(N, in_channels, image_size, image_size)`, float.
 
     It is first tried on the meta device, in milliseconds, so a mistake shows before weights are drawn or fetched.
+    Where that is the default device, the network that was tried is the one returned.
 
     Args:
         arch: Name of the architecture: ours first, else timm's; `lit/NAME`, `timm/NAME` and `torchvision/NAME` force
@@ -64,8 +65,10 @@ def create_model(
     plan = _Plan(resolve_arch(arch), num_classes, in_channels, arch_options)
     if pretrained and not plan.has_pretrained_weights():
         raise UsageError(f"--model.arch {arch}: there are no pretrained weights for it; train it, or choose another")
+    import torch
+
     try:
-        plan.try_on_meta(image_size)
+        tried = plan.try_on_meta(image_size)
     except UsageError:
         raise
     except Exception as error:  # each network fails in its own way
@@ -73,6 +76,8 @@ def create_model(
         if mistake is None:
             raise
         raise UsageError(mistake) from error
+    if torch.get_default_device().type == "meta" and not pretrained:
+        return tried.train()
     return plan.build(image_size, pretrained)
 
 
@@ -150,12 +155,14 @@ class _Plan:
                 **self.options,
             )
 
-    def try_on_meta(self, image_size: int) -> None:
+    def try_on_meta(self, image_size: int) -> "nn.Module":
         """Builds the network and sends one image through it, shapes only; raises whatever the network raises."""
         import torch
 
         with torch.device("meta"), torch.no_grad():
-            self.build(image_size).eval()(torch.empty(1, self.in_channels, image_size, image_size))
+            net = self.build(image_size).eval()
+            net(torch.empty(1, self.in_channels, image_size, image_size))
+        return net
 
     def fits(self, image_size: int) -> bool:
         """Tells whether the network takes square images of `image_size` pixels."""
