@@ -161,12 +161,18 @@ class Batches(DataLoader[Batch]):
 
 
 @atexit.register
-def _end_stuck_workers() -> None:
-    """Kills workers that did not end when torch, which asks all of them just before, wanted them to.
+def _end_workers() -> None:
+    """Ends the workers that are left: asks them, and kills those that have not heard of it after a second.
 
-    One that is stuck in native code never comes to hear of it, and Python would wait for it without end.
+    A worker of a loader that is still held works on; torch would say with a traceback that it was killed. One that is
+    stuck in native code never comes to hear of anything, and Python would wait for it without end.
     """
-    for worker in _WORKERS:
+    left = [worker for worker in _WORKERS if worker.is_alive()]
+    for worker in left:
+        worker.terminate()
+    last_moment = time.monotonic() + 1
+    for worker in left:
+        worker.join(max(0.0, last_moment - time.monotonic()))
         if worker.is_alive():
             worker.kill()
 

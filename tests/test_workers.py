@@ -98,6 +98,20 @@ def test_a_worker_that_is_stuck_in_native_code_does_not_keep_its_run_from_ending
     assert not psutil.pid_exists(int(done.stdout.split()[1]))
 
 
+HELD = """
+from lit_cnn.datamodule import ImageDataModule
+
+loader = ImageDataModule(image_size=16, num_workers=2, limit_train=256).train_dataloader()
+for _ in loader:
+    pass
+"""
+
+
+def test_a_script_that_keeps_its_loader_ends_without_a_word() -> None:
+    done = subprocess.run([sys.executable, "-c", HELD], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1], ids=lambda one: one.name

@@ -1,5 +1,6 @@
 """Data sets that Hugging Face's `datasets` saved on disk: Arrow files, mapped into memory and not read into it."""
 
+import errno
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,7 +60,9 @@ class ArrowImages(EncodedImages):
         """Returns an image's file as bytes; see `open`."""
         content = self.content_if_there(index)
         if content is None:
-            raise UsageError(f"--data.root: {self.paths[index]} {_NO_IMAGE}")
+            # All such rows share the digest of no bytes, and what is said of it: so the cause is without their names.
+            cause = FileNotFoundError(errno.ENOENT, _NO_IMAGE)
+            raise UsageError(f"--data.root: {self.paths[index]} {_NO_IMAGE}") from cause
         return content
 
     def content_if_there(self, index: int) -> bytes | None:

@@ -157,11 +157,18 @@ def _samples(shard: Path) -> Iterator[dict[str, Any]]:
 
 
 def _members(shard: Path) -> Iterator[dict[str, Any]]:
+    names: set[str] = set()
     with tarfile.open(shard, "r:") as tar:
         for member in tar:
             suffix = member.name.rpartition("/")[2].partition(".")[2].lower()
             if not member.isreg() or not (_is_image(suffix) or suffix in ("cls", "json")):
                 continue
+            name = member.name[: len(member.name) - len(suffix)] + suffix
+            if name in names:
+                # The library takes nothing for the end of a sample, and a name that comes again in one for an error.
+                yield {}
+                names.clear()
+            names.add(name)
             file = tar.extractfile(member)
             content = file.read() if file is not None else b""
             if len(content) < member.size:

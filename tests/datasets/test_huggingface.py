@@ -12,6 +12,7 @@ import pytest
 
 from lit_cnn.datamodule import ImageDataModule
 from lit_cnn.datasets import load_hf_disk, load_image_set
+from lit_cnn.datasets.inspection import without_bad_images
 from lit_cnn.file_hashes import default_cache_file
 from tests.datasets.test_manifest import png
 from tests.test_datamodule import assert_same_batches, epochs_of
@@ -144,3 +145,13 @@ def test_rows_without_an_image_are_all_found_and_refused(tmp_path: Path) -> None
     assert "00000000 holds no image" in refused(load_image_set, "hf_disk", tmp_path / "lacking")
     # What a row refers to may be there the next time.
     assert not list(default_cache_file().parent.glob("indexes/*"))
+
+
+def test_rows_without_an_image_are_skipped_for_a_reason_that_names_none_of_them(tmp_path: Path) -> None:
+    cells = [None, {"bytes": png(0)}, None, {"bytes": png(1)}]
+    lacking = datasets.Dataset.from_dict({"image": cells, "label": [0, 0, 1, 1]}, features=part([0]).features)
+    lacking.save_to_disk(tmp_path / "lacking")
+    left, skipped = without_bad_images(load_hf_disk(tmp_path / "lacking"))
+    assert left.paths == ["00000001", "00000003"] and not left.findings
+    reason = "holds no image and refers to none that is there"
+    assert skipped == {"00000000": reason, "00000002": reason}

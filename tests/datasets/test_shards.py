@@ -158,6 +158,24 @@ def test_samples_that_have_not_one_image_are_all_found_left_out_and_refused(tmp_
     assert "a.tar/1 comes twice" in refused(load_image_set, "webdataset", shard)
 
 
+@pytest.mark.parametrize(
+    "names", [["1.png", "1.cls", "1.png", "1.cls"], ["1.png", "1.cls", "1.cls"], ["1.png", "1.cls", "1.PNG", "1.cls"]]
+)
+def test_a_sample_that_comes_again_at_once_is_found_with_the_others(tmp_path: Path, names: list[str]) -> None:
+    shard = tmp_path / "a.tar"
+    with tarfile.open(shard, "w") as tar:
+        for name in ["0.png", "0.cls", *names, "2.png", "2.cls", "3.cls"]:
+            content = png(int(name[0])) if name.lower().endswith("png") else name[:1].encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    image_set = load_webdataset(shard)
+    assert image_set.paths == ["a.tar/0", "a.tar/1", "a.tar/2"]
+    assert [image_set.class_names[label] for label in image_set.labels] == ["0", "1", "2"]
+    (finding,) = image_set.findings
+    assert finding.cases == (("a.tar/1 (again)",), ("a.tar/3",))
+
+
 def test_a_sample_that_comes_again_is_refused_though_the_first_is_bad_and_skipped(tmp_path: Path) -> None:
     shard = tmp_path / "a.tar"
     with webdataset.TarWriter(str(shard)) as writer:
