@@ -9,6 +9,7 @@ was at work.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -47,6 +48,7 @@ for number in range(rounds):
     while not recorder.wait_until_sent(600):  # it gives up on a server that is silent for 15 s; its sender does not
         time.sleep(0.1)
     print(recorder.key, flush=True)
+time.sleep(3600)  # whoever ends takes the processor time of its sender along
 """
 
 
@@ -68,14 +70,15 @@ def measure(folder: Path, runs: int, values: int, rounds: int) -> tuple[list[dic
         places = [folder / f"run{number}" for number in range(runs)]
         processes = [_start(place, server.uri, rounds, values) for place in places]
         try:
-            _wait_until_idle([process.pid for process in processes])
+            pids = [process.pid for process in processes]
+            _wait_until_idle(pids)
             measured, keys = [], []
             for number in range(rounds):
-                before, started = _processor_seconds(), time.perf_counter()
+                before, started = _processor_seconds(pids), time.perf_counter()
                 (folder / f"go{number}").touch()
                 keys.append([_line(process).strip() for process in processes])
                 seconds = time.perf_counter() - started
-                used = {name: spent - before.get(name, 0.0) for name, spent in _processor_seconds().items()}
+                used = {name: spent - before[name] for name, spent in _processor_seconds(pids).items()}
                 measured.append({"seconds": seconds, "values a second": runs * values / seconds, **used})
         finally:
             for process in processes:
@@ -115,16 +118,23 @@ def _wait_until_idle(pids: Sequence[int]) -> None:
         before, now = now, spent()
 
 
-def _processor_seconds() -> dict[str, float]:
-    """Returns the processor time that server, database and senders have used so far."""
-    words = {"MLflow server": "uvicorn", "PostgreSQL": "postgres", "senders": "lit_cnn.tracking.sender"}
-    found = dict.fromkeys(words, 0.0)
-    for process in psutil.process_iter(["cmdline", "cpu_times"]):
-        command = " ".join(process.info["cmdline"] or [])
-        parent = " ".join(process.parent().cmdline()) if "spawn_main" in command and process.parent() else ""
-        for name, word in words.items():
-            if word in command or word in parent:
-                found[name] += sum(process.info["cpu_times"][:2])
+def _processor_seconds(runs: Sequence[int]) -> dict[str, float]:
+    """Returns the processor time used so far by server, database, and runs (of these pids) with their senders.
+
+    That of processes that have ended is included, which their parents know: a database ends one with each connection.
+    """
+    roots = {"MLflow server": ["mlflow server"], "PostgreSQL": ["bin/postgres", "-D"]}
+    found = dict.fromkeys((*roots, "runs and senders"), 0.0)
+    for root in psutil.process_iter(["pid", "cmdline"]):
+        command = " ".join(root.info["cmdline"] or [])
+        called = [name for name, words in roots.items() if all(word in command for word in words)]
+        if root.pid in runs:
+            called = ["runs and senders"]
+        for name in called:
+            for process in (root, *root.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    times = process.cpu_times()
+                    found[name] += times.user + times.system + times.children_user + times.children_system
     return found
 
 
