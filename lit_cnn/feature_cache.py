@@ -179,6 +179,7 @@ class FeatureCache(pl.Callback):
         """Returns an entry and the type that its features are computed in."""
 
         def compute() -> Iterator[torch.Tensor]:
+            """Yields the features of each batch, on the CPU."""
             bar = tqdm(total=wanted.shape[0], desc=f"features of {of}", unit="img", file=sys.stderr, delay=1)
             with bar, torch.inference_mode():
                 for images, _ in loader():

@@ -301,6 +301,7 @@ class PathSolver(torch.optim.LBFGS):
         penalised, penalty = [weight for weight in group["params"] if weight.ndim > 1], self.penalty
 
         def with_penalty() -> torch.Tensor:
+            """Adds the penalty to the loss, and its gradient to that of the loss."""
             loss = closure()
             with torch.no_grad():
                 for weight in penalised:

@@ -202,6 +202,7 @@ def _trace(net: "nn.Module", images: "torch.Tensor") -> "dict[nn.Module, _Call]"
     seen = num_returns = 0
 
     def charge() -> None:
+        """Gives what was counted since the last time to the innermost open module."""
         nonlocal seen
         total = counter.get_total_flops()
         if open_modules:
@@ -209,6 +210,7 @@ def _trace(net: "nn.Module", images: "torch.Tensor") -> "dict[nn.Module, _Call]"
         seen = total
 
     def enter(module: "nn.Module", _arguments: Any) -> None:
+        """Opens a module before it is called."""
         charge()
         calls.setdefault(module, _Call(entered=len(calls)))
         if has_inner:
@@ -217,6 +219,7 @@ def _trace(net: "nn.Module", images: "torch.Tensor") -> "dict[nn.Module, _Call]"
         has_inner.append(False)
 
     def leave(module: "nn.Module", arguments: tuple[Any, ...], output: Any) -> None:
+        """Closes a module after it was called, and notes what it gave."""
         nonlocal num_returns
         charge()
         num_returns += 1
@@ -326,6 +329,7 @@ def _least(
 
     # Any other is the same network at every size: it need not be built again for each.
     def fits(size: int) -> bool:
+        """Tells whether it takes square images of `size` pixels."""
         try:
             with torch.device("meta"), torch.no_grad():
                 net(torch.empty(1, in_channels, size, size))

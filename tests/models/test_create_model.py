@@ -13,7 +13,7 @@ import torch
 from timm.models import group_parameters
 
 from lit_cnn.errors import UsageError
-from lit_cnn.models import BUILDERS, create_model, least_image_size, resolve_arch
+from lit_cnn.models import BUILDERS, _Plan, create_model, least_image_size, resolve_arch
 
 OURS = [f"lit/{name}" for name in BUILDERS]
 THEIRS = ["timm/resnet18", "timm/mobilenetv3_small_050", "torchvision/googlenet"]
@@ -228,6 +228,23 @@ def test_an_option_reaches_the_architecture() -> None:
 def test_pretrained_weights_that_do_not_exist_are_refused(arch: str) -> None:
     with pytest.raises(UsageError, match=f"--model.arch {arch}: there are no pretrained weights"):
         create_model(arch, num_classes=10, in_channels=1, image_size=32, pretrained=True)
+
+
+@pytest.mark.parametrize("arch", ["residual18", "timm/resnet18"])
+def test_on_meta_a_network_is_built_once_and_is_in_train_mode(arch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    build = _Plan.build
+
+    def counted(plan: _Plan, *arguments: Any) -> torch.nn.Module:
+        built.append(plan)
+        return build(plan, *arguments)
+
+    monkeypatch.setattr(_Plan, "build", counted)
+    with torch.device("meta"):
+        net = create_model(arch, num_classes=10, in_channels=3, image_size=64)
+    assert len(built) == 1
+    assert all(module.training for module in net.modules())
+    assert all(weight.requires_grad and weight.is_meta for weight in net.parameters())
 
 
 def test_trying_on_meta_draws_nothing() -> None:
