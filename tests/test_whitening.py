@@ -29,25 +29,27 @@ def images() -> torch.Tensor:
     return torch.cat([batch for batch, _ in data.train_dataloader()])
 
 
-def test_the_covariance_is_that_of_all_patches_to_the_last_bit_in_any_order(images: torch.Tensor) -> None:
-    whole = patch_covariance([images])
-    np.testing.assert_allclose(whole.numpy(), np.cov(patches(images.numpy() / 255).T, bias=True), rtol=1e-9)
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_covariance_is_that_of_all_patches_to_the_last_bit_in_any_order(images: torch.Tensor, size: int) -> None:
+    whole = patch_covariance([images], size)
+    np.testing.assert_allclose(whole.numpy(), np.cov(patches(images.numpy() / 255, size).T, bias=True), rtol=1e-9)
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(images)))
-    assert torch.equal(patch_covariance(images[order].split(7)), whole)
+    assert torch.equal(patch_covariance(images[order].split(7), size), whole)
 
 
-def test_the_layer_of_a_run_is_that_of_its_training_images_and_stays(images: torch.Tensor) -> None:
-    assert fit(*FAST, "--ema_decay=0.9") == 0
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_layer_of_a_run_is_that_of_its_training_images_and_stays(images: torch.Tensor, size: int) -> None:
+    assert fit(*FAST, f"--model.arch_options.patch={size}", "--ema_decay=0.9") == 0
     (run,) = tracked_runs(Path.cwd())
     last, best = checkpoint(run), checkpoint(run, "best")
     std = last["hyper_parameters"]["std"][0]
-    variances, vectors = np.linalg.eigh(np.cov(patches(images.numpy() / 255 / std).T, bias=True))
+    variances, vectors = np.linalg.eigh(np.cov(patches(images.numpy() / 255 / std, size).T, bias=True))
     for state in (last["state_dict"], last["current_model_state"], best["state_dict"]):
         assert torch.equal(state[WEIGHT], last["state_dict"][WEIGHT])
         assert state["net.whitening.is_whitened"]
     filters = last["state_dict"][WEIGHT].flatten(1).double().numpy()
     expected = (vectors / np.sqrt(variances + 5e-4)).T[::-1]
-    signs = np.sign((filters[:4] * expected).sum(1, keepdims=True))
+    signs = np.sign((filters[: size**2] * expected).sum(1, keepdims=True))
     np.testing.assert_allclose(filters, np.concatenate([signs * expected, -signs * expected]), rtol=1e-4, atol=1e-5)
     assert not torch.equal(best["state_dict"][OTHER], last["current_model_state"][OTHER])
 

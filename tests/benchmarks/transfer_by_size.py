@@ -62,7 +62,7 @@ def candidates(size: int, regime: str) -> list[Arm]:
     if regime == SCRATCH:
         epochs, batch_size = SCRATCH_EPOCHS[size], f"--data.batch_size={SCRATCH_BATCH_SIZES[size]}"
         lenet5 = "--config=configs/experiment/lenet5_scratch_fashion_mnist.yaml"
-        fast = ("--config=configs/experiment/fast_fashion_mnist.yaml", "--ema_decay=0.98", batch_size)
+        fast = ("--config=configs/experiment/airbench_scratch_fashion_mnist.yaml", "--ema_decay=0.98", batch_size)
         return [
             arm(size, SCRATCH, "lenet5", "adamw", epochs, lenet5, batch_size),
             arm(size, SCRATCH, "airbench", "lr_0.3", epochs, *fast),

@@ -8,10 +8,10 @@ from sklearn.datasets import load_digits, load_sample_images
 from lit_cnn.models.airbench import AirBench
 
 
-def patches(images: np.ndarray) -> np.ndarray:
-    """Every 2x2 patch of `(N, C, H, W)` images as a row of `(patches, 4 * C)`, cut out one by one."""
-    height, width = images.shape[2:]
-    cut = [images[:, :, row : row + 2, column : column + 2] for row in range(height - 1) for column in range(width - 1)]
+def patches(images: np.ndarray, size: int = 2) -> np.ndarray:
+    """Every patch of `(N, C, H, W)` images as a row of `(patches, C * size * size)`, cut out one by one."""
+    rows, columns = (range(side - size + 1) for side in images.shape[2:])
+    cut = [images[:, :, row : row + size, column : column + size] for row in rows for column in columns]
     return np.concatenate([part.reshape(len(images), -1) for part in cut])
 
 
@@ -24,18 +24,22 @@ def photographs() -> np.ndarray:
     return np.stack(load_sample_images().images).transpose(0, 3, 1, 2)[:, :, :64, :64] / 255
 
 
+@pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("images", [digits(), photographs()], ids=["gray", "RGB"])
-def test_whitened_patches_have_variance_1_and_no_correlation(images: np.ndarray) -> None:
+def test_whitened_patches_have_variance_1_and_no_correlation(images: np.ndarray, size: int) -> None:
     channels = images.shape[1]
-    net = AirBench(num_classes=10, in_channels=channels)
+    net = AirBench(num_classes=10, in_channels=channels, patch=size)
     assert not net.is_whitened
-    net.whiten(torch.from_numpy(np.cov(patches(images).T, bias=True)))
+    net.whiten(torch.from_numpy(np.cov(patches(images, size).T, bias=True)))
     assert net.is_whitened
-    maps = net.whitening(torch.from_numpy(images).float()).transpose(0, 1).flatten(1).detach().double()
-    one, negative = maps.split(4 * channels)
+    maps = net.whitening(torch.from_numpy(images).float()).detach().double()
+    if size == 3:
+        assert maps.shape[2:] == images.shape[2:]
+        maps = maps[:, :, 1:-1, 1:-1]  # without what the zeros around the images come into
+    one, negative = maps.transpose(0, 1).flatten(1).split(channels * size**2)
     torch.testing.assert_close(negative, -one)
     # The floor makes a small variance smaller still: l / (l + 0.0005) of 1.
-    variances = np.linalg.eigvalsh(np.cov(patches(images).T, bias=True))[::-1].copy()
+    variances = np.linalg.eigvalsh(np.cov(patches(images, size).T, bias=True))[::-1].copy()
     expected = torch.from_numpy(np.diag(variances / (variances + 5e-4)))
     torch.testing.assert_close(torch.cov(one, correction=0), expected, rtol=1e-3, atol=1e-3)
 
@@ -58,7 +62,7 @@ def test_the_whitening_is_no_parameter_but_part_of_the_weights() -> None:
     assert torch.equal(other.whitening.weight, net.whitening.weight)
 
 
-def test_has_71336_parameters_and_maps_of_these_sizes() -> None:
+def test_has_71328_parameters_and_maps_of_these_sizes() -> None:
     net = AirBench(num_classes=10)
     assert sum(parameter.numel() for parameter in net.parameters()) == 71_328
     maps = net.whitening(torch.zeros(1, 1, 28, 28))
@@ -69,8 +73,23 @@ def test_has_71336_parameters_and_maps_of_these_sizes() -> None:
     assert sizes == [(16, 13, 13), (32, 6, 6), (64, 3, 3)]
 
 
+def test_the_fast_experiments_network_has_half_the_size_before_its_first_block() -> None:
+    net = AirBench(num_classes=10, widths=[32, 64], patch=3, pool_patches=True, activation="relu")
+    trained = 9 * (18 * 32 + 32 * 64 + 64 * 64) + 2 * (32 + 64 + 64) + 64 * 10
+    assert sum(parameter.numel() for parameter in net.parameters()) == trained == 61_440
+    seen: list[tuple[int, ...]] = []
+    for module in (net.whitening, *net.blocks):
+        module.register_forward_hook(lambda _, inputs, output: seen.extend([inputs[0].shape[1:], output.shape[1:]]))
+    assert net.eval()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    assert seen == [(1, 28, 28), (18, 28, 28), (18, 14, 14), (32, 7, 7), (32, 7, 7), (64, 3, 3)]
+
+
 def test_other_widths_make_other_blocks_and_none_is_refused() -> None:
     assert AirBench(num_classes=10, widths=[4, 8]).num_features == 8
     for widths in ([], [8, 0]):
         with pytest.raises(ValueError, match="1 or more for each block"):
             AirBench(num_classes=10, widths=widths)
+    with pytest.raises(ValueError, match="patch is a size in pixels, 1 or more, not 0"):
+        AirBench(num_classes=10, patch=0)
+    with pytest.raises(ValueError, match="activation is one of gelu, relu, not tanh"):
+        AirBench(num_classes=10, activation="tanh")
