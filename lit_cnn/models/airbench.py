@@ -31,7 +31,7 @@ class AirBench(nn.Module):
         image_size: Part of what all networks take; this one takes images of any size that the poolings leave something
             of: `2 ** poolings + 1` px are enough, with a pooling for each block and one for `pool_patches`.
         widths: Channels of each block; a block halves height and width.
-        patch: Height and width of what the first layer sees, in pixels. Images are padded by `(patch - 1) // 2`.
+        patch: Height and width of what the first layer sees, 2 or 3 pixels. For 3, images are padded by 1.
         pool_patches: Halve the maps of the first layer, by their largest value, which makes a wider block cost no more.
         activation: `gelu`, as in the paper, or `relu`, which is cheaper.
 
@@ -40,7 +40,7 @@ class AirBench(nn.Module):
         head_hidden_size: Features of `forward_head` with `pre_logits=True`.
 
     Raises:
-        ValueError: If `widths` is empty, a width or `patch` below 1, or `activation` none of the two.
+        ValueError: If `widths` is empty, a width is below 1, or `patch` or `activation` is none of the two.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class AirBench(nn.Module):
         super().__init__()
         if not widths or min(widths) < 1:
             raise ValueError(f"widths are channels, 1 or more for each block, not {widths}")
-        if patch < 1:
-            raise ValueError(f"patch is a size in pixels, 1 or more, not {patch}")
+        if patch not in (2, 3):
+            raise ValueError(f"patch is 2 or 3 pixels, not {patch}")
         if activation not in _ACTIVATIONS:
             raise ValueError(f"activation is one of {', '.join(_ACTIVATIONS)}, not {activation}")
         self.num_classes = num_classes

@@ -84,12 +84,13 @@ def test_the_fast_experiments_network_has_half_the_size_before_its_first_block()
     assert seen == [(1, 28, 28), (18, 28, 28), (18, 14, 14), (32, 7, 7), (32, 7, 7), (64, 3, 3)]
 
 
-def test_other_widths_make_other_blocks_and_none_is_refused() -> None:
+def test_other_widths_make_other_blocks_and_what_cannot_be_had_is_refused() -> None:
     assert AirBench(num_classes=10, widths=[4, 8]).num_features == 8
     for widths in ([], [8, 0]):
         with pytest.raises(ValueError, match="1 or more for each block"):
             AirBench(num_classes=10, widths=widths)
-    with pytest.raises(ValueError, match="patch is a size in pixels, 1 or more, not 0"):
-        AirBench(num_classes=10, patch=0)
+    for patch in (1, 4):
+        with pytest.raises(ValueError, match=f"patch is 2 or 3 pixels, not {patch}"):
+            AirBench(num_classes=10, patch=patch)
     with pytest.raises(ValueError, match="activation is one of gelu, relu, not tanh"):
         AirBench(num_classes=10, activation="tanh")
