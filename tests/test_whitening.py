@@ -39,7 +39,8 @@ def test_the_covariance_is_that_of_all_patches_to_the_last_bit_in_any_order(imag
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_the_layer_of_a_run_is_that_of_its_training_images_and_stays(images: torch.Tensor, size: int) -> None:
-    assert fit(*FAST, f"--model.arch_options.patch={size}", "--ema_decay=0.9") == 0
+    options = {2: "{widths: [4, 8]}", 3: "{widths: [4, 8], patch: 3, pool_patches: true, activation: relu}"}[size]
+    assert fit(*FAST, f"--model.arch_options={options}", "--ema_decay=0.9") == 0
     (run,) = tracked_runs(Path.cwd())
     last, best = checkpoint(run), checkpoint(run, "best")
     std = last["hyper_parameters"]["std"][0]

@@ -31,8 +31,9 @@ class AirBench(nn.Module):
         image_size: Part of what all networks take; this one takes images of any size that the poolings leave something
             of: `2 ** poolings + 1` px are enough, with a pooling for each block and one for `pool_patches`.
         widths: Channels of each block; a block halves height and width.
-        patch: Height and width of what the first layer sees, 2 or 3 pixels. For 3, images are padded by 1.
-        pool_patches: Halve the maps of the first layer, by their largest value, which makes a wider block cost no more.
+        patch: Height and width of what the first layer sees: 2 pixels, as in the paper, or 3, with images padded by 1.
+        pool_patches: Halve the maps of the first layer, by their largest value: the blocks see a quarter of the pixels,
+            and may be wider for the same time.
         activation: `gelu`, as in the paper, or `relu`, which is cheaper.
 
     Attributes:

@@ -1,6 +1,6 @@
 """`make bench NAME=fast_net`: the fast net against LeNet-5 with Adam on Fashion-MNIST: accuracy, seconds, time to 88 %.
 
-The fast net twice: as long as its configuration says, and three times as long. All in the precision that `lit-cnn fit`
+The fast net twice: as long as its configuration says, and for 9 epochs. All in the precision that `lit-cnn fit`
 takes on this machine, seed by seed in turn, after a warm-up. The clock runs from the first step to the end of training,
 validation and checkpoints included; the start of the process and the test are left out. `time to 88 %` ends with the
 first validation, one an epoch, that finds 88 % or more.

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 import torch
+import yaml
 from sklearn.datasets import load_digits, load_sample_images
+from torch import nn
 
 from lit_cnn.models.airbench import AirBench
+from tests.training import ROOT
 
 
 def patches(images: np.ndarray, size: int = 2) -> np.ndarray:
@@ -74,14 +77,30 @@ def test_has_71328_parameters_and_maps_of_these_sizes() -> None:
 
 
 def test_the_fast_experiments_network_has_half_the_size_before_its_first_block() -> None:
-    net = AirBench(num_classes=10, widths=[32, 64], patch=3, pool_patches=True, activation="relu")
-    trained = 9 * (18 * 32 + 32 * 64 + 64 * 64) + 2 * (32 + 64 + 64) + 64 * 10
-    assert sum(parameter.numel() for parameter in net.parameters()) == trained == 61_440
+    config = yaml.safe_load((ROOT / "configs" / "experiment" / "fast_fashion_mnist.yaml").read_text())
+    net = AirBench(num_classes=10, **config["model"]["arch_options"])
+    trained = 9 * (18 * 24 + 24 * 64 + 64 * 64) + 2 * (24 + 64 + 64) + 64 * 10
+    assert sum(parameter.numel() for parameter in net.parameters()) == trained == 55_520
+    assert sum(isinstance(module, nn.ReLU) for module in net.modules()) == 4
+    assert not any(isinstance(module, nn.GELU) for module in net.modules())
     seen: list[tuple[int, ...]] = []
     for module in (net.whitening, *net.blocks):
         module.register_forward_hook(lambda _, inputs, output: seen.extend([inputs[0].shape[1:], output.shape[1:]]))
     assert net.eval()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
-    assert seen == [(1, 28, 28), (18, 28, 28), (18, 14, 14), (32, 7, 7), (32, 7, 7), (64, 3, 3)]
+    assert seen == [(1, 28, 28), (18, 28, 28), (18, 14, 14), (24, 7, 7), (24, 7, 7), (64, 3, 3)]
+
+
+@pytest.mark.parametrize(("patch", "pool_patches"), [(2, False), (2, True), (3, False), (3, True)])
+def test_takes_images_of_two_to_the_number_of_poolings_plus_1(patch: int, pool_patches: bool) -> None:
+    net = AirBench(num_classes=10, patch=patch, pool_patches=pool_patches)
+    side = 2 ** (3 + pool_patches) + 1
+    assert net.eval()(torch.zeros(1, 1, side, side)).shape == (1, 10)
+
+
+def test_the_options_add_nothing_to_what_a_checkpoint_holds() -> None:
+    plain, other = AirBench(num_classes=10), AirBench(num_classes=10, patch=3, pool_patches=True, activation="relu")
+    assert list(other.state_dict()) == list(plain.state_dict())
+    assert {name.partition(".")[0] for name in plain.state_dict()} == {"whitening", "blocks", "classifier"}
 
 
 def test_other_widths_make_other_blocks_and_what_cannot_be_had_is_refused() -> None:
