@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.callbacks import Checkpoint
 from tqdm import tqdm
@@ -132,19 +133,23 @@ class RunCheckpoints(Checkpoint):
         # After an epoch's last batch the validation is due, and a resume from here would leave it out.
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
-        if self.signal_number is not None or self._is_due(trainer, self.every_seconds):
+        if self._is_due(trainer, self.every_seconds):
             self._write_last(trainer)
         self.stop_if_signalled()
 
-    def on_validation_batch_start(self, *args: Any) -> None:
-        """Ends the run if a signal came; `last.ckpt` is then the one before."""
-        self.stop_if_signalled()
+    def on_validation_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Ends the run if a signal came; `last.ckpt` is then the one before.
+
+        Several devices wait for the epoch's end: one may have a batch more than the others, and nobody to agree with.
+        """
+        if trainer.world_size == 1:
+            self.stop_if_signalled()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes `last.ckpt`; after an epoch of less than a second only if it is the last one."""
         steps, epochs = trainer.max_steps, trainer.max_epochs or -1
         is_last = trainer.should_stop or 0 <= steps <= trainer.global_step or 0 <= epochs <= trainer.current_epoch + 1
-        if is_last or self.signal_number is not None or self._is_due(trainer, _SHORT_EPOCH):
+        if self._is_due(trainer, _SHORT_EPOCH) or is_last:
             self._write_last(trainer, is_last)
         self.stop_if_signalled()
 
@@ -178,8 +183,13 @@ class RunCheckpoints(Checkpoint):
         return float(trainer.callback_metrics[self.monitor])
 
     def _is_due(self, trainer: pl.Trainer, seconds: float) -> bool:
-        due = time.monotonic() - self._written >= seconds
-        return trainer.strategy.broadcast(due) if trainer.world_size > 1 else due
+        """Tells whether to write: it is time, or a signal came; several processes know the same afterwards."""
+        due = self.signal_number is not None or time.monotonic() - self._written >= seconds
+        if trainer.world_size > 1:
+            own = torch.tensor([self.signal_number or 0, due], device=trainer.strategy.root_device)
+            number, due = trainer.strategy.reduce(own, reduce_op="max").tolist()
+            self.signal_number = number or None
+        return bool(due)
 
     def _write_last(self, trainer: pl.Trainer, is_last: bool = False) -> None:
         if self.folder is None:

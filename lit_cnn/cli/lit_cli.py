@@ -224,7 +224,7 @@ class LitCLI(LightningCLI):
                 self.result = self._parent.results[self._options.seed_everything]
                 return
             self._begin(logger, model, datamodule, report, digest, resumed, ckpt_path, parent_key)
-        with signals_stop(self.checkpoints), quiet_lightning(), failures_in_words(datamodule.batch_size):
+        with signals_stop(self.trainer, self.checkpoints), quiet_lightning(), failures_in_words(datamodule.batch_size):
             self._fit_to_the_end(model, datamodule, ckpt_path)
 
     def test(self, model: LitClassifier, datamodule: ImageDataModule, **kwargs: Any) -> None:

@@ -134,16 +134,20 @@ def find_batch_size(trainer: Trainer, model: LitClassifier, datamodule: ImageDat
 
 
 @contextmanager
-def signals_stop(checkpoints: RunCheckpoints) -> Iterator[None]:
+def signals_stop(trainer: Trainer, checkpoints: RunCheckpoints) -> Iterator[None]:
     """Turns INT, TERM, HUP and USR1 into a stop between two steps; a second one stops at once.
 
     USR1 is how SLURM announces (`--signal=USR1@60`) that TERM will follow: that TERM changes nothing.
     """
+    # Lightning's own handler of TERM ends the run by SystemExit, with exit code 0, where its loops notice it before we
+    # do; with several processes it talks to the others in the midst of whatever they are exchanging.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    received: list[int] = []  # by this process; what another one of the run received is no second signal
 
     def stop(signal_number: int, frame: Any) -> None:
-        before = checkpoints.signal_number
-        if before is not None and (before, signal_number) != (signal.SIGUSR1, signal.SIGTERM):
+        if received and (received[-1], signal_number) != (signal.SIGUSR1, signal.SIGTERM):
             raise RunInterrupted(signal_number)
+        received.append(signal_number)
         checkpoints.signal_number = signal_number
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)

@@ -14,7 +14,7 @@ from lit_cnn.callbacks import RunInterrupted
 from lit_cnn.checkpoints import load_checkpoint
 from lit_cnn.classifier import LitClassifier, NonFiniteLossError
 from lit_cnn.cli.lit_cli import LitCLI
-from lit_cnn.cli.process import RunFailedError, hush_lightning, notes_of
+from lit_cnn.cli.process import RunFailedError, hush_lightning, is_first_process, notes_of
 from lit_cnn.cli.resume import checkpoint_file
 from lit_cnn.cli.seeds import SeedsRun, format_summary
 from lit_cnn.distillation import OPTIONS as DISTILLATION_OPTIONS
@@ -98,7 +98,8 @@ def exit_code(run: Callable[[], None]) -> int:
     except RunInterrupted as interruption:
         name = signal.Signals(interruption.signal_number).name
         notes = notes_of(interruption)
-        print(f"lit-cnn: stopped by {name}{notes}; the same command with --resume auto goes on", file=sys.stderr)
+        if is_first_process():
+            print(f"lit-cnn: stopped by {name}{notes}; the same command with --resume auto goes on", file=sys.stderr)
         return 128 + interruption.signal_number
     except (NonFiniteLossError, RunFailedError) as error:
         print(f"lit-cnn: error: {error}{notes_of(error)}", file=sys.stderr)
