@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from inspect import signature
+from functools import wraps
+from inspect import signature, unwrap
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from lit_cnn.errors import UsageError
+from lit_cnn.precision import has_native_bf16
 
 Schedule = Literal["constant", "one_cycle", "cyclic"]
 HeadSolver = Literal["sgd", "lbfgs"]
@@ -127,6 +129,8 @@ def build_optimizer(
             f"--model.optimizer {name}: timm has no such optimizer; for example adamw, sgd, momentum, lamb"
         )
     groups = parameter_groups(model, lr, weight_decay, layer_decay, head, head_lr_factor)
+    if "muon" in name:
+        _let_muon_use_native_precision()
     try:
         has_fused = "fused" in signature(get_optimizer_class(name, bind_defaults=False)).parameters
         # PyTorch's other way to be fast excludes this one.
@@ -134,6 +138,20 @@ def build_optimizer(
         return create_optimizer_v2(groups, opt=name, lr=lr, **{**fused, **options})
     except (TypeError, ValueError, AssertionError) as error:
         raise UsageError(f"--model.optimizer_options {options}: {name} refuses them: {error}") from error
+
+
+def _let_muon_use_native_precision() -> None:
+    """Has timm's Muon orthogonalize in float32 where bfloat16, its choice everywhere, is emulated."""
+    from timm.optim import muon
+
+    original = unwrap(muon.zeropower_via_newtonschulz)
+
+    @wraps(original)
+    def orthogonalized(gradient: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        dtype = torch.bfloat16 if has_native_bf16(gradient.device.type) else torch.float32
+        return original(gradient, *args, dtype=dtype, **kwargs)
+
+    muon.zeropower_via_newtonschulz = orthogonalized  # type: ignore[assignment]
 
 
 def rewrite_rates(checkpoint: dict[str, Any], lr: float, weight_decay: float) -> None:

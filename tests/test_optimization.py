@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from lit_cnn import optimization
 from lit_cnn.errors import UsageError
 from lit_cnn.optimization import Schedule, build_optimizer, learning_rate_factor
 
@@ -103,6 +104,21 @@ def test_options_reach_the_optimizer_and_a_step_moves_the_weights() -> None:
     optimizer.step()
     # Adam's first step is the learning rate, whatever the gradient.
     torch.testing.assert_close(net.head.weight.detach(), before - 0.1)
+
+
+@pytest.mark.parametrize("is_native", [True, False])
+def test_muon_orthogonalizes_in_bfloat16_only_where_that_is_native(
+    is_native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimization, "has_native_bf16", lambda accelerator: is_native and accelerator == "cpu")
+    layer = nn.Linear(8, 4, bias=False)
+    nn.init.zeros_(layer.weight)
+    layer.weight.grad = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    options = {"momentum": 0.0, "adjust_lr_fn": "original"}
+    build_optimizer(layer, "muon", lr=1.0, weight_decay=0, options=options).step()
+    weight = layer.weight.detach()
+    assert torch.equal(weight, weight.bfloat16().float()) is is_native
+    assert torch.linalg.svdvals(weight).sub(1).abs().max() < 0.3
 
 
 @pytest.mark.parametrize(

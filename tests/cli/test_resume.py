@@ -148,6 +148,16 @@ def test_a_resume_is_exact_in_either_precision(precision: str, tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_a_resume_is_exact_with_muon(tmp_path: Path) -> None:
+    options = (*LONGER, "--model.optimizer=muon", "--model.lr=0.03")
+    assert fit(*options) == 0
+    interrupted(signal.SIGINT, tmp_path, *options)
+    assert fit(*options, "--resume=auto") == 0
+    whole, resumed = tracked_runs(tmp_path)
+    assert_same_run(resumed, whole)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("evened_out", ["--data.sampler=balanced", "--model.class_weights=balanced"])
 def test_a_resume_is_exact_where_classes_are_evened_out(evened_out: str, tmp_path: Path) -> None:
     options = (*LONGER, evened_out, "--monitor=val/balanced_acc")
