@@ -34,11 +34,13 @@ class RunInterrupted(BaseException):
 
     Args:
         signal_number: Which signal.
+        at_once: Raised in the midst of a step, by a second signal: the other processes of a run do not know of it.
     """
 
-    def __init__(self, signal_number: int) -> None:
+    def __init__(self, signal_number: int, at_once: bool = False) -> None:
         super().__init__(f"stopped by signal {signal_number}")
         self.signal_number = signal_number
+        self.at_once = at_once
 
 
 class RunCheckpoints(Checkpoint):
@@ -68,7 +70,8 @@ class RunCheckpoints(Checkpoint):
         self.on_full_disk = on_full_disk
         self.folder: Path | None = None
         self.best: dict[str, float] = {}
-        self.signal_number: int | None = None
+        self.signal_number: int | None = None  # that this process received
+        self._agreed: int | None = None  # that all processes of the run know of
         self._written = time.monotonic()
         self._unwritten: dict[str, dict[str, Any]] = {}  # by the names that the files will have
         self._stored_step = 0
@@ -130,20 +133,23 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Writes `last.ckpt` if it is time, or if a signal came; the latter then ends the run."""
-        # After an epoch's last batch the validation is due, and a resume from here would leave it out.
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if not _can_resume_here(trainer):
             return
         if self._is_due(trainer, self.every_seconds):
             self._write_last(trainer)
-        self.stop_if_signalled()
+        self._stop_if_agreed()
 
     def on_validation_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
         """Ends the run if a signal came; `last.ckpt` is then the one before.
 
-        Several devices wait for the epoch's end: one may have a batch more than the others, and nobody to agree with.
+        Several devices validate to the end: one may have a batch more than the others, and nobody to agree with.
         """
         if trainer.world_size == 1:
             self.stop_if_signalled()
+
+    def on_test_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Does the same in the test after training."""
+        self.on_validation_batch_start(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes `last.ckpt`; after an epoch of less than a second only if it is the last one."""
@@ -151,7 +157,7 @@ class RunCheckpoints(Checkpoint):
         is_last = trainer.should_stop or 0 <= steps <= trainer.global_step or 0 <= epochs <= trainer.current_epoch + 1
         if self._is_due(trainer, _SHORT_EPOCH) or is_last:
             self._write_last(trainer, is_last)
-        self.stop_if_signalled()
+        self._stop_if_agreed()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes what is still to be written."""
@@ -183,13 +189,18 @@ class RunCheckpoints(Checkpoint):
         return float(trainer.callback_metrics[self.monitor])
 
     def _is_due(self, trainer: pl.Trainer, seconds: float) -> bool:
-        """Tells whether to write: it is time, or a signal came; several processes know the same afterwards."""
-        due = self.signal_number is not None or time.monotonic() - self._written >= seconds
+        """Tells whether to write, since a signal came or since it is time; several devices agree on both."""
+        number = self.signal_number or 0  # read once: a signal that comes from here on is for the next time
+        due = number > 0 or time.monotonic() - self._written >= seconds
         if trainer.world_size > 1:
-            own = torch.tensor([self.signal_number or 0, due], device=trainer.strategy.root_device)
+            own = torch.tensor([number, due], device=trainer.strategy.root_device)
             number, due = trainer.strategy.reduce(own, reduce_op="max").tolist()
-            self.signal_number = number or None
+        self._agreed = number or None
         return bool(due)
+
+    def _stop_if_agreed(self) -> None:
+        if self._agreed is not None:
+            raise RunInterrupted(self._agreed)
 
     def _write_last(self, trainer: pl.Trainer, is_last: bool = False) -> None:
         if self.folder is None:
@@ -241,6 +252,15 @@ class RunCheckpoints(Checkpoint):
         """
         if self.signal_number is not None:
             raise RunInterrupted(self.signal_number)
+
+
+def _can_resume_here(trainer: pl.Trainer) -> bool:
+    """Tells whether a resume would miss nothing: a validation that is due, or gradients that wait for more of them."""
+    loop = trainer.fit_loop.epoch_loop
+    batches = 1 + (loop.total_batch_idx if trainer.check_val_every_n_epoch is None else loop.batch_idx)
+    every = trainer.val_check_batch
+    validates = loop.batch_progress.is_last_batch or (every is not None and batches % every == 0)
+    return not validates and not loop._should_accumulate()
 
 
 class StepMetrics(pl.Callback):

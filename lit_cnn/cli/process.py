@@ -141,12 +141,12 @@ def signals_stop(trainer: Trainer, checkpoints: RunCheckpoints) -> Iterator[None
     """
     # Lightning's own handler of TERM ends the run by SystemExit, with exit code 0, where its loops notice it before we
     # do; with several processes it talks to the others in the midst of whatever they are exchanging.
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer._signal_connector.register_signal_handlers = _register_nothing  # type: ignore[method-assign]
     received: list[int] = []  # by this process; what another one of the run received is no second signal
 
     def stop(signal_number: int, frame: Any) -> None:
         if received and (received[-1], signal_number) != (signal.SIGUSR1, signal.SIGTERM):
-            raise RunInterrupted(signal_number)
+            raise RunInterrupted(signal_number, at_once=True)
         received.append(signal_number)
         checkpoints.signal_number = signal_number
 
@@ -157,3 +157,7 @@ def signals_stop(trainer: Trainer, checkpoints: RunCheckpoints) -> Iterator[None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _register_nothing() -> None:
+    """Takes the place of Lightning's own; a function with a name, as `ddp_spawn` pickles the trainer."""

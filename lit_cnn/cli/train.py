@@ -96,10 +96,11 @@ def exit_code(run: Callable[[], None]) -> int:
         run()
         return 0
     except RunInterrupted as interruption:
+        if not is_first_process() and not interruption.at_once:
+            return 0  # else Lightning kills the first process, which may still have values to send
         name = signal.Signals(interruption.signal_number).name
         notes = notes_of(interruption)
-        if is_first_process():
-            print(f"lit-cnn: stopped by {name}{notes}; the same command with --resume auto goes on", file=sys.stderr)
+        print(f"lit-cnn: stopped by {name}{notes}; the same command with --resume auto goes on", file=sys.stderr)
         return 128 + interruption.signal_number
     except (NonFiniteLossError, RunFailedError) as error:
         print(f"lit-cnn: error: {error}{notes_of(error)}", file=sys.stderr)

@@ -1,21 +1,26 @@
 """A signal at every place of a run: how the run ends, and what a resume makes of it."""
 
+import math
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
+import psutil
 import pytest
+import torch
 
+from lit_cnn.callbacks import RunCheckpoints, RunInterrupted
 from tests.cli.test_resume import LONGER, assert_same_run, background_fit, only_run, statuses
 from tests.faults import wait_until
-from tests.training import TrackedRun, fit, run_of_its_own
+from tests.training import TrackedRun, fit, run_of_its_own, tracked_runs
 
-Place = Literal["step", "after step", "last step", "after last step", "validation", "after validation"]
+Place = Literal["step", "after step", "last step", "after last step", "validation", "after validation", "test"]
 
-# Two batches of validation, so that a signal may come between them.
-PACE = (*LONGER, "--trainer.max_epochs=4", "--data.val_fraction=0.3")
+# Two batches of validation and of test, so that a signal may come between them.
+PACE = (*LONGER, "--trainer.max_epochs=4", "--data.val_fraction=0.3", "--data.test_fraction=0.3")
 TWO_DEVICES = ("--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp")
 
 pytestmark = pytest.mark.usefixtures("empty_store")
@@ -53,6 +58,13 @@ class SignalAt(pl.Callback):
         """Sends it between two batches, or after the last one."""
         self._send_at("after validation" if step else "validation", trainer)
 
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, step: int, *args: Any
+    ) -> None:
+        """Sends it between the two batches of the test after training."""
+        if self.place == "test" and step == 0:
+            os.kill(os.getpid(), self.number)
+
     def _send_at(self, place: Place, trainer: pl.Trainer, step: int = 2) -> None:
         first = place not in ("step", "after step") or step == 2
         if place == self.place and first and trainer.current_epoch == 1 and trainer.global_rank == max(self.rank, 0):
@@ -61,6 +73,39 @@ class SignalAt(pl.Callback):
 
 def _is_last(trainer: pl.Trainer, step: int) -> bool:
     return step == trainer.num_training_batches - 1
+
+
+def test_a_resume_misses_no_gradient_and_no_validation_within_an_epoch(tmp_path: Path) -> None:
+    # Of eight batches the third is half a step, and the fourth is followed by a validation.
+    options = (*PACE, "--trainer.accumulate_grad_batches=2", "--trainer.val_check_interval=0.5")
+    assert fit(*options) == 0
+    assert fit(*options, *signal_at("step", signal.SIGTERM)) == 128 + signal.SIGTERM
+    assert fit(*options, "--resume=auto") == 0
+    whole, resumed = tracked_runs(tmp_path, "fit")
+    assert len(whole.history["val/acc"]) == 8
+    assert_same_run(resumed, whole)
+
+
+def test_a_signal_that_comes_while_devices_agree_counts_at_the_next_step() -> None:
+    checkpoints = RunCheckpoints(every_seconds=math.inf)
+
+    def reduce(own: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        checkpoints.signal_number = signal.SIGTERM
+        return own
+
+    epoch_loop = SimpleNamespace(
+        batch_idx=0, batch_progress=SimpleNamespace(is_last_batch=False), _should_accumulate=lambda: False
+    )
+    trainer: Any = SimpleNamespace(
+        world_size=2,
+        strategy=SimpleNamespace(root_device="cpu", reduce=reduce),
+        fit_loop=SimpleNamespace(epoch_loop=epoch_loop),
+        check_val_every_n_epoch=1,
+        val_check_batch=8,
+    )
+    checkpoints.on_train_batch_end(trainer, pl.LightningModule())
+    with pytest.raises(RunInterrupted, match=str(int(signal.SIGTERM))):
+        checkpoints.on_train_batch_end(trainer, pl.LightningModule())
 
 
 def signal_at(place: Place, number: int, rank: int = 0) -> tuple[str, ...]:
@@ -100,6 +145,7 @@ def test_two_devices_stop_at_the_same_step(
 ) -> None:
     with background_fit(tmp_path, *PACE, *TWO_DEVICES, *signal_at(place, number, rank)) as process:
         assert process.wait(120) == 128 + number
+        wait_until(lambda: not running(process.pid))
     log = (tmp_path / "log.txt").read_text()
     assert "Traceback" not in log and f"stopped by {number.name}" in log.splitlines()[-1]
     wait_until(lambda: statuses(tmp_path) == ["KILLED"])
@@ -116,3 +162,15 @@ def two_devices(tmp_path_factory: pytest.TempPathFactory) -> TrackedRun:
     with background_fit(folder, *PACE, *TWO_DEVICES) as process:
         assert process.wait(120) == 0
     return only_run(folder)
+
+
+def running(group: int) -> list[int]:
+    """Returns the processes of a group that run."""
+    found = []
+    for process in psutil.process_iter(["status"]):
+        try:
+            if process.info["status"] != psutil.STATUS_ZOMBIE and os.getpgid(process.pid) == group:
+                found.append(process.pid)
+        except ProcessLookupError:
+            continue
+    return found
