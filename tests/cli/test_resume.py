@@ -28,6 +28,7 @@ from tests.training import ROOT, SHORT, TrackedRun, fit, run_of_its_own, same_we
 # Long enough to be caught in the middle, with a checkpoint after nearly every step.
 LONGER = ("--trainer.max_epochs=12", "--checkpoint_seconds=0.02", "--trainer.log_every_n_steps=1")
 STEPS = 96
+RESNET = ("--model.arch=test_resnet", "--data.in_channels=3")
 # A process of its own is watched from here: on a fast machine it was over before the signal came.
 WATCHED = (*LONGER, "--trainer.callbacks+=tests.cli.test_resume.Unhurried")
 
@@ -137,19 +138,17 @@ def test_resume_auto_starts_anew_where_there_is_nothing_to_resume(tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
-def test_a_resume_is_exact_in_either_precision(precision: str, tmp_path: Path) -> None:
-    options = (*LONGER, "--model.arch=test_resnet", "--data.in_channels=3", f"--trainer.precision={precision}")
-    assert fit(*options) == 0
-    interrupted(signal.SIGINT, tmp_path, *options)
-    assert fit(*options, "--resume=auto") == 0
-    whole, resumed = tracked_runs(tmp_path)
-    assert_same_run(resumed, whole)
-
-
-@pytest.mark.slow
-def test_a_resume_is_exact_with_muon(tmp_path: Path) -> None:
-    options = (*LONGER, "--model.optimizer=muon", "--model.lr=0.03")
+@pytest.mark.parametrize(
+    "how",
+    [
+        (*RESNET, "--trainer.precision=bf16-mixed"),
+        (*RESNET, "--trainer.precision=32-true"),
+        ("--model.optimizer=muon",),
+    ],
+    ids=["resnet in bf16", "resnet in float32", "muon"],
+)
+def test_a_resume_is_exact_in_either_precision_and_with_muon(how: tuple[str, ...], tmp_path: Path) -> None:
+    options = (*LONGER, *how)
     assert fit(*options) == 0
     interrupted(signal.SIGINT, tmp_path, *options)
     assert fit(*options, "--resume=auto") == 0
