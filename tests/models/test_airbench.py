@@ -79,15 +79,15 @@ def test_has_71328_parameters_and_maps_of_these_sizes() -> None:
 def test_the_fast_experiments_network_has_half_the_size_before_its_first_block() -> None:
     config = yaml.safe_load((ROOT / "configs" / "experiment" / "fast_fashion_mnist.yaml").read_text())
     net = AirBench(num_classes=10, **config["model"]["arch_options"])
-    trained = 9 * (18 * 24 + 24 * 96 + 96 * 96) + 2 * (24 + 96 + 96) + 96 * 10
-    assert sum(parameter.numel() for parameter in net.parameters()) == trained == 108_960
+    trained = 9 * (18 * 32 + 32 * 96 + 96 * 96) + 2 * (32 + 96 + 96) + 96 * 10
+    assert sum(parameter.numel() for parameter in net.parameters()) == trained == 117_184
     assert sum(isinstance(module, nn.ReLU) for module in net.modules()) == 4
     assert not any(isinstance(module, nn.GELU) for module in net.modules())
     seen: list[tuple[int, ...]] = []
     for module in (net.whitening, *net.blocks):
         module.register_forward_hook(lambda _, inputs, output: seen.extend([inputs[0].shape[1:], output.shape[1:]]))
     assert net.eval()(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
-    assert seen == [(1, 28, 28), (18, 28, 28), (18, 14, 14), (24, 7, 7), (24, 7, 7), (96, 3, 3)]
+    assert seen == [(1, 28, 28), (18, 28, 28), (18, 14, 14), (32, 7, 7), (32, 7, 7), (96, 3, 3)]
 
 
 @pytest.mark.parametrize(("patch", "pool_patches"), [(2, False), (2, True), (3, False), (3, True)])
