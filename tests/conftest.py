@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return connect_here
 
+    # urllib keeps the proxies of its first request: those that one test names would be asked in all that follow.
+    monkeypatch.setattr(urllib.request, "_opener", None)
     monkeypatch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
     monkeypatch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
 

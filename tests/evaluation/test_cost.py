@@ -48,6 +48,8 @@ def test_large_batches_go_in_several_passes(num_views: int, num_images: int, exp
 
 
 def test_the_slower_network_is_measured_as_slower() -> None:
+    # Two threads wait for each other in every layer; on a busy machine that alone is longer than 30 ms.
+    torch.set_num_threads(1)
     quick, slow = (LitClassifier("lenet5", num_classes=10, in_channels=1, image_size=32).eval() for _ in range(2))
     sizes = []
 
