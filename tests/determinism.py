@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from lit_cnn.checkpoints import digest_of_weights
+from lit_cnn.training.checkpoints import digest_of_weights
 from tests.faults import CONFIG, outcome, start, wait
 
 PRECISIONS = ("32-true", "bf16-mixed")

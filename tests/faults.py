@@ -18,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-from lit_cnn.checkpoints import load_checkpoint
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 from lit_cnn.tracking.journal import read_journal
+from lit_cnn.training.checkpoints import load_checkpoint
 from tests.outages import FAULTS, UNDISTURBED, outages
 
 ROOT = Path(__file__).resolve().parent.parent

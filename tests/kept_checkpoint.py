@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from lit_cnn.checkpoints import load_checkpoint
-from lit_cnn.classifier import LitClassifier
 from lit_cnn.cli import main as lit_cnn
-from lit_cnn.datamodule import ImageDataModule
+from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.training.checkpoints import load_checkpoint
+from lit_cnn.training.classifier import LitClassifier
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "tests" / "kept" / "lenet5_digits_1.ckpt"

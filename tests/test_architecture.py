@@ -8,72 +8,8 @@ import pytest
 
 REPO_ROOT = Path(__file__).resolve().parent.parent
 
-# From top to bottom, without the leading `lit_cnn.`. The modules of a package share its place and may import each
-# other, unless they are listed one by one. Some are still to be written.
-ORDER = [
-    "",  # lit_cnn/__init__.py
-    "errors",
-    "words",
-    "files",
-    "memory",
-    "file_hashes",
-    "randomness",
-    "precision",
-    "datasets",
-    "splits",
-    "pixel_statistics",
-    "pca_color",
-    "transforms",
-    "batch_transforms",
-    "sampling",
-    "batches",
-    "datamodule",
-    "preview",
-    "audit",
-    "contact_sheet",
-    "models",
-    "exported",
-    "tracking",
-    "checkpoints",
-    "weights",
-    "transfer",
-    "feature_store",
-    "garbage",
-    "feature_cache",
-    "mixing",
-    "optimization",
-    "metrics",
-    "classifier",
-    "averaging",
-    "whitening",
-    "callbacks",
-    "fit_progress",
-    "snapshots",
-    "evaluation.statistics",
-    "evaluation.advice",
-    "evaluation.calibration",
-    "evaluation.multi_crop",
-    "evaluation.combining",
-    "evaluation.mistakes",
-    "evaluation.activation",
-    "evaluation.cost",
-    "evaluation.members",
-    "evaluation.stored_logits",
-    "evaluation.predictions",
-    "evaluation.folder_predictions",
-    "evaluation.soup",
-    "evaluation.pair",
-    "evaluation.leaderboard",
-    "evaluation.report",
-    "evaluation.comparison",
-    "evaluation.ensemble",
-    "evaluation.compare",
-    "evaluation",
-    "distillation",
-    "export",
-    "cli",
-    "__main__",
-]
+# The house, from top to bottom: a room imports those above it. Inside a room modules import each other in no circle.
+ROOMS = ["core", "portable", "data", "models", "tracking", "training", "evaluation", "export", "search", "cli"]
 
 
 def module_name(path: Path) -> str:
@@ -97,28 +33,46 @@ def imported_names(source: str, package: str) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def place(name: str) -> int | None:
-    """The position of a dotted name in ORDER: its own, else that of the nearest package around it."""
-    while name not in ORDER:
-        if "." not in name:
-            return None
-        name = name.rpartition(".")[0]
-    return ORDER.index(name)
+def room_of(name: str) -> str:
+    """`data.sources.idx` -> `data`; "" for `lit_cnn/__init__.py`, `__main__` for itself."""
+    return name.partition(".")[0]
 
 
 def wrong_imports(source: str, module: str, is_package: bool = False) -> list[str]:
-    """What the source of `lit_cnn.<module>` imports from below its own place, and mlflow outside of tracking."""
+    """What the source of `lit_cnn.<module>` imports from rooms below its own, and mlflow outside of tracking."""
     package = f"lit_cnn.{module}" if is_package else f"lit_cnn.{module}".rpartition(".")[0]
-    here, wrong = place(module), []
-    assert here is not None, f"lit_cnn.{module} has no place in ORDER: give it one"
+    here, wrong = room_of(module), []
     for name in imported_names(source, package.rstrip(".")):
         root, _, rest = name.partition(".")
-        if root == "mlflow" and module.split(".")[0] != "tracking":
+        there = room_of(rest)
+        if root == "mlflow" and here != "tracking":
             wrong.append(name)
-        there = place(rest) if root == "lit_cnn" else None
-        if there is not None and there > here:
+        if root == "lit_cnn" and there in ROOMS and here in ROOMS and ROOMS.index(there) > ROOMS.index(here):
             wrong.append(name)
     return wrong
+
+
+def circles(imports: dict[str, set[str]]) -> list[str]:
+    """What is left of a graph, module -> modules that it imports, when all that imports nothing is taken away."""
+    left = dict(imports)
+    while free := [module for module, imported in left.items() if not imported & left.keys()]:
+        for module in free:
+            del left[module]
+    return sorted(left)
+
+
+def imports_of(module: str) -> set[str]:
+    """The modules of lit_cnn that one imports, itself and the package that it is in left out."""
+    path = SOURCES[module]
+    package = f"lit_cnn.{module}" if path.name == "__init__.py" else f"lit_cnn.{module}".rpartition(".")[0]
+    found = set()
+    for name in imported_names(path.read_text("utf-8"), package):
+        root, _, rest = name.partition(".")
+        while root == "lit_cnn" and rest and rest not in SOURCES:
+            rest = rest.rpartition(".")[0]
+        if root == "lit_cnn" and rest:
+            found.add(rest)
+    return found - {module}
 
 
 def undocumented(source: str) -> list[str]:
@@ -152,7 +106,16 @@ def is_annotated(function: ast.FunctionDef | ast.AsyncFunctionDef, is_method: bo
 @every_module
 def test_imports_point_up(module: str) -> None:
     path = SOURCES[module]
+    assert room_of(module) in ("", "__main__", *ROOMS), f"lit_cnn.{module} is in none of the rooms"
     assert wrong_imports(path.read_text("utf-8"), module, path.name == "__init__.py") == []
+
+
+def test_there_is_no_circle() -> None:
+    assert circles({module: imports_of(module) for module in SOURCES}) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
 
 
 @every_module
@@ -169,24 +132,21 @@ def test_what_is_public_is_annotated_and_documented(module: str) -> None:
 
 
 def test_the_whole_package_is_looked_at() -> None:
-    assert {"", "errors", "models", "models.lenet", "tracking.store", "__main__"} <= SOURCES.keys()
+    assert {"", "core.errors", "models", "models.lenet", "tracking.store", "__main__"} <= SOURCES.keys()
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("files", "import lit_cnn.datasets"),
-        ("files", "from lit_cnn import datasets"),
-        ("files", "from lit_cnn.datasets import load"),
-        ("files", "from . import datasets"),
-        ("files", "from .datasets import load"),
-        ("models.lenet", "from ..classifier import LitClassifier"),
-        ("datamodule", "def late():\n    from lit_cnn.models.lenet import LeNet5"),
-        ("datamodule", "if TYPE_CHECKING:\n    from lit_cnn.tracking.store import Store"),
-        ("evaluation.report", "from lit_cnn.evaluation import ensemble"),
-        ("evaluation.report", "from lit_cnn.evaluation.ensemble import ensemble_runs"),
-        ("evaluation.statistics", "from lit_cnn.evaluation.new import anything"),
-        ("classifier", "import mlflow"),
+        ("core.files", "import lit_cnn.data.sources"),
+        ("core.files", "from lit_cnn import data"),
+        ("core.files", "from lit_cnn.data.sources import load"),
+        ("core.files", "from .. import data"),
+        ("core.files", "from ..data.sources import load"),
+        ("models.lenet", "from ..training.classifier import LitClassifier"),
+        ("data.datamodule", "def late():\n    from lit_cnn.models.lenet import LeNet5"),
+        ("data.datamodule", "if TYPE_CHECKING:\n    from lit_cnn.tracking.store import Store"),
+        ("training.classifier", "import mlflow"),
         ("cli.verbs", "def late():\n    from mlflow.tracking import MlflowClient"),
     ],
 )
@@ -200,7 +160,7 @@ def test_a_wrong_import_is_found(module: str, source: str) -> None:
         ("cli.lit_cli", "from lit_cnn import __version__\nfrom lit_cnn.cli.parser import OneLineParser\nimport torch"),
         (
             "evaluation.ensemble",
-            "from lit_cnn.evaluation.report import write\nfrom lit_cnn.evaluation import statistics",
+            "from lit_cnn.evaluation.report import write\nimport lit_cnn.core.files",
         ),
         ("tracking.sender", "import mlflow\nfrom lit_cnn.tracking.store import Store\nfrom . import names"),
     ],

@@ -17,16 +17,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from lit_cnn.checkpoints import load_checkpoint, save_checkpoint
 from lit_cnn.cli.precheck import precheck
-from lit_cnn.datasets import load_idx, load_manifest
-from lit_cnn.datasets.index_cache import remembered
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
+from lit_cnn.data.index_cache import remembered
+from lit_cnn.data.sources import load_idx, load_manifest
 from lit_cnn.evaluation.stored_logits import NetworkRecord, read_logits, read_record, write_logits, write_record
 from lit_cnn.tracking.journal import JOURNAL, read_header, read_journal
 from lit_cnn.tracking.progress import MlflowRun, Progress
-from lit_cnn.weights import find_weights
-from tests.datasets.test_manifest import png, save_images, write_csv
+from lit_cnn.training.checkpoints import load_checkpoint, save_checkpoint
+from lit_cnn.training.weights import find_weights
+from tests.data.sources.test_manifest import png, save_images, write_csv
 
 Change = list[tuple[int, int, bytes]]
 

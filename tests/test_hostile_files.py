@@ -15,19 +15,19 @@ import pytest
 import torch
 import yaml
 
-from lit_cnn import feature_store
-from lit_cnn.checkpoints import load_checkpoint, save_checkpoint
 from lit_cnn.cli import main
-from lit_cnn.cli.resume import mark_unfinished
-from lit_cnn.datasets.index_cache import remembered
+from lit_cnn.core.file_hashes import hash_files
+from lit_cnn.core.files import sha256_of_file
+from lit_cnn.data.index_cache import remembered
+from lit_cnn.data.pixel_statistics import PixelStatistics, cached, keep
 from lit_cnn.evaluation.stored_logits import read_logits, write_logits
-from lit_cnn.file_hashes import hash_files
-from lit_cnn.files import sha256_of_file
-from lit_cnn.pixel_statistics import PixelStatistics, cached, keep
 from lit_cnn.tracking.journal import JOURNAL, Journal, RunHeader
 from lit_cnn.tracking.outbox import put_file
 from lit_cnn.tracking.store import Store, resolve_store
-from tests.training import SHORT, TrackedRun, image_folder, inside, runs_in, three_seeds
+from lit_cnn.training import feature_store
+from lit_cnn.training.checkpoints import load_checkpoint, save_checkpoint
+from lit_cnn.training.resume import mark_unfinished
+from tests.runs import SHORT, TrackedRun, image_folder, inside, runs_in, three_seeds
 
 CANARY = "code_has_run"
 

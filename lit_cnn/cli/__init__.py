@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from lit_cnn import __version__
-from lit_cnn.errors import UsageError
-from lit_cnn.files import CANNOT_WRITE
-from lit_cnn.memory import keep_freed_memory
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.files import CANNOT_WRITE
+from lit_cnn.core.memory import keep_freed_memory
 
 SPIN_COUNT = "10000"
 
@@ -98,8 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _command(arguments[0])(arguments[1:])
     except UsageError as error:
+        from lit_cnn.cli.spelling import spelling_of
+
         # One that was raised in a loader's worker process comes with that process's traceback, and ends with itself.
-        message = str(error).rpartition("lit_cnn.errors.UsageError: ")[2]
+        message = error.in_words(spelling_of(arguments[0])).rpartition("lit_cnn.core.errors.UsageError: ")[2]
         print(f"lit-cnn: error: {' '.join(message.split())}", file=sys.stderr)
         return 2
     except OSError as error:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_cnn.cli.verbs import CommandParser
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from lit_cnn.datamodule import ImageDataModule
+    from lit_cnn.data.datamodule import ImageDataModule
     from lit_cnn.evaluation.advice import Trial
-    from lit_cnn.transfer import Regime
+    from lit_cnn.training.transfer import Regime
 
 _REGIMES = ("head_only", "last_stages", "full", "scratch")
 
@@ -39,7 +39,7 @@ def advise(arguments: list[str]) -> int:
     options, of_fit = parser.parse_known_args(arguments)
 
     from lit_cnn.cli.precheck import precheck
-    from lit_cnn.cli.process import hush_lightning
+    from lit_cnn.training.process import hush_lightning
 
     precheck(of_fit)
     hush_lightning()
@@ -51,7 +51,7 @@ def advise(arguments: list[str]) -> int:
 def _advise(options: argparse.Namespace, of_fit: list[str]) -> None:
     from lit_cnn.cli.lit_cli import DataCLI
     from lit_cnn.evaluation.advice import default_sizes, plot_trials, recommend, rows_of
-    from lit_cnn.transfer import starting_guess
+    from lit_cnn.training.transfer import starting_guess
 
     parsed = DataCLI(of_fit)
     data, model = parsed.datamodule, parsed.plain_config["model"]

@@ -7,21 +7,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lit_cnn.audit import Report, audit
 from lit_cnn.cli.precheck import precheck
-from lit_cnn.cli.process import hush_lightning
 from lit_cnn.cli.verbs import CommandParser, check_picture_file, write_picture
-from lit_cnn.contact_sheet import contact_sheet
-from lit_cnn.datamodule import ImageDataModule
-from lit_cnn.datasets.findings import Severity
-from lit_cnn.errors import UsageError
-from lit_cnn.splits import SPLIT_NAMES
-from lit_cnn.words import and_more, counted
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.words import counted
+from lit_cnn.data.audit import Report, audit
+from lit_cnn.data.contact_sheet import contact_sheet
+from lit_cnn.data.findings import Severity
+from lit_cnn.data.splits import SPLIT_NAMES
+from lit_cnn.training.process import hush_lightning
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-_MOST_WARNINGS = 5  # lines before a run
 
 
 def check_data(arguments: list[str]) -> int:
@@ -70,34 +67,6 @@ def check_data(arguments: list[str]) -> int:
         write_picture(options.output, picture)
         print(f"{options.output}: {picture.shape[1]} x {picture.shape[0]} px", file=sys.stderr)
     return 1 if options.strict and (undrawn or report.of("error", "warning")) else 0
-
-
-def check_before_fit(datamodule: ImageDataModule) -> Report | None:
-    """Looks through the images as `--data.check` says; warnings go to the error output.
-
-    Raises:
-        UsageError: If there are images that cannot be trained on.
-    """
-    if datamodule.check == "off":
-        return None
-    splits: dict[str, np.ndarray] = {split: datamodule.splits[split] for split in SPLIT_NAMES}
-    report = audit(datamodule.image_set, splits, datamodule.check)
-    if errors := report.of("error"):
-        count = sum(len(finding.cases) for finding in errors)
-        raise UsageError(
-            f"--data.root: {errors[0].cases[0][0]} {errors[0].message}{and_more(count)}; lit-cnn check-data lists "
-            "them, --data.on_bad_image skip leaves such files out"
-        )
-    warnings = report.of("warning")
-    for finding in warnings[:_MOST_WARNINGS]:
-        first = " and ".join(finding.cases[0][:2])
-        print(
-            f"lit-cnn: warning: {finding.kind}, {counted(len(finding.cases), 'time')}: {first} {finding.message}",
-            file=sys.stderr,
-        )
-    if len(warnings) > _MOST_WARNINGS:
-        print("lit-cnn: warning: there are more; lit-cnn check-data lists them", file=sys.stderr)
-    return report
 
 
 def _print_table(report: Report) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lit_cnn.cli.verbs import store_parser
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 
 
 def compare(arguments: list[str]) -> int:

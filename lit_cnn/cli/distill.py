@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lit_cnn.cli.verbs import CommandParser
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 
 if TYPE_CHECKING:
     from lit_cnn.tracking.store import Store
@@ -33,8 +33,8 @@ def distill(arguments: list[str]) -> int:
     seeds, of_fit = take_seeds(of_fit)
     precheck(of_fit)
     from lit_cnn.cli.train import run_trainer_command
-    from lit_cnn.distillation import Distillation
     from lit_cnn.tracking import resolve_store
+    from lit_cnn.training.distillation import Distillation
 
     teachers = _addresses(resolve_store(value_of(of_fit, "tracking_uri")), options.teachers)
     given = ["--recipe=student", f"--model.teachers=[{', '.join(teachers)}]", *of_fit]

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lit_cnn.cli.verbs import store_parser
-from lit_cnn.files import size_in_words
+from lit_cnn.core.files import size_in_words
 
 if TYPE_CHECKING:
-    from lit_cnn.garbage import Garbage
+    from lit_cnn.tracking.garbage import Garbage
 
 
 def gc(arguments: list[str]) -> int:
@@ -28,8 +28,8 @@ def gc(arguments: list[str]) -> int:
     parser.add_argument("--format", choices=["table", "json"], default="table", help="default: table")
     options = parser.parse_args(arguments)
 
-    from lit_cnn.garbage import find_garbage, remove_garbage
     from lit_cnn.tracking import resolve_store
+    from lit_cnn.tracking.garbage import find_garbage, remove_garbage
 
     found = find_garbage(resolve_store(options.tracking_uri), options.older_than)
     failures = remove_garbage(found) if options.delete else []

@@ -12,15 +12,24 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lit_cnn.audit import Report
-from lit_cnn.averaging import EqualAverage, RunAverage, average_of_run, check_average_of
-from lit_cnn.callbacks import RunCheckpoints, RunInterrupted, StepMetrics
-from lit_cnn.checkpoints import CheckpointIO256, load_checkpoint
-from lit_cnn.classifier import LitClassifier
-from lit_cnn.cli.check_data import check_before_fit
 from lit_cnn.cli.options import add_run_options
 from lit_cnn.cli.parser import OneLineParser, default_config
-from lit_cnn.cli.process import (
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.precision import default_precision
+from lit_cnn.data.audit import Report
+from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.tracking import check_writable, resolve_store
+from lit_cnn.tracking.logger import JournalLogger
+from lit_cnn.training.averaging import EqualAverage, RunAverage, average_of_run, check_average_of
+from lit_cnn.training.before_fit import check_before_fit
+from lit_cnn.training.callbacks import RunCheckpoints, RunInterrupted, StepMetrics
+from lit_cnn.training.checkpoints import CheckpointIO256, load_checkpoint
+from lit_cnn.training.classifier import LitClassifier
+from lit_cnn.training.distillation import Distillation
+from lit_cnn.training.feature_cache import FeatureCache
+from lit_cnn.training.fit_progress import FitProgress
+from lit_cnn.training.optimization import check_has_end, epochs_of_cycle, path_of_penalties, total_steps
+from lit_cnn.training.process import (
     failures_in_words,
     find_batch_size,
     is_first_process,
@@ -28,7 +37,7 @@ from lit_cnn.cli.process import (
     require_room,
     signals_stop,
 )
-from lit_cnn.cli.record import (
+from lit_cnn.training.record import (
     check_classes,
     check_randomness,
     flatten,
@@ -39,20 +48,11 @@ from lit_cnn.cli.record import (
     run_record,
     run_tags,
 )
-from lit_cnn.cli.resume import checkpoint_file, config_digest, last_checkpoint, mark_finished, mark_unfinished
-from lit_cnn.cli.seeds import SeedsRun
-from lit_cnn.datamodule import ImageDataModule
-from lit_cnn.distillation import Distillation
-from lit_cnn.errors import UsageError
-from lit_cnn.feature_cache import FeatureCache
-from lit_cnn.fit_progress import FitProgress
-from lit_cnn.optimization import check_has_end, epochs_of_cycle, path_of_penalties, total_steps
-from lit_cnn.precision import default_precision
-from lit_cnn.snapshots import Snapshots, check_same_cycles
-from lit_cnn.tracking import check_writable, resolve_store
-from lit_cnn.tracking.logger import JournalLogger
-from lit_cnn.weights import expected_images, looking_in
-from lit_cnn.whitening import Whitening
+from lit_cnn.training.resume import checkpoint_file, config_digest, last_checkpoint, mark_finished, mark_unfinished
+from lit_cnn.training.seeds import SeedsRun
+from lit_cnn.training.snapshots import Snapshots, check_same_cycles
+from lit_cnn.training.weights import expected_images, looking_in
+from lit_cnn.training.whitening import Whitening
 
 MONITORS = ("val/acc", "val/acc5", "val/balanced_acc", "val/f1", "val/loss")
 # How the first process of a distributed run tells the others.
@@ -303,7 +303,7 @@ class LitCLI(LightningCLI):
         config_text = yaml.safe_dump(self.plain_config, sort_keys=False)
         model.run_record = run_record(datamodule, config_text, digest, logger.key)
         if folder is None or not folder.is_dir():
-            log_inputs(logger, model, datamodule, config_text, self._store.journal_dir.parent / "splits")
+            log_inputs(logger, model, datamodule, config_text, self._store.splits_dir)
             log_check(logger, datamodule, report)
             if self._options.log_preview:
                 log_preview(logger, datamodule)

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser
 
 import lit_cnn
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 
 
 class OneLineParser(LightningArgumentParser):

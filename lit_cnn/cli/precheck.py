@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 
 _PACKAGE = Path(__file__).parent.parent
 # Least values of whole-number options; the data module checks them again, where they are used.
@@ -81,9 +81,9 @@ def known_options() -> frozenset[str]:
     names = {"config", "c", "help", "h", "print_config", "seed_everything", "trainer", "model", "data", "ckpt_path"}
     for section, file, class_name in (
         ("trainer", trainer, "Trainer"),
-        ("model", _PACKAGE / "classifier.py", "LitClassifier"),
-        ("model", _PACKAGE / "distillation.py", "Distillation"),
-        ("data", _PACKAGE / "datamodule.py", "ImageDataModule"),
+        ("model", _PACKAGE / "training" / "classifier.py", "LitClassifier"),
+        ("model", _PACKAGE / "training" / "distillation.py", "Distillation"),
+        ("data", _PACKAGE / "data" / "datamodule.py", "ImageDataModule"),
     ):
         names |= {f"{section}.{name}" for name in _init_arguments(file, class_name)}
     names |= set(_added_options(Path(__file__).parent / "options.py"))

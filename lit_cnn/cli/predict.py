@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from lit_cnn.cli.verbs import store_parser
-from lit_cnn.errors import UsageError
-from lit_cnn.words import counted
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.words import counted
 
 
 def predict(arguments: list[str]) -> int:
@@ -29,10 +29,10 @@ def predict(arguments: list[str]) -> int:
     if options.min_confidence is not None and not 0 <= options.min_confidence <= 1:
         raise UsageError(f"--min_confidence {options.min_confidence:g}: give a probability from 0 to 1")
 
-    from lit_cnn.cli.resume import checkpoint_file
     from lit_cnn.evaluation.folder_predictions import checkpoint_classifier, predict_folder
     from lit_cnn.export import load_export
     from lit_cnn.tracking import resolve_store
+    from lit_cnn.training.resume import checkpoint_file
 
     store = resolve_store(options.tracking_uri)
     if options.model is not None:

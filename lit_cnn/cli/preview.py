@@ -4,10 +4,10 @@ from pathlib import Path
 
 from lit_cnn.cli.lit_cli import DataCLI
 from lit_cnn.cli.precheck import precheck
-from lit_cnn.cli.process import hush_lightning
 from lit_cnn.cli.verbs import CommandParser, check_picture_file, write_picture
-from lit_cnn.errors import UsageError
-from lit_cnn.preview import preview_grid
+from lit_cnn.core.errors import UsageError
+from lit_cnn.data.preview import preview_grid
+from lit_cnn.training.process import hush_lightning
 
 
 def preview(arguments: list[str]) -> int:

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import yaml
 
-from lit_cnn.callbacks import RunInterrupted
-from lit_cnn.checkpoints import load_checkpoint
-from lit_cnn.classifier import LitClassifier, NonFiniteLossError
 from lit_cnn.cli.lit_cli import LitCLI
-from lit_cnn.cli.process import RunFailedError, hush_lightning, is_first_process, notes_of
-from lit_cnn.cli.resume import checkpoint_file
-from lit_cnn.cli.seeds import SeedsRun, format_summary
-from lit_cnn.distillation import OPTIONS as DISTILLATION_OPTIONS
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.logger import JournalLogger
+from lit_cnn.training.callbacks import RunInterrupted
+from lit_cnn.training.checkpoints import load_checkpoint
+from lit_cnn.training.classifier import LitClassifier, NonFiniteLossError
+from lit_cnn.training.distillation import OPTIONS as DISTILLATION_OPTIONS
+from lit_cnn.training.process import RunFailedError, hush_lightning, is_first_process, notes_of
+from lit_cnn.training.resume import checkpoint_file
+from lit_cnn.training.seeds import SeedsRun, format_summary
 
 
 def run_trainer_command(

@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from lit_cnn.errors import UsageError
-from lit_cnn.words import counted
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.words import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -156,7 +156,7 @@ def write_picture(file: Path, picture: "np.ndarray") -> None:
     Raises:
         UsageError: If it cannot be written.
     """
-    from lit_cnn.preview import write_png
+    from lit_cnn.data.preview import write_png
 
     try:
         write_png(file, picture)

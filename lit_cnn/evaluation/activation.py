@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lit_cnn.classifier import LitClassifier
+from lit_cnn.training.classifier import LitClassifier
 
 
 def why_no_maps(model: LitClassifier) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from lit_cnn.core.files import replace_atomically
 from lit_cnn.evaluation.statistics import Interval, unpaired_difference, wilson_interval
-from lit_cnn.files import replace_atomically
-from lit_cnn.transfer import Regime
+from lit_cnn.training.transfer import Regime
 
 _LEAST_PER_CLASS = 5
 _COLORS = ("#0b5cad", "#c2410c", "#15803d", "#7e22ce", "#9aa5b1", "#b45309")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.files import replace_atomically
 from lit_cnn.evaluation.statistics import mean_std, paired_difference
-from lit_cnn.files import replace_atomically
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.queries import RunInfo, metric_history, search_runs
 

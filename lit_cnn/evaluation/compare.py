@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 from rich.console import Console
 
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.files import write_text_atomically
 from lit_cnn.evaluation.comparison import member_names
 from lit_cnn.evaluation.leaderboard import Group, Leaderboard, build_leaderboard
 from lit_cnn.evaluation.members import find_members, find_networks, refuse_unlike
@@ -19,7 +20,6 @@ from lit_cnn.evaluation.pair import Pair, build_pair
 from lit_cnn.evaluation.predictions import Member, are_stored, load_network, predict_views
 from lit_cnn.evaluation.report import leaderboard as board_report
 from lit_cnn.evaluation.report import pair as pair_report
-from lit_cnn.files import write_text_atomically
 from lit_cnn.tracking import Store, check_writable
 from lit_cnn.tracking.queries import RunInfo
 from lit_cnn.tracking.recorder import Recorder
@@ -124,7 +124,9 @@ def compare_two(
     verdicts = []
     for run, member, name in zip(runs, members, names, strict=True):
         indices = _by_path(member, split)
-        logits = predict_views(member, indices, [1], _folder(store), batch_size, num_workers, f"{name}, {split}")[1]
+        logits = predict_views(
+            member, indices, [1], store.predictions_dir, batch_size, num_workers, f"{name}, {split}"
+        )[1]
         verdicts.append(_verdict(run, member, name, indices, logits))
     pair = build_pair(verdicts[0], verdicts[1], split)
     if format == "table":
@@ -188,8 +190,8 @@ def _group(
             continue
         multiply_adds = member.record.multiply_adds
         indices = _by_path(member, split)
-        if are_stored(member, indices, 1, _folder(store)):
-            logits = predict_views(member, indices, [1], _folder(store))[1]
+        if are_stored(member, indices, 1, store.predictions_dir):
+            logits = predict_views(member, indices, [1], store.predictions_dir)[1]
             correct.append(_verdict(run, member, name, indices, logits).correct)
         else:
             unasked.append(run.run_id)
@@ -215,10 +217,6 @@ def _verdict(run: RunInfo, member: Member, name: str, indices: np.ndarray, logit
     except UsageError as error:
         raise UsageError(f"--runs {run.run_id}: {run.name}: {error}") from error
     return Verdict(name, member.data.image_set, indices, probabilities.argmax(axis=1), probabilities)
-
-
-def _folder(store: Store) -> Path:
-    return store.journal_dir.parent / "predictions"
 
 
 def _console() -> Console:

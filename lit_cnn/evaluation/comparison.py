@@ -8,7 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
+from lit_cnn.data.splits import stratified_order
 from lit_cnn.evaluation.calibration import calibration_of
 from lit_cnn.evaluation.combining import Answers, Rule, combine, select_greedily
 from lit_cnn.evaluation.cost import Cost, Network, cost_of, time_networks
@@ -17,7 +18,6 @@ from lit_cnn.evaluation.mistakes import Verdict
 from lit_cnn.evaluation.multi_crop import average_probabilities
 from lit_cnn.evaluation.predictions import Member, are_stored, predict_views
 from lit_cnn.evaluation.report import Row, Table, build_table
-from lit_cnn.splits import stratified_order
 from lit_cnn.tracking.queries import RunInfo
 
 COMBINATIONS = ("mean", "logits", "vote", "greedy")

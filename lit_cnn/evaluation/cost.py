@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lit_cnn.classifier import LitClassifier
 from lit_cnn.models.describe import measure
+from lit_cnn.training.classifier import LitClassifier
 
 BATCHES = (1, 32)
 """Images at a time for which latency is measured."""

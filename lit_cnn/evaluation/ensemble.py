@@ -9,8 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lit_cnn.classifier import LitClassifier
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.files import write_text_atomically
+from lit_cnn.core.words import counted
+from lit_cnn.data.splits import Split
 from lit_cnn.evaluation.comparison import COMBINATIONS, Comparison, compare
 from lit_cnn.evaluation.members import MUST_AGREE, find_members, find_networks, is_several, refuse_unlike
 from lit_cnn.evaluation.mistakes import Verdict
@@ -28,12 +30,10 @@ from lit_cnn.evaluation.report import (
     to_markdown,
     write_verdict,
 )
-from lit_cnn.files import write_text_atomically
-from lit_cnn.splits import Split
 from lit_cnn.tracking import Store, check_writable
 from lit_cnn.tracking.queries import RunInfo
 from lit_cnn.tracking.recorder import Recorder
-from lit_cnn.words import counted
+from lit_cnn.training.classifier import LitClassifier
 
 
 def ensemble_runs(
@@ -97,7 +97,7 @@ def ensemble_runs(
         weights = _in_order_of(runs, find_networks(store, run_ids), weights)
     comparison = Comparison(
         sorted(set(views)),
-        store.journal_dir.parent / "predictions",
+        store.predictions_dir,
         combine,
         weights,
         calibration,

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from lit_cnn.batches import stack_images
-from lit_cnn.datasets import list_images, read_image
-from lit_cnn.errors import UsageError
-from lit_cnn.evaluation.predictions import classify, load_classifier
-from lit_cnn.exported import ImageClassifier
-from lit_cnn.files import replace_atomically
-from lit_cnn.transforms import Interpolation, resize_and_center_crop
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.files import replace_atomically
+from lit_cnn.core.resize import Interpolation, resize_and_center_crop
+from lit_cnn.data.batches import stack_images
+from lit_cnn.data.sources import list_images, read_image
+from lit_cnn.evaluation.predictions import classify
+from lit_cnn.portable import ImageClassifier
+from lit_cnn.training.load import load_classifier
 
 UNCERTAIN = "uncertain"
 """What `predict_folder` writes in place of a class that is not probable enough."""

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 from lit_cnn.tracking import Store, queries
 from lit_cnn.tracking.queries import RunInfo
-from lit_cnn.weights import checkpoint_of_run, checkpoint_path
+from lit_cnn.training.weights import checkpoint_of_run, checkpoint_path
 
 KINDS = ("fit", "soup")
 """Kinds of runs that have a checkpoint."""

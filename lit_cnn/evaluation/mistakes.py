@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lit_cnn.datasets import ImageSet
+from lit_cnn.data.sources import ImageSet
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lit_cnn.errors import UsageError
-from lit_cnn.transforms import Interpolation, center_crop, resize_and_center_crop, resize_shorter_side
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.resize import Interpolation, center_crop, resize_and_center_crop, resize_shorter_side
 
 
 class Block(NamedTuple):
@@ -45,7 +45,7 @@ def views_of(image: np.ndarray, size: int, num_views: int, interpolation: Interp
         image: `(H, W, C)` uint8 of any size; smaller ones are enlarged.
         size: S, pixels of the square that the network takes.
         num_views: V, one of `VIEWS`.
-        interpolation: See `lit_cnn.transforms.resize_shorter_side`.
+        interpolation: See `lit_cnn.data.transforms.resize_shorter_side`.
 
     Returns:
         `(V, S, S, C)` uint8, contiguous.

@@ -15,11 +15,12 @@ import torch
 import yaml
 from torch.utils.data import DataLoader, Dataset
 
-from lit_cnn.checkpoints import digest_of_weights, load_checkpoint
-from lit_cnn.classifier import LitClassifier
-from lit_cnn.datamodule import ImageDataModule
-from lit_cnn.datasets import ArrayImages, ImageSet
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.file_hashes import hash_files
+from lit_cnn.core.resize import Interpolation
+from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.sources import ArrayImages, ImageSet
+from lit_cnn.data.splits import Split
 from lit_cnn.evaluation.cost import network_of
 from lit_cnn.evaluation.members import checkpoint_of, checkpoint_sha256
 from lit_cnn.evaluation.multi_crop import VIEWS, Block, blocks_of
@@ -31,13 +32,12 @@ from lit_cnn.evaluation.stored_logits import (
     read_record,
     write_logits,
 )
-from lit_cnn.exported import ImageClassifier
-from lit_cnn.file_hashes import hash_files
-from lit_cnn.garbage import predictions_folder
-from lit_cnn.splits import Split
+from lit_cnn.portable import ImageClassifier
 from lit_cnn.tracking import Store
 from lit_cnn.tracking.queries import RunInfo
-from lit_cnn.transforms import Interpolation
+from lit_cnn.training.checkpoints import digest_of_weights
+from lit_cnn.training.classifier import LitClassifier
+from lit_cnn.training.load import load_classifier
 
 SCHEMA_VERSION = 2
 """Raised when stored logits would mean something else; old ones are then not found.
@@ -69,24 +69,6 @@ class Member:
         """The network; activation maps take its gradients, wherever it was first asked for."""
         with torch.inference_mode(False):
             return self.load()
-
-
-def load_classifier(path: Path) -> tuple[LitClassifier, dict[str, Any]]:
-    """Rebuilds a classifier from its checkpoint.
-
-    Returns:
-        The classifier in eval mode on the CPU, and what the checkpoint says of its run.
-
-    Raises:
-        UsageError: If the file is no checkpoint of lit_cnn.
-    """
-    checkpoint = load_checkpoint(path)
-    if "lit_cnn" not in checkpoint:
-        raise UsageError(f"--ckpt_path {path}: holds no configuration of lit_cnn; give one that lit-cnn fit wrote")
-    # The weights come from the file: nothing is fetched that would only be overwritten.
-    model = LitClassifier(**{**checkpoint["hyper_parameters"], "weights": None, "transfer": None})
-    model.load_state_dict(checkpoint["state_dict"])
-    return model.eval(), checkpoint["lit_cnn"]
 
 
 def load_member(path: Path, root: Path | None = None) -> Member:
@@ -257,7 +239,7 @@ def classify(
 
 def _record_file(store: Store, sha256: str) -> Path:
     """Returns the file of the record of the network in the checkpoint with this digest."""
-    return predictions_folder(store) / f"{sha256}.json"
+    return store.predictions_dir / f"{sha256}.json"
 
 
 def _load_unknown(store: Store, run: RunInfo, root: Path | None, run_logits: RunLogits) -> Member:

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch.optim.swa_utils import update_bn
 
 from lit_cnn import __version__
-from lit_cnn.checkpoints import digest_of_weights, load_checkpoint, save_checkpoint
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 from lit_cnn.evaluation.members import MUST_AGREE, checkpoint_of, find_members, member_names, refuse_unlike
 from lit_cnn.evaluation.predictions import Member, load_network
 from lit_cnn.tracking import Store, check_writable
 from lit_cnn.tracking.queries import RunInfo
 from lit_cnn.tracking.recorder import Recorder
+from lit_cnn.training.checkpoints import digest_of_weights, load_checkpoint, save_checkpoint
 
 MOST_BARRIER = 0.02
 """Accuracy that may be lost between two networks of one basin: below it is noise (Frankle et al. 2020, section 2)."""

@@ -15,8 +15,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from lit_cnn.errors import UsageError
-from lit_cnn.files import replace_atomically, write_text_atomically
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.files import replace_atomically, write_text_atomically
 from lit_cnn.tracking import Store, queries
 from lit_cnn.tracking.outbox import put_in_place
 from lit_cnn.tracking.queries import RunInfo
@@ -35,7 +35,7 @@ class NetworkRecord:
         data: Options of the data module that it was trained with.
         class_names: In label order.
         preprocessing: What happens to an image before the network sees it.
-        weights_digest: See `lit_cnn.checkpoints.digest_of_weights`.
+        weights_digest: See `lit_cnn.training.checkpoints.digest_of_weights`.
         parameters: Numbers in its parameters, side branches included.
         multiply_adds: For one view.
     """

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.files import replace_folder_atomically
 from lit_cnn.evaluation.predictions import Member
 from lit_cnn.export.formats import OF_NETWORK, PACKAGES, load_folder, write_export
 from lit_cnn.export.network import CombinedNet
 from lit_cnn.export.parity import check_parity, stored_probabilities
 from lit_cnn.export.recipe import Recipe, find_recipe, load_members
-from lit_cnn.exported import CARD, ImageClassifier, ModelCard, export_folder, needed_package
-from lit_cnn.files import replace_folder_atomically
+from lit_cnn.portable import CARD, ImageClassifier, ModelCard, export_folder, needed_package
 from lit_cnn.tracking import Store, registry
 
 FORMATS = ("pyfunc", "onnx", "openvino", "torch")
@@ -65,7 +65,7 @@ def export_runs(
     _check_options(output, format, views, overwrite, batch_size, register, alias)
     recipe = find_recipe(store, run_ids, views)
     members = load_members(store, recipe, root)
-    expected = stored_probabilities(recipe, members, store.journal_dir.parent / "predictions", batch_size)
+    expected = stored_probabilities(recipe, members, store.predictions_dir, batch_size)
     card = _card(recipe, members)
     net = CombinedNet([member.model.cpu() for member in members], card).eval()
     with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +83,7 @@ def export_runs(
 
 
 def load_export(address: str, store: Store) -> ImageClassifier:
-    """Loads an export to ask it about images; see `lit_cnn.exported`.
+    """Loads an export to ask it about images; see `lit_cnn.portable`.
 
     Args:
         address: Its folder, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from lit_cnn import __version__
-from lit_cnn.classifier import LitClassifier
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.files import sha256_of_file
 from lit_cnn.export.network import CombinedNet
-from lit_cnn.exported import (
+from lit_cnn.portable import (
     CARD,
     INPUT,
     OUTPUT,
@@ -26,7 +26,7 @@ from lit_cnn.exported import (
     read_card,
     read_files,
 )
-from lit_cnn.files import sha256_of_file
+from lit_cnn.training.classifier import LitClassifier
 
 PACKAGES: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),

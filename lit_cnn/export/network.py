@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from lit_cnn.classifier import LitClassifier
-from lit_cnn.exported import ModelCard
+from lit_cnn.portable import ModelCard
+from lit_cnn.training.classifier import LitClassifier
 
 
 class CombinedNet(nn.Module):

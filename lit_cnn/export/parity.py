@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_cnn.datasets import ArrayImages
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
+from lit_cnn.data.sources import ArrayImages
 from lit_cnn.evaluation.calibration import with_temperature
 from lit_cnn.evaluation.combining import Answers, combine
 from lit_cnn.evaluation.multi_crop import VIEWS, average_probabilities
 from lit_cnn.evaluation.predictions import Member, ViewImages, classify, predict_views
 from lit_cnn.export.recipe import Recipe
-from lit_cnn.exported import ImageClassifier
+from lit_cnn.portable import ImageClassifier
 
 NEAR_TIE = 1e-4
 """Two classes whose stored probabilities differ by less may change places: float32 sums in another order."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 from lit_cnn.evaluation.members import KINDS, find_networks, refuse_unlike
 from lit_cnn.evaluation.predictions import Member, load_network
 from lit_cnn.tracking import Store, queries

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 
 if TYPE_CHECKING:
     # torch and timm take seconds to import; asking for our names, as --help does, needs neither.

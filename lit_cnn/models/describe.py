@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 from lit_cnn.models import BUILDERS, create_model, least_image_size, resolve_arch
 from lit_cnn.models.stages import stage_layers, stage_parameters
 

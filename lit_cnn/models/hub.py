@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 
 _TIMEOUT = 2.0  # seconds for the connection, and again for the answer
 

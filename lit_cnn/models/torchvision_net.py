@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 from lit_cnn.models.hub import loading_weights
 
 _AUX = r"aux\d|AuxLogits"  # names of side branches

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from lit_cnn.files import sha256_of_file, sync_to_disk
+from lit_cnn.core.files import sha256_of_file, sync_to_disk
 from lit_cnn.tracking import names, outbox
 from lit_cnn.tracking.client import connect, is_timeout, require_reachable
 from lit_cnn.tracking.journal import JOURNAL, Record, RunHeader, now_ms, read_header, read_journal, read_owner

@@ -31,10 +31,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from lit_cnn.errors import UsageError
-from lit_cnn.files import CANNOT_WRITE, sync_to_disk
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.files import CANNOT_WRITE, sync_to_disk
+from lit_cnn.core.words import counted
 from lit_cnn.tracking import names
-from lit_cnn.words import counted
 
 JOURNAL = "journal.jsonl"
 _OWNER = "owner.lock"

@@ -3,7 +3,7 @@
 import posixpath
 import re
 
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 
 MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 8000

@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lit_cnn.errors import UsageError
-from lit_cnn.files import replace_atomically, sha256_of_file, write_text_atomically
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.files import replace_atomically, sha256_of_file, write_text_atomically
 
 _OUTBOX = "outbox"
 

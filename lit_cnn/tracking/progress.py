@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from lit_cnn.files import write_text_atomically
+from lit_cnn.core.files import write_text_atomically
 from lit_cnn.tracking.journal import JOURNAL
 
 _PROGRESS = "sent.json"

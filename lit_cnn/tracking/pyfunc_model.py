@@ -14,9 +14,9 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 
-from lit_cnn.datasets import decode_image
-from lit_cnn.errors import UsageError
-from lit_cnn.exported import load_graph
+from lit_cnn.core.errors import UsageError
+from lit_cnn.data.sources import decode_image
+from lit_cnn.portable import load_graph
 
 
 class ImageModel(PythonModel):

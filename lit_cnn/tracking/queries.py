@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_cnn.errors import UsageError
-from lit_cnn.file_hashes import hash_files
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.file_hashes import hash_files
 from lit_cnn.tracking import names, outbox
 from lit_cnn.tracking.client import connect, repair_moved_store
 from lit_cnn.tracking.delivery import KEY_TAG, in_one_line, local_folder

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 from lit_cnn.tracking import queries
 from lit_cnn.tracking.client import import_mlflow
 from lit_cnn.tracking.delivery import in_one_line, local_folder

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 
 _SQLITE = "sqlite:///"
 _SQLITE_HEADER = b"SQLite format 3\x00"
@@ -33,6 +33,16 @@ class Store:
     def database(self) -> Path | None:
         """The sqlite file, or None for a store behind a server."""
         return Path(self.tracking_uri.removeprefix(_SQLITE)) if self.tracking_uri.startswith(_SQLITE) else None
+
+    @property
+    def predictions_dir(self) -> Path:
+        """The local folder of stored logits."""
+        return self.journal_dir.parent / "predictions"
+
+    @property
+    def splits_dir(self) -> Path:
+        """The local folder of split manifests, one file a split, shared by all runs."""
+        return self.journal_dir.parent / "splits"
 
     @property
     def is_http(self) -> bool:

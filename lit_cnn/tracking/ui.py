@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 from lit_cnn.tracking.client import connect
 from lit_cnn.tracking.store import Store, check_writable
 

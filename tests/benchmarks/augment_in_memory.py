@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lit_cnn.batches import TrainImages
-from lit_cnn.datamodule import ImageDataModule
-from lit_cnn.datasets import FASHION_MNIST_FOLDER
-from lit_cnn.errors import UsageError
-from lit_cnn.randomness import KeyedRandom, first_uniforms
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.randomness import KeyedRandom, first_uniforms
+from lit_cnn.data.batches import TrainImages
+from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.sources import FASHION_MNIST_FOLDER
 from tests.benchmarks.common import BATCH_SIZE, interleave, report, report_costs
 
 PAD, SIZE = 4, 28

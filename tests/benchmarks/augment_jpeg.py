@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
-from lit_cnn.datamodule import ImageDataModule
+from lit_cnn.data.datamodule import ImageDataModule
 from tests.benchmarks.common import interleave, report
 
 SIZE, BATCH, DEGREES = 224, 32, 15

@@ -39,8 +39,8 @@ def write_folder(root: Path, num_images: int) -> None:
 
 def prepare(root: str) -> dict[str, float]:
     """Returns the seconds of what comes before the first step, in all and of the quick look alone."""
-    from lit_cnn.cli.check_data import check_before_fit
-    from lit_cnn.datamodule import ImageDataModule
+    from lit_cnn.data.datamodule import ImageDataModule
+    from lit_cnn.training.before_fit import check_before_fit
 
     started = time.perf_counter()
     data = ImageDataModule("image_folder", root, image_size=32)

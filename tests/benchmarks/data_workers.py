@@ -28,11 +28,11 @@ from rich.table import Table
 from scipy.stats import linregress, t
 from torch.utils.data import DataLoader, Dataset
 
-from lit_cnn.batches import Batch, TrainImages, hand_over, start_worker
-from lit_cnn.datamodule import ImageDataModule
-from lit_cnn.datasets import ArrayImages, ImageSet
-from lit_cnn.sampling import TrainBatches
-from lit_cnn.transforms import TrainTransform
+from lit_cnn.data.batches import Batch, TrainImages, hand_over, start_worker
+from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.sampling import TrainBatches
+from lit_cnn.data.sources import ArrayImages, ImageSet
+from lit_cnn.data.transforms import TrainTransform
 from tests.benchmarks.common import ROOT
 
 COPIES, BATCH = 64, 16

@@ -21,7 +21,7 @@ from lit_cnn.cli import main as lit_cnn
 from lit_cnn.evaluation.multi_crop import VIEWS, average_probabilities, views_of
 from lit_cnn.evaluation.predictions import Member, load_member, predict_views
 from tests.benchmarks.common import ROOT, in_own_process, interleave, report, workplace
-from tests.training import tracked_runs
+from tests.runs import tracked_runs
 
 CROPS = 10
 ARCHS = ("resnet20", "nin")

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lit_cnn.classifier import LitClassifier
 from lit_cnn.export.formats import write_export
 from lit_cnn.export.network import CombinedNet
-from lit_cnn.exported import INPUT, OUTPUT, ModelCard, load_graph, needed_package
+from lit_cnn.portable import INPUT, OUTPUT, ModelCard, load_graph, needed_package
+from lit_cnn.training.classifier import LitClassifier
 from tests.benchmarks.common import interleave, report
 
 EAGER = "PyTorch eager, float32"

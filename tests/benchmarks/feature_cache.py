@@ -19,10 +19,10 @@ import lightning.pytorch as pl
 import numpy as np
 
 from lit_cnn.cli import main as lit_cnn
-from lit_cnn.feature_store import store_folder
-from lit_cnn.precision import default_precision
+from lit_cnn.core.precision import default_precision
+from lit_cnn.training.feature_store import store_folder
 from tests.benchmarks.common import ROOT, in_own_process, interleave, report, workplace
-from tests.training import tracked_runs
+from tests.runs import tracked_runs
 
 Figures = dict[str, list[float]]
 

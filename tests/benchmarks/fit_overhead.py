@@ -8,8 +8,8 @@ import time
 
 import torch.nn.functional as F
 
-from lit_cnn.classifier import LitClassifier
-from lit_cnn.datamodule import ImageDataModule
+from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.training.classifier import LitClassifier
 from tests.benchmarks.common import (
     BATCH_SIZE,
     WARM_UP,

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from lit_cnn.classifier import LitClassifier
 from lit_cnn.cli import set_environment
-from lit_cnn.memory import keep_freed_memory
-from lit_cnn.precision import train_depthwise_in_float32
+from lit_cnn.core.memory import keep_freed_memory
+from lit_cnn.core.precision import train_depthwise_in_float32
+from lit_cnn.training.classifier import LitClassifier
 from tests.benchmarks.common import interleave, report
 
 # Name, image size, batch size, least ratio.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training import copy_empty_store, three_seeds
+from tests.runs import copy_empty_store, three_seeds
 
 
 @pytest.fixture(scope="session")

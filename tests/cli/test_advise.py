@@ -8,7 +8,7 @@ import torch
 
 from lit_cnn.cli import main
 from lit_cnn.models import create_model
-from tests.training import image_folder, tracked_runs
+from tests.runs import image_folder, tracked_runs
 
 CLASSES = ("dark", "medium", "bright")
 pytestmark = pytest.mark.usefixtures("empty_store")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from lit_cnn.checkpoints import load_checkpoint, save_checkpoint
 from lit_cnn.cli import main
+from lit_cnn.training.checkpoints import load_checkpoint, save_checkpoint
 from tests.conftest import Finished
 from tests.faults import wait_until
-from tests.training import CONFIGS, DIGITS, SHORT, fit, image_folder, tracked_runs
+from tests.runs import CONFIGS, DIGITS, SHORT, fit, image_folder, tracked_runs
 
 OWN_IMAGES = CONFIGS / "experiment" / "own_images.yaml"
 

@@ -9,15 +9,15 @@ import pytest
 import webdataset
 from PIL import Image
 
-from lit_cnn.audit import audit
 from lit_cnn.cli import main
-from lit_cnn.datamodule import ImageDataModule
-from lit_cnn.splits import SPLIT_NAMES
+from lit_cnn.data.audit import audit
+from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.splits import SPLIT_NAMES
 from tests.bad_files import UNUSABLE, write_corpus
-from tests.datasets.test_manifest import png, write_csv, write_parquet
-from tests.test_audit import photo_set
-from tests.test_datasets import save_images
-from tests.training import CONFIGS, SHORT, tracked_runs
+from tests.data.sources.test_manifest import png, write_csv, write_parquet
+from tests.data.test_audit import photo_set
+from tests.data.test_datasets import save_images
+from tests.runs import CONFIGS, SHORT, tracked_runs
 
 OWN = f"--config={CONFIGS / 'experiment' / 'own_images.yaml'}"
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import yaml
 
-from lit_cnn.checkpoints import load_checkpoint
 from lit_cnn.cli import main
-from lit_cnn.cli.resume import config_digest
+from lit_cnn.training.checkpoints import load_checkpoint
+from lit_cnn.training.resume import config_digest
 from tests.conftest import Finished
-from tests.training import CONFIGS, DIGITS, SHORT, TrackedRun, fit, runs_in, same_weights, tracked_runs
+from tests.runs import CONFIGS, DIGITS, SHORT, TrackedRun, fit, runs_in, same_weights, tracked_runs
 
 STEPS_PER_EPOCH, STEPS = 8, 16
 

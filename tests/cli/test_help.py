@@ -9,7 +9,7 @@ from lit_cnn.cli import HELP, main
 from lit_cnn.cli.precheck import known_options
 from lit_cnn.models import BUILDERS
 from tests.conftest import Finished
-from tests.training import CONFIGS
+from tests.runs import CONFIGS
 
 
 @pytest.mark.parametrize(

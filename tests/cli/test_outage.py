@@ -5,8 +5,8 @@ import time
 import pytest
 
 from tests.outages import LAST_LINE
+from tests.runs import fit
 from tests.tracking_server import free_port
-from tests.training import fit
 
 
 def test_runs_end_well_with_the_server_away(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,10 +8,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from lit_cnn.cli import main
-from lit_cnn.datamodule import ImageDataModule
-from lit_cnn.preview import preview_grid
-from lit_cnn.transforms import resize_and_center_crop
-from tests.training import CONFIGS, SHORT, image_folder, tracked_runs
+from lit_cnn.core.resize import resize_and_center_crop
+from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.preview import preview_grid
+from tests.runs import CONFIGS, SHORT, image_folder, tracked_runs
 
 FLIP = [{"class_path": "albumentations.HorizontalFlip", "init_args": {"p": 1.0}}]
 

@@ -17,13 +17,13 @@ import psutil
 import pytest
 import torch
 
-from lit_cnn.checkpoints import load_checkpoint
 from lit_cnn.cli import main
-from lit_cnn.cli.record import check_randomness
+from lit_cnn.core.randomness import SCHEME_VERSION
 from lit_cnn.models import create_model
-from lit_cnn.randomness import SCHEME_VERSION
+from lit_cnn.training.checkpoints import load_checkpoint
+from lit_cnn.training.record import check_randomness
 from tests.faults import wait_until
-from tests.training import ROOT, SHORT, TrackedRun, fit, run_of_its_own, same_weights, tracked_runs
+from tests.runs import ROOT, SHORT, TrackedRun, fit, run_of_its_own, same_weights, tracked_runs
 
 # Long enough to be caught in the middle, with a checkpoint after nearly every step.
 LONGER = ("--trainer.max_epochs=12", "--checkpoint_seconds=0.02", "--trainer.log_every_n_steps=1")

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from lit_cnn.checkpoints import load_checkpoint
 from lit_cnn.cli import main
-from lit_cnn.cli.process import failures_in_words
-from lit_cnn.files import size_in_words
+from lit_cnn.core.files import size_in_words
+from lit_cnn.training.checkpoints import load_checkpoint
+from lit_cnn.training.process import failures_in_words
 from tests.cli.test_resume import LONGER, WATCHED, assert_same_run, background_fit
 from tests.faults import wait_until
-from tests.training import (
+from tests.runs import (
     ROOT,
     SHORT,
     TrackedRun,

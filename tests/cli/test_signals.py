@@ -12,10 +12,10 @@ import psutil
 import pytest
 import torch
 
-from lit_cnn.callbacks import RunCheckpoints, RunInterrupted
+from lit_cnn.training.callbacks import RunCheckpoints, RunInterrupted
 from tests.cli.test_resume import LONGER, assert_same_run, background_fit, only_run, statuses
 from tests.faults import wait_until
-from tests.training import TrackedRun, fit, run_of_its_own, tracked_runs
+from tests.runs import TrackedRun, fit, run_of_its_own, tracked_runs
 
 Place = Literal["step", "after step", "last step", "after last step", "validation", "after validation", "test"]
 

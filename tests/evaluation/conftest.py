@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training import three_seeds
+from tests.runs import three_seeds
 
 
 @pytest.fixture(scope="session")

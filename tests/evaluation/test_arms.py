@@ -18,7 +18,7 @@ from lit_cnn.evaluation.arms import (
     steps_to,
     train_missing,
 )
-from tests.training import SHORT
+from tests.runs import SHORT
 
 LENET = Arm("LeNet-5", "lenet5_scratch_digits", SHORT)
 SEEDS = (0, 1, 2)

@@ -22,7 +22,7 @@ from lit_cnn.evaluation.compare import compare_experiment, compare_two
 from lit_cnn.evaluation.leaderboard import Group, build_leaderboard
 from lit_cnn.evaluation.statistics import mcnemar_exact, paired_mean_difference, welch_difference
 from lit_cnn.tracking import resolve_store
-from tests.training import TrackedRun, fit, tracked_runs
+from tests.runs import TrackedRun, fit, tracked_runs
 
 NUM_IMAGES = 150
 

@@ -12,10 +12,10 @@ from PIL import Image
 from scipy.stats import binomtest
 from statsmodels.stats.multitest import multipletests
 
-from lit_cnn.classifier import LitClassifier
 from lit_cnn.evaluation.cost import Cost, Latency, Network, Timing, cost_of, network_of, passes_needed, time_networks
 from lit_cnn.evaluation.report import Row, Table, build_table, plot_pareto, sentences, to_html
 from lit_cnn.evaluation.report.frontier import find_bargain, pareto_front
+from lit_cnn.training.classifier import LitClassifier
 
 
 def test_a_network_is_counted_by_hand() -> None:

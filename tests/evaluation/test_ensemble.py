@@ -12,19 +12,19 @@ from scipy.special import softmax
 from scipy.stats import binomtest
 from sklearn.metrics import log_loss
 
-from lit_cnn.classifier import LitClassifier
 from lit_cnn.cli import main
-from lit_cnn.cli.record import class_names_tag
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
+from lit_cnn.data.splits import stratified_order
 from lit_cnn.evaluation.combining import select_greedily
 from lit_cnn.evaluation.ensemble import ensemble_runs
 from lit_cnn.evaluation.members import refuse_unlike
 from lit_cnn.evaluation.predictions import Member, load_member, predict_views
 from lit_cnn.evaluation.report import Table
-from lit_cnn.splits import stratified_order
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.queries import find_runs
-from tests.training import CONFIGS, TrackedRun, fit, image_folder, tracked_runs
+from lit_cnn.training.classifier import LitClassifier
+from lit_cnn.training.record import class_names_tag
+from tests.runs import CONFIGS, TrackedRun, fit, image_folder, tracked_runs
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from lit_cnn.cli import main
-from lit_cnn.datasets import load_digits
-from lit_cnn.evaluation.predictions import load_classifier
-from lit_cnn.transforms import resize_and_center_crop
-from tests.training import fit, tracked_runs
+from lit_cnn.core.resize import resize_and_center_crop
+from lit_cnn.data.sources import load_digits
+from lit_cnn.training.load import load_classifier
+from tests.runs import fit, tracked_runs
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from sklearn.metrics import classification_report
 
-from lit_cnn.classifier import LitClassifier
-from lit_cnn.contact_sheet import captioned_images
-from lit_cnn.datasets import ArrayImages, ImageSet
+from lit_cnn.data.contact_sheet import captioned_images
+from lit_cnn.data.sources import ArrayImages, ImageSet
 from lit_cnn.evaluation.activation import activation_maps, why_no_maps
 from lit_cnn.evaluation.mistakes import Verdict, confusion_matrix, most_confused, scores_of_classes, worst_mistakes
 from lit_cnn.evaluation.report.page import page
 from lit_cnn.evaluation.report.verdict import write_verdict
+from lit_cnn.training.classifier import LitClassifier
 
 NUM_IMAGES = 200
 NAMES = ("</td><script>alert(1)</script>", "a\nb|c", "$\\frac$", 'q"uote', "never there")
@@ -195,7 +195,7 @@ def test_without_the_extra_the_report_says_what_to_install(repo_root: Path) -> N
         "import sys; sys.modules['pytorch_grad_cam'] = None\n"
         "import importlib.util as util; find = util.find_spec\n"
         "util.find_spec = lambda name: None if name == 'pytorch_grad_cam' else find(name)\n"
-        "from lit_cnn.classifier import LitClassifier\n"
+        "from lit_cnn.training.classifier import LitClassifier\n"
         "from lit_cnn.evaluation.activation import why_no_maps\n"
         "print(why_no_maps(LitClassifier('lenet5', num_classes=2, in_channels=1, image_size=32)))"
     )

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.resize import Interpolation, resize_and_center_crop, resize_shorter_side
 from lit_cnn.evaluation.multi_crop import VIEWS, average_probabilities, views_of
-from lit_cnn.transforms import Interpolation, resize_and_center_crop, resize_shorter_side
 
 SIZE = 7  # round(7 * 256 / 224) = 8, so an image of shorter side 8 is cut without a resize
 

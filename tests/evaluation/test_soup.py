@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_cnn.checkpoints import digest_of_weights, load_checkpoint
 from lit_cnn.cli import main
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 from lit_cnn.evaluation.ensemble import ensemble_runs
 from lit_cnn.evaluation.predictions import load_member
 from lit_cnn.evaluation.soup import MOST_BARRIER, average_of, make_soup
 from lit_cnn.tracking import resolve_store
-from tests.training import TrackedRun, copy_empty_store, fit, inside, tracked_runs
+from lit_cnn.training.checkpoints import digest_of_weights, load_checkpoint
+from tests.runs import TrackedRun, copy_empty_store, fit, inside, tracked_runs
 
 BATCH_NORM = "--model.arch_options={batch_norm: true}"
 # The rate stays high to the end, as it does where averages of weights gain most.

@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 import torch
 
-from lit_cnn.classifier import LitClassifier
 from lit_cnn.cli import main
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.files import sha256_of_file
+from lit_cnn.data.splits import Split
 from lit_cnn.evaluation.compare import compare_experiment, compare_two
 from lit_cnn.evaluation.ensemble import ensemble_runs
 from lit_cnn.evaluation.members import find_networks
 from lit_cnn.evaluation.predictions import load_member, load_network, predict_views
 from lit_cnn.evaluation.stored_logits import read_logits, read_record, write_logits
-from lit_cnn.files import sha256_of_file
-from lit_cnn.splits import Split
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.queries import RunInfo, artifact_names, search_runs
 from lit_cnn.tracking.sender import sync
+from lit_cnn.training.classifier import LitClassifier
+from tests.runs import TrackedRun, fit, tracked_runs
 from tests.tracking.conftest import start_python
 from tests.tracking_server import tracking_server
-from tests.training import TrackedRun, fit, tracked_runs
 
 HERE = Path("mlruns/predictions")
 

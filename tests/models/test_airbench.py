@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from torch import nn
 
 from lit_cnn.models.airbench import AirBench
-from tests.training import ROOT
+from tests.runs import ROOT
 
 
 def patches(images: np.ndarray, size: int = 2) -> np.ndarray:

@@ -12,7 +12,7 @@ import timm
 import torch
 from timm.models import group_parameters
 
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 from lit_cnn.models import BUILDERS, _Plan, create_model, least_image_size, resolve_arch
 
 OURS = [f"lit/{name}" for name in BUILDERS]

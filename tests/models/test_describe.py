@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 from lit_cnn.models import BUILDERS, create_model, least_image_size, lenet
 from lit_cnn.models.describe import TOTALS, Layer, describe, measure
 

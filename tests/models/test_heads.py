@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from lit_cnn.classifier import LitClassifier
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 from lit_cnn.models import create_model
 from lit_cnn.models.heads import CutNet, with_new_head
 from lit_cnn.models.stages import stage_parameters
-from tests.test_classifier import digits, trainer
+from lit_cnn.training.classifier import LitClassifier
+from tests.training.test_classifier import digits, trainer
 
 SIZE = 64
 ARCHS = ["test_resnet", "tf_efficientnet_lite0", "convnext_atto", "residual18", "googlenet", "torchvision/resnet18"]

@@ -6,8 +6,8 @@ import time
 import pytest
 from huggingface_hub import constants
 
-from lit_cnn.classifier import LitClassifier
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
+from lit_cnn.training.classifier import LitClassifier
 
 
 def test_no_network_is_one_line() -> None:

@@ -10,11 +10,11 @@ import torchvision
 from safetensors.torch import save_file
 from timm.models import group_parameters
 
-from lit_cnn.classifier import LitClassifier
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 from lit_cnn.models import create_model, resolve_arch
 from lit_cnn.models.describe import describe
 from lit_cnn.models.torchvision_net import TorchvisionNet, native_size, torchvision_names
+from lit_cnn.training.classifier import LitClassifier
 
 SIZE = 64
 

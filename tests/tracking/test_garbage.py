@@ -11,19 +11,18 @@ from pathlib import Path
 import pytest
 
 from lit_cnn.cli import main
-from lit_cnn.garbage import (
+from lit_cnn.tracking import outbox
+from lit_cnn.tracking.client import connect
+from lit_cnn.tracking.delivery import Courier
+from lit_cnn.tracking.garbage import (
     CACHE,
     DELETED_RUN,
     SENT_CHECKPOINT,
     STORED_LOGITS,
     UNFINISHED_WRITE,
     find_garbage,
-    predictions_folder,
     remove_garbage,
 )
-from lit_cnn.tracking import outbox
-from lit_cnn.tracking.client import connect
-from lit_cnn.tracking.delivery import Courier
 from lit_cnn.tracking.journal import Journal
 from lit_cnn.tracking.progress import MlflowRun
 from lit_cnn.tracking.store import Store
@@ -128,7 +127,7 @@ def test_what_is_left_of_a_run_deleted_in_mlflow_goes(store: Store, new_journal:
 
 def test_half_written_files_of_ended_processes_go(store: Store, new_journal: NewJournal, cache: Path) -> None:
     journal, ended = new_journal("digits", "run"), ended_process()
-    logits, copies = predictions_folder(store), cache / "indexes"
+    logits, copies = store.predictions_dir, cache / "indexes"
     old = {
         aged(folder / f".file.{ended}.tmp", 1): UNFINISHED_WRITE for folder in (journal.folder, logits, copies, cache)
     }
@@ -150,13 +149,13 @@ def test_a_run_that_was_killed_before_it_began_goes(store: Store, new_journal: N
 
 def test_logits_and_caches_go_when_they_were_not_used_for_long(store: Store, cache: Path) -> None:
     expected = {
-        aged(predictions_folder(store) / "a.safetensors", 31): STORED_LOGITS,
-        aged(predictions_folder(store) / "a.json", 31): STORED_LOGITS,
+        aged(store.predictions_dir / "a.safetensors", 31): STORED_LOGITS,
+        aged(store.predictions_dir / "a.json", 31): STORED_LOGITS,
         aged(cache / "indexes" / "a.bytes", 31): CACHE,
         aged(cache / "indexes" / "a.npz", 31): CACHE,
         aged(cache / "pixel_statistics" / "a.json", 31): CACHE,
     }
-    young = aged(predictions_folder(store) / "b.safetensors", 29)
+    young = aged(store.predictions_dir / "b.safetensors", 29)
     aged(cache / "file_hashes.sqlite", 400)  # small, and of use to every run
     assert found_kinds(store) == expected
     assert found_kinds(store, 29) == {**expected, young: STORED_LOGITS}
@@ -201,7 +200,7 @@ def test_cached_features_that_a_run_began_to_read_in_the_meantime_stay(store: St
 
 
 def test_nothing_is_removed_unless_told(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    logits = aged(predictions_folder(store) / "a.safetensors", 31)
+    logits = aged(store.predictions_dir / "a.safetensors", 31)
     assert gc(store) == 0
     printed = capsys.readouterr().out
     assert STORED_LOGITS in printed and "4 B in all; nothing was removed" in printed and logits.exists()
@@ -212,7 +211,7 @@ def test_nothing_is_removed_unless_told(store: Store, capsys: pytest.CaptureFixt
 
 
 def test_json_has_every_file(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    logits = aged(predictions_folder(store) / "a.safetensors", 31)
+    logits = aged(store.predictions_dir / "a.safetensors", 31)
     assert gc(store, "--format", "json") == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["path"] for row in found["garbage"]] == [str(logits)] and found["deleted"] is False
@@ -220,11 +219,11 @@ def test_json_has_every_file(store: Store, capsys: pytest.CaptureFixture[str]) -
 
 def test_what_cannot_be_removed_is_named(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     # What has vanished meanwhile is no failure; what lies below a file cannot be reached, not even by root.
-    logits = aged(predictions_folder(store) / "a.safetensors", 31)
+    logits = aged(store.predictions_dir / "a.safetensors", 31)
     found = find_garbage(store, 30)
     logits.unlink()
-    predictions_folder(store).rmdir()
-    predictions_folder(store).write_bytes(b"")
+    store.predictions_dir.rmdir()
+    store.predictions_dir.write_bytes(b"")
     assert remove_garbage(found) == [f"{logits}: cannot be removed (Not a directory)"]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 from lit_cnn.tracking.journal import JOURNAL, Journal, Process, Record, RunHeader, read_header, read_journal, read_owner
 from lit_cnn.tracking.store import Store
 from tests.tracking.conftest import run_python, start_python

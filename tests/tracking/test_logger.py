@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.tracking.progress import Progress
 from lit_cnn.tracking.queries import download_artifact, find_runs

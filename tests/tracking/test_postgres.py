@@ -21,9 +21,9 @@ from lit_cnn.tracking.store import check_writable, resolve_store
 from tests.faults import wait_until
 from tests.outages import differences
 from tests.postgresql import PROGRAMS, postgresql
+from tests.runs import ROOT, fit
 from tests.tracking.conftest import start_python
 from tests.tracking_server import TrackingServer, tracking_server
-from tests.training import ROOT, fit
 
 pytestmark = [pytest.mark.debian, pytest.mark.slow]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 from lit_cnn.tracking import outbox, resolve_store
 from lit_cnn.tracking.delivery import Courier
 from lit_cnn.tracking.journal import Journal

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 from lit_cnn.tracking import check_writable, resolve_store
 from tests.tracking.conftest import run_python
 

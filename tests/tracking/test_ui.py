@@ -22,7 +22,7 @@ from mlflow.entities import Metric
 from PIL import Image
 
 import lit_cnn
-from lit_cnn.errors import UsageError
+from lit_cnn.core.errors import UsageError
 from lit_cnn.tracking.store import Store, resolve_store
 from lit_cnn.tracking.ui import serve_ui, shared_view, training_view_url
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lit_cnn.core.files import replace_atomically
 from lit_cnn.evaluation.report.table import Line, Table
-from lit_cnn.files import replace_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

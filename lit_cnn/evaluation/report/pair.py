@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from lit_cnn.classifier import LitClassifier
-from lit_cnn.contact_sheet import captioned_images
+from lit_cnn.core.files import write_text_atomically
+from lit_cnn.core.words import counted
+from lit_cnn.data.contact_sheet import captioned_images
+from lit_cnn.data.preview import write_png
 from lit_cnn.evaluation.pair import Pair
 from lit_cnn.evaluation.report.page import bullets, heading, page, picture
 from lit_cnn.evaluation.report.verdict import write_verdict
 from lit_cnn.evaluation.report.wording import accuracy_text, p_text, points, rounded_up
-from lit_cnn.files import write_text_atomically
-from lit_cnn.preview import write_png
-from lit_cnn.words import counted
+from lit_cnn.training.classifier import LitClassifier
 
 _MOST = 16  # images in a picture
 

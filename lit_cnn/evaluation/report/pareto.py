@@ -5,11 +5,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from lit_cnn.core.files import replace_atomically
 from lit_cnn.evaluation.report.figure import MEMBER_COLOR, REFERENCE_COLOR, ensemble_colors, shortened, svg_of
 from lit_cnn.evaluation.report.frontier import cost_on_axis, find_bargain, pareto_front
 from lit_cnn.evaluation.report.table import Line, Table
 from lit_cnn.evaluation.report.wording import machine_of
-from lit_cnn.files import replace_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

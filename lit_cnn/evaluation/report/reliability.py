@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_cnn.core.files import replace_atomically
 from lit_cnn.evaluation.calibration import Reliability
 from lit_cnn.evaluation.report.figure import REFERENCE_COLOR, shortened, svg_of
 from lit_cnn.evaluation.report.table import Row, Table
-from lit_cnn.files import replace_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lit_cnn.classifier import LitClassifier
-from lit_cnn.contact_sheet import captioned_images
+from lit_cnn.core.files import replace_atomically, write_text_atomically
+from lit_cnn.core.resize import resize_and_center_crop
+from lit_cnn.data.contact_sheet import captioned_images
+from lit_cnn.data.preview import write_png
 from lit_cnn.evaluation.activation import activation_maps, why_no_maps
 from lit_cnn.evaluation.mistakes import (
     Verdict,
@@ -21,9 +23,7 @@ from lit_cnn.evaluation.mistakes import (
 )
 from lit_cnn.evaluation.report.figure import shortened
 from lit_cnn.evaluation.report.page import grid, heading, paragraph, picture
-from lit_cnn.files import replace_atomically, write_text_atomically
-from lit_cnn.preview import write_png
-from lit_cnn.transforms import resize_and_center_crop
+from lit_cnn.training.classifier import LitClassifier
 
 _MOST_COUNTS = 25  # classes; with more of them the numbers would not fit into their fields
 _MOST_NAMES = 60

@@ -1,0 +1,1 @@
+"""What everything else stands on: errors, files, randomness, precision, words. Imports nothing else of lit_cnn."""

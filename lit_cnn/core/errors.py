@@ -1,0 +1,72 @@
+"""The one exception for a mistake that the user can mend."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+Spelling = Callable[[str, str], str]
+"""From an option's name in Python and its value as text, "" for none, to how it is written: `batch_size=0`."""
+
+_MENTIONED = re.compile(r"`(\w+)(?:=([^`]*))?`")
+
+
+class UsageError(Exception):
+    """A mistake of the user, in one line: the option, the value given, what is wrong with it, and the way out.
+
+    In Python it reads ``batch_size=0: give a whole number of at least 1``. The command line alone knows how its options
+    are spelt: it says ``--data.batch_size 0: …`` and ends with exit code 2. Other options that the text mentions stand
+    in backticks, ``give `in_channels=3` ``, and are spelt in the same way.
+
+    Args:
+        option: Name of the argument in Python; None if it is no argument's mistake.
+        value: What was given; None leaves it out. Without an option, what the line begins with: a file, a run.
+        reason: What is wrong, or at once what to give.
+        remedy: What to give instead.
+        message: The whole line; for PyTorch, which makes the exceptions of worker processes anew.
+
+    Attributes:
+        option: As given.
+        value: As given.
+        reason: As given.
+        remedy: As given.
+    """
+
+    message = "a mistake of the user"  # PyTorch gives the keyword to exceptions that have such an attribute
+
+    def __init__(
+        self,
+        option: str | None = None,
+        value: Any = None,
+        reason: str = "",
+        remedy: str = "",
+        *,
+        message: str | None = None,
+    ) -> None:
+        if message is None and value is None and not reason and not remedy:
+            message, option = option, None
+        reason = reason if message is None else message
+        super().__init__(option, value, reason, remedy)
+        self.option = option
+        self.value = value
+        self.reason = reason
+        self.remedy = remedy
+
+    def in_words(self, spelling: Spelling) -> str:
+        """Returns the line with every option spelt in one way."""
+        value = value_in_words(self.value)
+        beginning = spelling(self.option, value) if self.option is not None else value
+        text = "; ".join(part for part in (self.reason, self.remedy) if part)
+        text = _MENTIONED.sub(lambda found: spelling(found[1], found[2] or ""), text)
+        return f"{beginning}: {text}" if beginning else text
+
+    def __str__(self) -> str:
+        return self.in_words(lambda option, value: f"{option}={value}" if value else option)
+
+
+def value_in_words(value: Any) -> str:
+    """Returns a value as a person would type it: lists as words, a number without digits that say nothing."""
+    if value is None:
+        return ""
+    if isinstance(value, list | tuple | set | frozenset):
+        return " ".join(value_in_words(each) for each in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,265 @@
+"""What is wrong with a set of images: files that cannot be trained on, copies, conflicting labels, missing classes."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from lit_cnn.core.file_hashes import NO_BYTES
+from lit_cnn.data.findings import ABSENT, Severity
+from lit_cnn.data.inspection import THUMBNAIL, Inspection, inspect_images
+from lit_cnn.data.sources import Finding, ImageSet, class_findings
+
+Level = Literal["quick", "full"]
+
+_LEAST_SIDE = 8  # pixels
+_LONGEST_SHAPE = 10  # times as long as wide
+_IMBALANCE = 10  # times as many
+# What still counts as the same picture: shrunk, enlarged, saved again as JPEG, made gray, of a little other contrast.
+# Unrelated photographs differ in 22 of the 64 bits and more.
+_PHASH_BITS = 4
+_LEAST_CORRELATION = 0.995
+
+_FAULTS: dict[str, tuple[Severity, str]] = {
+    "unreadable": ("error", "cannot be read; give yourself the right to, or take it away"),
+    "empty_file": ("error", "holds no bytes; put the image back, or take it away"),
+    "not_an_image": ("error", "is no image; take it away"),
+    "truncated": ("error", "ends too early; copy it again, or take it away"),
+    "damaged": ("error", "cannot be decoded; copy it again, or take it away"),
+    "unsupported_pixels": ("error", "has floating-point or 32-bit pixels; save it with 8 or 16 bits a channel"),
+    "too_many_pixels": ("error", "has more pixels than --data.max_pixels; shrink it, or raise that"),
+}
+_ODDITIES: dict[str, tuple[Severity, str]] = {
+    "tiny": ("warning", f"is less than {_LEAST_SIDE} px wide or high: there is nothing to see; take it away"),
+    "flat": ("warning", "is of one colour throughout; take it away"),
+    "animated": ("note", "is an animation; its first frame counts"),
+    "several_pages": ("note", "has several pages; the first counts"),
+    "long_shape": (
+        "note",
+        f"is more than {_LONGEST_SHAPE} times as long as wide; the square that is cut out shows little of it",
+    ),
+    "other_suffix": ("note", "is of another format than its name says"),
+}
+_WITH_REASON = ("unreadable", "not_an_image", "truncated", "damaged")
+_FORMATS = {
+    ".jpg": ("JPEG", "MPO"),
+    ".jpeg": ("JPEG", "MPO"),
+    ".png": ("PNG",),
+    ".webp": ("WEBP",),
+    ".avif": ("AVIF",),
+    ".tif": ("TIFF",),
+    ".tiff": ("TIFF",),
+    ".bmp": ("BMP",),
+    ".gif": ("GIF",),
+    ".pgm": ("PPM",),
+    ".ppm": ("PPM",),
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What looking through a set of images came to.
+
+    Attributes:
+        level: `quick` (headers, copies by their bytes, classes) or `full` (every image decoded, near copies too).
+        num_images: Images by split; `all` for those not in a split yet.
+        findings: What was found, errors first.
+        seconds: How long it took.
+    """
+
+    level: Level
+    num_images: Mapping[str, int]
+    findings: Sequence[Finding]
+    seconds: float
+
+    def of(self, *severities: Severity) -> list[Finding]:
+        """Returns the findings of these severities."""
+        return [finding for finding in self.findings if finding.severity in severities]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values for JSON."""
+        return {
+            "level": self.level,
+            "num_images": dict(self.num_images),
+            "findings": [finding.to_dict() for finding in self.findings],
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def audit(image_set: ImageSet, splits: Mapping[str, np.ndarray], level: Level) -> Report:
+    """Looks through a set of images.
+
+    Args:
+        image_set: The images, perhaps with what `check_image_set` would refuse.
+        splits: `train`, `val` and `test`, as far as they are known: `(n,)` indices each. Images in none of them, as
+            `--data.limit_train` leaves some, are looked through too; copies in one split and in none are not across.
+        level: `quick` reads headers, `full` decodes every image; what was seen once is remembered for the next time.
+    """
+    started = time.monotonic()
+    seen = inspect_images(image_set, level == "full")
+    split_of = np.full(len(image_set.labels), "", "U5")
+    for split, members in splits.items():
+        split_of[members] = split
+    # The worst first, within each severity too.
+    findings = [*class_findings(image_set), *_of_copies(image_set, split_of)]
+    if level == "full":
+        findings += _of_near_copies(image_set, split_of, seen)
+    findings += [*_of_single_images(image_set, seen), *image_set.findings, *_of_classes(image_set, splits)]
+    order = ("error", "warning", "note")
+    findings.sort(key=lambda finding: order.index(finding.severity))
+    counts = {split: len(members) for split, members in splits.items()} or {"all": len(image_set.labels)}
+    return Report(level, counts, findings, time.monotonic() - started)
+
+
+def _of_single_images(image_set: ImageSet, seen: Sequence[Inspection]) -> Iterator[Finding]:
+    found = defaultdict(list)
+    # An image that is not there is told of once, by who missed it.
+    absent = {
+        path for finding in image_set.findings if finding.kind in ABSENT for case in finding.cases for path in case
+    }
+    for index, one in enumerate(seen):
+        if image_set.paths[index] in absent:
+            continue
+        for kind in (one.fault,) if one.fault else _oddities(image_set.paths[index], one):
+            found[kind].append(index)
+    for kind, (severity, message) in {**_FAULTS, **_ODDITIES}.items():
+        if indices := found[kind]:
+            reason = f" ({seen[indices[0]].reason})" if kind in _WITH_REASON else ""
+            yield Finding(kind, severity, message + reason, tuple((image_set.paths[index],) for index in indices))
+
+
+def _oddities(path: str, one: Inspection) -> Iterator[str]:
+    """Yields the kinds of what is odd about an image that can be trained on."""
+    shorter, longer = sorted((one.width, one.height))
+    if 0 < shorter < _LEAST_SIDE:
+        yield "tiny"
+    if one.is_flat:
+        yield "flat"
+    if one.num_frames > 1 and one.file_format in ("GIF", "PNG", "WEBP", "AVIF"):
+        yield "animated"
+    if one.num_frames > 1 and one.file_format == "TIFF":
+        yield "several_pages"
+    if longer > _LONGEST_SHAPE * shorter:
+        yield "long_shape"
+    if one.file_format and one.file_format not in _FORMATS.get(path[path.rfind(".") :].lower(), (one.file_format,)):
+        yield "other_suffix"
+
+
+def _of_copies(image_set: ImageSet, split_of: np.ndarray) -> Iterator[Finding]:
+    """Yields what is wrong with images that are the same to the byte."""
+    by_hash = defaultdict(list)
+    for index, digest in enumerate(image_set.hashes):
+        if digest != NO_BYTES:
+            by_hash[digest].append(index)
+    yield from _of_groups(image_set, split_of, [same for same in by_hash.values() if len(same) > 1], "", "same bytes")
+
+
+def _of_near_copies(image_set: ImageSet, split_of: np.ndarray, seen: Sequence[Inspection]) -> Iterator[Finding]:
+    """Yields what is wrong with images that look the same: near by perceptual hash, and pixel by pixel when shrunk."""
+    first: dict[str, int] = {}
+    for index, digest in enumerate(image_set.hashes):
+        if seen[index].phash and not seen[index].is_flat:
+            first.setdefault(digest, index)
+    candidates = np.array(list(first.values()), np.int64)
+    hashes = np.array([int(seen[index].phash, 16) for index in candidates], np.uint64)
+    pairs = near_pairs(hashes, _PHASH_BITS)
+    looks = _standardized([seen[index].thumbnail for index in candidates])
+    pairs = pairs[(looks[pairs[:, 0]] * looks[pairs[:, 1]]).sum(1) >= _LEAST_CORRELATION]
+    yield from _of_groups(image_set, split_of, _linked(candidates, pairs), "near_", "look the same")
+
+
+def _linked(candidates: np.ndarray, pairs: np.ndarray) -> list[list[int]]:
+    """Returns the candidates that hang together by pairs of them, two or more each."""
+    size = len(candidates)
+    links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(size, size))
+    groups = defaultdict(list)
+    component = connected_components(links, directed=False)[1] if size else ()
+    for place in np.unique(pairs):
+        groups[component[place]].append(int(candidates[place]))
+    return list(groups.values())
+
+
+def near_pairs(hashes: np.ndarray, max_bits: int) -> np.ndarray:
+    """Returns all pairs of hashes that differ in few bits.
+
+    Of `max_bits + 1` bands, two such hashes have one in common at least; so only those that share a band are compared.
+
+    Args:
+        hashes: `(N,)` uint64.
+        max_bits: In how many of the 64 bits they may differ.
+
+    Returns:
+        `(M, 2)` int64: pairs of indices, the lower first, in order.
+    """
+    width = -(-64 // (max_bits + 1))
+    found = [np.empty((0, 2), np.int64)]
+    for shift in range(0, 64, width):
+        bands = hashes >> np.uint64(shift) & np.uint64((1 << width) - 1)
+        order = np.argsort(bands, kind="stable")
+        for members in np.split(order, np.flatnonzero(np.diff(bands[order])) + 1):
+            for start in range(0, len(members) if len(members) > 1 else 0, 1024):
+                part = members[start : start + 1024]
+                one, other = np.nonzero(np.bitwise_count(hashes[part][:, None] ^ hashes[members]) <= max_bits)
+                pairs = np.stack([part[one], members[other]], axis=1)
+                found.append(pairs[pairs[:, 0] < pairs[:, 1]])
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def _standardized(thumbnails: Sequence[bytes]) -> np.ndarray:
+    """Returns `(N, 256)` float32 of mean 0 and length 1 each, so that a dot product is a correlation."""
+    pixels = np.frombuffer(b"".join(thumbnails), np.uint8).reshape(-1, THUMBNAIL[0] * THUMBNAIL[1]).astype(np.float32)
+    pixels = pixels - pixels.mean(1, keepdims=True)
+    return pixels / np.maximum(np.linalg.norm(pixels, axis=1, keepdims=True), 1e-6)
+
+
+def _of_groups(
+    image_set: ImageSet, split_of: np.ndarray, groups: Sequence[list[int]], prefix: str, how: str
+) -> Iterator[Finding]:
+    """Yields duplicates, the worst first; a group of two classes in two splits is told of twice."""
+    labels, paths = image_set.labels, image_set.paths
+    kinds: dict[str, list[tuple[str, ...]]] = {"label_conflict": [], "duplicate_across_splits": [], "duplicate": []}
+    for same in groups:
+        wrong = {
+            "label_conflict": len(set(labels[same])) > 1,
+            "duplicate_across_splits": len(set(split_of[same]) - {""}) > 1,
+        }
+        for kind in [kind for kind, is_so in wrong.items() if is_so] or ["duplicate"]:
+            kinds[kind].append(tuple(paths[index] for index in same))
+    told: list[tuple[str, Severity, str]] = [
+        ("label_conflict", "warning", f"images ({how}) of different classes; keep the right one"),
+        ("duplicate_across_splits", "warning", f"images ({how}) are in two splits: what is known is tested; keep one"),
+        ("duplicate", "note", f"images ({how}) come more than once"),
+    ]
+    for kind, severity, message in told:
+        if kinds[kind]:
+            yield Finding(prefix + kind, severity, message, tuple(kinds[kind]))
+
+
+def _of_classes(image_set: ImageSet, splits: Mapping[str, np.ndarray]) -> Iterator[Finding]:
+    names, labels = image_set.class_names, image_set.labels
+    train = np.bincount(labels[splits["train"]] if "train" in splits else labels, minlength=len(names))
+    nowhere = np.bincount(labels, minlength=len(names)) == 0
+    told = {
+        Path(case[0]).name for finding in image_set.findings if finding.kind == "empty_class" for case in finding.cases
+    }
+    if empty := [name for name, is_empty in zip(names, nowhere, strict=True) if is_empty and name not in told]:
+        yield Finding("class_without_images", "note", "a class without any image", tuple((name,) for name in empty))
+    for split in ("val", "test"):
+        if split in splits:
+            lacking = (np.bincount(labels[splits[split]], minlength=len(names)) == 0) & (train > 0)
+            if lacking.any():
+                cases = tuple((names[label],) for label in np.flatnonzero(lacking))
+                yield Finding(f"class_not_in_{split}", "note", f"has no images in {split}: nothing is measured", cases)
+    most, least = int(train.argmax()), int(np.where(train > 0, train, train.max() + 1).argmin())
+    if train[most] >= _IMBALANCE * train[least] > 0:
+        message = (
+            f"{train[most]} training images against {train[least]}; see --data.sampler balanced, "
+            "--model.class_weights balanced and --monitor val/balanced_acc"
+        )
+        yield Finding("imbalance", "note", message, ((names[most], names[least]),))

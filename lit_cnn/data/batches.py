@@ -1,0 +1,219 @@
+"""Data sets whose items are whole batches, decoded and augmented in the worker process that was asked for them."""
+
+import atexit
+import gc
+import os
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from lit_cnn.core.resize import Interpolation, resize_and_center_crop
+from lit_cnn.data.batch_transforms import BatchTransform, slow_step
+from lit_cnn.data.sampling import Key
+from lit_cnn.data.sources import ArrayImages, EncodedImages, ImageSet
+from lit_cnn.data.transforms import TrainTransform
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""Images `(N, C, S, S)` uint8 and labels `(N,)` int64."""
+
+# Not on macOS: there a TERM to all processes of a run ends the workers first.
+_TELLS_SENDERS = hasattr(signal, "sigtimedwait")
+_WORKERS: "weakref.WeakSet[BaseProcess]" = weakref.WeakSet()
+_SMALL = 2**19  # bytes; about where the pipe and shared memory are equally fast
+
+
+class TrainImages(Dataset[Batch]):
+    """Augmented training images; `__getitems__` makes a whole batch at once, in a worker process.
+
+    Args:
+        image_set: All images.
+        indices: `(n,)` the training images among them.
+        transform: What happens to an image.
+        seed: The training seed.
+        reduced_decode: Whether a JPEG is decoded at a half, a quarter or an eighth of its size where its view is no
+            larger; of image files only.
+
+    Attributes:
+        one_by_one: Why images are augmented one by one that need not be decoded from files; None if they are not.
+    """
+
+    def __init__(
+        self,
+        image_set: ImageSet,
+        indices: np.ndarray,
+        transform: TrainTransform,
+        seed: int,
+        reduced_decode: bool = False,
+    ) -> None:
+        self.images = image_set.images
+        self.labels = image_set.labels
+        self.indices = indices
+        self.transform = transform
+        self.seed = seed
+        self.reduced_decode = reduced_decode
+        self.one_by_one = _why_one_by_one(self.images, transform)
+        self._batch_transform = BatchTransform(transform)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """Returns images `(N, C, S, S)` uint8 and labels `(N,)` int64 for (epoch, position) pairs."""
+        turns, places = np.divmod([position for _, position in keys], len(self.indices))
+        chosen = self.indices[places]
+        # A balanced epoch asks for an image again as position + n: augmented by a key that belongs to no other image.
+        numbers = (chosen + turns * len(self.labels)).tolist()
+        draws = [(self.seed, epoch, number) for (epoch, _), number in zip(keys, numbers, strict=True)]
+        views: Sequence[np.ndarray] | np.ndarray
+        if isinstance(self.images, ArrayImages) and self.one_by_one is None:
+            views = self._batch_transform(self.images.array[chosen], draws)
+        else:
+            views = [self.transform(self._image(index, draw), *draw) for index, draw in zip(chosen, draws, strict=True)]
+        return stack_images(views), torch.from_numpy(self.labels[chosen])
+
+    def _image(self, index: int, draw: tuple[int, ...]) -> np.ndarray:
+        if not self.reduced_decode:
+            return self.images[index]
+        assert isinstance(self.images, EncodedImages)
+        return self.images.decode(int(index), lambda height, width: self.transform.reduction(height, width, *draw))
+
+
+def _why_one_by_one(images: Sequence[np.ndarray], transform: TrainTransform) -> str | None:
+    if isinstance(images, ArrayImages):
+        step = slow_step(transform)
+        return step and f"{step} cannot be done to a whole batch"
+    return None if isinstance(images, EncodedImages) else "torchvision's sets give one image at a time"
+
+
+class EvalImages(Dataset[Batch]):
+    """Images as validation sees them.
+
+    Args:
+        image_set: All images.
+        indices: `(n,)` the images to give, in this order.
+        size: S, pixels of the square.
+        interpolation: How to resize.
+    """
+
+    def __init__(self, image_set: ImageSet, indices: np.ndarray, size: int, interpolation: Interpolation) -> None:
+        self.images = image_set.images
+        self.labels = image_set.labels
+        self.indices = indices
+        self.size = size
+        self.interpolation = interpolation
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitems__(self, positions: Sequence[int]) -> Batch:
+        """Returns images `(N, C, S, S)` uint8 and labels `(N,)` int64."""
+        chosen = self.indices[positions]
+        views = [resize_and_center_crop(self.images[index], self.size, self.interpolation) for index in chosen]
+        return stack_images(views), torch.from_numpy(self.labels[chosen])
+
+
+def stack_images(views: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
+    """Stacks `(S, S, C)` uint8 arrays to one contiguous `(N, C, S, S)` uint8 tensor."""
+    stacked = views if isinstance(views, np.ndarray) else np.stack(views)
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
+
+
+def hand_over(batch: Any) -> Any:
+    """The `collate_fn` of batches that are whole already: packs them, where another process awaits them.
+
+    torch hands each tensor over as a shared memory of its own, which takes about half a millisecond however small it
+    is: longer than to augment 128 small images. A parcel sends small tensors through the pipe instead.
+
+    Args:
+        batch: Images `(N, C, S, S)` uint8 and labels `(N,)` int64.
+
+    Returns:
+        The same; in a worker process, what becomes the same when it is unpickled.
+    """
+    return batch if get_worker_info() is None else _Parcel(*batch)
+
+
+class Batches(DataLoader[Batch]):
+    """A loader whose worker processes end when it wants them to, and not by signals to all processes of a run.
+
+    A terminal or a batch system sends those: training then ends as it should, and its workers with it. A worker that
+    ended by itself would be an error of training's. Its `worker_init_fn` is `start_worker`.
+    """
+
+    def __iter__(self) -> Any:
+        """Returns the batches of an epoch; starts the workers where they do not run yet."""
+        # Inherited by every thread that a worker has, also before `start_worker` is called, which awaits it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM] if _TELLS_SENDERS else [])
+        try:
+            batches = super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _WORKERS.update(getattr(batches, "_workers", ()))
+        return batches
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Ends the workers that are left: asks them, and kills those that have not heard of it after a second.
+
+    A worker of a loader that is still held works on; torch would say with a traceback that it was killed. One that is
+    stuck in native code never comes to hear of anything, and Python would wait for it without end.
+    """
+    left = [worker for worker in _WORKERS if worker.is_alive()]
+    for worker in left:
+        worker.terminate()
+    last_moment = time.monotonic() + 1
+    for worker in left:
+        worker.join(max(0.0, last_moment - time.monotonic()))
+        if worker.is_alive():
+            worker.kill()
+
+
+def start_worker(worker_id: int) -> None:
+    """Prepares a worker process: one thread of OpenCV, little memory, and an end when its reader wants it."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    # Worker processes share the cores with training; OpenCV's own pool would only contend with it.
+    cv2.setNumThreads(0)
+    # A collection would write to all that the worker has from its parent, and so copy the pages that they share.
+    gc.freeze()
+
+
+def _end_with(parent: int) -> None:
+    """Ends the process when its parent says so by SIGTERM, or is gone."""
+    # torch's own watch ends a worker that waits for work. One that still writes into a pipe which nobody reads, since a
+    # kill -9 has taken the reader, would wait for ever: its brothers hold the other end open.
+    while os.getppid() == parent:
+        if not _TELLS_SENDERS:
+            time.sleep(1)
+        elif (received := signal.sigtimedwait([signal.SIGTERM], 1)) is not None and received.si_pid == parent:
+            os._exit(0)
+    os._exit(1)
+
+
+class _Parcel:
+    """A batch under way: pickled, it is arrays; unpickled, it is the batch."""
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        images = self.images.numpy() if self.images.nbytes <= _SMALL else self.images
+        return _unpack, (images, self.images.stride(), self.labels.numpy())
+
+
+def _unpack(images: np.ndarray | torch.Tensor, strides: tuple[int, ...], labels: np.ndarray) -> Batch:
+    # The strides of a single channel are not in its bytes, and by them torch chooses the kernel of a convolution: other
+    # roundings would make the weights depend on the number of workers.
+    return torch.as_tensor(images).as_strided(images.shape, strides), torch.from_numpy(labels)

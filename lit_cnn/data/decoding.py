@@ -1,0 +1,204 @@
+"""From a file's bytes to an (H, W, C) uint8 array: one rule for every format and every source."""
+
+import io
+import struct
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import simplejpeg
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
+
+from lit_cnn.core.errors import UsageError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".pgm", ".ppm", ".gif"})
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "PPM", "GIF")
+"""What is opened, whatever a file is called. Pillow knows more, and runs Ghostscript on what is PostScript."""
+MAX_PIXELS = 89_478_485  # Pillow's: a quarter of a gigabyte as RGB
+
+
+class TooManyPixelsError(ValueError):
+    """An image has more pixels than are allowed."""
+
+
+# Pillow itself warns above its limit and refuses above twice that; here both are refused.
+TOO_MANY_PIXELS = (TooManyPixelsError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+DECODING_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    RuntimeError,  # AVIF's
+    struct.error,
+    UnidentifiedImageError,
+    *TOO_MANY_PIXELS,
+)
+"""What Pillow raises for files that are damaged, of another kind, or too large."""
+
+
+def read_image(path: Path, in_channels: int) -> np.ndarray:
+    """Decodes one image file; see `decode_file`.
+
+    Args:
+        path: A file of one of `FORMATS`.
+        in_channels: 1 (gray) or 3 (RGB).
+
+    Returns:
+        `(H, W, in_channels)` uint8.
+
+    Raises:
+        UsageError: If the file cannot be read, is truncated, no image, or of floating-point or 32-bit pixels; the
+            message names it.
+    """
+    with open_file(path) as file:
+        return decode_file(file, in_channels, str(path))
+
+
+def open_file(path: Path | str) -> BinaryIO:
+    """Opens a file of images for reading.
+
+    Raises:
+        UsageError: If it is not there or cannot be read; the message names it.
+    """
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"{path}: cannot be read ({reason}); make it readable, or take it away") from error
+
+
+def decode_image(content: bytes, in_channels: int, name: str) -> np.ndarray:
+    """Decodes an image held in memory; see `decode_file`.
+
+    Args:
+        content: The bytes of a file of one of `FORMATS`.
+        in_channels: 1 (gray) or 3 (RGB).
+        name: What an error calls it.
+
+    Returns:
+        `(H, W, in_channels)` uint8.
+
+    Raises:
+        UsageError: As for `decode_file`.
+    """
+    return decode_file(io.BytesIO(content), in_channels, name)
+
+
+def decode_file(
+    file: BinaryIO, in_channels: int, name: str, reduction: Callable[[int, int], int] | None = None
+) -> np.ndarray:
+    """Decodes an image: upright, 8 bits a channel, gray or RGB.
+
+    The orientation in EXIF is applied. Of an animation or a file of several pages, the first image counts. Sixteen bits
+    are scaled to eight, not clipped. Transparency is dropped and the colour under it kept, as `PIL.Image.convert` and
+    torchvision do: what a fully transparent pixel shows is up to the program that wrote it. CMYK and palettes become
+    RGB; colour profiles are passed over.
+
+    Args:
+        file: The file, of one of `FORMATS`.
+        in_channels: 1 (gray, Rec. 601 luma) or 3 (RGB).
+        name: What an error calls it.
+        reduction: From an image's height and width to 1, 2, 4 or 8: how many times smaller it may be decoded. Colour
+            JPEGs that stand upright are; it saves most of the work. Others keep their size.
+
+    Returns:
+        `(H, W, in_channels)` uint8.
+
+    Raises:
+        UsageError: If the file is truncated, no image, of more pixels than `limit_pixels` allows, or of floating-point
+            or 32-bit pixels; the message names it.
+    """
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            check_pixels(image)
+            factor = reduction(image.height, image.width) if reduction else 1
+            if in_channels == 3 and not _is_turned(image) and (pixels := _jpeg_pixels(image, factor)) is not None:
+                return pixels
+            return to_array(as_8_bit(upright(image)), in_channels)
+    except DECODING_ERRORS as error:
+        reason = str(error)
+        if name.lower().endswith(".avif") and not features.check("avif"):
+            reason = "the installed Pillow was built without AVIF"
+        if isinstance(error, TOO_MANY_PIXELS):
+            reason = f"it has more pixels than --data.max_pixels {pixel_limit()}"
+        raise UsageError(f"{name}: this image cannot be decoded ({reason}); mend it or take it away") from error
+
+
+def limit_pixels(max_pixels: int) -> None:
+    """Says how many pixels an image may have: one of more is refused before it fills the memory.
+
+    The limit is Pillow's own (`PIL.Image.MAX_IMAGE_PIXELS`), so it holds for all that this process and the workers
+    forked from it decode, torchvision's data sets included.
+    """
+    Image.MAX_IMAGE_PIXELS = max_pixels
+
+
+def pixel_limit() -> int:
+    """Returns how many pixels an image may have."""
+    return Image.MAX_IMAGE_PIXELS or sys.maxsize
+
+
+def check_pixels(image: Image.Image) -> None:
+    """Refuses an image that has been opened, but not decoded, for its number or kind of pixels.
+
+    Raises:
+        ValueError: With the reason.
+    """
+    if image.width * image.height > pixel_limit():
+        raise TooManyPixelsError
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no range to scale from: save it with 8 or 16 bits a channel")
+    if image.mode == "I" and image.format == "TIFF":
+        raise ValueError("signed or 32-bit pixels have no range to scale from: save it with 8 or 16 bits a channel")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turns an image as its EXIF orientation says."""
+    # exif_transpose copies whatever it does not turn.
+    return ImageOps.exif_transpose(image) if _is_turned(image) else image
+
+
+def _is_turned(image: Image.Image) -> bool:
+    return bool(image.getexif().get(ExifTags.Base.Orientation, 1) != 1)
+
+
+def to_array(image: Image.Image, in_channels: int) -> np.ndarray:
+    """Returns a decoded image of at most 8 bits a channel as `(H, W, in_channels)` uint8."""
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")  # the colours are the same either way; from a palette Pillow would warn
+    if image.mode == "LAB":
+        image = image.convert("RGB")  # there is no other way to gray
+    mode = "L" if in_channels == 1 else "RGB"
+    array = np.asarray(image if image.mode == mode else image.convert(mode))
+    return array[..., None] if array.ndim == 2 else array
+
+
+def _jpeg_pixels(file: Image.Image, factor: int) -> np.ndarray | None:
+    """Returns the `(H, W, 3)` uint8 pixels of a colour JPEG without a fault; None leaves the file to Pillow.
+
+    Both sides are divided by the factor and rounded up. simplejpeg gives the same pixels as Pillow in two thirds of the
+    time, and refuses what is damaged; but only Pillow says how.
+    """
+    if file.format != "JPEG" or file.mode != "RGB":
+        return None
+    stream: BinaryIO = file.fp  # type: ignore[attr-defined]
+    stream.seek(0)
+    try:
+        return simplejpeg.decode_jpeg(
+            stream.read(), min_height=-(-file.height // factor), min_width=-(-file.width // factor), min_factor=factor
+        )
+    except ValueError:
+        return None
+
+
+def as_8_bit(image: Image.Image) -> Image.Image:
+    """Scales an image of 16 bits to 8; others stay as they are."""
+    if not image.mode.startswith("I"):
+        return image  # Pillow has taken the high byte of 16-bit colour already
+    # The high byte, as Pillow does for colour: a gray image and its copy in RGB come out alike. Its convert() clips.
+    return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))

@@ -1,0 +1,288 @@
+"""What is in an image's file: seen from its header, or by decoding it; remembered by the SHA-256 of its bytes."""
+
+import contextlib
+import os
+import sqlite3
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import cv2
+import numpy as np
+import PIL
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.file_hashes import NO_BYTES, default_cache_file
+from lit_cnn.data.decoding import (
+    DECODING_ERRORS,
+    FORMATS,
+    TOO_MANY_PIXELS,
+    as_8_bit,
+    check_pixels,
+    pixel_limit,
+    to_array,
+    upright,
+)
+from lit_cnn.data.image_set import ArrayImages, EncodedImages, ImageSet, without_images
+
+THUMBNAIL = (16, 16)  # pixels
+_TABLE = "inspections_2"  # another number when the same bytes would be judged otherwise
+_AT_ONCE = 500  # images between two writes to what is remembered
+# A thread decodes an image of up to so many pixels (64 MiB as RGBA) whatever others do; of larger ones there is one at
+# a time, or a thread per core would take half a gigabyte each.
+_LARGE = 2**24
+_ONE_LARGE = threading.Lock()
+
+
+class Inspection(NamedTuple):
+    """What was seen of one image. A hundred thousand are remembered at a time: a tuple is made in no time.
+
+    Attributes:
+        is_full: Whether it was decoded; else only its header was read.
+        fault: Why it cannot be trained on: `empty_file`, `not_an_image`, `truncated`, `damaged`, `unreadable`,
+            `unsupported_pixels` or `too_many_pixels`; empty if it can.
+        reason: The fault in words.
+        file_format: As Pillow names it, such as `JPEG`.
+        width: Pixels, 0 if unknown.
+        height: Pixels, 0 if unknown.
+        num_frames: Frames of an animation or pages, 1 for most.
+        phash: 64 bits, hexadecimal: what the image looks like by its low frequencies; empty if it was not decoded.
+        thumbnail: 16 x 16 gray pixels, one byte each; likewise.
+        is_flat: Whether all its pixels are alike.
+    """
+
+    is_full: bool = False
+    fault: str = ""
+    reason: str = ""
+    file_format: str = ""
+    width: int = 0
+    height: int = 0
+    num_frames: int = 1
+    phash: str = ""
+    thumbnail: bytes = b""
+    is_flat: bool = False
+
+
+def inspect_file(file: BinaryIO, full: bool) -> Inspection:
+    """Looks at one image.
+
+    Args:
+        file: The file, at its start.
+        full: Decode it; else its header is all that is read.
+    """
+    if not (start := file.read(512)):
+        return Inspection(full, "empty_file", "holds no bytes")
+    file.seek(0)
+    seen = Inspection(full)
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            seen = seen._replace(file_format=image.format or "", width=image.width, height=image.height)
+            check_pixels(image)
+            seen = seen._replace(num_frames=getattr(image, "n_frames", 1))
+            if not full:
+                return seen
+            with _ONE_LARGE if image.width * image.height > _LARGE else contextlib.nullcontext():
+                return _looked_at(seen, to_array(as_8_bit(upright(image)), 1))
+    except TOO_MANY_PIXELS:
+        return _too_large(seen)
+    except UnidentifiedImageError:
+        return seen._replace(fault="not_an_image", reason=f"it is {_kind_of(start)}")
+    except DECODING_ERRORS as error:
+        if "no range to scale from" in str(error):
+            return seen._replace(fault="unsupported_pixels", reason=str(error))
+        is_cut = any(word in str(error).lower() for word in ("truncated", "not enough", "unexpected end", "eof"))
+        return seen._replace(fault="truncated" if is_cut else "damaged", reason=str(error) or type(error).__name__)
+
+
+def inspect_images(image_set: ImageSet, full: bool) -> list[Inspection]:
+    """Looks at all images of a set, in their order; what was seen once is remembered.
+
+    Of images that are not encoded (in memory, or decoded by torchvision) there is no header to read.
+
+    Args:
+        image_set: The images.
+        full: Decode them; else only headers are read.
+    """
+    images = image_set.images
+    if not full and not isinstance(images, EncodedImages):
+        return [Inspection()] * len(image_set.labels)
+    known: dict[str, Inspection] = {}
+    with contextlib.suppress(sqlite3.Error, OSError), _open() as database:
+        known = _remembered(database, image_set.hashes, full)
+    # Copies are looked at once.
+    missing = list({digest: index for index, digest in enumerate(image_set.hashes) if digest not in known}.values())
+    shown = tqdm(
+        desc="decoding every image" if full else "reading headers",
+        total=len(missing),
+        unit="image",
+        file=sys.stderr,
+        delay=1.0,
+    )
+    with ThreadPoolExecutor(os.cpu_count()) as pool, shown:
+        for start in range(0, len(missing), _AT_ONCE):
+            fresh = {}
+            part = missing[start : start + _AT_ONCE]
+            for index, seen in zip(part, pool.map(lambda index: _inspect(images, index, full), part), strict=True):
+                fresh[image_set.hashes[index]] = seen
+                shown.update()
+            known |= fresh
+            # Like the hashes: without a cache it takes longer, and nothing else.
+            with contextlib.suppress(sqlite3.Error, OSError), _open() as database:
+                _remember(database, fresh)
+    limit = pixel_limit()
+    return [_within_limit(known[digest], limit) for digest in image_set.hashes]
+
+
+def without_bad_images(image_set: ImageSet) -> tuple[ImageSet, dict[str, str]]:
+    """Leaves out what cannot be trained on, having decoded every image.
+
+    A test split that the source does not prescribe is drawn afterwards, from the rest. Images in memory are all good.
+
+    Returns:
+        The rest, and why for the path of each image that was left out.
+
+    Raises:
+        UsageError: If one of them is in a test split that the source prescribes, as what is tested on is not to shrink
+            unseen; if a class loses its last image; or if torchvision decodes the images, as it knows no bad ones.
+    """
+    if isinstance(image_set.images, ArrayImages):
+        return image_set, {}
+    if not isinstance(image_set.images, EncodedImages):
+        raise UsageError(
+            "--data.on_bad_image skip: torchvision decodes the images of its sets and leaves none out; drop the option"
+        )
+    seen = inspect_images(image_set, full=True)
+    bad = np.array([index for index, one in enumerate(seen) if one.fault], np.int64)
+    if not len(bad):
+        return image_set, {}
+    tested = np.intersect1d(bad, image_set.splits.get("test", ()))
+    if len(tested):
+        raise UsageError(
+            f"--data.on_bad_image skip: {image_set.paths[tested[0]]} is a test image ({seen[tested[0]].reason}); test "
+            "images are not skipped: mend it or take it away"
+        )
+    left = without_images(image_set, bad)
+    if lost := np.setdiff1d(image_set.labels, left.labels).tolist():
+        raise UsageError(
+            f"--data.on_bad_image skip: no image is left of class {image_set.class_names[lost[0]]}, the first is "
+            f"{image_set.paths[bad[0]]} ({seen[bad[0]].reason}); mend some, or take the class away"
+        )
+    first = f"{image_set.paths[bad[0]]}: {seen[bad[0]].reason}"
+    when = "" if "test" in image_set.splits else " before test is drawn from the rest"
+    which = "1 image is" if len(bad) == 1 else f"{len(bad):,} images are"
+    print(
+        f"lit-cnn: {which} left out{when}, the first is {first}; lit-cnn check-data lists them",
+        file=sys.stderr,
+    )
+    return left, {image_set.paths[index]: seen[index].reason for index in bad}
+
+
+def _inspect(images: Sequence[np.ndarray], index: int, full: bool) -> Inspection:
+    if not isinstance(images, EncodedImages):
+        pixels = images[index]
+        gray = to_array(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), 1)
+        return _looked_at(Inspection(True, width=pixels.shape[1], height=pixels.shape[0]), gray)
+    try:
+        with images.open(index) as file:
+            return inspect_file(file, full)
+    except (OSError, UsageError) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        return Inspection(fault="unreadable", reason=getattr(cause, "strerror", None) or str(error))
+
+
+def _looked_at(seen: Inspection, gray: np.ndarray) -> Inspection:
+    """Adds what the `(H, W, 1)` uint8 pixels look like."""
+    import imagehash  # it takes scipy along
+
+    image = Image.fromarray(gray[..., 0])
+    return seen._replace(
+        phash=str(imagehash.phash(image)),
+        thumbnail=cv2.resize(gray[..., 0], THUMBNAIL, interpolation=cv2.INTER_AREA).tobytes(),
+        is_flat=bool(gray.min() == gray.max()),
+    )
+
+
+def _within_limit(seen: Inspection, limit: int) -> Inspection:
+    """Judges what is remembered by the limit of today."""
+    if seen.width * seen.height > limit and not seen.fault:
+        return _too_large(seen)
+    return seen
+
+
+def _too_large(seen: Inspection) -> Inspection:
+    reason = f"more than --data.max_pixels {pixel_limit()}"
+    return seen._replace(is_full=False, fault="too_many_pixels", reason=reason)
+
+
+def _kind_of(start: bytes) -> str:
+    """Says what a file is whose first bytes these are."""
+    for mark, kind in (
+        (b"%PDF", "a PDF"),
+        (b"%!PS", "PostScript"),
+        (b"PK\x03\x04", "a ZIP archive"),
+        (b"\x7fELF", "a program"),
+    ):
+        if start.startswith(mark):
+            return kind
+    try:
+        # The last character may be cut.
+        text = start.decode("utf-8", "ignore" if len(start) == 512 else "strict").lstrip().lower()
+    except UnicodeDecodeError:
+        return "something else"
+    if "\x00" in text:
+        return "something else"
+    return "a web page" if text.startswith(("<!doctype html", "<html")) else "text"
+
+
+@contextlib.contextmanager
+def _open() -> Iterator[sqlite3.Connection]:
+    cache_file = cache_path()
+    cache_file.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(cache_file, timeout=30)) as database:
+        database.execute(
+            f"CREATE TABLE IF NOT EXISTS {_TABLE} (sha256 TEXT, judge TEXT, is_full INT, fault TEXT, reason TEXT, "
+            "file_format TEXT, width INT, height INT, num_frames INT, phash TEXT, thumbnail BLOB, is_flat INT, "
+            "PRIMARY KEY (sha256, judge))"
+        )
+        yield database
+
+
+def cache_path() -> Path:
+    """Returns the sqlite file that remembers inspections, in the user's cache folder."""
+    return default_cache_file().with_name("inspections.sqlite")
+
+
+def _judge() -> str:
+    """What the verdict depends on besides the bytes: another Pillow may read what this one cannot."""
+    return f"Pillow {PIL.__version__}"
+
+
+def _remembered(database: sqlite3.Connection, digests: Iterable[str], full: bool) -> dict[str, Inspection]:
+    known = {}
+    # What only a full look needs is most of the bytes.
+    looks = "phash, thumbnail" if full else "'', x''"
+    columns = f"sha256, is_full, fault, reason, file_format, width, height, num_frames, {looks}, is_flat"
+    wanted = list(set(digests))
+    for start in range(0, len(wanted), 500):
+        part = wanted[start : start + 500]
+        marks = ",".join("?" * len(part))
+        query = f"SELECT {columns} FROM {_TABLE} WHERE judge = ? AND is_full >= ? AND sha256 IN ({marks})"
+        for row in database.execute(query, (_judge(), full, *part)):
+            known[row[0]] = Inspection._make(row[1:])
+    return known
+
+
+def _remember(database: sqlite3.Connection, fresh: dict[str, Inspection]) -> None:
+    # What could not be read, or the limit refused, may be welcome tomorrow.
+    lasting = {digest: seen for digest, seen in fresh.items() if seen.fault not in ("unreadable", "too_many_pixels")}
+    # What had no bytes when they were hashed, and has some now, is no word about all that have none.
+    if NO_BYTES in lasting and not lasting[NO_BYTES].fault:
+        del lasting[NO_BYTES]
+    rows = [(digest, _judge(), *seen) for digest, seen in lasting.items()]
+    database.executemany(f"INSERT OR REPLACE INTO {_TABLE} VALUES ({','.join('?' * 12)})", rows)
+    database.commit()

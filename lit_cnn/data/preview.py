@@ -1,0 +1,71 @@
+"""What augmentation makes of the training images, as one picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from lit_cnn.core.files import replace_atomically
+from lit_cnn.core.resize import resize_and_center_crop
+from lit_cnn.data.datamodule import ImageDataModule
+
+_LEAST_CELL = 96  # pixels; smaller images are enlarged by a whole number
+_GAP, _HEADER, _LETTER = 4, 18, 7  # pixels; the last is about what a letter takes
+
+
+def preview_grid(data: ImageDataModule, num_images: int = 8, num_draws: int = 7) -> np.ndarray:
+    """Draws training images and their augmentations; the same picture for the same seed.
+
+    Args:
+        data: The images and what happens to them.
+        num_images: Rows: training images, spread evenly over the classes, at least 1.
+        num_draws: Columns after the first, at least 1: what an image becomes in epoch 0, 1 and so on.
+
+    Returns:
+        `(H, W, 3)` uint8. A row has the class name, the image as validation sees it, then the draws.
+    """
+    images, train, labels = data.train_images(), data.splits.train, data.image_set.labels
+    rows, names, period = [], [], data.views or num_draws
+    for position in _spread_over_classes(labels[train], num_images):
+        original = resize_and_center_crop(data.image_set.images[train[position]], data.image_size, data.interpolation)
+        draws, _ = images.__getitems__([(epoch % period, position) for epoch in range(num_draws)])
+        rows.append([original, *draws.permute(0, 2, 3, 1).numpy()])
+        names.append(data.class_names[labels[train[position]]])
+    return _compose(rows, names, ["original", *(f"epoch {epoch}" for epoch in range(num_draws))])
+
+
+def write_png(file: Path, picture: np.ndarray) -> None:
+    """Writes an `(H, W, 3)` uint8 picture; whole, or not at all."""
+    with replace_atomically(file) as temporary:
+        Image.fromarray(picture).save(temporary, format="png")
+
+
+def _spread_over_classes(labels: np.ndarray, count: int) -> list[int]:
+    """Returns places in `(n,)` labels, one of each class in turn, in their order."""
+    by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    longest = max(map(len, by_class))
+    in_turn = [own[place] for place in range(longest) for own in by_class if place < len(own)]
+    return [int(place) for place in in_turn[:count]]
+
+
+def _compose(rows: Sequence[Sequence[np.ndarray]], names: Sequence[str], titles: Sequence[str]) -> np.ndarray:
+    size = rows[0][0].shape[0]
+    factor = max(1, -(-_LEAST_CELL // size))
+    step = size * factor + _GAP
+    margin = _GAP + _LETTER * max(map(len, names)) + _GAP
+    picture = np.full((_HEADER + step * len(rows), margin + step * len(titles), 3), 255, np.uint8)
+    for row, views in enumerate(rows):
+        for column, view in enumerate(views):
+            cell = cv2.resize(view, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
+            cell = cell.reshape(size * factor, size * factor, -1)
+            top, left = _HEADER + step * row, margin + step * column
+            picture[top : top + size * factor, left : left + size * factor] = cell
+    image = Image.fromarray(picture)
+    pen, font = ImageDraw.Draw(image), ImageFont.load_default(12)
+    for row, name in enumerate(names):
+        pen.text((_GAP, _HEADER + step * row + step // 2), name, fill="black", font=font, anchor="lm")
+    for column, title in enumerate(titles):
+        pen.text((margin + step * column, _HEADER // 2), title, fill="black", font=font, anchor="lm")
+    return np.asarray(image)

@@ -1,0 +1,83 @@
+"""Which images a step trains on: a pure function of (seed, epoch, step).
+
+A training item is asked for as (epoch, index): the epoch travels with the index because a persistent worker never sees
+an attribute that is set on its copy of the data set later.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+
+from lit_cnn.core.randomness import balanced_order, epoch_permutation
+
+Sampler = Literal["shuffled", "balanced"]
+Key = tuple[int, int]
+
+
+class TrainBatches:
+    """Batch sampler: the batches of an epoch as lists of (epoch, position), from any batch on.
+
+    With several devices the global batch is fixed first and then shared out evenly, so the images of a step do not
+    depend on how many devices there are; only an epoch's last, smaller batch loses what cannot be shared, fewer images
+    than there are devices.
+
+    Args:
+        num_images: Images in an epoch.
+        batch_size: Global batch size; the last, smaller batch of an epoch is kept.
+        seed: The training seed.
+        first_epoch: The epoch that the first pass is for.
+        first_batch: The batch at which that first pass starts: those before it were trained on before a resume.
+        rank: This process's number.
+        world_size: The number of processes.
+        labels: `(num_images,)`: give every class its equal share of an epoch; see `balanced_order`.
+        views: Give each image that many views, which take turns: the epoch of a key is the epoch modulo this number,
+            and an image that comes again in an epoch is the same view of it.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        first_epoch: int = 0,
+        first_batch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        labels: np.ndarray | None = None,
+        views: int | None = None,
+    ) -> None:
+        self.num_images = num_images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = first_epoch
+        self._start = (first_epoch, first_batch)
+        self.rank = rank
+        self.world_size = world_size
+        self.labels = labels
+        self.views = views
+        self._num_used = num_images - num_images % batch_size % world_size
+        # Lightning announces the epoch to `batch_sampler.sampler`, not to the batch sampler.
+        self.sampler = self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch of the next pass; Lightning calls this before each one."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self._num_used // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch = self.epoch
+        if self.labels is None:
+            order = epoch_permutation(self.seed, epoch, self.num_images)[: self._num_used]
+        else:
+            order = balanced_order(self.seed, epoch, self.labels)[: self._num_used]
+        first = self._start[1] if epoch == self._start[0] else 0
+        for batch in range(first, len(self)):
+            positions = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            own = positions[self.rank :: self.world_size].tolist()
+            if self.views is None:
+                yield [(epoch, position) for position in own]
+            else:
+                yield [(epoch % self.views, position % self.num_images) for position in own]

@@ -1,0 +1,153 @@
+"""Where images come from: an `ImageSet` gives images as (H, W, C) uint8 arrays, labels, class names and a digest.
+
+`load_image_set` is the door; behind it is a module for each family of sources. What is encoded in files is decoded when
+an item is asked for, in the worker process that asked.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lit_cnn.core.errors import UsageError
+from lit_cnn.data.decoding import IMAGE_SUFFIXES, MAX_PIXELS, decode_image, limit_pixels, read_image
+from lit_cnn.data.findings import Finding
+from lit_cnn.data.image_set import (
+    ArrayImages,
+    EncodedImages,
+    FileImages,
+    ImageSet,
+    SpanImages,
+    check_image_set,
+    class_findings,
+    gray_to_rgb,
+    with_class_names,
+    without_images,
+)
+from lit_cnn.data.sources.digits import load_digits
+from lit_cnn.data.sources.folders import SPLIT_FOLDERS, list_images, load_image_folder
+from lit_cnn.data.sources.huggingface import load_hf_disk
+from lit_cnn.data.sources.idx import (
+    FASHION_MNIST_CLASSES,
+    FASHION_MNIST_FOLDER,
+    load_fashion_mnist,
+    load_idx,
+    read_idx,
+)
+from lit_cnn.data.sources.manifest import load_manifest
+from lit_cnn.data.sources.shards import load_webdataset
+from lit_cnn.data.sources.torchvision_sets import PREFIX, load_torchvision
+
+__all__ = [
+    "FASHION_MNIST_CLASSES",
+    "FASHION_MNIST_FOLDER",
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "SPLIT_FOLDERS",
+    "ArrayImages",
+    "EncodedImages",
+    "FileImages",
+    "Finding",
+    "ImageSet",
+    "SpanImages",
+    "check_image_set",
+    "check_source",
+    "class_findings",
+    "decode_image",
+    "list_images",
+    "load_digits",
+    "load_fashion_mnist",
+    "load_hf_disk",
+    "load_idx",
+    "load_image_folder",
+    "load_image_set",
+    "load_manifest",
+    "load_torchvision",
+    "load_webdataset",
+    "read_idx",
+    "read_image",
+    "without_images",
+]
+
+_NEEDS_ROOT = {
+    "image_folder": "a folder with one sub-folder of images per class",
+    "manifest": "a .csv or .parquet file that lists the images",
+    "idx": "a folder of four IDX files",
+    "hf_disk": "a folder that Hugging Face's save_to_disk wrote",
+    "webdataset": "a folder of .tar shards, or their names with braces",
+}
+SOURCES = ("digits", "fashion_mnist", *_NEEDS_ROOT)
+"""What `--data.dataset` may be, besides `torchvision/NAME`."""
+
+
+def check_source(name: str) -> None:
+    """Refuses the name of a source that there is not.
+
+    Raises:
+        UsageError: If it is none of `SOURCES` and does not start with `torchvision/`.
+    """
+    if name not in SOURCES and not name.startswith(PREFIX):
+        raise UsageError(f"--data.dataset {name}: choose one of {', '.join(SOURCES)}, {PREFIX}NAME")
+
+
+def load_image_set(
+    name: str,
+    root: Path | None = None,
+    in_channels: int | None = None,
+    class_names: Sequence[str] | None = None,
+    columns: Mapping[str, str] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    checked: bool = True,
+    outside_root: bool = False,
+) -> ImageSet:
+    """Reads an image set.
+
+    Args:
+        name: One of `SOURCES`, or `torchvision/NAME`.
+        root: The folder or file to read; optional for `fashion_mnist`, refused by `digits`, needed by all others.
+        in_channels: 1 or 3: what images are converted to; by default what the source has (3 for files of images).
+        class_names: The order of the classes; by default the source's own. See `with_class_names`.
+        columns: What the columns of a `manifest` or of `hf_disk` are called; see `load_manifest`.
+        max_pixels: How many pixels an image may have; see `limit_pixels`.
+        checked: Whether to refuse what `check_image_set` refuses.
+        outside_root: Whether a `manifest` or `hf_disk` may refer to files outside of its folder.
+
+    Raises:
+        UsageError: If the source is not there or holds nothing to train on.
+    """
+    check_source(name)
+    if root is None and name not in ("digits", "fashion_mnist"):
+        needed = _NEEDS_ROOT.get(name, "the folder where torchvision keeps it")
+        raise UsageError(f"--data.root: {name} needs {needed}")
+    if columns and name not in ("manifest", "hf_disk"):
+        raise UsageError(f"--data.columns: {name} has no columns; leave it out")
+    limit_pixels(max_pixels)
+    image_set = _load(name, root, in_channels, columns, outside_root)
+    if in_channels == 3 and image_set.in_channels == 1:
+        image_set = gray_to_rgb(image_set)
+    if class_names is not None:
+        image_set = with_class_names(image_set, class_names)
+    if checked:
+        check_image_set(image_set)
+    return image_set
+
+
+def _load(
+    name: str, root: Path | None, in_channels: int | None, columns: Mapping[str, str] | None, outside_root: bool
+) -> ImageSet:
+    if name == "digits":
+        if root is not None:
+            raise UsageError(f"--data.root {root}: digits are part of scikit-learn and take no folder; leave it out")
+        return load_digits()
+    if name == "fashion_mnist":
+        return load_fashion_mnist(root)
+    assert root is not None
+    if name.startswith(PREFIX):
+        return load_torchvision(name, root, in_channels)
+    if name == "idx":
+        return load_idx(root)
+    if name == "manifest":
+        return load_manifest(root, in_channels or 3, columns, outside_root)
+    if name == "hf_disk":
+        return load_hf_disk(root, in_channels or 3, columns, outside_root)
+    if name == "webdataset":
+        return load_webdataset(root, in_channels or 3)
+    return load_image_folder(root, in_channels or 3)

@@ -1,0 +1,208 @@
+"""Data sets that Hugging Face's `datasets` saved on disk: Arrow files, mapped into memory and not read into it."""
+
+import errno
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.file_hashes import with_progress
+from lit_cnn.core.words import and_more
+from lit_cnn.data.findings import Finding
+from lit_cnn.data.image_set import EncodedImages, ImageSet, split_ranges, without_unlabelled
+from lit_cnn.data.index_cache import hexadecimal, index_file, remembered, sha256_row
+from lit_cnn.data.sources.folders import SPLIT_FOLDERS, is_inside
+
+_NO_IMAGE = "holds no image and refers to none that is there"
+
+
+class ArrowImages(EncodedImages):
+    """Images in rows of Arrow files.
+
+    Args:
+        parts: Data sets of one column each, undecoded images, one part after the other.
+        column: The name of that column.
+        paths: What an error calls each image.
+        in_channels: 1 (gray) or 3 (RGB): what every image is converted to.
+        folder: Where files must lie that a row refers to instead of holding them; None: anywhere.
+    """
+
+    def __init__(
+        self, parts: Sequence[Any], column: str, paths: Sequence[str], in_channels: int, folder: Path | None
+    ) -> None:
+        super().__init__(in_channels)
+        self.parts = parts
+        self.column = column
+        self.paths = paths
+        self.folder = folder
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open(self, index: int) -> BinaryIO:
+        """Returns an image's file.
+
+        Raises:
+            UsageError: If the row is empty, or refers to a file that is not there or lies elsewhere.
+        """
+        return io.BytesIO(self.content(index))
+
+    def name(self, index: int) -> str:
+        """Returns the split and the row of an image."""
+        return self.paths[index]
+
+    def content(self, index: int) -> bytes:
+        """Returns an image's file as bytes; see `open`."""
+        content = self.content_if_there(index)
+        if content is None:
+            # All such rows share the digest of no bytes, and what is said of it: so the cause is without their names.
+            cause = FileNotFoundError(errno.ENOENT, _NO_IMAGE)
+            raise UsageError(f"--data.root: {self.paths[index]} {_NO_IMAGE}") from cause
+        return content
+
+    def content_if_there(self, index: int) -> bytes | None:
+        """Returns an image's file as bytes; None if the row is empty, or refers to a file that is not there.
+
+        Raises:
+            UsageError: If it lies elsewhere.
+        """
+        part = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - int(self._ends[part]) + len(self.parts[part])
+        cell = self.parts[part][row][self.column] or {}
+        if cell.get("bytes"):
+            return bytes(cell["bytes"])
+        if self.folder is not None and cell.get("path"):
+            self._require_inside(index, cell["path"], self.folder)
+        try:
+            return Path(cell["path"]).read_bytes()
+        except (KeyError, TypeError, OSError):
+            return None
+
+    def _require_inside(self, index: int, path: str, folder: Path) -> None:
+        if not is_inside(os.path.realpath(path), os.path.realpath(folder)):
+            raise UsageError(
+                f"--data.root: {self.paths[index]} refers to {path}, a file outside of {folder}; save the data set "
+                "with its images inside, or say --data.outside_root true if you trust it"
+            )
+
+
+def load_hf_disk(
+    root: Path, in_channels: int = 3, columns: Mapping[str, str] | None = None, outside_root: bool = False
+) -> ImageSet:
+    """Reads a `Dataset` or `DatasetDict` that `save_to_disk` wrote; nothing of it is unpickled.
+
+    It needs one column of the feature `Image` and one of `ClassLabel`, whose names are the classes, in its order. A
+    `DatasetDict` prescribes the splits that it has; its names may be those of `SPLIT_FOLDERS`. Rows without a label are
+    left out, and are a finding; so are those without an image.
+
+    Args:
+        root: The folder; it becomes the set's name.
+        in_channels: 1 (gray) or 3 (RGB): what images are converted to.
+        columns: Which column is the `image` or the `label`, where there are several.
+        outside_root: Whether rows may refer to files outside of the folder; see `load_manifest`.
+
+    Raises:
+        UsageError: If the package `datasets` is not installed, or the folder holds no such data set.
+    """
+    parts = _parts(root)
+    image_column, label_column = _columns(root, next(iter(parts.values())).features, columns or {})
+    class_names = tuple(next(iter(parts.values())).features[label_column].names)
+    labels: list[int | None] = []
+    paths: list[str] = []
+    for split, part in parts.items():
+        if part.features.get(label_column) is None or tuple(part.features[label_column].names) != class_names:
+            raise UsageError(f"--data.root {root}: {split} has other classes in {label_column} than the first split")
+        labels += part[label_column][:]
+        paths += [f"{split}/{row:08d}" if split else f"{row:08d}" for row in range(len(part))]
+    folder = None if outside_root else root
+    images = ArrowImages(_undecoded(parts, image_column), image_column, paths, in_channels, folder)
+    files = [Path(file["filename"]) for part in parts.values() for file in part.cache_files]
+    index = index_file(f"hf_disk {image_column}", files)
+    digests = remembered(index, lambda: {"digests": _digests(images)})["digests"]
+    findings = tuple(_without_image(paths, digests))
+    if findings:  # a file that a row refers to may be there tomorrow
+        index.unlink(missing_ok=True)
+    known = np.array([-1 if label is None else label for label in labels], np.int64)
+    image_set = ImageSet(
+        name=root.resolve().name,
+        source=str(root.resolve()),
+        images=images,
+        labels=known.clip(0),
+        class_names=class_names,
+        paths=paths,
+        hashes=hexadecimal(digests),
+        in_channels=in_channels,
+        splits=split_ranges({split: len(part) for split, part in parts.items()}),
+        findings=findings,
+    )
+    return without_unlabelled(image_set, np.flatnonzero(known < 0), f"give it a {label_column}, or take its row away")
+
+
+def _parts(root: Path) -> dict[str, Any]:
+    """Returns the data sets by split, or a single one by the empty name."""
+    try:
+        from datasets import DatasetDict, load_from_disk
+    except ImportError as error:
+        raise UsageError("--data.dataset hf_disk: needs the package datasets: pip install datasets") from error
+    if not root.is_dir():
+        raise UsageError(f"--data.root {root}: no such folder; give one that save_to_disk wrote")
+    try:
+        loaded = load_from_disk(str(root))
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"--data.root {root}: holds no data set of save_to_disk ({error})") from error
+    if not isinstance(loaded, DatasetDict):
+        return {"": loaded}
+    meaning = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
+    parts = {meaning.get(name, name): part for name, part in loaded.items()}
+    if len(parts) < len(loaded) or "train" not in parts or not set(parts) <= set(SPLIT_FOLDERS):
+        raise UsageError(
+            f"--data.root {root}: has the splits {', '.join(loaded)}; keep train, and one val and one test"
+        )
+    return parts
+
+
+def _columns(root: Path, features: Mapping[str, Any], given: Mapping[str, str]) -> tuple[str, str]:
+    from datasets import ClassLabel, Image
+
+    if unknown := sorted(set(given) - {"image", "label"}):
+        raise UsageError(f"--data.columns {unknown[0]}: name the columns of image and label")
+    chosen = []
+    for role, kind in (("image", Image), ("label", ClassLabel)):
+        there = [name for name, feature in features.items() if isinstance(feature, kind)]
+        found = [name for name in there if name == given.get(role, name)]
+        if len(found) != 1:
+            raise UsageError(
+                f"--data.root {root}: columns of the feature {kind.__name__}: {', '.join(there) or 'none'}; there must "
+                f"be one, or say --data.columns.{role} NAME"
+            )
+        chosen.append(found[0])
+    return chosen[0], chosen[1]
+
+
+def _undecoded(parts: Mapping[str, Any], column: str) -> list[Any]:
+    from datasets import Image
+
+    return [
+        part.with_format(None).select_columns([column]).cast_column(column, Image(decode=False))
+        for part in parts.values()
+    ]
+
+
+def _digests(images: ArrowImages) -> np.ndarray:
+    """Returns the SHA-256 of each image, `(N, 32)` uint8; where there is none, that of no bytes."""
+    contents = (images.content_if_there(index) or b"" for index in range(len(images)))
+    return np.stack(
+        [sha256_row(content) for content in with_progress(contents, len(images), "hashing images", "image")]
+    )
+
+
+def _without_image(paths: Sequence[str], digests: np.ndarray) -> Iterator[Finding]:
+    rows = np.flatnonzero((digests == sha256_row(b"")).all(1)).tolist()
+    if rows:
+        message = f"{paths[rows[0]]} {_NO_IMAGE}{and_more(len(rows))}; take its row away"
+        yield Finding("no_image", "error", message, tuple((paths[row],) for row in rows))

@@ -1,0 +1,200 @@
+"""WebDataset: tar files in which the files of a sample stand side by side, `KEY.jpg` and `KEY.cls`."""
+
+import json
+import os
+import re
+import sys
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.words import and_more, counted
+from lit_cnn.data.decoding import IMAGE_SUFFIXES
+from lit_cnn.data.findings import Finding
+from lit_cnn.data.image_set import ImageSet, SpanImages, class_order, without_unlabelled
+from lit_cnn.data.index_cache import hexadecimal, index_file, remembered, sha256_row
+from lit_cnn.data.sources.folders import SPLIT_FOLDERS
+
+_AGAIN = "comes twice"
+_ONE_IMAGE = "a sample needs one image, under a key of its own"
+
+
+def load_webdataset(root: Path, in_channels: int = 3) -> ImageSet:
+    """Reads tar shards as WebDataset writes them, each sample with one image and a label in `.cls` or `.json`.
+
+    The library streams shards in their order; here any image is asked for by its index, so that the order of an epoch
+    is a function of its seed. Hence the members of the tars are listed once with offset and size (remembered until a
+    shard changes), and read from there. How shard names expand and which members make a sample are the library's rules.
+
+    The split is that in each shard's name (`train-000.tar`) or folder (`train/000.tar`), or drawn where none says any.
+    Samples without a label, with no or several images, or with a key that was there before are left out, and are
+    findings.
+
+    Args:
+        root: A folder of .tar files, one such file, or several with braces: `shards/train-{000..003}.tar`.
+        in_channels: 1 (gray) or 3 (RGB): what images are converted to.
+
+    Raises:
+        UsageError: If the package `webdataset` is not installed, a shard is missing or is no plain tar, no sample has
+            one image, or none has a label.
+    """
+    shards = _shards(root)
+    folder = Path(os.path.commonpath([shard.parent for shard in shards]))
+    splits = _splits_of_shards(root, folder, shards)
+    found = remembered(index_file("webdataset samples", shards), lambda: _index(shards))
+    labels = found["labels"].tolist()
+    class_names = class_order([label for label in labels if label])
+    place = {name: label for label, name in enumerate(class_names)}
+    names = [shard.relative_to(folder).as_posix() for shard in shards]
+    paths = [f"{names[number]}/{key}" for number, key in zip(found["places"][:, 0], found["keys"], strict=True)]
+    split_of = np.array(splits)[found["places"][:, 0]]
+    image_set = ImageSet(
+        name=folder.resolve().name,
+        source=str(root.resolve()),
+        images=SpanImages(str(folder), shards, found["places"], paths, in_channels),
+        labels=np.array([place.get(label, 0) for label in labels], np.int64),
+        class_names=class_names,
+        paths=paths,
+        hashes=hexadecimal(found["digests"]),
+        in_channels=in_channels,
+        splits={split: np.flatnonzero(split_of == split) for split in SPLIT_FOLDERS if split in splits},
+        findings=tuple(_without_one_image(found["not_one_image"].tolist(), names)),
+    )
+    unlabelled = np.flatnonzero([not label for label in labels])
+    return without_unlabelled(image_set, unlabelled, "give a name or a whole number in .cls, or in .json as label")
+
+
+def _shards(root: Path) -> list[Path]:
+    if root.is_dir():
+        shards = sorted(path for path in root.rglob("*.tar") if path.is_file())
+        if not shards:
+            raise UsageError(f"--data.root {root}: holds no .tar files; give the folder of the shards")
+        return shards
+    expand_urls = _library().shardlists.expand_urls
+    try:
+        shards = [Path(url) for url in expand_urls(str(root))]
+    except (ValueError, AssertionError) as error:
+        raise UsageError(f"--data.root {root}: its braces cannot be expanded ({error})") from error
+    if missing := [shard for shard in shards if not shard.is_file()]:
+        raise UsageError(f"--data.root {root}: {missing[0]} is not there; shards are read from this machine's disk")
+    return shards
+
+
+def _splits_of_shards(root: Path, folder: Path, shards: Sequence[Path]) -> list[str]:
+    """Returns each shard's split, or empty texts where none says any."""
+    meaning = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
+    # Of a folder that is given, its own name says nothing; of shards that are, that of their folder does.
+    base = root if root.is_dir() else folder.parent
+    splits = []
+    for shard in shards:
+        prefix = re.match("[a-z]*", shard.name.lower())
+        words = [prefix[0] if prefix else "", *reversed(shard.relative_to(base).parts[:-1])]
+        splits.append(next((meaning[word] for word in words if word in meaning), ""))
+    if not any(splits):
+        return splits
+    way_out = "call every shard train-…, val-… or test-…, or none of them"
+    if "" in splits:
+        raise UsageError(f"--data.root {root}: {shards[splits.index('')].name} names no split, others do; {way_out}")
+    if "train" not in splits:
+        raise UsageError(
+            f"--data.root {root}: no shard's name says train, {shards[0].name} says {splits[0]}; {way_out}"
+        )
+    return splits
+
+
+def _index(shards: Sequence[Path]) -> dict[str, np.ndarray]:
+    """Returns of every sample its key, its label (see `_label`), its image's place (see `SpanImages`) and SHA-256.
+
+    Samples that have not one image, or come again, are apart: shard, key, and what is wrong, as texts.
+    """
+    keys, labels, places, digests, wrong = [], [], [], [], []
+    shown = tqdm(shards, desc="indexing shards", unit="shard", file=sys.stderr, delay=1.0)
+    for number, shard in enumerate(shown):
+        seen = set()
+        for sample in _samples(shard):
+            key = sample["__key__"]
+            image = [value for suffix, value in sample.items() if _is_image(suffix)]
+            if len(image) != 1 or key in seen:
+                wrong.append((str(number), key, _AGAIN if key in seen else f"has {counted(len(image), 'image')}"))
+                continue
+            seen.add(key)
+            keys.append(key)
+            labels.append(_label(sample))
+            places.append((number, *image[0][:2]))
+            digests.append(image[0][2])
+    if not keys:
+        shard, what = shards[0], "holds no samples"
+        if wrong:
+            shard, what = shards[int(wrong[0][0])], f"sample {wrong[0][1]} {wrong[0][2]}"
+        raise UsageError(f"--data.root {shard}: {what}; {_ONE_IMAGE}")
+    return {
+        "keys": np.array(keys),
+        "labels": np.array(labels),
+        "places": np.array(places, np.int64),
+        "digests": np.stack(digests),
+        "not_one_image": np.array(wrong, np.str_).reshape(-1, 3),
+    }
+
+
+def _without_one_image(wrong: Sequence[tuple[str, str, str]], names: Sequence[str]) -> Iterator[Finding]:
+    cases = [f"{names[int(number)]}/{key}" + (" (again)" if what == _AGAIN else "") for number, key, what in wrong]
+    if wrong:
+        message = f"{names[int(wrong[0][0])]}/{wrong[0][1]} {wrong[0][2]}{and_more(len(wrong))}; {_ONE_IMAGE}"
+        yield Finding("not_one_image", "error", message, tuple((case,) for case in cases))
+
+
+def _samples(shard: Path) -> Iterator[dict[str, Any]]:
+    """Yields the samples of a shard: suffix -> (offset, size, SHA-256) of an image, or the bytes of a label."""
+    try:
+        yield from _library().tariterators.group_by_keys(_members(shard))
+    except (tarfile.TarError, ValueError, OSError) as error:
+        raise UsageError(f"--data.root: {shard} is no plain, whole tar of samples ({error}); write it again") from error
+
+
+def _members(shard: Path) -> Iterator[dict[str, Any]]:
+    names: set[str] = set()
+    with tarfile.open(shard, "r:") as tar:
+        for member in tar:
+            suffix = member.name.rpartition("/")[2].partition(".")[2].lower()
+            if not member.isreg() or not (_is_image(suffix) or suffix in ("cls", "json")):
+                continue
+            name = member.name[: len(member.name) - len(suffix)] + suffix
+            if name in names:
+                # The library takes nothing for the end of a sample, and a name that comes again in one for an error.
+                yield {}
+                names.clear()
+            names.add(name)
+            file = tar.extractfile(member)
+            content = file.read() if file is not None else b""
+            if len(content) < member.size:
+                raise tarfile.ReadError(f"{member.name} is cut short")
+            data = (member.offset_data, member.size, sha256_row(content)) if _is_image(suffix) else content
+            yield {"fname": member.name, "data": data, "__url__": str(shard)}
+
+
+def _is_image(suffix: str) -> bool:
+    return f".{suffix.rpartition('.')[2]}" in IMAGE_SUFFIXES
+
+
+def _label(sample: dict[str, Any]) -> str:
+    """Returns the text of `.cls`, else the `label` in `.json`; nothing where neither is a name or a whole number."""
+    try:
+        label = sample["cls"].decode().strip() if "cls" in sample else json.loads(sample["json"])["label"]
+    except (KeyError, TypeError, ValueError):
+        return ""
+    return str(label) if isinstance(label, str | int) and not isinstance(label, bool) else ""
+
+
+def _library() -> Any:
+    try:
+        import webdataset
+        import webdataset.shardlists
+        import webdataset.tariterators
+    except ImportError as error:
+        raise UsageError("--data.dataset webdataset: needs the package webdataset: pip install webdataset") from error
+    return webdataset

@@ -1,0 +1,210 @@
+"""From an (H, W, C) uint8 image of any size to an (S, S, C) uint8 image: as validation sees it, and as training does.
+
+Pixels stay uint8 here; the classifier normalises them on its device, which moves a quarter of the bytes.
+"""
+
+import importlib
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.randomness import KeyedRandom
+from lit_cnn.core.resize import CV2_INTERPOLATION, Interpolation, resize_and_center_crop, resize_shorter_side
+
+if TYPE_CHECKING:
+    import albumentations
+
+TrainCrop = Literal["center", "random", "random_resized"]
+
+# On gray images albumentations does something else with these, nothing at all, or stops.
+_RGB_ONLY = {
+    "ChannelDropout",
+    "ChannelShuffle",
+    "FancyPCA",
+    "HueSaturationValue",
+    "PCAColor",
+    "PlanckianJitter",
+    "RGBShift",
+    "ToGray",
+    "ToSepia",
+}
+
+
+class TrainTransform:
+    """Crop and augmentation of one image, drawn from its key alone.
+
+    Args:
+        size: S, pixels of the square that the network takes.
+        crop: `center` (as validation), `random` (shorter side to round(S * 256 / 224), then a random square:
+            Krizhevsky et al. 2012, section 4.1) or `random_resized` (35 to 100 % of the area at a random aspect ratio,
+            after Szegedy et al. 2014, section 6).
+        augment: albumentations transforms as `{"class_path": …, "init_args": {…}}`, applied in order to the square;
+            the `transforms` of a OneOf and the like are given in the same way.
+        interpolation: See `resize_shorter_side`.
+
+    Attributes:
+        augment: As given.
+        steps: albumentations transforms in the order in which they are applied, the crop first.
+        all_steps: Those, and the ones inside a OneOf and the like.
+
+    Raises:
+        UsageError: If a transform is not there or refuses its arguments.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        crop: TrainCrop = "center",
+        augment: Sequence[Mapping[str, Any]] = (),
+        interpolation: Interpolation = "area",
+    ) -> None:
+        self.size = size
+        self.crop = crop
+        self.augment = [dict(spec) for spec in augment]
+        self.interpolation: Interpolation = interpolation
+        self.steps = _crop_transforms(size, crop, interpolation) + [_instantiate(spec) for spec in augment]
+        self.all_steps = list(_flatten(self.steps))
+        self._compose = _compose(self.steps) if self.steps else None
+        self._random = KeyedRandom()
+        if self._compose is not None:
+            self._compose.set_random_state(self._random.generator, self._random.python_random)
+
+    def check_channels(self, in_channels: int) -> None:
+        """Refuses transforms of colour for gray images: albumentations would take them and do something else.
+
+        Raises:
+            UsageError: If there is one.
+        """
+        names = {type(transform).__name__ for transform in self.all_steps}
+        if in_channels == 1 and (found := sorted(names & _RGB_ONLY)):
+            raise UsageError(
+                f"--data.augment {found[0]}: works on colours, and the images are gray; leave it out, or give "
+                "--data.in_channels 3"
+            )
+
+    @property
+    def needs_covariance(self) -> bool:
+        """Whether a PCAColor waits for the covariance of the training images."""
+        return any(getattr(transform, "covariance", ()) is None for transform in self.all_steps)
+
+    def set_covariance(self, covariance: Sequence[Sequence[float]]) -> None:
+        """Gives the `(3, 3)` RGB covariance of the training images, pixels in [0, 1], to each PCAColor without one."""
+        for transform in self.all_steps:
+            if getattr(transform, "covariance", ()) is None:
+                transform.covariance = [list(row) for row in covariance]
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """Returns the `(H', W', C)` uint8 image that the crop is cut from: what comes before all that is drawn."""
+        if self.crop == "center":
+            return resize_and_center_crop(image, self.size, self.interpolation)
+        if self.crop == "random":
+            return resize_shorter_side(image, self._shorter_side, self.interpolation)
+        return image
+
+    def reduction(self, height: int, width: int, *key: int | str) -> int:
+        """Returns how many times smaller an image may be decoded so that its view is still not enlarged.
+
+        What is drawn are shares of the image, so the view shows the same part of it, but for rounding: a part that just
+        does not fit into the whole image, and is drawn again, may fit into the smaller one.
+
+        Args:
+            height: Of the whole image, in pixels.
+            width: Likewise.
+            key: That of the view.
+
+        Returns:
+            1, 2, 4 or 8.
+        """
+        for factor in (8, 4, 2):
+            reduced = (-(-height // factor), -(-width // factor))
+            if min(reduced) < self._shorter_side:
+                continue
+            if self.crop != "random_resized" or min(self._random_crop(*reduced, *key)) >= self.size:
+                return factor
+        return 1
+
+    @property
+    def _shorter_side(self) -> int:
+        return round(self.size * 256 / 224) if self.crop == "random" else self.size
+
+    def _random_crop(self, height: int, width: int, *key: int | str) -> tuple[int, int]:
+        """Returns the height and width of what RandomResizedCrop will cut from an image of this size."""
+        assert self._compose is not None
+        self._random.rekey("augment", *key)
+        self._random.python_random.random()  # Compose's own: whether to do anything at all
+        left, top, right, bottom = self.steps[0].get_params_dependent_on_data({"shape": (height, width)}, {})[
+            "crop_coords"
+        ]
+        return bottom - top, right - left
+
+    def __call__(self, image: np.ndarray, *key: int | str) -> np.ndarray:
+        """Returns the `(S, S, C)` uint8 view of an `(H, W, C)` uint8 image that belongs to the key."""
+        image = self.resize(image)
+        if self._compose is not None:
+            self._random.rekey("augment", *key)
+            channels = image.shape[-1]
+            image = self._compose(image=image)["image"].reshape(self.size, self.size, channels)
+        return image
+
+
+def _crop_transforms(size: int, crop: TrainCrop, interpolation: Interpolation) -> list["albumentations.BasicTransform"]:
+    if crop == "center":
+        return []
+    albumentations = _import_albumentations()
+    if crop == "random":
+        return [albumentations.RandomCrop(size, size)]
+    method = CV2_INTERPOLATION[interpolation]
+    return [albumentations.RandomResizedCrop(size=(size, size), scale=(0.35, 1.0), interpolation=method)]
+
+
+def _instantiate(spec: Mapping[str, Any]) -> "albumentations.BasicTransform":
+    albumentations = _import_albumentations()
+    class_path = spec.get("class_path")
+    unknown = set(spec) - {"class_path", "init_args"}
+    if not isinstance(class_path, str) or unknown:
+        raise UsageError(f"--data.augment {dict(spec)}: give class_path and, if needed, init_args; nothing else")
+    options = dict(spec.get("init_args", {}))
+    if isinstance(options.get("transforms"), list):  # OneOf, SomeOf, Sequential
+        options["transforms"] = [_instantiate(inner) for inner in options["transforms"]]
+    module_name, _, class_name = class_path.rpartition(".")
+    try:
+        builder = getattr(importlib.import_module(module_name or "albumentations"), class_name)
+        # Before it is called: a checkpoint's configuration may name anything.
+        kinds = (albumentations.BasicTransform, albumentations.BaseCompose)
+        if not (isinstance(builder, type) and issubclass(builder, kinds)):
+            raise UsageError(f"--data.augment {class_path}: is not an albumentations transform")
+        with warnings.catch_warnings():
+            # albumentations warns of an argument that it does not know, and goes on without it.
+            warnings.filterwarnings("error", r"Argument\(s\)", UserWarning)
+            transform = builder(**options)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"--data.augment {class_path}: no such transform; see albumentations 2.0.8's list") from error
+    except (ValueError, TypeError, UserWarning) as error:
+        # pydantic's message has a line per fault and one with a web address: keep it to what went wrong.
+        reason = re.sub(r"\s+", " ", re.sub(r"For further information.*", "", str(error))).strip()
+        raise UsageError(f"--data.augment {class_path}: {reason}") from error
+    return transform
+
+
+def _flatten(transforms: Sequence[Any]) -> Iterator[Any]:
+    """Yields the transforms, and those inside a OneOf and the like."""
+    for transform in transforms:
+        yield transform
+        yield from _flatten(getattr(transform, "transforms", ()))
+
+
+def _compose(transforms: list["albumentations.BasicTransform"]) -> "albumentations.Compose":
+    return _import_albumentations().Compose(transforms)
+
+
+def _import_albumentations() -> Any:
+    # It would ask the network for its newest version at import.
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    import albumentations
+
+    return albumentations

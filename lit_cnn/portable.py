@@ -1,0 +1,278 @@
+"""A model that has left: reads the folder that `lit-cnn export` wrote, and asks it about images.
+
+Neither torch nor MLflow is needed here. The folder holds one model and `model.json`; nothing in it is a pickle, the
+names of its files are fixed, and each is checked against its SHA-256 before anything else reads it.
+"""
+
+import hashlib
+import importlib
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.resize import Interpolation, resize_and_center_crop
+
+CARD = "model.json"
+SCHEMA_VERSION = 1
+FILES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torch": ("model.safetensors",)}
+)
+"""The files of each format, beside `model.json`."""
+
+INPUT, OUTPUT = "images", "probabilities"
+"""What the graph calls its input, `(N, C, S, S)` uint8, and its output, `(N, num_classes)` float32."""
+
+_IN_PYFUNC = Path("artifacts", "export")
+_LARGEST_IMAGE = 16384  # pixels; a card that asks for more would fill the memory
+
+
+@dataclass(frozen=True)
+class ImageClassifier:
+    """What says to which class an image belongs: a checkpoint's network, or an export.
+
+    Attributes:
+        class_names: In label order.
+        image_size: S, pixels of the square that it takes.
+        in_channels: 1 (gray) or 3 (RGB).
+        interpolation: How images are resized.
+        probabilities: From images `(N, C, S, S)` uint8 to `(N, num_classes)` float32, rows sum to 1.
+    """
+
+    class_names: Sequence[str]
+    image_size: int
+    in_channels: int
+    interpolation: Interpolation
+    probabilities: Callable[[np.ndarray], np.ndarray]
+
+    def view(self, image: np.ndarray) -> np.ndarray:
+        """Returns an `(H, W, C)` uint8 image of any size as validation sees it: `(C, S, S)` uint8."""
+        return resize_and_center_crop(image, self.image_size, self.interpolation).transpose(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What `model.json` says of the model beside it.
+
+    Attributes:
+        format: A key of `FILES`.
+        class_names: In label order.
+        image_size: S: the shorter side is resized to S pixels, the central square taken.
+        in_channels: 1 (gray) or 3 (RGB).
+        interpolation: How; see `lit_cnn.data.transforms.resize_shorter_side`.
+        views: 1, or 2 with the mirror image; inside the graph.
+        temperature: What the logarithm of the probabilities is divided by; inside the graph; 1 if none was fitted.
+        combine: `mean` of the members' probabilities or of their `logits`.
+        members: Each network's weight, run, architecture, mean and deviation.
+        versions: Package -> version that wrote the export.
+        parity: How far the model agreed with the stored predictions of its members.
+        sha256: File name -> SHA-256 of its bytes.
+        schema: Raised when these fields mean something else.
+    """
+
+    format: str
+    class_names: list[str]
+    image_size: int
+    in_channels: int
+    interpolation: Interpolation
+    views: int
+    temperature: float
+    combine: str
+    members: list[dict[str, Any]]
+    versions: dict[str, str]
+    parity: dict[str, Any] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        """Returns the text of `model.json`."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    def classifier(self, probabilities: Callable[[np.ndarray], np.ndarray]) -> ImageClassifier:
+        """Returns the classifier whose network is given."""
+        return ImageClassifier(self.class_names, self.image_size, self.in_channels, self.interpolation, probabilities)
+
+
+def export_folder(folder: Path) -> Path:
+    """Returns the folder that has `model.json`: the one given, or the one inside an MLflow model.
+
+    Raises:
+        UsageError: If neither has it.
+    """
+    for place in (folder, folder / _IN_PYFUNC):
+        if (place / CARD).is_file():
+            return place
+    reason = f"has no {CARD}" if folder.is_dir() else "no such folder"
+    raise UsageError(f"--model {folder}: {reason}; give a folder that lit-cnn export wrote, or models:/NAME@ALIAS")
+
+
+def read_card(folder: Path) -> ModelCard:
+    """Reads `model.json`.
+
+    Raises:
+        UsageError: If it is not what `lit-cnn export` writes; the message names the field.
+    """
+    try:
+        found = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--model {folder}: {CARD} cannot be read as JSON ({error}); export the model again"
+        ) from error
+    wrong = CARD
+    if isinstance(found, dict) and set(found) == set(_CHECKS):
+        wrong = next((name for name, is_right in _CHECKS.items() if not is_right(found[name])), "")
+        if not wrong and set(found["sha256"]) != set(FILES[found["format"]]):
+            wrong = f"sha256, which names {', '.join(found['sha256'])}"
+    if wrong:
+        raise UsageError(
+            f"--model {folder}: {CARD} is not as lit-cnn export writes it ({wrong}); export the model again"
+        )
+    return ModelCard(**found)
+
+
+def read_files(folder: Path, card: ModelCard) -> dict[str, bytes]:
+    """Returns the bytes of the model's files.
+
+    Raises:
+        UsageError: If one is missing, lies elsewhere by a link, or was changed after it was written.
+    """
+    contents = {}
+    for name in FILES[card.format]:
+        file = folder / name
+        if file.resolve().parent != folder.resolve():
+            raise UsageError(f"--model {folder}: {name} is a link out of the folder; put the file itself there")
+        try:
+            contents[name] = file.read_bytes()
+        except OSError as error:
+            raise UsageError(f"--model {folder}: {name} cannot be read ({error.strerror}); export it again") from error
+        if hashlib.sha256(contents[name]).hexdigest() != card.sha256[name]:
+            raise UsageError(
+                f"--model {folder}: {name} was changed after it was written (SHA-256 differs); export the model again"
+            )
+    return contents
+
+
+def load_graph(folder: Path) -> ImageClassifier:
+    """Loads an export of the format `onnx` or `openvino`, to be run in float32 on the CPU.
+
+    Raises:
+        UsageError: If the folder is not as it was written, or the package that runs it is missing.
+    """
+    card = read_card(folder)
+    runners: dict[str, Callable[..., Callable[[np.ndarray], np.ndarray]]] = {
+        "onnx": _run_onnx,
+        "openvino": _run_openvino,
+    }
+    if card.format not in runners:
+        raise UsageError(f"--model {folder}: is of the format {card.format}; give one of {', '.join(runners)}")
+    contents = read_files(folder, card)
+    try:
+        run = runners[card.format](*contents.values())
+    except UsageError:
+        raise
+    except Exception as error:  # of onnxruntime's or OpenVINO's parser, each in its own way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"--model {folder}: its model cannot be read as {card.format} ({reason})") from error
+    return probed(card.classifier(run), folder)
+
+
+def probed(classifier: ImageClassifier, folder: Path) -> ImageClassifier:
+    """Returns the classifier after it has been asked about one blank image.
+
+    Raises:
+        UsageError: If its network does not take the images, or does not know the classes, that `model.json` says.
+    """
+    shape = (1, classifier.in_channels, classifier.image_size, classifier.image_size)
+    try:
+        answer = classifier.probabilities(np.zeros(shape, np.uint8))
+    except Exception as error:  # of whatever runs the network, each in its own way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"--model {folder}: its network does not take the images of {CARD} ({reason})") from error
+    if answer.shape != (1, len(classifier.class_names)) or not np.isfinite(answer).all():
+        raise UsageError(f"--model {folder}: its network does not answer for the classes of {CARD}; export it again")
+    return classifier
+
+
+def needed_package(name: str, option: str) -> Any:
+    """Imports a package of the extra `export`.
+
+    Args:
+        name: The package.
+        option: What needs it, for the message.
+
+    Raises:
+        UsageError: If it is not installed.
+    """
+    if name == "openvino":
+        # It would report every import to its maker; without this package of its own it does not.
+        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UsageError(f"{option}: needs {name}, which is not installed; pip install 'lit-cnn[export]'") from error
+
+
+def _run_onnx(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
+    onnxruntime = needed_package("onnxruntime", "--model of the format onnx")
+    # From memory: what was checked is what is run, and no other file can be named.
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+
+    def run(images: np.ndarray) -> np.ndarray:
+        (probabilities,) = session.run([OUTPUT], {INPUT: images})
+        return probabilities
+
+    return run
+
+
+def _run_openvino(graph: bytes, weights: bytes) -> Callable[[np.ndarray], np.ndarray]:
+    openvino = needed_package("openvino", "--model of the format openvino")
+    core = openvino.Core()
+    tensor = openvino.Tensor(np.frombuffer(weights, np.uint8).copy())
+    model = core.read_model(graph.decode(), tensor)
+    # By default it computes in bfloat16 where the CPU does; evaluation is in float32 everywhere.
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda images: compiled({INPUT: images})[OUTPUT]
+
+
+def _is_count(value: Any, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, float) and math.isfinite(value) and value > 0
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(name, str) for name in value)
+
+
+def _are_digests(value: Any) -> bool:
+    return isinstance(value, dict) and all(re.fullmatch(r"[0-9a-f]{64}", str(digest)) for digest in value.values())
+
+
+_CHECKS: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
+    {
+        "schema": lambda value: value == SCHEMA_VERSION,
+        "format": lambda value: value in tuple(FILES),
+        "class_names": _are_names,
+        "image_size": lambda value: _is_count(value, _LARGEST_IMAGE),
+        "in_channels": lambda value: value in (1, 3),
+        "interpolation": lambda value: value in ("area", "bilinear", "bicubic"),
+        "views": lambda value: value in (1, 2),
+        "temperature": _is_positive,
+        "combine": lambda value: value in ("mean", "logits"),
+        "members": lambda value: isinstance(value, list) and len(value) > 0 and all(isinstance(m, dict) for m in value),
+        "versions": lambda value: isinstance(value, dict),
+        "parity": lambda value: isinstance(value, dict),
+        "sha256": _are_digests,
+    }
+)
+"""What each field of `model.json` has to be."""

@@ -1,0 +1,333 @@
+"""Training on the features of a frozen backbone: each is computed once, kept on disk and read from there ever after.
+
+What is frozen gives the same features of the same pixels in every epoch and in every run that starts from the same
+weights. So `head_only`, and the frozen part of `last_stages`, need them once for each fixed view of a training image
+(one without augmentation, K with `--data.views K`) and once for each image of val. Test images are looked at once and
+not cached. The batches, their order and what is logged are those of a run on images, and so is the checkpoint.
+
+It is on by default wherever it applies, with bf16 on disk. Where training computes in bfloat16 that changes nothing;
+else, and in val, each feature is rounded to its first three digits. fp32 on disk changes nothing but the last bits, by
+which a network's results depend on how images are put into batches.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.randomness import SCHEME_VERSION
+from lit_cnn.data.batches import Batch
+from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.sampling import Key
+from lit_cnn.data.splits import Split
+from lit_cnn.training.checkpoints import digest_of_weights
+from lit_cnn.training.feature_store import Features, NoRoomError, Wanted, obtain, store_folder
+from lit_cnn.training.transfer import SplitNet, check_split, split_net
+
+FeatureCacheMode = Literal["bf16", "fp16", "fp32", "off"]
+
+_SCHEMA = 1  # raised when the same key would mean other numbers
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+# Whose versions decide what pixels and features are, to the last bit.
+_PACKAGES = ("torch", "torchvision", "timm", "opencv-python-headless", "pillow", "simplejpeg", "albumentations")
+
+
+class FeatureCache(pl.Callback):
+    """Has a model train and validate on cached features, where that can be, and says whether it does.
+
+    The options are the model's: `feature_cache`, `feature_cache_gb`, `head_solver`.
+
+    Attributes:
+        used: How features are kept in this run, or `off`.
+    """
+
+    def __init__(self) -> None:
+        self.used: FeatureCacheMode = "off"
+        self._is_planned = False
+        self._split: SplitNet | None = None
+        self._shape: tuple[int, ...] = ()
+        self._digest = ""
+        self._features: list[Features] = []
+
+    def plan(self, trainer: pl.Trainer, model: Any, data: ImageDataModule) -> None:
+        """Finds out, before anything is written, whether features can be cached; if not, says why.
+
+        Raises:
+            UsageError: If they cannot, and the head is to be solved for on them.
+        """
+        self._is_planned = True
+        self.used, options = "off", model.hparams
+        if not model.freezer.freezes or options["feature_cache"] == "off":
+            reason: str | None = "--model.feature_cache off" if model.freezer.freezes else "nothing is frozen"
+        else:
+            reason = why_off(trainer, options, data) or self._try_split(model)
+            if reason is None:
+                rows = len(data.splits.train) * (data.views or 1) + len(data.splits.val)
+                num_bytes = Wanted({}, (rows, *self._shape), options["feature_cache"]).num_bytes
+                limit = options["feature_cache_gb"]
+                if num_bytes > limit * 1e9:
+                    reason = f"{num_bytes / 1e9:.3g} GB of features pass --model.feature_cache_gb {limit:g}"
+            if reason is not None and trainer.is_global_zero:
+                print(f"feature cache off: {reason}", file=sys.stderr)
+        if reason is None:
+            self.used = options["feature_cache"]
+        if model.solves_head:
+            reason = reason or self._not_convex(model, data)
+            if reason is not None:
+                raise UsageError(
+                    "--model.head_solver lbfgs: needs a linear head on cached features of unaugmented images: "
+                    f"{reason}; or give sgd"
+                )
+
+    def _not_convex(self, model: Any, data: ImageDataModule) -> str | None:
+        """Returns why the loss is no convex function of the head alone, the same in every epoch; None if it is."""
+        if model.hparams["transfer"] != "head_only":
+            return f"--model.transfer is {model.hparams['transfer']}"
+        if not isinstance(model.net.get_classifier(), torch.nn.Linear):
+            return f"the head of {model.hparams['arch']} is not one fully connected layer"
+        if data.train_transform.steps:
+            return "--data.augment and --data.train_crop change the images"
+        if data.sampler != "shuffled":
+            return f"--data.sampler {data.sampler} changes the images from epoch to epoch"
+        assert self._split is not None
+        features = torch.ones(1, *self._shape, device=model.device)
+        with torch.no_grad():
+            if not torch.equal(self._split.late[True](features), self._split.late[False](features)):
+                return "there is a dropout before the head"
+        return None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Reads or computes the features, and hands them to data module and model."""
+        model: Any = pl_module
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
+        if not self._is_planned:
+            self.plan(trainer, model, data)
+        if self.used == "off":
+            return
+        if model.device.type != "cpu":
+            self._try_split(model)  # the parts have to hold what was moved to the device
+        try:
+            self._serve(trainer, model, data)
+        except NoRoomError as error:
+            self.teardown(trainer, model, "fit")
+            if model.solves_head:
+                raise UsageError(f"--model.head_solver lbfgs: needs the feature cache: {error}") from error
+            print(f"feature cache off: {error}", file=sys.stderr)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Puts images back in their place."""
+        model: Any = pl_module
+        model.split = None
+        if stage == "fit" and (data := getattr(trainer, "datamodule", None)) is not None:
+            data.serve_cached(None)
+        for features in self._features:
+            features.close()
+        self._features.clear()
+
+    def _try_split(self, model: Any) -> str | None:
+        """Splits the network; returns why it cannot be, or None."""
+        hparams = model.hparams
+        shape = (2, hparams["in_channels"], hparams["image_size"], hparams["image_size"])
+        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        try:
+            self._split = split_net(model.train().net)
+            model.train()
+            self._shape = check_split(model.net, self._split, model.normalize(pixels.to(model.device)))
+        except ValueError as error:
+            return f"{hparams['arch']} cannot be cut where its frozen part ends: {error}"
+        finally:
+            model.train()
+        return None
+
+    def _serve(self, trainer: pl.Trainer, model: Any, data: ImageDataModule) -> None:
+        assert self._split is not None
+        # A checkpoint may have brought other weights since the plan.
+        self._digest = _digest_of_part(self._split.frozen)
+        train = trainer.precision_plugin.forward_context
+        exact = partial(torch.autocast, model.device.type, enabled=False)
+        views = []
+        for view in range(data.views or 1):
+            of = f"training images, view {view + 1} of {data.views}" if data.views else "training images"
+            wanted = self._wanted(model, data, "train", str(trainer.precision), _view_key(data, view))
+            views.append(self._obtain(trainer, model, wanted, partial(data.view_loader, view), train, of))
+        wanted = self._wanted(model, data, "val", "32-true", [])
+        val = self._obtain(trainer, model, wanted, data.val_dataloader, exact, "val images")
+        train_labels, val_labels = (data.image_set.labels[part] for part in (data.splits.train, data.splits.val))
+        data.serve_cached((TrainFeatures(views, train_labels), EvalFeatures(val, val_labels)))
+        model.split = self._split
+
+    def _obtain(
+        self,
+        trainer: pl.Trainer,
+        model: Any,
+        wanted: Wanted,
+        loader: Callable[[], DataLoader[Batch]],
+        context: Callable[[], Any],
+        of: str,
+    ) -> tuple[torch.Tensor, torch.dtype]:
+        """Returns an entry and the type that its features are computed in."""
+
+        def compute() -> Iterator[torch.Tensor]:
+            """Yields the features of each batch, on the CPU."""
+            bar = tqdm(total=wanted.shape[0], desc=f"features of {of}", unit="img", file=sys.stderr, delay=1)
+            with bar, torch.inference_mode():
+                for images, _ in loader():
+                    yield self._frozen(model, images, context).cpu()
+                    bar.update(len(images))
+
+        def check_stop() -> None:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
+                if hasattr(callback, "stop_if_signalled"):
+                    callback.stop_if_signalled()
+
+        max_bytes = int(model.hparams["feature_cache_gb"] * 1e9)
+        features, found = obtain(wanted, compute, max_bytes, check_stop)
+        self._features.append(features)
+        how = "found" if found else "computed"
+        size = f"{wanted.num_bytes / 1e6:,.1f} MB as {wanted.stored_as}"
+        print(f"features of {wanted.shape[0]:,} {of} {how}: {size} in {store_folder()}", file=sys.stderr)
+        with torch.inference_mode():
+            size_of_image = (1, *(model.hparams[name] for name in ("in_channels", "image_size", "image_size")))
+            dtype = self._frozen(model, torch.zeros(size_of_image, dtype=torch.uint8), context).dtype
+        return features.values, dtype
+
+    def _frozen(self, model: Any, images: torch.Tensor, context: Callable[[], Any]) -> torch.Tensor:
+        assert self._split is not None
+        with context():
+            return self._split.frozen(model.normalize(images.to(model.device)))
+
+    def _wanted(self, model: Any, data: ImageDataModule, part: Split, precision: str, view: list[Any]) -> Wanted:
+        indices = data.splits[part]
+        image_hashes = hashlib.sha256("\n".join(data.image_set.hashes[index] for index in indices).encode())
+        key = {
+            "schema": _SCHEMA,
+            "frozen": self._digest,
+            "images": image_hashes.hexdigest(),
+            "in_channels": data.in_channels,
+            "image_size": data.image_size,
+            "interpolation": data.interpolation,
+            "mean": model.mean.flatten().tolist(),
+            "std": model.std.flatten().tolist(),
+            "view": view,
+            "precision": precision,
+            "device": model.device.type,
+            "versions": {name: _version(name) for name in _PACKAGES},
+        }
+        return Wanted(key, (len(indices), *self._shape), model.hparams["feature_cache"])
+
+
+class EvalFeatures(Dataset[Batch]):
+    """Features in place of images, by position.
+
+    Args:
+        features: `(N, …)` and the type that they are computed in, which a batch has.
+        labels: `(N,)` int64.
+    """
+
+    def __init__(self, features: tuple[torch.Tensor, torch.dtype], labels: np.ndarray) -> None:
+        self.values, self.dtype = features
+        self.labels = torch.from_numpy(labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, positions: Sequence[int] | np.ndarray) -> Batch:
+        """Returns features `(N, …)` and labels `(N,)` int64."""
+        places = torch.as_tensor(positions)
+        return self.values[places].to(self.dtype), self.labels[places]
+
+
+class TrainFeatures(Dataset[Batch]):
+    """Features of training images in each of their views, by (epoch, position).
+
+    Args:
+        views: Of each view `(N, …)`, and the type that they are computed in.
+        labels: `(N,)` int64.
+    """
+
+    def __init__(self, views: Sequence[tuple[torch.Tensor, torch.dtype]], labels: np.ndarray) -> None:
+        self.views = [EvalFeatures(view, labels) for view in views]
+
+    def __len__(self) -> int:
+        return len(self.views[0])
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """Returns features `(N, …)` and labels `(N,)` int64; all keys are of one epoch."""
+        epoch = keys[0][0]
+        # An image that comes again in a balanced epoch has the position + N.
+        return self.views[epoch % len(self.views)].__getitems__(np.array([place for _, place in keys]) % len(self))
+
+
+def why_off(trainer: pl.Trainer, options: Any, data: ImageDataModule) -> str | None:
+    """Returns why a run that freezes something cannot use cached features; None if it can.
+
+    Args:
+        trainer: Of the run.
+        options: The model's hyperparameters.
+        data: The images.
+    """
+    if options["transfer"] == "gradual":
+        return "what is frozen changes from epoch to epoch in gradual"
+    if options["mixup"] or options["cutmix"]:
+        return "--model.mixup and --model.cutmix change the pixels of each batch"
+    if data.views is None and data.train_transform.steps:
+        return (
+            "each epoch augments anew; give --config configs/augment/none.yaml, or --data.views K for K fixed views of "
+            "each image"
+        )
+    if trainer.world_size > 1:
+        return "it serves one device"
+    if str(trainer.precision) not in _PRECISIONS:
+        return f"--trainer.precision {trainer.precision} is not one of {', '.join(_PRECISIONS)}"
+    return None
+
+
+def _view_key(data: ImageDataModule, view: int) -> list[Any]:
+    """Returns all that decides which pixels a fixed view has, besides the images."""
+    transform = data.train_transform
+    decoded = ["reduced"] if data.reduced_decode else []
+    if not transform.steps:
+        return decoded
+    return [
+        *decoded,
+        transform.crop,
+        transform.augment,
+        [_digest_of_source(step) for step in transform.all_steps if not _is_albumentations(step)],
+        [SCHEME_VERSION, data.seed, view],
+        # The draws go by an image's place in the set.
+        hashlib.sha256(data.splits.train.tobytes()).hexdigest(),
+    ]
+
+
+def _is_albumentations(step: Any) -> bool:
+    return type(step).__module__.startswith("albumentations.")
+
+
+def _digest_of_source(step: Any) -> str:
+    """Returns the SHA-256 of the file that a transform's class is in: of what is not albumentations', no version is."""
+    file = getattr(sys.modules[type(step).__module__], "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes() if file else b"").hexdigest()
+
+
+def _digest_of_part(part: torch.fx.GraphModule) -> str:
+    """Returns the SHA-256 of what a part computes: its layers with their settings, their order, weights and buffers."""
+    tensors = {**dict(part.named_parameters()), **dict(part.named_buffers())}
+    return hashlib.sha256(f"{part}\n{digest_of_weights(tensors)}".encode()).hexdigest()
+
+
+@cache
+def _version(package: str) -> str | None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None

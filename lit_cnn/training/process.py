@@ -1,0 +1,163 @@
+"""The process around a run: which of several it is, what it does at a signal, which advice and failures it tells of."""
+
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.files import CANNOT_WRITE, size_in_words
+from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.training.callbacks import RunCheckpoints, RunInterrupted
+from lit_cnn.training.checkpoints import size_of
+from lit_cnn.training.classifier import LitClassifier
+
+
+def is_first_process() -> bool:
+    """Tells whether this is the process of a distributed run that writes; true where there is only one."""
+    return getattr(rank_zero_only, "rank", 0) in (0, None)
+
+
+def hush_lightning() -> None:
+    """Keeps Lightning's banner and advertisements away; its warnings stay."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keeps away advice that does not apply: loaders without workers and frozen layers are chosen, not forgotten."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+        warnings.filterwarnings("ignore", message=".*dataloader is not resumable.*")
+        warnings.filterwarnings("ignore", message=".*worker processes in total.*")
+        warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist=True.*")
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+        # The tuner of --find_batch_size restores what was before there was an average.
+        warnings.filterwarnings("ignore", message=".*was not created with WeightAveraging.*")
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+        yield
+
+
+class RunFailedError(Exception):
+    """A run ended early for a reason outside of it; the message is one line, the exit code 1."""
+
+
+@contextmanager
+def failures_in_words(batch_size: int) -> Iterator[None]:
+    """Turns a full disk and a full memory into one line that says what is safe and what to do.
+
+    Args:
+        batch_size: `--data.batch_size`.
+
+    Raises:
+        RunFailedError: In place of the system's own errors.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        reason = f"{error.strerror or os.strerror(error.errno)}{notes_of(error)}"
+        raise RunFailedError(
+            f"{error.filename or 'writing'}: {reason}; what was saved before is whole: make room (lit-cnn gc), then "
+            "the same command with --resume auto goes on"
+        ) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunFailedError(
+            f"--data.batch_size {batch_size}: a batch does not fit into memory; give a smaller one, with "
+            "--trainer.accumulate_grad_batches 2 for the same steps, or ask for the largest: --find_batch_size true"
+        ) from error
+
+
+def notes_of(error: BaseException) -> str:
+    """Returns what was noted on the way about what is not stored: `; …` for each note."""
+    return "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU's or this machine's memory was too small for what was asked of it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def require_room(folder: Path, model: LitClassifier, averages: bool, snapshots: int) -> None:
+    """Refuses to begin where the run's checkpoints will not fit: two last ones for a moment, the best, the snapshots.
+
+    Args:
+        folder: Where they go; need not be there yet.
+        model: The network; what it trains has two more numbers for each weight, as AdamW's.
+        averages: Whether the last ones hold an average of the weights besides.
+        snapshots: How many are still to come.
+
+    Raises:
+        UsageError: With the room there is and the room it takes.
+    """
+    weights = size_of(model.state_dict())
+    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    needed = 2 * (weights * (1 + averages) + 2 * trained) + weights * (1 + max(0, snapshots))
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UsageError(
+            f"--tracking_uri: {place} has room for {size_in_words(free)}, and this run's checkpoints take "
+            f"{size_in_words(needed)}; make room (lit-cnn gc), or give another place"
+        )
+
+
+def find_batch_size(trainer: Trainer, model: LitClassifier, datamodule: ImageDataModule) -> None:
+    """Prints the largest power of two, times `--data.batch_size`, that trains without running out of memory.
+
+    It is Lightning's tuner that tries; nothing is tracked, and nothing is trained that stays.
+    """
+    with quiet_lightning(), tempfile.TemporaryDirectory() as folder:
+        # Where the tuner keeps the weights meanwhile.
+        trainer._default_root_dir = folder  # type: ignore[attr-defined]
+        trainer._loggers = []
+        size = Tuner(trainer).scale_batch_size(model, datamodule=datamodule, mode="power", steps_per_trial=3)
+    most = len(datamodule.splits.train)
+    whole = "; the training set has no more images" if size is not None and size >= most else ""
+    print(f"--data.batch_size {size}{whole}")
+
+
+@contextmanager
+def signals_stop(trainer: Trainer, checkpoints: RunCheckpoints) -> Iterator[None]:
+    """Turns INT, TERM, HUP and USR1 into a stop between two steps; a second one stops at once.
+
+    USR1 is how SLURM announces (`--signal=USR1@60`) that TERM will follow: that TERM changes nothing.
+    """
+    # Lightning's own handler of TERM ends the run by SystemExit, with exit code 0, where its loops notice it before we
+    # do; with several processes it talks to the others in the midst of whatever they are exchanging.
+    trainer._signal_connector.register_signal_handlers = _register_nothing  # type: ignore[method-assign]
+    received: list[int] = []  # by this process; what another one of the run received is no second signal
+
+    def stop(signal_number: int, frame: Any) -> None:
+        if received and (received[-1], signal_number) != (signal.SIGUSR1, signal.SIGTERM):
+            raise RunInterrupted(signal_number, at_once=True)
+        received.append(signal_number)
+        checkpoints.signal_number = signal_number
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _register_nothing() -> None:
+    """Takes the place of Lightning's own; a function with a name, as `ddp_spawn` pickles the trainer."""

@@ -1,0 +1,199 @@
+"""What a run says of itself: its tags and inputs in MLflow, and its record in every checkpoint."""
+
+import hashlib
+import importlib.metadata
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lit_cnn import __version__
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.files import write_text_atomically
+from lit_cnn.core.randomness import SCHEME_VERSION
+from lit_cnn.data.audit import Report
+from lit_cnn.data.contact_sheet import contact_sheet
+from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.preview import preview_grid, write_png
+from lit_cnn.models import resolve_arch
+from lit_cnn.tracking.logger import JournalLogger
+from lit_cnn.training.classifier import LitClassifier
+
+_LONGEST_CLASS_NAMES = 4000  # characters; MLflow takes 8,000 bytes
+
+
+def run_name(model: LitClassifier, datamodule: ImageDataModule, recipe: str | None) -> str:
+    """Returns `{arch}_{transfer}_{dataset}[_{recipe}]`."""
+    arch = resolve_arch(model.hparams["arch"]).split("/", 1)[1]
+    parts = [arch, transfer_of(model), datamodule.image_set.name, *([recipe] if recipe else [])]
+    return "_".join(parts)
+
+
+def transfer_of(model: LitClassifier) -> str:
+    """Returns the transfer regime."""
+    return model.hparams["transfer"]
+
+
+def run_tags(model: LitClassifier, datamodule: ImageDataModule, digest: str) -> dict[str, str]:
+    """Returns a training run's tags.
+
+    Args:
+        model: What is trained.
+        datamodule: On what.
+        digest: Digest of the configuration.
+    """
+    digests = datamodule.digests
+    commit, dirty = git_state()
+    return {
+        "kind": "fit",
+        "arch": model.hparams["arch"],
+        "transfer": transfer_of(model),
+        "data": datamodule.image_set.name,
+        "seed": str(model.hparams["seed"]),
+        "config_digest": digest,
+        "data_digest": digests["data"],
+        "split_digest": digests["split"],
+        "val_split_digest": digests["val"],
+        "test_split_digest": digests["test"],
+        "class_names": class_names_tag(datamodule.class_names),
+        "parameters": str(num_parameters(model)),
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "lit_cnn_version": __version__,
+    }
+
+
+def class_names_tag(class_names: Sequence[str]) -> str:
+    """Returns the names in label order as JSON; cut, with the whole's SHA-256, where MLflow would take no more.
+
+    Members of an ensemble are compared by it, so it has to differ where the names or their order do.
+    """
+    text = json.dumps(list(class_names), ensure_ascii=False)
+    if len(text) <= _LONGEST_CLASS_NAMES:
+        return text
+    return f"{text[:_LONGEST_CLASS_NAMES]}… sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def log_inputs(
+    logger: JournalLogger, model: LitClassifier, datamodule: ImageDataModule, config_text: str, splits_folder: Path
+) -> None:
+    """Logs what a run starts from: configuration, split, data set, number of parameters.
+
+    Args:
+        logger: The run's, begun.
+        model: What is trained.
+        datamodule: On what.
+        config_text: The resolved configuration as YAML.
+        splits_folder: Where split manifests are kept, one file per split, shared by all runs.
+    """
+    logger.log_text(config_text, "config.yaml")
+    split_file = splits_folder / f"{datamodule.digests['split'][:16]}.csv"
+    if not split_file.exists():
+        write_text_atomically(split_file, datamodule.manifest)
+    logger.log_artifact(split_file, "data")
+    images, splits = datamodule.image_set, datamodule.splits
+    logger.log_dataset(
+        name=images.name,
+        digest=datamodule.digests["data"],
+        context="training",
+        source=images.source,
+        profile=json.dumps({"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)}),
+    )
+    logger.log_metrics({"model/parameters": num_parameters(model)}, step=0)
+    if datamodule.has_measured_pixels:
+        logger.log_text(json.dumps(asdict(datamodule.pixel_statistics), indent=2), "data/pixel_statistics.json")
+
+
+def log_check(logger: JournalLogger, datamodule: ImageDataModule, report: Report | None) -> None:
+    """Logs what was found in the images, as text and as a picture; which are left out, and why.
+
+    Args:
+        logger: The run's, begun.
+        datamodule: On what.
+        report: What was found; None if nobody looked.
+    """
+    if datamodule.on_bad_image == "skip":
+        logger.log_metrics({"data/skipped": len(datamodule.skipped)}, step=0)
+        logger.log_text(json.dumps(datamodule.skipped, indent=2, ensure_ascii=False), "data/skipped.json")
+    if report is None:
+        return
+    logger.log_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False), "data/check.json")
+    if (picture := contact_sheet(datamodule.image_set, report)) is not None:
+        file = logger.run_folder / "check.png"
+        write_png(file, picture)
+        logger.log_artifact(file, "data")
+
+
+def log_preview(logger: JournalLogger, datamodule: ImageDataModule) -> None:
+    """Logs the picture of what augmentation does, as `preview.png`."""
+    file = logger.run_folder / "preview.png"
+    write_png(file, preview_grid(datamodule))
+    logger.log_artifact(file)
+
+
+def run_record(datamodule: ImageDataModule, config_text: str, digest: str, key: str) -> dict[str, Any]:
+    """Returns what a checkpoint says about its run, in plain values."""
+    return {
+        "key": key,
+        "config": config_text,
+        "config_digest": digest,
+        "class_names": datamodule.class_names,
+        "digests": datamodule.digests,
+        "randomness_scheme": SCHEME_VERSION,
+        "albumentations": importlib.metadata.version("albumentations"),
+        "lit_cnn": __version__,
+    }
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens nested sections to `section.option`; what is None is left out."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            flat.update(flatten(value, f"{prefix}{name}."))
+        elif value is not None:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def git_state() -> tuple[str, str]:
+    """Returns the commit of the working directory's repository and whether it has changes; `none` outside of one."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "none", "none"
+    return commit, str(bool(changes.strip())).lower()
+
+
+def check_classes(checkpoint: dict[str, Any], datamodule: ImageDataModule, path: Any) -> None:
+    """Refuses a checkpoint of other classes than the data's.
+
+    Raises:
+        UsageError: If the number, the names or the order of the classes differ.
+    """
+    saved = checkpoint.get("lit_cnn", {}).get("class_names") or checkpoint["hyper_parameters"]["class_names"]
+    if saved != datamodule.class_names:
+        raise UsageError(
+            f"--ckpt_path {path}: was trained on {len(saved)} classes ({', '.join(saved[:5])}, …), the data has "
+            f"{datamodule.num_classes} ({', '.join(datamodule.class_names[:5])}, …); give a checkpoint of these classes"
+        )
+
+
+def check_randomness(checkpoint: dict[str, Any]) -> None:
+    """Says so, if a checkpoint's run drew by another scheme: what follows is not what that run would have become."""
+    saved = checkpoint.get("lit_cnn", {}).get("randomness_scheme", SCHEME_VERSION)
+    if saved != SCHEME_VERSION:
+        print(
+            f"lit-cnn: warning: the checkpoint's run drew by scheme {saved} of the randomness, this release by "
+            f"{SCHEME_VERSION}: it goes on with other augmentations than that release would have drawn",
+            file=sys.stderr,
+        )
+
+
+def num_parameters(model: LitClassifier) -> int:
+    """Returns the number of trained and frozen parameters, buffers left out."""
+    return sum(parameter.numel() for parameter in model.parameters())

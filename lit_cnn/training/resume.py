@@ -1,0 +1,137 @@
+"""Which checkpoint a command means: a file, `runs:/ID`, or the last one of the unfinished run like it."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.files import write_text_atomically
+from lit_cnn.tracking.journal import read_owner
+from lit_cnn.tracking.store import Store
+
+_MARKER = "unfinished.json"
+
+# What may differ between a run and the one that goes on with it: how long, with how many processes, where, its looks.
+_LEFT_OUT: dict[str, frozenset[str]] = {
+    "data": frozenset({"num_workers", "root"}),
+    "model": frozenset({"feature_cache_gb"}),
+    "trainer": frozenset(
+        {
+            "max_epochs",
+            "max_time",
+            "default_root_dir",
+            "logger",
+            "callbacks",
+            "enable_progress_bar",
+            "enable_model_summary",
+            "log_every_n_steps",
+            "profiler",
+        }
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run that has not come to its end.
+
+    Attributes:
+        folder: Its journal's folder, with `last.ckpt`.
+        run_name: What it is called.
+        modified: When it last wrote a checkpoint, seconds since 1970.
+    """
+
+    folder: Path
+    run_name: str
+    modified: float
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint to go on from."""
+        return self.folder / "last.ckpt"
+
+
+def config_digest(config: Mapping[str, Any], data_digest: str) -> str:
+    """Returns the SHA-256 of what decides a run's weights: seed, model, data and trainer, without `_LEFT_OUT`.
+
+    Args:
+        config: The resolved configuration: sections of plain values.
+        data_digest: Digest of the images, which stands in for their folder.
+    """
+    kept: dict[str, Any] = {"seed_everything": config["seed_everything"], "data_digest": data_digest}
+    for section in ("model", "data", "trainer"):
+        left_out = _LEFT_OUT.get(section, frozenset())
+        kept[section] = {name: value for name, value in config[section].items() if name not in left_out}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def mark_unfinished(folder: Path, digest: str, run_name: str) -> None:
+    """Notes in a run's folder that it can be gone on with, by whoever has the same configuration."""
+    write_text_atomically(folder / _MARKER, json.dumps({"config_digest": digest, "run_name": run_name}))
+
+
+def mark_finished(folder: Path) -> None:
+    """Takes the note of `mark_unfinished` away."""
+    (folder / _MARKER).unlink(missing_ok=True)
+
+
+def unfinished_runs(store: Store, digest: str, needs_checkpoint: bool = True) -> list[Unfinished]:
+    """Returns the runs of this configuration that ended early, the newest first.
+
+    Args:
+        store: Where runs are kept.
+        digest: See `config_digest`.
+        needs_checkpoint: Leave out runs that have no `last.ckpt`.
+    """
+    found = []
+    for marker in store.journal_dir.glob(f"*/{_MARKER}"):
+        try:
+            note = json.loads(marker.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UsageError(f"--resume, --ckpt_path last: {marker} is no JSON ({error}); remove it") from error
+        newest = marker.parent / "last.ckpt" if needs_checkpoint else marker
+        if note["config_digest"] == digest and newest.exists() and read_owner(marker.parent) is None:
+            found.append(Unfinished(marker.parent, note["run_name"], newest.stat().st_mtime))
+    return sorted(found, key=lambda run: -run.modified)
+
+
+def last_checkpoint(store: Store, digest: str, *, required: bool) -> Path | None:
+    """Returns `last.ckpt` of the one unfinished run of this configuration.
+
+    Args:
+        store: Where runs are kept.
+        digest: See `config_digest`.
+        required: Whether none is a mistake (`--ckpt_path last`) or a reason to start anew (`--resume auto`).
+
+    Raises:
+        UsageError: If there are several, with their list, or none and one is required.
+    """
+    runs = unfinished_runs(store, digest)
+    if len(runs) > 1:
+        listed = "; ".join(f"{run.run_name} {run.checkpoint}" for run in runs)
+        raise UsageError(f"{len(runs)} unfinished runs have this configuration; give --ckpt_path one of: {listed}")
+    if not runs and required:
+        raise UsageError(
+            f"--ckpt_path last: no unfinished run of this configuration in {store.journal_dir}; leave it out to start "
+            "anew, or give --ckpt_path FILE"
+        )
+    return runs[0].checkpoint if runs else None
+
+
+def checkpoint_file(text: str, store: Store) -> Path:
+    """Returns the file of a checkpoint given as a path or as `runs:/ID`; see `checkpoint_of_run`.
+
+    Raises:
+        UsageError: If there is no such file or run.
+    """
+    if text.startswith("runs:/"):
+        from lit_cnn.training.weights import checkpoint_of_run
+
+        return checkpoint_of_run(store, text.removeprefix("runs:/"))
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise UsageError(f"--ckpt_path {text}: no such file; give a checkpoint's file, runs:/RUN_ID, or last")
+    return path
