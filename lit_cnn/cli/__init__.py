@@ -8,6 +8,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from lit_cnn import __version__
 from lit_cnn.core.errors import UsageError
@@ -125,7 +126,7 @@ def _command(name: str) -> Callable[[list[str]], int]:
     return getattr(module, name.replace("-", "_"))
 
 
-def _train_or_evaluate(name: str, arguments: list[str]) -> int:
+def _train_or_evaluate(name: Any, arguments: list[str]) -> int:
     from lit_cnn.cli.precheck import precheck, take_seeds
 
     seeds, arguments = take_seeds(arguments) if name == "fit" else (None, arguments)

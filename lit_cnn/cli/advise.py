@@ -4,17 +4,24 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lit_cnn.cli.verbs import CommandParser
 from lit_cnn.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from lit_cnn.cli.lit_cli import DataCLI
     from lit_cnn.data.datamodule import ImageDataModule
     from lit_cnn.evaluation.advice import Trial
+    from lit_cnn.training.parents import ParentRun
+    from lit_cnn.training.run import Setup
     from lit_cnn.training.transfer import Regime
+
+Planned = tuple[str, "Regime", int]
+"""A trial: architecture, regime, number of training images."""
 
 _REGIMES = ("head_only", "last_stages", "full", "scratch")
 
@@ -50,7 +57,8 @@ def advise(arguments: list[str]) -> int:
 
 def _advise(options: argparse.Namespace, of_fit: list[str]) -> None:
     from lit_cnn.cli.lit_cli import DataCLI
-    from lit_cnn.evaluation.advice import default_sizes, plot_trials, recommend, rows_of
+    from lit_cnn.evaluation.advice import default_sizes, recommend, rows_of
+    from lit_cnn.training.run import train_children
     from lit_cnn.training.transfer import starting_guess
 
     parsed = DataCLI(of_fit)
@@ -58,37 +66,40 @@ def _advise(options: argparse.Namespace, of_fit: list[str]) -> None:
     num_images = len(data.splits.train)
     sizes = sorted(set(options.sizes or default_sizes(num_images, data.num_classes)))
     if sizes[-1] > num_images:
-        raise UsageError(f"--sizes {sizes[-1]}: there are {num_images} training images; give at most that many")
+        raise UsageError("sizes", sizes[-1], f"there are {num_images} training images", "give at most that many")
     if model["weights"] is None and set(options.regimes) != {"scratch"}:
-        raise UsageError("--model.weights: the regimes but scratch need weights; give pretrained, offline or a file")
+        raise UsageError("weights", None, "the regimes but scratch need weights", "give pretrained, offline or a file")
     guess = starting_guess(num_images, data.num_classes)
     regimes = sorted(options.regimes, key=lambda regime: regime != guess)
     print(f"starting guess for {num_images:,} images of {data.num_classes} classes: {guess}", file=sys.stderr)
     archs = options.archs or [model["arch"]]
     planned = [(arch, regime, size) for size in sizes for arch in archs for regime in regimes]
-    trials = list(_trials(planned, options.budget, of_fit, data, parsed.plain_config))
-    if not trials:
-        raise UsageError(f"--budget {options.budget}: ended before the first trial did; give more minutes")
+    trials: list[Trial] = []
+    parent = _parent_of(planned, parsed, trials, options.output, resume=parsed.options.resume is not None)
+    setups = _setups(planned, options.budget, trials, parent, data, of_fit, model["weights"])
+    run = train_children(parent, setups)
     advice = recommend(trials, num_images)
-    plot_trials(trials, options.output)
-    run = _log(parsed, trials, advice, options.output)
     if options.format == "json":
-        print(json.dumps({"trials": rows_of(trials), "advice": advice, "run": run}, indent=2))
+        print(json.dumps({"trials": rows_of(trials), "advice": advice, "run": run.id}, indent=2))
     else:
         _print_table(trials)
-        print(f"{advice}\n{options.output}; run {run}")
+        print(f"{advice}\n{options.output}; run {run.id}")
 
 
-def _trials(
-    planned: Sequence[tuple[str, "Regime", int]],
+def _setups(
+    planned: Sequence[Planned],
     budget: float | None,
-    of_fit: list[str],
+    trials: list["Trial"],
+    parent: "ParentRun",
     data: "ImageDataModule",
-    config: dict[str, Any],
-) -> Iterator["Trial"]:
+    of_fit: list[str],
+    weights: str | None,
+) -> Iterator[tuple[str, Callable[[], "Setup"]]]:
+    """Yields the setups of the trials that the budget has time for, and adds each to `trials` when it has ended."""
     from lit_cnn.evaluation.advice import Trial
 
     started, taken = time.monotonic(), dict[tuple[str, str], float]()
+    num_val = len(data.splits.val)
     for number, (arch, regime, size) in enumerate(planned, start=1):
         left = None if budget is None else 60 * budget - (time.monotonic() - started)
         # At least as long as the last, smaller one of its kind.
@@ -96,15 +107,21 @@ def _trials(
             print(f"{arch}, {regime}, {size:,} images: left out, --budget {budget:g} is spent", file=sys.stderr)
             continue
         print(f"trial {number} of {len(planned)}: {arch}, {regime}, {size:,} images", file=sys.stderr)
-        begun = time.monotonic()
-        cli = _fit(arch, regime, size, of_fit, config)
-        taken[arch, regime] = time.monotonic() - begun
-        num_val = len(data.splits.val)
-        correct = round(cli.result["best/val/acc"] * num_val)
-        yield Trial(arch, regime, size, correct, num_val, taken[arch, regime], cli.trainer.logger.key)
+        begun, label = time.monotonic(), _label(arch, regime, size)
+        yield label, partial(_setup, arch, regime, size, of_fit, weights)
+        seconds = taken[arch, regime] = time.monotonic() - begun
+        run = parent.children[label]
+        correct = round(run.metrics["best/val/acc"] * num_val)
+        trials.append(Trial(arch, regime, size, correct, num_val, seconds, run.id))
+    if not trials:
+        raise UsageError("budget", budget, "ended before the first trial did", "give more minutes")
 
 
-def _fit(arch: str, regime: "Regime", size: int, of_fit: list[str], config: dict[str, Any]) -> Any:
+def _label(arch: str, regime: str, size: int) -> str:
+    return f"{arch} {regime} {size}"
+
+
+def _setup(arch: str, regime: "Regime", size: int, of_fit: list[str], weights: str | None) -> "Setup":
     from lit_cnn.cli.lit_cli import LitCLI
     from lit_cnn.cli.parser import default_config
 
@@ -112,11 +129,39 @@ def _fit(arch: str, regime: "Regime", size: int, of_fit: list[str], config: dict
     files, words = _split_configs(of_fit)
     recipe = default_config().parent / "transfer" / f"{regime}.yaml"
     own = [f"--model.arch={arch}", f"--data.limit_train={size}", "--test_after_fit=false"]
-    if regime == "scratch":
-        own.append("--model.weights=null")
-    else:
-        own.append(f"--model.weights={config['model']['weights']}")
-    return LitCLI("fit", [*files, f"--config={recipe}", *words, *own])
+    own.append(f"--model.weights={'null' if regime == 'scratch' else weights}")
+    return LitCLI("fit", [*files, f"--config={recipe}", *words, *own]).setup
+
+
+def _parent_of(
+    planned: Sequence[Planned], parsed: "DataCLI", trials: list["Trial"], picture: Path, resume: bool
+) -> "ParentRun":
+    """Returns the run that the trials are shown under; it keeps table, picture and words."""
+    from lit_cnn.evaluation.advice import plot_trials, recommend, rows_of
+    from lit_cnn.training.parents import ParentRun
+
+    archs = sorted({arch for arch, _, _ in planned})
+    data = parsed.datamodule
+
+    def conclude(parent: "ParentRun") -> None:
+        plot_trials(trials, picture)
+        assert parent.logger is not None
+        parent.logger.log_text(json.dumps(rows_of(trials), indent=2), "advice/trials.json")
+        parent.logger.log_artifact(picture, "advice")
+        members = " ".join(trial.run for trial in trials)
+        parent.logger.set_tags({"members": members, "mlflow.note.content": recommend(trials, len(data.splits.train))})
+
+    return ParentRun(
+        "advice",
+        resume,
+        differs={
+            "children": [_label(*trial) for trial in planned],
+            **{section: parsed.plain_config[section] for section in ("model", "data", "trainer")},
+        },
+        tags={"arch": " + ".join(archs), "transfer": " + ".join(sorted({regime for _, regime, _ in planned}))},
+        name_of=lambda name: f"advice_{data.image_set.name}",
+        conclude=conclude,
+    )
 
 
 def _split_configs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -130,32 +175,6 @@ def _split_configs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             others.append(text)
     return files, others
-
-
-def _log(cli: Any, trials: Sequence["Trial"], advice: str, picture: Path) -> str:
-    """Keeps table, picture and words as a run that names the trials; returns its id."""
-    from lit_cnn.evaluation.advice import rows_of
-    from lit_cnn.tracking.recorder import Recorder
-
-    options = cli._options
-    recorder = Recorder(options.experiment or cli.datamodule.image_set.name, options.tracking_uri)
-    archs = sorted({trial.arch for trial in trials})
-    recorder.begin(
-        run_name=f"advice_{cli.datamodule.image_set.name}",
-        params={"archs": " ".join(archs), "sizes": " ".join(str(s) for s in sorted({trial.size for trial in trials}))},
-        tags={
-            "kind": "advice",
-            "arch": " + ".join(archs),
-            "data": cli.datamodule.image_set.name,
-            "members": " ".join(trial.run for trial in trials),
-            "mlflow.note.content": advice,
-        },
-    )
-    recorder.log_text(json.dumps(rows_of(trials), indent=2), "advice/trials.json")
-    recorder.log_artifact(picture, "advice")
-    recorder.end("FINISHED")
-    recorder.wait_until_sent(timeout=60)
-    return recorder.run_id or recorder.key
 
 
 def _print_table(trials: Sequence["Trial"]) -> None:

@@ -86,7 +86,8 @@ def known_options() -> frozenset[str]:
         ("data", _PACKAGE / "data" / "datamodule.py", "ImageDataModule"),
     ):
         names |= {f"{section}.{name}" for name in _init_arguments(file, class_name)}
-    names |= set(_added_options(Path(__file__).parent / "options.py"))
+    names |= set(_added_options(Path(__file__).parent / "lit_cli.py"))
+    names |= set(_fields(_PACKAGE / "training" / "run_options.py", "RunOptions"))
     return frozenset(names)
 
 
@@ -141,6 +142,14 @@ def _init_arguments(file: Path, class_name: str) -> list[str]:
     (wanted,) = [node for node in classes if node.name == class_name]
     (init,) = [node for node in wanted.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
     return [argument.arg for argument in (*init.args.args, *init.args.kwonlyargs)][1:]
+
+
+def _fields(file: Path, class_name: str) -> list[str]:
+    classes = [node for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    (wanted,) = [node for node in classes if node.name == class_name]
+    return [
+        node.target.id for node in wanted.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    ]
 
 
 def _added_options(file: Path) -> Iterator[str]:

@@ -6,25 +6,31 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
 from lit_cnn.cli.lit_cli import LitCLI
 from lit_cnn.core.errors import UsageError
+from lit_cnn.core.words import counted
 from lit_cnn.tracking import resolve_store
-from lit_cnn.tracking.logger import JournalLogger
+from lit_cnn.tracking.run import Run
 from lit_cnn.training.callbacks import RunInterrupted
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.classifier import LitClassifier, NonFiniteLossError
 from lit_cnn.training.distillation import OPTIONS as DISTILLATION_OPTIONS
+from lit_cnn.training.parents import of_seeds
 from lit_cnn.training.process import RunFailedError, hush_lightning, is_first_process, notes_of
 from lit_cnn.training.resume import checkpoint_file
-from lit_cnn.training.seeds import SeedsRun, format_summary
+from lit_cnn.training.run import Setup, evaluate, largest_batch_size, train, train_children
+
+Command = Literal["fit", "validate", "test"]
 
 
 def run_trainer_command(
-    subcommand: str,
+    command: Command,
     arguments: list[str],
     seeds: list[int] | None = None,
     model_class: type[LitClassifier] = LitClassifier,
@@ -32,7 +38,7 @@ def run_trainer_command(
     """Runs `fit`, `validate` or `test`.
 
     Args:
-        subcommand: Which.
+        command: Which.
         arguments: What follows it on the command line, without `--seeds`.
         seeds: Train once with each of these.
         model_class: What is trained.
@@ -43,50 +49,51 @@ def run_trainer_command(
     hush_lightning()
     if seeds is not None:
         return exit_code(lambda: _run_seeds(seeds, arguments, model_class))
-    if subcommand != "fit":
+    if command != "fit":
         arguments = _with_config_of_checkpoint(arguments)
-    return exit_code(lambda: _run_one(subcommand, arguments, model_class))
+    return exit_code(lambda: _run_one(command, arguments, model_class))
 
 
-def _run_one(subcommand: str, arguments: list[str], model_class: type[LitClassifier]) -> None:
-    cli = LitCLI(subcommand, arguments, model_class=model_class)
-    if subcommand == "fit":
-        report_run(cli)
+def _run_one(command: Command, arguments: list[str], model_class: type[LitClassifier]) -> None:
+    cli = LitCLI(command, arguments, model_class)
+    if command != "fit":
+        for name, value in evaluate(cli.setup, command).items():
+            print(f"{name}  {value:.4f}")
+    elif cli.finds_batch_size:
+        size, is_whole = largest_batch_size(cli.setup)
+        print(f"--data.batch_size {size}{'; the training set has no more images' if is_whole else ''}")
+    else:
+        print_run(train(cli.setup))
 
 
 def _run_seeds(seeds: list[int], arguments: list[str], model_class: type[LitClassifier]) -> None:
     if any(text.startswith(("--seed_everything", "--ckpt_path")) for text in arguments):
-        raise UsageError("--seeds: goes with neither --seed_everything nor --ckpt_path; --resume auto is possible")
-    parent = SeedsRun(seeds, resume="auto" in arguments or "--resume=auto" in arguments)
-    status = "FAILED"
-    try:
-        for seed in seeds:
-            cli = LitCLI("fit", [*arguments, f"--seed_everything={seed}"], parent, model_class)
-            parent.add(seed, cli.result)
-            report_run(cli)
-        status = "FINISHED"
-    except (RunInterrupted, KeyboardInterrupt):
-        status = "KILLED"
-        raise
-    finally:
-        parent.end(status)
-        if parent.logger is not None:
-            parent.logger.wait_until_sent(timeout=60)
-    print(format_summary(parent.results))
+        raise UsageError("seeds", None, "goes with neither `seed` nor `ckpt_path`; `resume=auto` is possible")
+    parent = of_seeds(seeds, resume="auto" in arguments or "--resume=auto" in arguments)
+    setups = ((str(seed), partial(_setup_of, seed, arguments, model_class)) for seed in seeds)
+    run = train_children(parent, setups, after_each=print_run)
+    means = [
+        f"{name} {run.metrics[name]:.4f} +- {run.metrics[f'{name}_std']:.4f}"
+        for name in ("best/val/acc", "test/acc")
+        if f"{name}_std" in run.metrics
+    ]
+    print(f"{counted(len(seeds), 'seed')} (mean +- std): {'  '.join(means)}")
 
 
-def report_run(cli: LitCLI) -> None:
+def _setup_of(seed: int, arguments: list[str], model_class: type[LitClassifier]) -> Setup:
+    return LitCLI("fit", [*arguments, f"--seed_everything={seed}"], model_class).setup
+
+
+def print_run(run: Run) -> None:
     """Prints what a run came to, and where it is, once it is sent (or that it is not)."""
-    if not cli.trainer.is_global_zero:
+    if not is_first_process():
         return
-    figures = "  ".join(f"{name} {value:.4f}" for name, value in cli.result.items() if "acc" in name)
-    logger = cli.trainer.logger
-    if not isinstance(logger, JournalLogger) or logger.version is None:
-        print(figures if cli.result else "done")
+    figures = "  ".join(f"{name} {value:.4f}" for name, value in run.metrics.items() if "acc" in name)
+    if not run.id:
+        print(figures or "done")
         return
-    sent = logger.wait_until_sent(timeout=60)
-    print(f"{figures}  run {logger.run_id or logger.key}")
-    if not sent:
+    print(f"{figures}  run {run.id}")
+    if not run.is_sent:
         print("not all of this run could be sent to MLflow; it is kept, lit-cnn sync sends it", file=sys.stderr)
 
 

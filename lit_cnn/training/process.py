@@ -118,19 +118,20 @@ def require_room(folder: Path, model: LitClassifier, averages: bool, snapshots: 
         )
 
 
-def find_batch_size(trainer: Trainer, model: LitClassifier, datamodule: ImageDataModule) -> None:
-    """Prints the largest power of two, times `--data.batch_size`, that trains without running out of memory.
+def find_batch_size(trainer: Trainer, model: LitClassifier, datamodule: ImageDataModule) -> tuple[int, bool]:
+    """Returns the largest power of two, times the data's batch size, that trains without running out of memory.
 
     It is Lightning's tuner that tries; nothing is tracked, and nothing is trained that stays.
+
+    Returns:
+        The size, and whether the training set has no more images.
     """
     with quiet_lightning(), tempfile.TemporaryDirectory() as folder:
         # Where the tuner keeps the weights meanwhile.
         trainer._default_root_dir = folder  # type: ignore[attr-defined]
-        trainer._loggers = []
         size = Tuner(trainer).scale_batch_size(model, datamodule=datamodule, mode="power", steps_per_trial=3)
-    most = len(datamodule.splits.train)
-    whole = "; the training set has no more images" if size is not None and size >= most else ""
-    print(f"--data.batch_size {size}{whole}")
+    assert size is not None
+    return size, size >= len(datamodule.splits.train)
 
 
 @contextmanager

@@ -57,11 +57,15 @@ class Unfinished:
 def config_digest(config: Mapping[str, Any], data_digest: str) -> str:
     """Returns the SHA-256 of what decides a run's weights: seed, model, data and trainer, without `_LEFT_OUT`.
 
+    Of a run with children, also of what they are.
+
     Args:
         config: The resolved configuration: sections of plain values.
         data_digest: Digest of the images, which stands in for their folder.
     """
     kept: dict[str, Any] = {"seed_everything": config["seed_everything"], "data_digest": data_digest}
+    if "children" in config:
+        kept["children"] = config["children"]
     for section in ("model", "data", "trainer"):
         left_out = _LEFT_OUT.get(section, frozenset())
         kept[section] = {name: value for name, value in config[section].items() if name not in left_out}

@@ -51,7 +51,7 @@ def test_every_trial_is_a_run_and_the_advice_one_that_names_them(
         ("head_only", 60),
         ("scratch", 60),
     ]
-    runs = {run.tags["lit_cnn.key"]: run for run in tracked_runs(tmp_path, "fit")}
+    runs = {run.run_id: run for run in tracked_runs(tmp_path, "fit")}
     for row in found["trials"]:
         run = runs[row["run"]]
         assert run.tags["transfer"] == row["regime"] and run.params["data.limit_train"] == str(row["images"])
@@ -62,6 +62,7 @@ def test_every_trial_is_a_run_and_the_advice_one_that_names_them(
         assert run.params["model.lr"] == ("0.003" if row["regime"] == "head_only" else "0.001")
         assert run.params["trainer.max_epochs"] == "2"
     (advice,) = tracked_runs(tmp_path, "advice")
+    assert {run.tags["mlflow.parentRunId"] for run in runs.values()} == {advice.run_id}
     assert advice.tags["members"].split() == [row["run"] for row in found["trials"]]
     assert advice.tags["mlflow.note.content"] == found["advice"] and found["advice"].startswith("With 60 training")
     assert {file.name for file in (advice.artifacts / "advice").iterdir()} == {"trials.json", "a.png"}

@@ -1,0 +1,160 @@
+"""A run with children: several seeds, the trials of advise; it keeps what its children came to, and can be resumed."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.files import write_text_atomically
+from lit_cnn.tracking.logger import JournalLogger
+from lit_cnn.tracking.run import Run
+from lit_cnn.training.resume import mark_finished, mark_unfinished, unfinished_runs
+
+_RESULTS = "results.json"
+
+
+@dataclass
+class ParentRun:
+    """The run under which others are shown; opened when the first child's configuration has been found good.
+
+    Args:
+        kind: `seeds` or `advice`: the tag by which it is found.
+        resume: Whether to go on with an unfinished parent of the same configuration, if there is one.
+        differs: What the configuration of the parent has in place of a child's own: `seed_everything`, say.
+        tags: What its tags have in place of a child's own.
+        name_of: From a child's name to its own.
+        conclude: Logs what the children come to together, when all are done.
+
+    Attributes:
+        children: Label, such as the seed, -> the child's run, in the order in which they ended.
+        logger: What the run logs with; None before it is opened, and where nothing is tracked.
+    """
+
+    kind: str
+    resume: bool
+    differs: Mapping[str, Any]
+    tags: Mapping[str, str]
+    name_of: Callable[[str], str]
+    conclude: Callable[["ParentRun"], None]
+    children: dict[str, Run] = field(default_factory=dict)
+    logger: JournalLogger | None = None
+
+    def config_of(self, child: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the configuration of the run, from that of a child."""
+        return {**child, **self.differs}
+
+    def open(self, logger: JournalLogger, digest: str, run_name: str, **begin: Any) -> str:
+        """Opens the run once, or goes on with the unfinished one; returns its key.
+
+        Args:
+            logger: What the run logs with, not yet begun; kept at the first call.
+            digest: Digest of the configuration and all children.
+            run_name: The run's name.
+            **begin: More arguments of `JournalLogger.begin`.
+
+        Raises:
+            UsageError: If several unfinished runs could be meant.
+        """
+        if self.logger is not None:
+            return self.logger.key
+        found = unfinished_runs(logger.store, digest, needs_checkpoint=False) if self.resume else []
+        if len(found) > 1:
+            listed = ", ".join(str(run.folder) for run in found)
+            raise UsageError(
+                "resume", "auto", f"{len(found)} unfinished runs over these children: {listed}", "delete all but one"
+            )
+        folder = found[0].folder if found else None
+        if folder is not None:
+            self.children = _read_children(folder / _RESULTS)
+        logger.begin(run_name=run_name, **begin, resume_folder=folder)
+        mark_unfinished(logger.run_folder, digest, run_name)
+        self.logger = logger
+        return logger.key
+
+    def add(self, label: str, child: Run) -> None:
+        """Keeps what a child came to, on disk too."""
+        self.children[label] = child
+        if self.logger is not None:
+            kept = {label: _plain(run) for label, run in self.children.items()}
+            write_text_atomically(self.logger.run_folder / _RESULTS, json.dumps(kept))
+
+    def end(self, status: str) -> Run:
+        """Closes the run and returns it, with the mean of its children's metrics.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+        """
+        children = tuple(self.children.values())
+        metrics = summarize([child.metrics for child in children]) if children else {}
+        if self.logger is None:
+            return Run("", self.kind, metrics, children=children)
+        if status == "FINISHED":
+            self.conclude(self)
+            mark_finished(self.logger.run_folder)
+        self.logger.end(status)
+        is_sent = self.logger.wait_until_sent(timeout=60)
+        name = self.logger.run_name or self.kind
+        return Run(self.logger.run_id or self.logger.key, name, metrics, children=children, is_sent=is_sent)
+
+
+def of_seeds(seeds: Sequence[int], resume: bool) -> ParentRun:
+    """Returns the parent of one run a seed; it logs their mean and standard deviation.
+
+    Args:
+        seeds: The training seeds.
+        resume: See `ParentRun`.
+    """
+    return ParentRun(
+        "seeds",
+        resume,
+        differs={"seed_everything": list(seeds)},
+        tags={"seed": " ".join(map(str, seeds))},
+        name_of=lambda name: f"{name} ({len(seeds)} seeds)",
+        conclude=_log_summary,
+    )
+
+
+def _log_summary(parent: ParentRun) -> None:
+    assert parent.logger is not None
+    results = [child.metrics for child in parent.children.values()]
+    parent.logger.log_metrics({"seeds": len(results), **summarize(results)}, step=0)
+
+
+def summarize(results: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Returns each metric's mean under its own name and, with two or more results, its standard deviation.
+
+    That is `NAME_std`, the standard deviation of a sample (n - 1).
+    """
+    summary: dict[str, float] = {}
+    for name in results[0]:
+        values = np.array([result[name] for result in results if name in result])
+        summary[name] = float(values.mean())
+        if len(values) > 1:
+            summary[f"{name}_std"] = float(values.std(ddof=1))
+    return summary
+
+
+def _plain(run: Run) -> dict[str, Any]:
+    checkpoint = str(run.checkpoint) if run.checkpoint else None
+    return {"id": run.id, "name": run.name, "metrics": dict(run.metrics), "checkpoint": checkpoint}
+
+
+def _read_children(file: Path) -> dict[str, Run]:
+    if not file.exists():
+        return {}
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError("resume", "auto", f"{file} is no JSON ({error})", "remove it") from error
+    # 0.1 kept the metrics alone.
+    whole = {
+        label: kept if "metrics" in kept else {"id": "", "name": "", "metrics": kept} for label, kept in saved.items()
+    }
+    return {
+        label: Run(**{**kept, "checkpoint": Path(kept["checkpoint"]) if kept.get("checkpoint") else None})
+        for label, kept in whole.items()
+    }

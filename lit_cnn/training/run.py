@@ -1,0 +1,351 @@
+"""One tracked run, from data and model to its end."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from lit_cnn.core.errors import UsageError
+from lit_cnn.data.audit import Report
+from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.tracking.logger import JournalLogger
+from lit_cnn.tracking.run import Run
+from lit_cnn.training.averaging import check_average_of
+from lit_cnn.training.before_fit import check_before_fit
+from lit_cnn.training.callbacks import RunInterrupted
+from lit_cnn.training.checkpoints import load_checkpoint
+from lit_cnn.training.classifier import LitClassifier
+from lit_cnn.training.distillation import Distillation
+from lit_cnn.training.optimization import check_has_end, path_of_penalties, total_steps
+from lit_cnn.training.parents import ParentRun
+from lit_cnn.training.process import (
+    failures_in_words,
+    find_batch_size,
+    is_first_process,
+    quiet_lightning,
+    require_room,
+    signals_stop,
+)
+from lit_cnn.training.record import (
+    check_classes,
+    check_randomness,
+    flatten,
+    log_check,
+    log_inputs,
+    log_preview,
+    run_name,
+    run_record,
+    run_tags,
+)
+from lit_cnn.training.resume import (
+    checkpoint_file,
+    config_digest,
+    last_checkpoint,
+    mark_finished,
+    mark_unfinished,
+)
+from lit_cnn.training.run_options import RunOptions
+from lit_cnn.training.snapshots import check_same_cycles
+from lit_cnn.training.trainer import RunTrainer, build_trainer, evaluation_trainer
+
+# How the first process of a distributed run tells the others.
+_RESUME_FROM, _RUN_FOLDER = "LIT_CNN_RESUME_FROM", "LIT_CNN_RUN_FOLDER"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run is made of.
+
+    Attributes:
+        model: What is trained.
+        data: On what.
+        options: Of the run.
+        trainer: Options of Lightning's Trainer, complete (see `trainer_options`).
+        config: All of that as plain values, as the run records it.
+    """
+
+    model: LitClassifier
+    data: ImageDataModule
+    options: RunOptions
+    trainer: Mapping[str, Any]
+    config: dict[str, Any]
+
+    @cached_property
+    def digest(self) -> str:
+        """What decides the weights; see `config_digest`."""
+        return config_digest(self.config, self.data.digests["data"])
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return run_name(self.model, self.data, self.options.recipe)
+
+    def new_logger(self) -> JournalLogger | None:
+        """Returns what a run of this setup logs with, not yet begun; None where nothing is tracked."""
+        if not self.options.track:
+            return None
+        experiment = self.options.experiment or self.data.image_set.name
+        waits = self.options.on_full_disk == "continue"
+        return JournalLogger(experiment, tracking_uri=self.options.tracking_uri, waits_for_room=waits)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts: from its first step, or from a checkpoint.
+
+    Attributes:
+        path: The checkpoint's file; None for the first step.
+        checkpoint: What is in it.
+        digest: Digest of the configuration that it was written by.
+    """
+
+    path: Path | None
+    checkpoint: dict[str, Any]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the checkpoint says of its run."""
+        return self.checkpoint.get("lit_cnn", {})
+
+
+def train(setup: Setup, parent: ParentRun | None = None, label: str = "") -> Run:
+    """Trains one run to its end, from its first step or from where an earlier one stands, and tests its best epoch.
+
+    Args:
+        setup: What it is made of.
+        parent: The run under which it is shown.
+        label: What the parent calls it. One that the parent has already is not trained again.
+
+    Returns:
+        The run. In all but the first process of a distributed run, its metrics alone.
+
+    Raises:
+        UsageError: If it cannot be trained so; nothing is written then.
+        RunFailedError: If a disk or the memory was full; the run is FAILED.
+        RunInterrupted: If a signal stopped it; the run is KILLED, and can be resumed.
+    """
+    parts = build_trainer(setup.model, setup.options, setup.trainer, setup.new_logger())
+    start = find_start(setup)
+    _check(setup, parts, start, has_parent=parent is not None)
+    report = check_before_fit(setup.data) if is_first_process() else None
+    parent_key = None
+    if parts.logger is not None:
+        _require_room(setup, parts, start)
+        parent_key = _open_parent(parent, setup) if parent is not None else None
+    if parent is not None and label in parent.children:
+        return parent.children[label]
+    if parts.logger is not None:
+        _begin(setup, parts, start, report, parent_key)
+    with signals_stop(parts.trainer, parts.checkpoints), quiet_lightning(), failures_in_words(setup.data.batch_size):
+        metrics = _train_and_test(setup, parts, start)
+    return _finished(setup, parts, metrics)
+
+
+def train_children(
+    parent: ParentRun,
+    setups: Iterable[tuple[str, Callable[[], Setup]]],
+    after_each: Callable[[Run], None] = lambda run: None,
+) -> Run:
+    """Trains runs one after the other under a parent, and returns the parent with the runs as its children.
+
+    Args:
+        parent: Not yet opened.
+        setups: Label and setup of each child; made when its turn has come.
+        after_each: Called with each child that has ended.
+
+    Raises:
+        UsageError: As `train`, and so do the others.
+    """
+    status = "FAILED"
+    try:
+        for label, make in setups:
+            run = train(make(), parent, label)
+            parent.add(label, run)
+            after_each(run)
+        status = "FINISHED"
+    except (RunInterrupted, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    finally:
+        ended = parent.end(status)
+    return ended
+
+
+def evaluate(setup: Setup, stage: Literal["validate", "test"]) -> dict[str, float]:
+    """Returns the metrics of a checkpoint, `options.ckpt_path`, on the images of val or of test; nothing is tracked.
+
+    Raises:
+        UsageError: If there is no such checkpoint, or it is of other classes.
+    """
+    given = setup.options.ckpt_path
+    if given is None or given == "last":
+        raise UsageError("ckpt_path", None, f"lit-cnn {stage} needs a checkpoint's file or runs:/RUN_ID")
+    path = checkpoint_file(given, setup.options.store)
+    check_classes(load_checkpoint(path), setup.data, path)
+    trainer = evaluation_trainer(setup.trainer)
+    with quiet_lightning():
+        run = trainer.validate if stage == "validate" else trainer.test
+        (metrics,) = run(setup.model, setup.data, ckpt_path=str(path), weights_only=True, verbose=False)
+    return dict(metrics)
+
+
+def largest_batch_size(setup: Setup) -> tuple[int, bool]:
+    """Returns the largest batch size that trains in this memory, and whether that is the whole training set."""
+    trainer = build_trainer(setup.model, setup.options, setup.trainer, None).trainer
+    return find_batch_size(trainer, setup.model, setup.data)
+
+
+def find_start(setup: Setup) -> Start:
+    """Returns where the run starts; the processes of a distributed run start where the first one does.
+
+    Raises:
+        UsageError: If the checkpoint is not there, or it is not clear which is meant.
+    """
+    if is_first_process():
+        path = _choose_checkpoint(setup)
+        # Lightning starts the other processes of a run later, by which time this one holds the run.
+        os.environ[_RESUME_FROM] = str(path or "")
+    else:
+        path = Path(os.environ[_RESUME_FROM]) if os.environ.get(_RESUME_FROM) else None
+    return Start(path, load_checkpoint(path) if path else {})
+
+
+def _choose_checkpoint(setup: Setup) -> Path | None:
+    options = setup.options
+    if options.ckpt_path == "last":
+        return last_checkpoint(options.store, setup.digest, required=True)
+    if options.ckpt_path is None and options.resume == "auto":
+        return last_checkpoint(options.store, setup.digest, required=False)
+    return checkpoint_file(options.ckpt_path, options.store) if options.ckpt_path else None
+
+
+def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> None:
+    """Refuses, before anything is written, what would fail or mean nothing later."""
+    model, data, options = setup.model, setup.data, setup.options
+    if data.sampler == "balanced" and model.hparams["class_weights"] == "balanced":
+        raise UsageError("class_weights", "balanced", "`sampler=balanced` evens out the classes", "take one")
+    if parts.trainer.world_size > 1 and has_parent:
+        raise UsageError("seeds", None, "one device a run", "for several devices give `seed`, seed by seed")
+    if parts.trainer.world_size > 1 and options.on_full_disk == "continue":
+        raise UsageError("on_full_disk", "continue", "one device a run; several cannot wait for each other's disk")
+    if start.path is not None:
+        check_classes(start.checkpoint, data, start.path)
+        check_randomness(start.checkpoint)
+        model.check_optimizer_of(start.checkpoint)
+        check_same_cycles(start.checkpoint, parts.cycle_epochs)
+        check_average_of(start.checkpoint, options.ema_decay, options.swa_start)
+    check_has_end(parts.trainer)
+    if isinstance(model, Distillation):
+        model.check_split(data)
+    if model.solves_head and parts.average is not None:
+        option = "ema_decay" if options.swa_start is None else "swa_start"
+        raise UsageError(option, None, "a head that lbfgs solves for has no path to average over", "leave it out")
+    model.build_optimizer()  # only to see now, before anything is written, that it can be built
+    parts.feature_cache.plan(parts.trainer, model, data)
+
+
+def _require_room(setup: Setup, parts: RunTrainer, start: Start) -> None:
+    snapshots = setup.model.hparams["cycles"] or 0
+    if start.path is not None:
+        snapshots -= len(list(start.path.parent.glob("snapshot_*.ckpt")))
+    folder = setup.options.store.journal_dir
+    require_room(folder, setup.model, averages=parts.average is not None, snapshots=snapshots)
+
+
+def _open_parent(parent: ParentRun, setup: Setup) -> str:
+    logger = parent.logger or setup.new_logger()
+    assert logger is not None
+    config = parent.config_of(setup.config)
+    digest = config_digest(config, setup.data.digests["data"])
+    tags = {**run_tags(setup.model, setup.data, digest), "kind": parent.kind, **parent.tags}
+    return parent.open(logger, digest, parent.name_of(setup.name), params=flatten(config), tags=tags)
+
+
+def _begin(setup: Setup, parts: RunTrainer, start: Start, report: Report | None, parent_key: str | None) -> None:
+    """Opens the run in the journal: the same run on resume, if its folder is here and it is the same work."""
+    if not is_first_process():
+        parts.checkpoints.folder = Path(os.environ[_RUN_FOLDER])
+        return
+    logger, store = parts.logger, setup.options.store
+    assert logger is not None
+    tags = run_tags(setup.model, setup.data, setup.digest)
+    is_same = start.path is not None and start.record.get("config_digest") == setup.digest
+    folder = store.journal_dir / start.record.get("key", "-") if is_same else None
+    folder = folder if folder is not None and folder.is_dir() else None
+    if start.path is not None and not is_same:
+        tags["resumed_from"] = str(start.record.get("run_id") or start.record.get("key") or start.path)
+    params = {**flatten(setup.config), "feature_cache": parts.feature_cache.used}
+    logger.begin(run_name=setup.name, params=params, tags=tags, parent_key=parent_key, resume_folder=folder)
+    mark_unfinished(logger.run_folder, setup.digest, setup.name)
+    parts.checkpoints.folder = logger.run_folder
+    os.environ[_RUN_FOLDER] = str(logger.run_folder)
+    config_text = yaml.safe_dump(setup.config, sort_keys=False)
+    setup.model.run_record = run_record(setup.data, config_text, setup.digest, logger.key)
+    if folder is None:
+        log_inputs(logger, setup.model, setup.data, config_text, store.splits_dir)
+        log_check(logger, setup.data, report)
+        if setup.options.log_preview:
+            log_preview(logger, setup.data)
+    if setup.model.weights_note:
+        print(setup.model.weights_note, file=sys.stderr)
+    verb = "resuming" if start.path else "training"
+    print(f"{verb} {setup.name} (seed {setup.config['seed_everything']}), run {logger.key}", file=sys.stderr)
+
+
+def _train_and_test(setup: Setup, parts: RunTrainer, start: Start) -> dict[str, float]:
+    """Returns the best epoch's metrics and the test's; ends the run, whatever happens."""
+    trainer, model, data = parts.trainer, setup.model, setup.data
+    logger = parts.logger if trainer.is_global_zero else None
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=start.path, weights_only=True)
+        best = parts.checkpoints.best
+        metrics = {f"best/{name}": value for name, value in best.items()}
+        if logger and model.solves_head and best:
+            logger.log_params({"best_l2": path_of_penalties(total_steps(trainer))[int(best["epoch"])]})
+        if setup.options.test_after_fit and parts.checkpoints.best_path is not None:
+            metrics |= _test_best(parts, model, data)
+        if logger:
+            for checkpoint in sorted(logger.run_folder.glob("*.ckpt")):
+                logger.log_artifact(checkpoint, "checkpoints")
+            logger.end("FINISHED")
+            mark_finished(logger.run_folder)
+        return metrics
+    except BaseException as error:
+        if logger:
+            _end_early(logger, error)
+        raise
+
+
+def _test_best(parts: RunTrainer, model: LitClassifier, data: ImageDataModule) -> dict[str, float]:
+    trainer, best_path = parts.trainer, parts.checkpoints.best_path
+    assert best_path is not None
+    step, loggers = trainer.global_step - 1, trainer.loggers
+    model.load_state_dict(load_checkpoint(best_path)["state_dict"])
+    # The test's own logging would give it a step of its own; the run's last step is meant.
+    trainer.loggers = []
+    (metrics,) = trainer.test(model, data, verbose=False)
+    trainer.loggers = loggers
+    for logger in loggers:
+        logger.log_metrics(dict(metrics), step=step)
+    return dict(metrics)
+
+
+def _end_early(logger: JournalLogger, error: BaseException) -> None:
+    status = "KILLED" if isinstance(error, RunInterrupted | KeyboardInterrupt) else "FAILED"
+    if lost := logger.end_without_room(status):
+        error.add_note(f"not stored: {lost}")
+    # Seconds that let the store show how the run ended; the journal has it in any case.
+    logger.wait_until_sent(timeout=5)
+
+
+def _finished(setup: Setup, parts: RunTrainer, metrics: dict[str, float]) -> Run:
+    logger = parts.logger if parts.trainer.is_global_zero else None
+    if logger is None:
+        return Run("", setup.name, metrics)
+    is_sent = logger.wait_until_sent(timeout=60)
+    return Run(logger.run_id or logger.key, setup.name, metrics, parts.checkpoints.best_path, is_sent=is_sent)
