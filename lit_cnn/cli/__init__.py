@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lit_cnn import __version__
+from lit_cnn.core.environment import set_environment
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import CANNOT_WRITE
+from lit_cnn.core.late_imports import postpone_imports
 from lit_cnn.core.memory import keep_freed_memory
-
-SPIN_COUNT = "10000"
 
 HELP = f"""\
 usage: lit-cnn COMMAND [options]
@@ -95,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lit-cnn {__version__}")
         return 0
     set_environment()
+    postpone_imports()
     keep_freed_memory()
     try:
         return _command(arguments[0])(arguments[1:])
@@ -139,21 +140,3 @@ def _train_or_evaluate(name: Any, arguments: list[str]) -> int:
     from lit_cnn.cli.train import run_trainer_command
 
     return run_trainer_command(name, arguments, seeds)
-
-
-def set_environment() -> None:
-    """Sets what libraries read from the environment as they are imported, where the user did not."""
-    # Idle threads of OpenMP would keep the cores that loader processes need. But small layers follow one another faster
-    # than a sleeping thread wakes, so libgomp's wait about a tenth of a millisecond: tests/benchmarks/thread_wait.py.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
-    # albumentations would ask the network for its newest version; MLflow would report its use.
-    for name, value in {
-        "NO_ALBUMENTATIONS_UPDATE": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        # Lightning's own use of jsonargparse.
-        "JSONARGPARSE_DEPRECATION_WARNINGS": "off",
-    }.items():
-        os.environ.setdefault(name, value)

@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lit_cnn.cli import set_environment
+from lit_cnn.core.environment import set_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH_SIZE = 128

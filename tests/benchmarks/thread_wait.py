@@ -11,7 +11,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from lit_cnn.cli import SPIN_COUNT
+from lit_cnn.core.environment import SPIN_COUNT
 from tests.benchmarks.augment_jpeg import write_photographs
 from tests.benchmarks.common import interleave, report, run_fit, workplace
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lit_cnn.cli import set_environment
+from lit_cnn.core.environment import set_environment
 from lit_cnn.core.memory import keep_freed_memory
 from lit_cnn.core.precision import train_depthwise_in_float32
 from lit_cnn.training.classifier import LitClassifier

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lit_cnn.cli import SPIN_COUNT, set_environment
+from lit_cnn.core.environment import SPIN_COUNT, set_environment
 
 
 @pytest.mark.parametrize(
