@@ -35,10 +35,15 @@ def text_of(repo_root: Path) -> str:
     return "\n".join((repo_root / name).read_text("utf-8") for name in DOCUMENTS)
 
 
+def code_blocks(text: str, language: str) -> list[str]:
+    """Returns what stands in the code blocks of a language, `python` or none."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [content for of, content in blocks if of == language]
+
+
 def commands(text: str) -> list[str]:
     """Returns the lines of the code blocks that call lit-cnn, each once."""
-    blocks = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    lines = [line.removeprefix("$ ") for block in code_blocks(text, "") for line in block.splitlines()]
     return list(dict.fromkeys(line for line in lines if line.startswith("lit-cnn ")))
 
 
@@ -134,7 +139,7 @@ def test_the_commands(repo_root: Path, tmp_path: Path, lit_cnn_cli: Callable[...
 def test_the_readmes_python(repo_root: Path, tmp_path: Path) -> None:
     make_folder(tmp_path / "photos")
     cv2.imwrite(str(tmp_path / "tigga.jpg"), cv2.imread(str(tmp_path / "photos" / "tigga" / "0.png")))
-    (code,) = re.findall(r"^```python\n(.*?)^```", (repo_root / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    (code,) = code_blocks(text_of(repo_root), "python")
     checked = code.replace("max_epochs=10", "max_epochs=1") + (
         "assert run.id and run.checkpoint.is_file() and run.metrics['test/acc'] >= 0\n"
         "assert len(lit_cnn.runs('photos')) >= 2\n"
