@@ -138,7 +138,9 @@ def test_the_commands(repo_root: Path, tmp_path: Path, lit_cnn_cli: Callable[...
 @pytest.mark.slow
 def test_the_readmes_python(repo_root: Path, tmp_path: Path) -> None:
     make_folder(tmp_path / "photos")
-    cv2.imwrite(str(tmp_path / "tigga.jpg"), cv2.imread(str(tmp_path / "photos" / "tigga" / "0.png")))
+    photograph = cv2.imread(str(tmp_path / "photos" / "tigga" / "0.png"))
+    assert photograph is not None
+    cv2.imwrite(str(tmp_path / "tigga.jpg"), photograph)
     (code,) = code_blocks(text_of(repo_root), "python")
     checked = code.replace("max_epochs=10", "max_epochs=1") + (
         "assert run.id and run.checkpoint.is_file() and run.metrics['test/acc'] >= 0\n"
