@@ -30,8 +30,8 @@ lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## One measurement: make bench NAME=… (a file in tests/benchmarks)
-	@test -n "$(NAME)" || { echo "make bench NAME=…: give one of" $(basename $(notdir $(wildcard tests/benchmarks/[a-z]*.py))); exit 2; }
+bench: $(INSTALLED)  ## One measurement: make bench NAME=… (a file in tests/benchmarks); writes tests/benchmarks/results
+	@test -n "$(NAME)" || { echo "make bench NAME=…: give one of" $(filter-out common,$(basename $(notdir $(wildcard tests/benchmarks/[a-z]*.py)))); exit 2; }
 	$(BIN)/python -m tests.benchmarks.$(NAME)
 
 faults: $(INSTALLED)  ## Kill training runs, take their tracking server away; compare what comes out; half an hour

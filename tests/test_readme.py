@@ -1,7 +1,10 @@
-"""The README's commands do what it says: each is run, in its order, in one folder."""
+"""The README and docs/ do what they say: each command is run, in their order, in one folder, and so is the Python."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,15 +13,45 @@ import cv2
 import numpy as np
 import pytest
 
-# Its training is cut to one epoch; all else is as printed.
+# Training is cut to one epoch; all else is as printed.
 SHORTER = ["--trainer.max_epochs=1"]
+# In the order in which a reader follows them.
+DOCUMENTS = (
+    "README.md",
+    "docs/training.md",
+    "docs/data.md",
+    "docs/transfer.md",
+    "docs/evaluation.md",
+    "docs/export.md",
+    "docs/tracking.md",
+    "docs/errors.md",
+    "docs/faults.md",
+    "docs/experiments.md",
+)
 
 
-def commands(readme: str) -> list[str]:
-    """Returns the lines of the README's code blocks that call lit-cnn."""
-    blocks = re.findall(r"^```\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
-    lines = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith("lit-cnn ")]
+def text_of(repo_root: Path) -> str:
+    """Returns the README and all of docs/, one after the other."""
+    return "\n".join((repo_root / name).read_text("utf-8") for name in DOCUMENTS)
+
+
+def code_blocks(text: str, language: str) -> list[str]:
+    """Returns what stands in the code blocks of a language, `python` or none."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [content for of, content in blocks if of == language]
+
+
+def commands(text: str) -> list[str]:
+    """Returns the lines of the code blocks that call lit-cnn, each once."""
+    lines = [line.removeprefix("$ ") for block in code_blocks(text, "") for line in block.splitlines()]
+    return list(dict.fromkeys(line for line in lines if line.startswith("lit-cnn ")))
+
+
+def headings(text: str) -> set[str]:
+    """Returns the anchors of a document's headings, as GitHub makes them."""
+    without_code = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^#+ (.+)$", without_code, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
 
 
 def make_folder(folder: Path) -> None:
@@ -31,32 +64,53 @@ def make_folder(folder: Path) -> None:
             cv2.imwrite(str(folder / name / f"{number}.png"), pixels)
 
 
-def test_every_make_target_that_the_readme_names_exists(repo_root: Path) -> None:
-    named = set(re.findall(r"\bmake ([a-z-]+)", (repo_root / "README.md").read_text()))
+def test_every_document_is_looked_at(repo_root: Path) -> None:
+    assert {f"docs/{path.name}" for path in (repo_root / "docs").glob("*.md")} == set(DOCUMENTS) - {"README.md"}
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS, "CONTRIBUTING.md", "CHANGELOG.md", "tests/benchmarks/results/README.md"])
+def test_links_lead_somewhere(name: str, repo_root: Path) -> None:
+    document = repo_root / name
+    text = document.read_text("utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not link.startswith("http"):
+            path, _, anchor = link.partition("#")
+            target = document.parent / path if path else document
+            assert target.exists(), link
+            assert not anchor or anchor in headings(target.read_text("utf-8")), link
+
+
+def test_every_make_target_that_is_named_exists(repo_root: Path) -> None:
+    named = set(re.findall(r"(?:^|`|\$ )make ([a-z-]+)", text_of(repo_root), re.MULTILINE))
     targets = set(re.findall(r"^([a-z-]+):", (repo_root / "Makefile").read_text(), re.MULTILINE))
     assert {"quickstart", "test", "test-full", "ui"} <= named <= targets
 
 
-def test_the_options_in_the_readmes_table_are_known(repo_root: Path) -> None:
+def test_every_benchmark_that_is_named_exists(repo_root: Path) -> None:
+    named = set(re.findall(r"make bench NAME=([a-z_]+)|-m tests\.benchmarks\.([a-z_]+)", text_of(repo_root)))
+    files = {"".join(names) for names in named}
+    assert len(files) > 10
+    assert files <= {path.stem for path in (repo_root / "tests" / "benchmarks").glob("*.py")}
+
+
+def test_the_options_that_are_named_are_known(repo_root: Path) -> None:
     from lit_cnn.cli.precheck import known_options
 
-    readme = (repo_root / "README.md").read_text()
-    named = set(re.findall(r"`--([a-z0-9_.]+)", readme))
+    named = set(re.findall(r"`--([a-z0-9_.]+)", text_of(repo_root)))
     commands = "".join(path.read_text() for path in sorted((repo_root / "lit_cnn" / "cli").glob("*.py")))
     of_other_commands = set(re.findall(r'add_argument\(\s*"--([a-z0-9_]+)"', commands))
     of_other_commands |= {"seeds", "config", "print_config"}
     unknown = {name for name in named - of_other_commands if name not in known_options()}
-    assert len(named) > 15
+    assert len(named) > 60
     assert unknown <= {"trainer.callbacks"}, unknown
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_readmes_commands(repo_root: Path, tmp_path: Path, lit_cnn_cli: Callable[..., Any]) -> None:
-    (tmp_path / "configs").symlink_to(repo_root / "configs")
+def test_the_commands(repo_root: Path, tmp_path: Path, lit_cnn_cli: Callable[..., Any]) -> None:
     make_folder(tmp_path / "images")
-    printed = commands((repo_root / "README.md").read_text())
-    assert len(printed) >= 6
+    printed = commands(text_of(repo_root))
+    assert len(printed) >= 25
     run_id = ""
     for line in printed:
         given = shlex.split(line)[1:]
@@ -64,7 +118,7 @@ def test_the_readmes_commands(repo_root: Path, tmp_path: Path, lit_cnn_cli: Call
             continue  # minutes each; tests/cli runs the same configuration in small
         given = [word.replace("FOLDER", "images") for word in given]
         if given[0] in ("ensemble", "compare", "distill"):
-            trained = ["fit", "--config", "configs/experiment/lenet5_scratch_digits.yaml", "--seeds", "0", "1", "2"]
+            trained = ["fit", "--config", "lenet5_scratch_digits", "--seeds", "0", "1", "2"]
             if given[:3] == ["ensemble", "--experiment", "digits"]:
                 assert lit_cnn_cli(*trained, *SHORTER).returncode == 0
             others = runs_of(tmp_path)
@@ -79,6 +133,28 @@ def test_the_readmes_commands(repo_root: Path, tmp_path: Path, lit_cnn_cli: Call
     assert (tmp_path / "predictions.csv").read_text().startswith("file,class,probability\n")
     assert (tmp_path / "sure.csv").read_text().startswith("file,class,probability,best_class\n")
     assert (tmp_path / "report" / "accuracy.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_readmes_python(repo_root: Path, tmp_path: Path) -> None:
+    make_folder(tmp_path / "photos")
+    photograph = cv2.imread(str(tmp_path / "photos" / "tigga" / "0.png"))
+    assert photograph is not None
+    cv2.imwrite(str(tmp_path / "tigga.jpg"), photograph)
+    (code,) = code_blocks(text_of(repo_root), "python")
+    checked = code.replace("max_epochs=10", "max_epochs=1") + (
+        "assert run.id and run.checkpoint.is_file() and run.metrics['test/acc'] >= 0\n"
+        "assert len(lit_cnn.runs('photos')) >= 2\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", checked],
+        env=os.environ | {"PYTHONPATH": str(repo_root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert finished.stdout == ""
 
 
 def runs_of(folder: Path) -> list[str]:

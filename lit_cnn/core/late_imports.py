@@ -1,8 +1,8 @@
 """Parts of libraries that are imported at every start and used in none: two of four seconds.
 
-torchvision and Lightning import torch's compiler for one function and one class, and so does torch itself for its first
-optimizer; torchmetrics imports scipy.signal for a name. A stand-in takes the place of each, and makes way for the module
-itself as soon as anything else of it is asked for.
+torchvision and Lightning import torch's compiler for one function and one class, and so does torch itself for its
+first optimizer; torchmetrics imports scipy.signal for a name. A stand-in takes the place of each, and makes way for the
+module itself as soon as anything else of it is asked for.
 """
 
 import importlib

@@ -23,7 +23,7 @@ from lit_cnn.core.randomness import KeyedRandom, first_uniforms
 from lit_cnn.data.batches import TrainImages
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.sources import FASHION_MNIST_FOLDER
-from tests.benchmarks.common import BATCH_SIZE, interleave, report, report_costs
+from tests.benchmarks.common import BATCH_SIZE, interleave, report, report_costs, save_result
 
 PAD, SIZE = 4, 28
 AUGMENT: list[dict[str, Any]] = [
@@ -121,7 +121,7 @@ def key_costs(rounds: int) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Prints the tables and the figures as JSON."""
+    """Prints the tables and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--images", type=int, default=51200, help="of an epoch, which is a round")
@@ -135,10 +135,12 @@ def main() -> None:
     clocks = {name: partial(images_per_second, loader) for name, loader in sides.items()}
     measured = interleave(clocks, options.rounds)
     title = f"{__doc__.splitlines()[0]} {options.num_workers} workers"
-    report(title, measured, "images per second", (OURS, PLAIN), 7.0)
+    figures = [report(title, measured, "images per second", (OURS, PLAIN), 7.0)]
     ratio = statistics.median(a / b for a, b in zip(measured[OURS], measured[ONE_BY_ONE], strict=True))
     print(f"{OURS} / {ONE_BY_ONE}: {ratio:.2f}; their batches are the same, bit for bit")
-    report_costs("What a key costs", key_costs(options.rounds), "microseconds per image", 20.0)
+    costs = key_costs(options.rounds)
+    figures.append(report_costs("What a key costs", costs, "microseconds per image", 20.0))
+    save_result("augment_in_memory", figures)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ and hue, which OpenCV holds in 180 steps and Pillow in 256, by a little more.
 """
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -30,7 +29,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
 
 from lit_cnn.data.datamodule import ImageDataModule
-from tests.benchmarks.common import interleave, report
+from tests.benchmarks.common import interleave, report, save_result
 
 SIZE, BATCH, DEGREES = 224, 32, 15
 JITTER = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05}
@@ -139,20 +138,21 @@ def differences(file: Path) -> dict[str, np.ndarray]:
     }
 
 
-def print_differences(root: Path) -> None:
-    """Prints the table of the differences, and as JSON."""
-    table, figures = Table(title="one image, the same parameters: levels of 256 apart"), {}
+def print_differences(root: Path) -> dict[str, list[float]]:
+    """Prints the table of the differences; returns mean, median and largest of each step."""
+    table = Table(title="one image, the same parameters: levels of 256 apart")
+    figures: dict[str, list[float]] = {}
     for column in ("", "mean", "median", "largest"):
         table.add_column(column)
     for step, apart in differences(root / "a" / "0.jpg").items():
         figures[step] = [round(float(of(apart)), 2) for of in (np.mean, np.median, np.max)]
         table.add_row(step, *map(str, figures[step]))
     Console(width=100).print(table)
-    print(json.dumps({"levels apart": figures}))
+    return figures
 
 
 def main() -> None:
-    """Prints the table and the figures as JSON."""
+    """Prints the tables and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--images", type=int, default=400)
@@ -162,7 +162,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_photographs(root, options.images)
-        print_differences(root)
+        apart = print_differences(root)
         loaders = {
             OURS: our_loader(root, options.num_workers),
             TORCHVISION: torchvision_loader(root, options.num_workers),
@@ -170,7 +170,8 @@ def main() -> None:
         sides = {name: partial(images_per_second, loader, options.epochs) for name, loader in loaders.items()}
         measured = interleave(sides, options.rounds)
     title = f"{__doc__.splitlines()[0]} {options.num_workers} workers"
-    report(title, measured, "images per second", (OURS, TORCHVISION), 2.0)
+    figures = report(title, measured, "images per second", (OURS, TORCHVISION), 2.0)
+    save_result("augment_jpeg", {**figures, "levels_apart": apart})
 
 
 if __name__ == "__main__":

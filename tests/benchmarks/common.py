@@ -1,4 +1,4 @@
-"""What the benchmarks share: `lit-cnn fit` with a stopwatch and a terminal, rounds in turn, a table.
+"""What the benchmarks share: `lit-cnn fit` with a stopwatch and a terminal, rounds in turn, a table, a file of results.
 
 Every round of every side is a process of its own, as for a user. It is clocked after its tenth training batch: torch
 imports parts of itself at the first optimizer step, in whichever of the sides did not need them before.
@@ -6,10 +6,13 @@ imports parts of itself at the first optimizer step, in whichever of the sides d
 
 import argparse
 import contextlib
+import datetime
+import importlib.metadata
 import json
 import multiprocessing
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -26,13 +29,22 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from lit_cnn import __version__
 from lit_cnn.core.environment import set_environment
+from lit_cnn.core.files import write_text_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).resolve().parent / "results"
 BATCH_SIZE = 128
 WARM_UP = 10  # batches
 _SECONDS = Path("seconds.txt")
 Result = TypeVar("Result")
+Figures = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
+# What decides how fast a processor multiplies, by the names that torch has for it.
+INSTRUCTIONS = {"avx2": "avx2", "avx512": "avx512_f", "bf16": "avx512_bf16", "amx": "amx_bf16"}
+PACKAGES = ("torch", "lightning", "mlflow", "albumentations", "opencv-python-headless", "timm", "numpy")
+_LOAD = os.getloadavg()[0]  # of the last minute, before the benchmark itself is a load
 
 
 class Stopwatch(pl.Callback):
@@ -140,35 +152,112 @@ def interleave(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[st
     return measured
 
 
-def report(title: str, measured: dict[str, list[float]], unit: str, ratio: tuple[str, str], target: float) -> None:
-    """Prints a table and the figures as JSON; the ratio is taken round by round."""
+def report(
+    title: str, measured: dict[str, list[float]], unit: str, ratio: tuple[str, str], target: float
+) -> dict[str, Any]:
+    """Prints a table; returns the figures. The ratio is taken round by round, and is to be `target` at least."""
     one, other = ratio
     ratios = [a / b for a, b in zip(measured[one], measured[other], strict=True)]
-    machine = _print_table(title, {**measured, f"{one} / {other}": ratios})
-    print(f"{unit}; {machine}; target: {one} / {other} of at least {target}")
-    figures = {"ratios": ratios, "median_ratio": statistics.median(ratios), "target": target, "machine": machine}
-    print(json.dumps({"title": title, "unit": unit, "measured": measured, **figures}))
+    _print_table(title, {**measured, f"{one} / {other}": ratios})
+    print(f"{unit}; {_threads()}; target: {one} / {other} of at least {target}")
+    figures = {"ratio": f"{one} / {other}", "ratios": ratios, "median_ratio": statistics.median(ratios)}
+    return {"title": title, "unit": unit, "measured": measured, **figures, "target": target}
 
 
-def report_costs(title: str, measured: dict[str, list[float]], unit: str, target: float) -> None:
-    """Prints a table and the figures as JSON, of what is to be `target` at most."""
-    machine = _print_table(title, measured)
-    print(f"{unit}; {machine}; target: at most {target}")
-    print(json.dumps({"title": title, "unit": unit, "measured": measured, "target": target, "machine": machine}))
+def report_costs(title: str, measured: dict[str, list[float]], unit: str, target: float) -> dict[str, Any]:
+    """Prints a table; returns the figures, of what is to be `target` at most."""
+    _print_table(title, measured)
+    print(f"{unit}; {_threads()}; target: at most {target}")
+    return {"title": title, "unit": unit, "measured": measured, "target": target}
 
 
-def _print_table(title: str, measured: dict[str, list[float]]) -> str:
+def _print_table(title: str, measured: dict[str, list[float]]) -> None:
     table = Table(title=title)
     for column in ("", "median", "least", "largest", "rounds"):
         table.add_column(column)
     for name, values in measured.items():
         table.add_row(name, *(f"{value:.3f}" for value in _spread(values)), str(len(values)))
     Console(width=100).print(table)
+
+
+def _threads() -> str:
     return f"{torch.get_num_threads()} threads, {processor()}"
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float, float]:
     return statistics.median(values), min(values), max(values)
+
+
+def save_result(name: str, figures: Figures, folder: Path = RESULTS) -> Path:
+    """Writes what a benchmark found as JSON, a file for each machine, and says where; an earlier one gives way.
+
+    Args:
+        name: The benchmark's, as in `make bench NAME=…`.
+        figures: All that it measured, round by round: what JSON can hold.
+        folder: Where to.
+
+    Returns:
+        The file, `NAME.MACHINE.json`.
+    """
+    where = machine()
+    result = {
+        "name": name,
+        "arguments": sys.argv[1:],
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+        "machine": where,
+        "load_before": _LOAD,
+        "versions": versions(),
+        "figures": figures,
+    }
+    file = folder / f"{name}.{machine_slug(where)}.json"
+    write_text_atomically(file, as_json(result))
+    print(f"written to {os.path.relpath(file)}")
+    return file
+
+
+def as_json(result: Mapping[str, Any]) -> str:
+    """Returns JSON with a line for each entry, so that a difference shows which one has changed."""
+    lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in result.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def machine() -> dict[str, Any]:
+    """Returns the processor's name, its cores, which of INSTRUCTIONS it has, and the GPU's name, None without one."""
+    capabilities = torch.cpu.get_capabilities()
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "instructions": [name for name, called in INSTRUCTIONS.items() if capabilities.get(called)],
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def machine_slug(of: Mapping[str, Any]) -> str:
+    """Returns a machine's name for a file's: `amd-epyc-2-cores-avx2-avx512-bf16`."""
+    words = (of["processor"], f"{of['cores']} cores", *of["instructions"], of["gpu"] or "")
+    return re.sub("[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python, of lit_cnn and of what computes."""
+    installed = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "lit-cnn": __version__, **installed}
+
+
+def commit() -> str | None:
+    """Returns the commit that is measured, `+` behind it if files differ from it; None outside of a checkout."""
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", f":!{RESULTS.relative_to(ROOT)}")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{head}+" if changed else head
+
+
+def _git(*arguments: str) -> str:
+    found = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    return found.stdout.strip()
 
 
 def processor() -> str:

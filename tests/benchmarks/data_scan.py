@@ -9,7 +9,6 @@ clocked from the end of its imports to its first training batch.
 
 import argparse
 import io
-import json
 import os
 import statistics
 import time
@@ -21,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from tests.benchmarks.common import in_own_process, processor, workplace
+from tests.benchmarks.common import in_own_process, processor, save_result, workplace
 
 _TARGET_SECONDS, _TARGET_CHECK = 5.0, 2.0
 
@@ -86,7 +85,7 @@ def first_batch(root: str) -> dict[str, float]:
 
 
 def run() -> None:
-    """Measures and prints."""
+    """Prints the table and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=5)
@@ -112,7 +111,7 @@ def run() -> None:
         f"{os.cpu_count()} cores, {processor()}; targets: {_TARGET_SECONDS} s before the first step for 100,000 "
         f"images, {_TARGET_CHECK} s for the quick look at 10,000"
     )
-    print(json.dumps({"images": options.images, "first": first, "measured": measured}))
+    save_result("data_scan", {"images": options.images, "unit": "seconds", "first": first, "measured": measured})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ dataset-fashion-mnist) with two that persist; signals to `lit-cnn fit` with two.
 
 import argparse
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -33,7 +32,7 @@ from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.sampling import TrainBatches
 from lit_cnn.data.sources import ArrayImages, ImageSet
 from lit_cnn.data.transforms import TrainTransform
-from tests.benchmarks.common import ROOT
+from tests.benchmarks.common import ROOT, save_result
 
 COPIES, BATCH = 64, 16
 TURN: dict[str, Any] = {"rotate": [-30, 30], "scale": [0.8, 1.2], "p": 1.0}
@@ -185,7 +184,7 @@ def left_after(
 
 
 def main() -> None:
-    """Prints the tables and the figures as JSON."""
+    """Prints the tables and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=30)
     options = parser.parse_args()
@@ -207,7 +206,7 @@ def main() -> None:
             f"{number.name}: exit code {left['exit_code']}; 10 s later {left['workers_left']} of {left['workers']} "
             f"workers alive, {left['sender_left']} sender (which brings to MLflow what a killed run left)"
         )
-    print(json.dumps({"draws": draws, "growth": growths, "signals": endings}))
+    save_result("data_workers", {"draws": draws, "growth": growths, "signals": endings})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ of the process, reading the data and loading the checkpoints are left out of the
 """
 
 import argparse
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import torch
 from lit_cnn.cli import main as lit_cnn
 from lit_cnn.evaluation.multi_crop import VIEWS, average_probabilities, views_of
 from lit_cnn.evaluation.predictions import Member, load_member, predict_views
-from tests.benchmarks.common import ROOT, in_own_process, interleave, report, workplace
+from tests.benchmarks.common import ROOT, in_own_process, interleave, report, save_result, workplace
 from tests.runs import tracked_runs
 
 CROPS = 10
@@ -87,17 +86,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Prints the ratios as tables and as JSON."""
+    """Prints the ratios as tables and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=2000, help="test images")
     options = parser.parse_args()
     with workplace():
         measured = in_own_process(measure, options)
+    ratios = []
     for side, target in (("first", 3.5), ("second", 100.0)):
         title = f"{len(ARCHS)} networks x {CROPS} crops of {options.images} images: naive / {side}"
-        report(title, measured["seconds"], "seconds", ("naive", side), target)
-    print(json.dumps({"accuracies": measured["accuracies"], "views": [block.num_views for block in VIEWS[CROPS]]}))
+        ratios.append(report(title, measured["seconds"], "seconds", ("naive", side), target))
+    print(f"accuracies: {measured['accuracies']}")
+    views = [block.num_views for block in VIEWS[CROPS]]
+    save_result("evaluation", {"ratios": ratios, "accuracies": measured["accuracies"], "views": views})
 
 
 if __name__ == "__main__":

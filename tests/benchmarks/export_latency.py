@@ -19,7 +19,7 @@ from lit_cnn.export.formats import write_export
 from lit_cnn.export.network import CombinedNet
 from lit_cnn.portable import INPUT, OUTPUT, ModelCard, load_graph, needed_package
 from lit_cnn.training.classifier import LitClassifier
-from tests.benchmarks.common import interleave, report
+from tests.benchmarks.common import interleave, report, save_result
 
 EAGER = "PyTorch eager, float32"
 TARGET = 4.0
@@ -39,7 +39,7 @@ def milliseconds(run: Callable[[np.ndarray], np.ndarray], image: np.ndarray, sec
 
 
 def main() -> None:
-    """Prints latencies and their ratio to PyTorch for each way to run the export, as tables and as JSON."""
+    """Prints latencies and their ratio to PyTorch for each way to run the export, as tables; writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=2.0, help="about that long for each side of a round")
@@ -77,9 +77,10 @@ def main() -> None:
         print(
             "no bfloat16 in this processor: OpenVINO's default precision is float32 here, and the target is for others"
         )
-    for name in list(runs)[1:]:
-        pair = {one: measured[one] for one in (EAGER, name)}
-        report("ResNet-18, 224 px, one image", pair, "milliseconds", (EAGER, name), TARGET)
+    title = "ResNet-18, 224 px, one image"
+    pairs = [{one: measured[one] for one in (EAGER, name)} for name in list(runs)[1:]]
+    figures = [report(title, pair, "milliseconds", (EAGER, list(pair)[1]), TARGET) for pair in pairs]
+    save_result("export_latency", figures)
 
 
 if __name__ == "__main__":

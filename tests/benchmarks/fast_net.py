@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.common import ROOT, processor, workplace
+from tests.benchmarks.common import ROOT, processor, save_result, workplace
 
 EXPERIMENTS = {
     "fast net": ("fast_fashion_mnist",),
@@ -111,7 +111,7 @@ def _spread(values: list[float]) -> str:
 
 
 def main() -> None:
-    """Prints the table, the ratio of the times, and all figures as JSON."""
+    """Prints the table and the ratio of the times; writes all figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="how many; default: 5")
     seeds = parser.parse_args().seeds
@@ -136,7 +136,7 @@ def main() -> None:
         if ratios[side]:
             reached = f"{_spread(ratios[side])}, {len(ratios[side])} of {seeds} seeds"
             print(f"time to 88 % on val, {lenet} / {side}: {reached}; {machine}")
-    print(json.dumps({"measured": measured, "test": accuracies, "ratios_to_88": ratios, "machine": machine}))
+    save_result("fast_net", {"measured": measured, "test": accuracies, "ratios_to_88": ratios})
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import numpy as np
 from lit_cnn.cli import main as lit_cnn
 from lit_cnn.core.precision import default_precision
 from lit_cnn.training.feature_store import store_folder
-from tests.benchmarks.common import ROOT, in_own_process, interleave, report, workplace
+from tests.benchmarks.common import ROOT, in_own_process, interleave, report, save_result, workplace
 from tests.runs import tracked_runs
 
 Figures = dict[str, list[float]]
@@ -52,7 +52,7 @@ def run_fit(options: argparse.Namespace, *more: str) -> float:
 
 
 def clock_fit() -> None:
-    """Has every `Trainer.fit` of this process note its seconds."""
+    """Makes every `Trainer.fit` of this process note its seconds."""
     fit = pl.Trainer.fit
 
     @functools.wraps(fit)  # the command line asks for its signature
@@ -93,7 +93,7 @@ def measure(options: argparse.Namespace) -> tuple[Figures, Figures, Figures, flo
 
 
 def main() -> None:
-    """Prints the tables and the figures as JSON."""
+    """Prints the tables and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=4000)
@@ -105,7 +105,8 @@ def main() -> None:
         # One process for all, begun with what is set for it.
         measured, processor, accuracies, bytes_per_value = in_own_process(measure, options)
     naive = "live, float32" if "live, float32" in measured else "live"
-    for unit, figures in (("seconds", measured), ("processor seconds", processor)):
+    ratios = []
+    for unit, seconds in (("seconds", measured), ("processor seconds", processor)):
         for one, other, target in (
             ("live", "first run", 9.0),
             ("live", "second run", 100.0),
@@ -113,9 +114,11 @@ def main() -> None:
             ("second run", "lbfgs", 10.0),
             ("live", "lbfgs", 10.0),
         ):
-            report(f"{one} / {other}, {default_precision('cpu')}", figures, unit, (one, other), target)
+            title = f"{one} / {other}, {default_precision('cpu')}"
+            ratios.append(report(title, {name: seconds[name] for name in (one, other)}, unit, (one, other), target))
     print(f"best/val/acc {accuracies}")
     print(f"{bytes_per_value:g} bytes a value; load {os.getloadavg()} on {os.cpu_count()} cores")
+    save_result("feature_cache", {"ratios": ratios, "best_val_acc": accuracies, "bytes_per_value": bytes_per_value})
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from tests.benchmarks.common import (
     options_of,
     report,
     run_fit,
+    save_result,
     workplace,
 )
 
@@ -53,12 +54,13 @@ def run_plain(options: argparse.Namespace) -> float:
 
 
 def main() -> None:
-    """Prints the table and the figures as JSON."""
+    """Prints the table and writes the figures."""
     options = options_of(__doc__)
     with workplace():
         sides = {"lit-cnn fit": lambda: run_fit(options), "plain loop": lambda: in_own_process(run_plain, options)}
         measured = interleave(sides, options.rounds)
-    report(__doc__.splitlines()[0], measured, "images per second", ("lit-cnn fit", "plain loop"), 0.90)
+    title = __doc__.splitlines()[0]
+    save_result("fit_overhead", report(title, measured, "images per second", ("lit-cnn fit", "plain loop"), 0.90))
 
 
 if __name__ == "__main__":

@@ -17,14 +17,14 @@ import numpy as np
 from PIL import Image
 
 from tests.benchmarks.augment_jpeg import images_per_second, our_loader, write_photographs
-from tests.benchmarks.common import interleave, report
+from tests.benchmarks.common import interleave, report, save_result
 
 WIDTH, HEIGHT = 4000, 3000
 REDUCED, WHOLE = "--data.reduced_decode true", "whole images"
 
 
 def main() -> None:
-    """Prints the table and the figures as JSON."""
+    """Prints the table and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--images", type=int, default=64)
@@ -48,8 +48,9 @@ def main() -> None:
         sides = {name: partial(images_per_second, loader, 1) for name, loader in loaders.items()}
         measured = interleave(sides, options.rounds)
     title = f"{__doc__.splitlines()[0]} {options.num_workers} workers"
-    report(title, measured, "images per second", (REDUCED, WHOLE), 1.0)
+    figures = report(title, measured, "images per second", (REDUCED, WHOLE), 1.0)
     print(f"correlation of the views' pixels: median {statistics.median(alike):.4f}, least {min(alike):.4f}")
+    save_result("reduced_decode", {**figures, "correlations": [float(each) for each in alike]})
 
 
 if __name__ == "__main__":

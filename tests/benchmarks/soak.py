@@ -8,7 +8,6 @@ of a covariance that allows for that (Newey and West 1987, with a tenth of the s
 """
 
 import argparse
-import json
 import os
 import re
 import statistics
@@ -23,7 +22,7 @@ import numpy as np
 import psutil
 import statsmodels.api as sm
 
-from tests.benchmarks.common import ROOT, processor, workplace
+from tests.benchmarks.common import ROOT, processor, save_result, workplace
 
 STEPS, BATCH_SIZE = 40, 24
 LARGEST_GROWTH = 0.05  # over the whole run, as a share of the memory: less is called flat
@@ -91,7 +90,7 @@ def slope(epochs: Sequence[int], values: Sequence[float]) -> tuple[float, float,
 
 
 def main() -> int:
-    """Prints the slopes, open files and threads, a verdict, and all samples as JSON."""
+    """Prints the slopes, open files and threads, and whether it is flat; writes all samples."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=500)
     parser.add_argument("--num_workers", type=int, default=2)
@@ -120,7 +119,7 @@ def main() -> int:
         f"{'flat' if is_flat else 'NOT flat'}: at the interval's upper end {growth:.1%} of the memory in "
         f"{options.epochs} epochs; flat is at most {LARGEST_GROWTH:.0%}, and no more open files or threads"
     )
-    print(json.dumps({"slopes": slopes, "samples": [vars(sample) for sample in samples]}))
+    save_result("soak", {"unit": "MiB", "slopes": slopes, "samples": [vars(sample) for sample in samples]})
     return 0 if is_flat else 1
 
 

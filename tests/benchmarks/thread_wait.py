@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lit_cnn.core.environment import SPIN_COUNT
 from tests.benchmarks.augment_jpeg import write_photographs
-from tests.benchmarks.common import interleave, report, run_fit, workplace
+from tests.benchmarks.common import interleave, report, run_fit, save_result, workplace
 
 COUNTS = ("0", SPIN_COUNT, "30000", "300000")
 PHOTOGRAPHS = ("--data.dataset=image_folder", "--data.root=photographs", "--data.image_size=64", "--data.check=off")
@@ -27,7 +27,7 @@ def run_with(count: str, options: argparse.Namespace, *more: str) -> float:
 
 
 def main() -> None:
-    """Prints a table for each load, and the figures as JSON."""
+    """Prints a table for each load and count; writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--loads", nargs="+", choices=LOADS, default=LOADS)
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=2)
     options = parser.parse_args()
+    figures = []
     with workplace():
         write_photographs(Path("photographs"), 2500)
         for load in options.loads:
@@ -43,7 +44,8 @@ def main() -> None:
             measured = interleave(sides, options.rounds)
             for count in options.counts[1:]:
                 title = f"{load}, {options.num_workers} workers, by spin count"
-                report(title, measured, "images per second", (count, options.counts[0]), 1.0)
+                figures.append(report(title, measured, "images per second", (count, options.counts[0]), 1.0))
+    save_result("thread_wait", figures)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ was at work.
 
 import argparse
 import contextlib
-import json
 import os
 import statistics
 import subprocess
@@ -24,7 +23,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.common import ROOT, processor
+from tests.benchmarks.common import ROOT, processor, save_result
 from tests.faults import wait_until
 from tests.outages import differences
 from tests.postgresql import postgresql
@@ -139,7 +138,7 @@ def _processor_seconds(runs: Sequence[int]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints the table and the figures as JSON."""
+    """Prints the table and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=32)
     parser.add_argument("--values", type=int, default=1000, help="values that each run logs, of five metrics")
@@ -158,7 +157,8 @@ def main() -> None:
     Console(width=100).print(table)
     attempted = options.runs * (options.rounds + 1)
     print(f"stored as logged: {exact} of {attempted} runs; {os.cpu_count()} cores, {processor()}")
-    print(json.dumps({"runs": options.runs, "values": options.values, "measured": measured, "exact": exact}))
+    figures = {"runs": options.runs, "values": options.values, "measured": measured, "exact": exact}
+    save_result("tracking_server", {**figures, "attempted": attempted})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """`make bench NAME=train_step`: a training step as `lit-cnn fit` makes it, and one of the same net in plain float32.
 
 Ours: bfloat16 (depthwise convolutions float32), channels last, the fused optimizer step, freed memory kept. Forward,
-loss, backward and optimizer step on random images; images per second, in interleaved rounds of two processes that take
-turns.
+loss, backward and optimizer step on random images; images per second, in interleaved rounds of two processes.
 """
 
 import argparse
@@ -19,7 +18,7 @@ from lit_cnn.core.environment import set_environment
 from lit_cnn.core.memory import keep_freed_memory
 from lit_cnn.core.precision import train_depthwise_in_float32
 from lit_cnn.training.classifier import LitClassifier
-from tests.benchmarks.common import interleave, report
+from tests.benchmarks.common import interleave, report, save_result
 
 # Name, image size, batch size, least ratio.
 NETS: list[tuple[str, int, int, float]] = [
@@ -99,7 +98,7 @@ def measure(net: tuple[str, int, int], rounds: int, seconds: float) -> dict[str,
 
 
 def main() -> None:
-    """Prints a table and the figures as JSON for each network."""
+    """Prints a table for each network; writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="about that long for each side of a round")
@@ -107,11 +106,13 @@ def main() -> None:
     options = parser.parse_args()
     set_environment()
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    figures = []
     for arch, image_size, batch_size, target in NETS:
         if arch in options.nets:
             title = f"{arch}, {image_size} px, batch {batch_size}, {device}"
             measured = measure((arch, image_size, batch_size), options.rounds, options.seconds)
-            report(title, measured, "images per second", ("lit_cnn", "plain"), target)
+            figures.append(report(title, measured, "images per second", ("lit_cnn", "plain"), target))
+    save_result("train_step", figures)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ trained again.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from lit_cnn.evaluation.arms import Arm, comparison, finished_runs, plot_by_images, train_missing
 from lit_cnn.evaluation.statistics import mean_std
+from tests.benchmarks.common import save_result
 
 EXPERIMENT = "transfer_by_size"
 SCRATCH, HEAD, LAST, FULL = "from scratch", "head_only", "last_stages", "full"
@@ -118,7 +118,7 @@ def val_accuracy(each: Arm) -> float:
 
 
 def main() -> None:
-    """Trains what is missing; prints a table for each size and all figures as JSON; draws the picture."""
+    """Trains what is missing; prints a table for each size, draws the picture, writes all figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SEEDS), choices=list(SEEDS))
     parser.add_argument("--output", type=Path, default=Path("transfer_by_size.png"))
@@ -143,7 +143,8 @@ def main() -> None:
         for regime in REGIMES
     }
     plot_by_images(by_images, options.output, "test accuracy, % (mean ± std over seeds)")
-    print(json.dumps({name: {f"{s} {r}": v for (s, r), v in values.items()} for name, values in figures.items()}))
+    named = {name: {f"{s} {r}": v for (s, r), v in values.items()} for name, values in figures.items()}
+    save_result("transfer_by_size", {"seeds": {size: list(SEEDS[size]) for size in options.sizes}, **named})
 
 
 if __name__ == "__main__":

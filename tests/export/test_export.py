@@ -438,7 +438,7 @@ def test_a_served_model_answers_an_image_posted_to_it(left: Path, tmp_path: Path
         wait_for(f"http://127.0.0.1:{port}/ping", 120)
         contents = [(tmp_path / "images" / f"{number}.png").read_bytes() for number in range(4)]
         assert_same_as_the_export(ask(port, contents), left)
-        # As the README says: MLflow's server for models looks at no Host header, and listens on this machine only.
+        # As docs/export.md says: MLflow's server for models looks at no Host header, and listens on this machine only.
         foreign = urllib.request.Request(f"http://127.0.0.1:{port}/ping", headers={"Host": "evil.example"})
         with urllib.request.urlopen(foreign, timeout=60) as answer:
             assert answer.status == 200
@@ -463,7 +463,7 @@ def assert_same_as_the_export(answers: list[dict[str, Any]], left: Path) -> None
 
 
 def ask(port: int, contents: list[bytes]) -> list[dict[str, Any]]:
-    """Posts images as the README's curl does."""
+    """Posts images as the curl of docs/export.md does."""
     records = [{"image": base64.b64encode(content).decode()} for content in contents]
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/invocations",
