@@ -106,30 +106,14 @@ def _trials(
 
 def _fit(arch: str, regime: "Regime", size: int, of_fit: list[str], config: dict[str, Any]) -> Any:
     from lit_cnn.cli.lit_cli import LitCLI
-    from lit_cnn.cli.parser import default_config
 
-    # The regime's recipe comes after the user's files and before what the user says in words.
-    files, words = _split_configs(of_fit)
-    recipe = default_config().parent / "transfer" / f"{regime}.yaml"
     own = [f"--model.arch={arch}", f"--data.limit_train={size}", "--test_after_fit=false"]
     if regime == "scratch":
         own.append("--model.weights=null")
     else:
         own.append(f"--model.weights={config['model']['weights']}")
-    return LitCLI("fit", [*files, f"--config={recipe}", *words, *own])
-
-
-def _split_configs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Returns the `--config` options with their values, and all others, each in their order."""
-    files, others, places = [], [], iter(arguments)
-    for text in places:
-        if text in ("--config", "-c"):
-            files.append(f"--config={next(places, '')}")
-        elif text.startswith("--config="):
-            files.append(text)
-        else:
-            others.append(text)
-    return files, others
+    # After the user's files; what the user says in options wins over it.
+    return LitCLI("fit", [*of_fit, f"--config=transfer/{regime}", *own])
 
 
 def _log(cli: Any, trials: Sequence["Trial"], advice: str, picture: Path) -> str:

@@ -12,8 +12,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lit_cnn.cli.options import add_run_options
-from lit_cnn.cli.parser import OneLineParser, default_config
+from lit_cnn.cli.options import LINKED_FROM_DATA, add_run_options
+from lit_cnn.cli.parser import OneLineParser, arranged
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.precision import default_precision
 from lit_cnn.data.audit import Report
@@ -57,16 +57,6 @@ from lit_cnn.training.whitening import Whitening
 MONITORS = ("val/acc", "val/acc5", "val/balanced_acc", "val/f1", "val/loss")
 # How the first process of a distributed run tells the others.
 _RESUME_FROM, _RUN_FOLDER = "LIT_CNN_RESUME_FROM", "LIT_CNN_RUN_FOLDER"
-_LINKED_FROM_DATA = (
-    "num_classes",
-    "in_channels",
-    "image_size",
-    "class_names",
-    "class_counts",
-    "mean",
-    "std",
-    "interpolation",
-)
 
 
 class LitCLI(LightningCLI):
@@ -97,16 +87,16 @@ class LitCLI(LightningCLI):
             parser_class=OneLineParser,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            args=[subcommand, "--config", str(default_config()), *arguments],
+            args=[subcommand, *arranged(arguments)],
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Returns the one subcommand that is asked for: building the parsers of all takes seconds."""
-        return {self._only: LightningCLI.subcommands()[self._only] | {"weights_only"}}
+        return {self._only: LightningCLI.subcommands()[self._only] | {"weights_only", "verbose"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links what model and data must agree on, and adds lit_cnn's own options."""
-        for name in _LINKED_FROM_DATA:
+        for name in LINKED_FROM_DATA:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         for section in ("data", "model"):
             parser.link_arguments("seed_everything", f"{section}.seed")

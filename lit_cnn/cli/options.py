@@ -1,11 +1,24 @@
 """The options of fit, validate and test that are neither the model's, the data's nor the trainer's."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from lightning.pytorch.cli import LightningArgumentParser
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import LightningArgumentParser
+
+LINKED_FROM_DATA = (
+    "num_classes",
+    "in_channels",
+    "image_size",
+    "class_names",
+    "class_counts",
+    "mean",
+    "std",
+    "interpolation",
+)
+"""What the model takes from the data module, and from no option of its own."""
 
 
-def add_run_options(parser: LightningArgumentParser, subcommand: str) -> None:
+def add_run_options(parser: "LightningArgumentParser", subcommand: str) -> None:
     """Adds them.
 
     Args:
@@ -36,7 +49,9 @@ def add_run_options(parser: LightningArgumentParser, subcommand: str) -> None:
     parser.add_argument("--test_after_fit", type=bool, default=True, help="test the best checkpoint at the end")
     # Taken out of the arguments before they are parsed (take_seeds): the parser only has to tell of it.
     if subcommand == "fit":
-        parser.epilog = "--seeds N [N ...]: train once with each seed, under one run with their mean and deviation"
+        parser.epilog = (
+            "--seeds N [N ...]: train once with each seed, under one run with their mean and standard deviation"
+        )
     parser.add_argument(
         "--find_batch_size", type=bool, default=False, help="only say the largest --data.batch_size that fits"
     )
