@@ -24,7 +24,7 @@ Find out, on your own images, which CNN, which transfer regime and which test-ti
 
 train and evaluate (Lightning):
   fit        train, track the run in MLflow, keep the best checkpoint, test it
-             lit-cnn fit --config configs/experiment/lenet5_scratch_digits.yaml [--seeds 0 1 2] [--resume auto]
+             lit-cnn fit --config lenet5_scratch_digits [--seeds 0 1 2] [--resume auto]
   validate   evaluate a checkpoint on the validation images
   test       evaluate a checkpoint on the test images
              lit-cnn test --ckpt_path runs:/RUN_ID
@@ -35,11 +35,11 @@ compare and look:
   describe   show a network layer by layer beside its paper's figures
              lit-cnn describe resnet50 [--compare resnet18] [--stages] [--format json]
   check-data look through the images before training: damaged, doubled, mislabelled
-             lit-cnn check-data --config configs/experiment/own_images.yaml --data.root FOLDER [--strict]
+             lit-cnn check-data --config own_images --data.root FOLDER [--strict]
   preview    write a picture of what augmentation makes of the training images
-             lit-cnn preview --config configs/augment/geometric.yaml --data.dataset digits
+             lit-cnn preview --config augment/geometric --data.dataset digits
   advise     try transfer regimes at a few training-set sizes, and say which to take
-             lit-cnn advise --config configs/experiment/own_images.yaml --model.weights offline --data.root FOLDER
+             lit-cnn advise --config own_images --model.weights offline --data.root FOLDER
   compare    an experiment's runs by configuration over their seeds, or two runs image by image
              lit-cnn compare --experiment digits [--split val] [--format json] [--output FOLDER]
   ensemble   average tracked runs over one and many crops, with intervals and paired tests
@@ -47,7 +47,9 @@ compare and look:
   soup       average the weights of tracked runs into one network, where they lie in one basin
              lit-cnn soup --runs RUN_ID RUN_ID
   distill    train one network on what several say together; takes the options of fit
-             lit-cnn distill --teachers RUN_ID --config configs/experiment/lenet5_scratch_digits.yaml
+             lit-cnn distill --teachers RUN_ID --config lenet5_scratch_digits
+  configs    list what can follow --config, from any directory; print one, or copy it out
+             lit-cnn configs own_images [--output my_images.yaml]
   export     write a run or an ensemble as a model that leaves: ONNX, OpenVINO, MLflow's pyfunc, safetensors
              lit-cnn export RUN_ID --format onnx --output DIR
   ui         open the MLflow UI on this store
@@ -71,6 +73,7 @@ _COMMANDS = {
     "ensemble": "ensemble",
     "soup": "soup",
     "distill": "distill",
+    "configs": "configs",
     "export": "export",
     "ui": "verbs",
     "sync": "verbs",

@@ -123,14 +123,11 @@ def _label(arch: str, regime: str, size: int) -> str:
 
 def _setup(arch: str, regime: "Regime", size: int, of_fit: list[str], weights: str | None) -> "Setup":
     from lit_cnn.cli.lit_cli import LitCLI
-    from lit_cnn.cli.parser import default_config
 
-    # The regime's recipe comes after the user's files and before what the user says in words.
-    files, words = _split_configs(of_fit)
-    recipe = default_config().parent / "transfer" / f"{regime}.yaml"
     own = [f"--model.arch={arch}", f"--data.limit_train={size}", "--test_after_fit=false"]
     own.append(f"--model.weights={'null' if regime == 'scratch' else weights}")
-    return LitCLI("fit", [*files, f"--config={recipe}", *words, *own]).setup
+    # After the user's files; what the user says in options wins over it.
+    return LitCLI("fit", [*of_fit, f"--config=transfer/{regime}", *own]).setup
 
 
 def _parent_of(
@@ -162,19 +159,6 @@ def _parent_of(
         name_of=lambda name: f"advice_{data.image_set.name}",
         conclude=conclude,
     )
-
-
-def _split_configs(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Returns the `--config` options with their values, and all others, each in their order."""
-    files, others, places = [], [], iter(arguments)
-    for text in places:
-        if text in ("--config", "-c"):
-            files.append(f"--config={next(places, '')}")
-        elif text.startswith("--config="):
-            files.append(text)
-        else:
-            others.append(text)
-    return files, others
 
 
 def _print_table(trials: Sequence["Trial"]) -> None:

@@ -7,24 +7,15 @@ from typing import Any
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lit_cnn.cli.parser import OneLineParser
+from lit_cnn.cli.parser import OneLineParser, arranged
 from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.linked import LINKED_FROM_DATA
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.resume import checkpoint_file
 from lit_cnn.training.run import Setup
 from lit_cnn.training.run_options import TRAINER_DEFAULTS, RunOptions, trainer_options
 from lit_cnn.training.weights import expected_images, looking_in
 
-_LINKED_FROM_DATA = (
-    "num_classes",
-    "in_channels",
-    "image_size",
-    "class_names",
-    "class_counts",
-    "mean",
-    "std",
-    "interpolation",
-)
 _OPTIONS = tuple(field.name for field in dataclasses.fields(RunOptions))
 
 
@@ -59,13 +50,13 @@ class LitCLI(LightningCLI):
             parser_class=OneLineParser,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            args=list(arguments),
+            args=arranged(arguments),
             run=False,
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links what model and data must agree on, and adds the options of a run."""
-        for name in _LINKED_FROM_DATA:
+        for name in LINKED_FROM_DATA:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         for section in ("data", "model"):
             parser.link_arguments("seed_everything", f"{section}.seed")

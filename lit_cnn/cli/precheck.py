@@ -8,12 +8,13 @@ import ast
 import difflib
 import functools
 import importlib.util
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import yaml
-
+from lit_cnn.cli.configs import SECTIONS, Layer, split_arguments
 from lit_cnn.core.errors import UsageError
+from lit_cnn.data.linked import LINKED_FROM_DATA
 
 _PACKAGE = Path(__file__).parent.parent
 # Least values of whole-number options; the data module checks them again, where they are used.
@@ -33,20 +34,19 @@ def precheck(arguments: Sequence[str]) -> None:
         arguments: What follows the subcommand.
 
     Raises:
-        UsageError: If an option is not known, a number is not one, or a configuration file is not there.
+        UsageError: If an option is not known, a number is not one, or a configuration is not there or has an option
+            that is not known.
     """
     known = known_options()
-    for name, value in _pairs(arguments):
-        if name == "config":
-            if value is not None:
-                _check_config_file(Path(value))
-        elif not _is_known(name, known):
-            near = difflib.get_close_matches(name, known, 3, 0.6)
-            hint = f"did you mean {', '.join(f'--{option}' for option in near)}?" if near else "see lit-cnn fit --help"
-            raise UsageError(f"--{name} {value or ''}: no such option; {hint}")
-        elif name in _LEAST and value not in (None, "null"):
+    layers, options = split_arguments(arguments)
+    for layer in layers:
+        _check_names_in(layer, known)
+    for name, value in _pairs(options):
+        if not _is_known(name, known):
+            raise UsageError(name, value, "no such option", _hint(name, known, "--"))
+        if name in _LEAST and value not in (None, "null"):
             _check_whole_number(name, value, _LEAST[name])
-    _check_root(arguments)
+    _check_root(options)
 
 
 def take_seeds(arguments: list[str]) -> tuple[list[int] | None, list[str]]:
@@ -63,7 +63,7 @@ def take_seeds(arguments: list[str]) -> tuple[list[int] | None, list[str]]:
         end += 1
     given = arguments[start + 1 : end]
     if not given or not all(seed.isdigit() for seed in given) or len(set(given)) < len(given):
-        raise UsageError(f"--seeds {' '.join(given)}: give one or more different whole numbers, such as --seeds 0 1 2")
+        raise UsageError("seeds", given, "give one or more different whole numbers, such as --seeds 0 1 2")
     return [int(seed) for seed in given], arguments[:start] + arguments[end:]
 
 
@@ -86,6 +86,7 @@ def known_options() -> frozenset[str]:
         ("data", _PACKAGE / "data" / "datamodule.py", "ImageDataModule"),
     ):
         names |= {f"{section}.{name}" for name in _init_arguments(file, class_name)}
+    names -= {"data.seed", "model.seed", *(f"model.{name}" for name in LINKED_FROM_DATA)}
     names |= set(_added_options(Path(__file__).parent / "lit_cli.py"))
     names |= set(_fields(_PACKAGE / "training" / "run_options.py", "RunOptions"))
     return frozenset(names)
@@ -107,25 +108,24 @@ def _is_known(name: str, known: frozenset[str]) -> bool:
     return any(".".join(parts[:length]) in known for length in range(min(2, len(parts)), len(parts) + 1))
 
 
-def _check_config_file(path: Path) -> None:
-    # The parser would not say which file it is that it cannot read.
-    if not path.is_file():
-        raise UsageError(f"--config {path}: no such file; the ready ones are in configs/experiment/")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config {path}: is no YAML: {error}") from error
-    if content is not None and not isinstance(content, dict):
-        raise UsageError(f"--config {path}: holds no options; give lines such as 'trainer:' and '  max_epochs: 10'")
+def _check_names_in(layer: Layer, known: frozenset[str]) -> None:
+    # The parser would not say in which file the mistake is.
+    for section, options in layer.options.items():
+        names = [f"{section}.{name}" for name in options] if isinstance(options, dict) and section in SECTIONS else []
+        for name in [str(section), *names]:
+            if not _is_known(name.removesuffix("+"), known):
+                raise UsageError("config", layer.file, f"{name}: no such option", _hint(name, known, ""))
+
+
+def _hint(name: str, known: frozenset[str], dashes: str) -> str:
+    elsewhere = sorted(option for option in known if option.rpartition(".")[2] == name.rpartition(".")[2])
+    near = elsewhere or difflib.get_close_matches(name, known, 3, 0.6)
+    return f"did you mean {', '.join(dashes + option for option in near)}?" if near else "see lit-cnn fit --help"
 
 
 def _check_whole_number(name: str, value: str, least: int) -> None:
-    try:
-        number = int(value)
-    except ValueError:
-        raise UsageError(f"--{name} {value}: give a whole number of at least {least}") from None
-    if number < least:
-        raise UsageError(f"--{name} {value}: give a whole number of at least {least}")
+    if not re.fullmatch(r"[+-]?\d+", value) or int(value) < least:
+        raise UsageError(name, value, f"give a whole number of at least {least}")
 
 
 def _check_root(arguments: Sequence[str]) -> None:
@@ -134,7 +134,7 @@ def _check_root(arguments: Sequence[str]) -> None:
         if name != "data.root" or value in (None, "null") or "{" in str(value):
             continue
         if not Path(value).expanduser().exists():
-            raise UsageError(f"--data.root {value}: no such folder or file; give the folder of your images")
+            raise UsageError(name, value, "no such folder or file", "give the folder of your images")
 
 
 def _init_arguments(file: Path, class_name: str) -> list[str]:

@@ -20,7 +20,9 @@ AT_ONCE = [
     (["frobnicate"], ["frobnicate", "fit", "ensemble"]),
     (["fit", f"--config={DIGITS}", "--data.batch_size=0"], ["--data.batch_size 0", "at least 1"]),
     (["fit", f"--config={DIGITS}", "--data.batch_sise", "64"], ["--data.batch_sise 64", "--data.batch_size"]),
-    (["fit", "--config", "nowhere.yaml"], ["--config nowhere.yaml", "configs/experiment"]),
+    (["fit", "--config", "nowhere.yaml"], ["--config nowhere.yaml", "lit-cnn configs"]),
+    (["fit", "--config", "own_image"], ["--config own_image", "experiment/own_images"]),
+    (["fit", "--config=own_images", "--model.num_classes=3"], ["--model.num_classes 3", "no such option"]),
     (["fit", f"--config={OWN_IMAGES}", "--data.root", "nowhere"], ["--data.root nowhere", "folder"]),
     (["fit", f"--config={DIGITS}", "--seeds", "0", "one"], ["--seeds 0 one", "whole numbers"]),
 ]
@@ -89,14 +91,14 @@ FIT = [
 
 # Mistakes inside a file that --config names: (its text, what the line must say).
 CONFIG_FILES = [
-    ("model:\n  archh: lenet5\n", ["archh"]),
-    ("modell:\n  arch: lenet5\n", ["modell"]),
+    ("model:\n  archh: lenet5\n", ["--config mistaken.yaml: model.archh", "model.arch"]),
+    ("modell:\n  arch: lenet5\n", ["--config mistaken.yaml: modell", "model"]),
     ("model:\n  lr: fast\n", ["lr", "fast"]),
     ("data:\n  batch_size: [1, 2]\n", ["batch_size"]),
     ("data:\n  batch_size: 0\n", ["--data.batch_size 0"]),
     ("model: [\n", ["--config mistaken.yaml", "line 2"]),
     ("- a\n- list\n", ["--config mistaken.yaml"]),
-    ("model: ../nowhere.yaml\n", ["nowhere.yaml"]),
+    ("model: ../nowhere.yaml\n", ["--model ../nowhere.yaml"]),
 ]
 
 OTHERS = [

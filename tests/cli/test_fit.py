@@ -13,10 +13,11 @@ import pytest
 import yaml
 
 from lit_cnn.cli import main
+from lit_cnn.cli.configs import available_configs
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.resume import config_digest
 from tests.conftest import Finished
-from tests.runs import CONFIGS, DIGITS, SHORT, TrackedRun, fit, runs_in, same_weights, tracked_runs
+from tests.runs import DIGITS, SHORT, TrackedRun, fit, runs_in, same_weights, tracked_runs
 
 STEPS_PER_EPOCH, STEPS = 8, 16
 
@@ -182,8 +183,8 @@ def test_commit_and_changes_are_tagged(tmp_path: Path) -> None:
     assert (dirty.tags["git_commit"], dirty.tags["git_dirty"]) == (git("rev-parse", "HEAD"), "true")
 
 
-@pytest.mark.parametrize("experiment", sorted((CONFIGS / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_printed_config_prints_itself(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("experiment", [name for name in available_configs() if name.startswith("experiment/")])
+def test_a_printed_config_prints_itself(experiment: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = print_config(capsys, f"--config={experiment}", "--model.lr=0.0125")
     assert yaml.safe_load(printed)["model"]["lr"] == 0.0125
     (tmp_path / "printed.yaml").write_text(printed, encoding="utf-8")

@@ -7,15 +7,16 @@ import pytest
 
 from lit_cnn.cli import HELP, main
 from lit_cnn.cli.precheck import known_options
-from lit_cnn.models import BUILDERS
 from tests.conftest import Finished
-from tests.runs import CONFIGS
 
 
 @pytest.mark.parametrize(
     "arguments",
     ["--help", "--version"]
-    + [f"{name} --help" for name in ("ensemble", "compare", "advise", "ui", "sync", "predict", "export", "gc")],
+    + [
+        f"{name} --help"
+        for name in ("ensemble", "compare", "advise", "ui", "sync", "predict", "configs", "export", "gc")
+    ],
 )
 def test_help_answers_within_a_second(arguments: str, lit_cnn_cli: Callable[..., Finished]) -> None:
     # The machine may be busy: the best of three counts, and the first that is quick enough ends it.
@@ -37,24 +38,12 @@ def test_help_of_fit_lists_the_options_that_matter(capsys: pytest.CaptureFixture
 
 def test_every_option_in_the_overview_exists(capsys: pytest.CaptureFixture[str]) -> None:
     for line in HELP.splitlines():
-        command = re.search(r"lit-cnn (fit|test|predict|compare|ensemble|export|gc) .*?--", line)
+        command = re.search(r"lit-cnn (fit|test|predict|compare|ensemble|configs|export|gc) .*?--", line)
         if command is None:
             continue
         known = {f"--{name}" for name in known_options()} | {"--seeds"}
-        if command[1] in ("predict", "compare", "ensemble", "export", "gc"):
+        if command[1] in ("predict", "compare", "ensemble", "configs", "export", "gc"):
             with pytest.raises(SystemExit, match="0"):
                 main([command[1], "--help"])
             known = set(re.findall(r"--[\w.]+", capsys.readouterr().out))
         assert set(re.findall(r"--[\w.]+", line)) <= known, line
-
-
-def test_every_config_file_parses(capsys: pytest.CaptureFixture[str]) -> None:
-    files = sorted(CONFIGS.rglob("*.yaml"))
-    assert len(files) >= 9
-    assert {name for name in BUILDERS if not (CONFIGS / "model" / f"{name}.yaml").is_file()} == set()
-    for file in files:
-        group = file.parent.name
-        option = f"--{group}={file}" if group in ("data", "model") else f"--config={file}"
-        with pytest.raises(SystemExit, match="0"):
-            main(["fit", option, "--print_config"])
-        assert "seed_everything: 0" in capsys.readouterr().out, file

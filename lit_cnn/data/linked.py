@@ -1,0 +1,13 @@
+"""What a classifier takes from its data module."""
+
+LINKED_FROM_DATA = (
+    "num_classes",
+    "in_channels",
+    "image_size",
+    "class_names",
+    "class_counts",
+    "mean",
+    "std",
+    "interpolation",
+)
+"""Arguments of `LitClassifier` that are properties of `ImageDataModule`."""
