@@ -36,5 +36,5 @@ def preview(arguments: list[str]) -> int:
 
 def _count(name: str, text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--{name} {text}: give a whole number of at least 1")
+        raise UsageError(name, text, "give a whole number of at least 1")
     return int(text)

@@ -33,7 +33,7 @@ _FAULTS: dict[str, tuple[Severity, str]] = {
     "truncated": ("error", "ends too early; copy it again, or take it away"),
     "damaged": ("error", "cannot be decoded; copy it again, or take it away"),
     "unsupported_pixels": ("error", "has floating-point or 32-bit pixels; save it with 8 or 16 bits a channel"),
-    "too_many_pixels": ("error", "has more pixels than --data.max_pixels; shrink it, or raise that"),
+    "too_many_pixels": ("error", "has more pixels than `max_pixels`; shrink it, or raise that"),
 }
 _ODDITIES: dict[str, tuple[Severity, str]] = {
     "tiny": ("warning", f"is less than {_LEAST_SIDE} px wide or high: there is nothing to see; take it away"),
@@ -98,7 +98,7 @@ def audit(image_set: ImageSet, splits: Mapping[str, np.ndarray], level: Level) -
     Args:
         image_set: The images, perhaps with what `check_image_set` would refuse.
         splits: `train`, `val` and `test`, as far as they are known: `(n,)` indices each. Images in none of them, as
-            `--data.limit_train` leaves some, are looked through too; copies in one split and in none are not across.
+            `limit_train` leaves some, are looked through too; copies in one split and in none are not across.
         level: `quick` reads headers, `full` decodes every image; what was seen once is remembered for the next time.
     """
     started = time.monotonic()
@@ -259,7 +259,7 @@ def _of_classes(image_set: ImageSet, splits: Mapping[str, np.ndarray]) -> Iterat
     most, least = int(train.argmax()), int(np.where(train > 0, train, train.max() + 1).argmin())
     if train[most] >= _IMBALANCE * train[least] > 0:
         message = (
-            f"{train[most]} training images against {train[least]}; see --data.sampler balanced, "
-            "--model.class_weights balanced and --monitor val/balanced_acc"
+            f"{train[most]} training images against {train[least]}; see `sampler=balanced`, "
+            "`class_weights=balanced` and `monitor=val/balanced_acc`"
         )
         yield Finding("imbalance", "note", message, ((names[most], names[least]),))

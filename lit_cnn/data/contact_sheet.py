@@ -22,7 +22,7 @@ def contact_sheet(image_set: ImageSet, report: Report, num_rows: int = 12) -> np
     """Draws a row for each finding that can be seen: what it is, and the first of its images.
 
     Images that are compared stand side by side on one ground. A case of which no image can be decoded is left out; what
-    is larger than `--data.max_pixels`, but not than its default, can.
+    is larger than `max_pixels`, but not than its default, can.
 
     Args:
         image_set: The images that were looked through.

@@ -120,16 +120,16 @@ class ImageDataModule(pl.LightningDataModule):
         expected = weights_expect or {}
         image_size = expected.get("image_size", 32) if image_size is None else image_size
         interpolation = interpolation or expected.get("interpolation", "area")
-        _at_least("--data.image_size", image_size, 1)
-        _at_least("--data.batch_size", batch_size, 1)
-        _at_least("--data.num_workers", num_workers, 0)
-        _at_least("--data.max_pixels", max_pixels, 1)
-        _fraction("--data.val_fraction", val_fraction)
-        _fraction("--data.test_fraction", test_fraction)
+        _at_least("image_size", image_size, 1)
+        _at_least("batch_size", batch_size, 1)
+        _at_least("num_workers", num_workers, 0)
+        _at_least("max_pixels", max_pixels, 1)
+        _fraction("val_fraction", val_fraction)
+        _fraction("test_fraction", test_fraction)
         if views is not None:
-            _at_least("--data.views", views, 1)
+            _at_least("views", views, 1)
         if limit_train is not None:
-            _at_least("--data.limit_train", limit_train, 1)
+            _at_least("limit_train", limit_train, 1)
         check_source(dataset)
         self.dataset = dataset
         self.root = Path(root).expanduser() if root is not None else None
@@ -167,7 +167,7 @@ class ImageDataModule(pl.LightningDataModule):
             found, self.skipped = without_bad_images(found)
         check_image_set(found)
         if self.reduced_decode and not isinstance(found.images, EncodedImages):
-            raise UsageError("--data.reduced_decode true: these images are decoded already; leave it out")
+            raise UsageError("reduced_decode", True, "these images are decoded already", "leave it out")
         self.train_transform.check_channels(found.in_channels)
         return found
 
@@ -223,14 +223,14 @@ class ImageDataModule(pl.LightningDataModule):
     @property
     def mean(self) -> list[float]:
         """Mean per channel of pixels in [0, 1]."""
-        return _per_channel("--data.mean", self._mean, self.in_channels) or self._statistics[0]
+        return _per_channel("mean", self._mean, self.in_channels) or self._statistics[0]
 
     @property
     def std(self) -> list[float]:
         """Standard deviation per channel of pixels in [0, 1]."""
         if self._std and min(self._std) <= 0:
-            raise UsageError(f"--data.std {self._std}: give numbers above 0")
-        return _per_channel("--data.std", self._std, self.in_channels) or self._statistics[1]
+            raise UsageError("std", str(self._std), "give numbers above 0")
+        return _per_channel("std", self._std, self.in_channels) or self._statistics[1]
 
     @cached_property
     def pixel_statistics(self) -> PixelStatistics:
@@ -322,7 +322,7 @@ class ImageDataModule(pl.LightningDataModule):
     def _train_batches(self, first_epoch: int, first_batch: int) -> TrainBatches:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if self.batch_size % world_size:
-            raise UsageError(f"--data.batch_size {self.batch_size}: give a multiple of the {world_size} devices")
+            raise UsageError("batch_size", self.batch_size, f"give a multiple of the {world_size} devices")
         labels = self.image_set.labels[self.splits.train]
         balanced = labels if self.sampler == "balanced" else None
         return TrainBatches(
@@ -373,15 +373,15 @@ class ImageDataModule(pl.LightningDataModule):
 
 def _at_least(option: str, value: int, least: int) -> None:
     if value < least:
-        raise UsageError(f"{option} {value}: give a whole number of at least {least}")
+        raise UsageError(option, value, f"give a whole number of at least {least}")
 
 
 def _fraction(option: str, value: float) -> None:
     if not 0 < value < 1:
-        raise UsageError(f"{option} {value}: give a share above 0 and below 1, for example 0.1")
+        raise UsageError(option, value, "give a share above 0 and below 1, for example 0.1")
 
 
 def _per_channel(option: str, values: list[float] | None, in_channels: int) -> list[float] | None:
     if values is not None and len(values) != in_channels:
-        raise UsageError(f"{option} {values}: give {in_channels} numbers, one per channel")
+        raise UsageError(option, str(values), f"give {in_channels} numbers, one per channel")
     return values

@@ -53,7 +53,7 @@ class TorchvisionNet(nn.Module):
         ]
         last = self.backbone.get_submodule(self._place)
         if not isinstance(last, nn.Linear):
-            raise UsageError(f"--model.arch torchvision/{name}: ends in a {type(last).__name__}, not in a linear layer")
+            raise UsageError("arch", f"torchvision/{name}", f"ends in a {type(last).__name__}, not in a linear layer")
         self.backbone.set_submodule(self._place, nn.Identity())
         self.classifier: nn.Module = last if num_classes else nn.Identity()
         self.num_features = self.head_hidden_size = last.in_features

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from lit_cnn.core.errors import UsageError
 from lit_cnn.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -74,6 +75,12 @@ def require_reachable(store: Store) -> None:
         socket.create_connection(address, timeout=_CONNECT_TIMEOUT).close()
     except OSError as error:
         raise ConnectionError(f"{store.label} does not answer ({error.strerror or error})") from error
+
+
+def unreachable(store: Store, error: ConnectionError) -> UsageError:
+    """Returns what to tell the user of a server that does not answer."""
+    reason = str(error).removeprefix(f"{store.label} ")
+    return UsageError("tracking_uri", store.label, reason, "start the server, or give another store")
 
 
 def is_timeout(error: BaseException | None) -> bool:

@@ -149,7 +149,9 @@ class Journal:
         """
         header = read_header(folder)
         if header is None:
-            raise UsageError(f"{folder}: no run of lit_cnn to resume there; give the folder of a checkpoint it wrote")
+            raise UsageError(
+                None, folder, "no run of lit_cnn to resume there", "give the folder of a checkpoint it wrote"
+            )
         owner_lock = _claim(folder)
         end = 0
         steps: dict[str, set[int]] = {}
@@ -356,7 +358,9 @@ def _claim(folder: Path) -> int:
             patience = _ASKER_PATIENCE if read_owner(folder) is None else _CLAIM_PATIENCE
             if time.monotonic() - start > patience:
                 os.close(descriptor)
-                raise UsageError(f"{folder}: this run is still running in another process; end that first") from None
+                raise UsageError(
+                    None, folder, "this run is still running in another process", "end that first"
+                ) from None
             time.sleep(0.05)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(asdict(Process.this())).encode(), 0)

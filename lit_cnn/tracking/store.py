@@ -77,7 +77,7 @@ def resolve_store(tracking_uri: str | None = None) -> Store:
     if uri.startswith("sqlite:"):
         path = uri.removeprefix(_SQLITE)
         if not uri.startswith(_SQLITE) or not path or path.startswith(":memory:") or "?" in path:
-            raise UsageError(f"{origin} {uri}: no path of a sqlite file; give sqlite:///PATH.db, without '?'")
+            raise UsageError(*origin, "no path of a sqlite file", "give sqlite:///PATH.db, without '?'")
         database = Path(os.path.abspath(path))  # folds "..", follows no link
         return Store(f"{_SQLITE}{database}", str(database.parent / "artifacts"), database.parent / "journal")
     journal_dir = here / "mlruns" / "journal"
@@ -85,7 +85,7 @@ def resolve_store(tracking_uri: str | None = None) -> Store:
         return Store(uri.rstrip("/"), None, journal_dir)
     if re.match(r"postgresql(\+\w+)?://", uri):
         return Store(uri, str(here / "mlruns" / "artifacts"), journal_dir)
-    raise UsageError(f"{origin} {uri}: MLflow keeps no runs there any more; {_ADVICE}")
+    raise UsageError(*origin, "MLflow keeps no runs there any more", _ADVICE)
 
 
 def check_writable(store: Store) -> None:
@@ -101,7 +101,7 @@ def check_writable(store: Store) -> None:
     if database is not None:
         _check_database(database)
     elif re.match(r"postgresql://", store.tracking_uri) and importlib.util.find_spec("psycopg") is None:
-        raise UsageError(f"--tracking_uri {store.label}: needs a driver; pip install 'lit-cnn[postgres]'")
+        raise UsageError("tracking_uri", store.label, "needs a driver", "pip install 'lit-cnn[postgres]'")
     folders = [store.journal_dir]
     if store.artifact_location is not None:
         folders.append(Path(store.artifact_location))
@@ -109,13 +109,16 @@ def check_writable(store: Store) -> None:
         _check_folder(folder, store)
 
 
-def _first_given(argument: str | None, environment: Mapping[str, str], here: Path) -> tuple[str, str]:
-    """Returns the address and the name of the option that it came from, for messages."""
+def _first_given(
+    argument: str | None, environment: Mapping[str, str], here: Path
+) -> tuple[str, tuple[str | None, str]]:
+    """Returns the address, and how a message about it begins: an option and its value."""
     if argument:
-        return argument, "--tracking_uri"
-    if environment.get("MLFLOW_TRACKING_URI"):
-        return environment["MLFLOW_TRACKING_URI"], "MLFLOW_TRACKING_URI"
-    return f"{_SQLITE}{here / 'mlruns' / 'mlflow.db'}", "--tracking_uri"
+        return argument, ("tracking_uri", argument)
+    if uri := environment.get("MLFLOW_TRACKING_URI"):
+        return uri, (None, f"MLFLOW_TRACKING_URI {uri}")
+    uri = f"{_SQLITE}{here / 'mlruns' / 'mlflow.db'}"
+    return uri, ("tracking_uri", uri)
 
 
 def _check_database(path: Path) -> None:
@@ -125,9 +128,9 @@ def _check_database(path: Path) -> None:
     except FileNotFoundError:
         return  # will be made; its folder is checked next
     except OSError as error:
-        raise UsageError(_refusal(path, error.strerror or str(error))) from error
+        raise _refusal(path, error.strerror or str(error)) from error
     if header not in (b"", _SQLITE_HEADER):
-        raise UsageError(_refusal(path, "is there and is no sqlite database"))
+        raise _refusal(path, "is there and is no sqlite database")
 
 
 def _check_folder(folder: Path, store: Store) -> None:
@@ -142,8 +145,9 @@ def _check_folder(folder: Path, store: Store) -> None:
                 probe.unlink()
     except OSError as error:
         reason = f"cannot be written ({error.strerror or error})" if existing.is_dir() else "is no folder"
-        raise UsageError(_refusal(store.database or folder, f"{existing} {reason}")) from error
+        raise _refusal(store.database or folder, f"{existing} {reason}") from error
 
 
-def _refusal(path: Path, reason: str) -> str:
-    return f"--tracking_uri {path}: {reason}; give a place that can be written, such as sqlite:///mlruns/mlflow.db"
+def _refusal(path: Path, reason: str) -> UsageError:
+    remedy = "give a place that can be written, such as sqlite:///mlruns/mlflow.db"
+    return UsageError("tracking_uri", path, reason, remedy)

@@ -154,7 +154,7 @@ def test_copies_in_one_split_and_in_none_are_not_across_splits() -> None:
     same = np.flatnonzero(digits.labels == 3)[:6]
     for first, second in same.reshape(3, 2):
         hashes[second] = hashes[first]
-    # As --data.limit_train leaves them: the second of the first pair, and both of the second.
+    # As `limit_train` leaves them: the second of the first pair, and both of the second.
     splits = {"train": np.array([same[0], same[4]]), "val": np.array([same[5]])}
     found = {finding.kind: finding.cases for finding in audit(replace(digits, hashes=hashes), splits, "quick").findings}
     pairs = [tuple(digits.paths[index] for index in pair) for pair in same.reshape(3, 2)]

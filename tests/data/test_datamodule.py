@@ -262,16 +262,16 @@ def test_what_the_classifier_is_linked_to(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"image_size": 0}, "--data.image_size 0: give a whole number of at least 1"),
-        ({"batch_size": 0}, "--data.batch_size 0: give a whole number of at least 1"),
-        ({"num_workers": -1}, "--data.num_workers -1: give a whole number of at least 0"),
-        ({"limit_train": 0}, "--data.limit_train 0: give a whole number of at least 1"),
-        ({"val_fraction": 0.0}, "--data.val_fraction 0.0: give a share above 0 and below 1"),
-        ({"val_fraction": 1.0}, "--data.val_fraction 1.0: give a share above 0 and below 1"),
-        ({"test_fraction": -0.1}, "--data.test_fraction -0.1: give a share above 0 and below 1"),
-        ({"test_fraction": float("nan")}, "--data.test_fraction nan: give a share above 0 and below 1"),
-        ({"dataset": "cifar"}, "--data.dataset cifar: choose one of digits"),
-        ({"augment": [{"class_path": "albumentations.Flop"}]}, "--data.augment albumentations.Flop: no such transform"),
+        ({"image_size": 0}, "image_size=0: give a whole number of at least 1"),
+        ({"batch_size": 0}, "batch_size=0: give a whole number of at least 1"),
+        ({"num_workers": -1}, "num_workers=-1: give a whole number of at least 0"),
+        ({"limit_train": 0}, "limit_train=0: give a whole number of at least 1"),
+        ({"val_fraction": 0.0}, "val_fraction=0: give a share above 0 and below 1"),
+        ({"val_fraction": 1.0}, "val_fraction=1: give a share above 0 and below 1"),
+        ({"test_fraction": -0.1}, "test_fraction=-0.1: give a share above 0 and below 1"),
+        ({"test_fraction": float("nan")}, "test_fraction=nan: give a share above 0 and below 1"),
+        ({"dataset": "cifar"}, "dataset=cifar: choose one of digits"),
+        ({"augment": [{"class_path": "albumentations.Flop"}]}, "augment=albumentations.Flop: no such transform"),
     ],
 )
 def test_an_option_out_of_range_is_refused_at_once(options: dict[str, Any], expected: str) -> None:
@@ -283,12 +283,12 @@ def test_an_option_out_of_range_is_refused_at_once(options: dict[str, Any], expe
 @pytest.mark.parametrize(
     ("options", "use", "expected"),
     [
-        ({"mean": [0.5, 0.5, 0.5]}, lambda data: data.mean, "--data.mean [0.5, 0.5, 0.5]: give 1 numbers"),
-        ({"std": [1.0], "in_channels": 3}, lambda data: data.std, "--data.std [1.0]: give 3 numbers"),
-        ({"std": [0.0]}, lambda data: data.std, "--data.std [0.0]: give numbers above 0"),
-        ({"limit_train": 5000}, lambda data: data.splits, "--data.limit_train 5000: there are"),
-        ({"root": "here"}, lambda data: data.image_set, "--data.root here: digits"),
-        ({"dataset": "image_folder"}, lambda data: data.num_classes, "--data.root: image_folder needs a folder"),
+        ({"mean": [0.5, 0.5, 0.5]}, lambda data: data.mean, "mean=[0.5, 0.5, 0.5]: give 1 numbers"),
+        ({"std": [1.0], "in_channels": 3}, lambda data: data.std, "std=[1.0]: give 3 numbers"),
+        ({"std": [0.0]}, lambda data: data.std, "std=[0.0]: give numbers above 0"),
+        ({"limit_train": 5000}, lambda data: data.splits, "limit_train=5000: there are"),
+        ({"root": "here"}, lambda data: data.image_set, "root=here: digits"),
+        ({"dataset": "image_folder"}, lambda data: data.num_classes, "root: image_folder needs a folder"),
     ],
 )
 def test_what_does_not_fit_the_images_is_refused_when_they_are_read(
