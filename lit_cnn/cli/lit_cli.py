@@ -184,7 +184,7 @@ class LitCLI(LightningCLI):
     def _logger(self) -> JournalLogger:
         experiment = self._options.experiment or self.datamodule.image_set.name
         waits = self._options.on_full_disk == "continue"
-        return JournalLogger(experiment, tracking_uri=self._options.tracking_uri, waits_for_room=waits)
+        return JournalLogger(experiment, tracking_uri=self._options.tracking_uri, buffer_when_disk_full=waits)
 
     def fit(self, model: LitClassifier, datamodule: ImageDataModule, **kwargs: Any) -> None:
         """Trains one tracked run from its first step, or from the checkpoint where an earlier one stands."""

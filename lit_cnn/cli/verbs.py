@@ -1,4 +1,4 @@
-"""lit-cnn's own commands beside Lightning's: describe, ui, sync."""
+"""The commands describe, ui and sync, and what several commands share."""
 
 import argparse
 import errno
@@ -28,11 +28,11 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def describe(arguments: list[str]) -> int:
-    """`lit-cnn describe`: shows a network layer by layer beside its paper's figures; draws and downloads no weights."""
+    """`lit-cnn describe`: shows a network layer by layer with its paper's figures; draws and downloads no weights."""
     parser = CommandParser(
         prog="lit-cnn describe",
         description="Show a network layer by layer: output shapes, parameters, multiply-adds, activation memory, and "
-        "its paper's figures beside them. No weights are drawn or downloaded.",
+        "its paper's figures. No weights are drawn or downloaded.",
     )
     parser.add_argument("arch", metavar="ARCH", help="a network of ours or of timm: lenet5, resnet50")
     parser.add_argument("--image_size", type=int, help="pixels; default: what the network was made for")
@@ -41,7 +41,7 @@ def describe(arguments: list[str]) -> int:
     parser.add_argument("--arch_options", default="{}", help='ARCH\'s further options in YAML: "{drop_rate: 0.5}"')
     view = parser.add_mutually_exclusive_group()
     view.add_argument(
-        "--compare", metavar="ARCH2", help="the totals beside those of ARCH2, which has no --arch_options"
+        "--compare", metavar="ARCH2", help="compare its totals with those of ARCH2, which takes no --arch_options"
     )
     view.add_argument("--stages", action="store_true", help="one line for each stage instead of each layer")
     parser.add_argument("--format", choices=["table", "json"], default="table", help="default: table")

@@ -119,7 +119,7 @@ def audit(image_set: ImageSet, splits: Mapping[str, np.ndarray], level: Level) -
 
 def _of_single_images(image_set: ImageSet, seen: Sequence[Inspection]) -> Iterator[Finding]:
     found = defaultdict(list)
-    # An image that is not there is told of once, by who missed it.
+    # A missing image is reported once, by the source.
     absent = {
         path for finding in image_set.findings if finding.kind in ABSENT for case in finding.cases for path in case
     }
@@ -221,7 +221,7 @@ def _standardized(thumbnails: Sequence[bytes]) -> np.ndarray:
 def _of_groups(
     image_set: ImageSet, split_of: np.ndarray, groups: Sequence[list[int]], prefix: str, how: str
 ) -> Iterator[Finding]:
-    """Yields duplicates, the worst first; a group of two classes in two splits is told of twice."""
+    """Yields duplicates, the worst first; a group of two classes in two splits is reported twice."""
     labels, paths = image_set.labels, image_set.paths
     kinds: dict[str, list[tuple[str, ...]]] = {"label_conflict": [], "duplicate_across_splits": [], "duplicate": []}
     for same in groups:

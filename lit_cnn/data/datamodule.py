@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.resize import Interpolation
-from lit_cnn.data.batches import Batch, Batches, EvalImages, TrainImages, hand_over, start_worker
+from lit_cnn.data.batches import Batch, Batches, EvalImages, TrainImages, pack_batch, start_worker
 from lit_cnn.data.inspection import without_bad_images
 from lit_cnn.data.pixel_statistics import PixelStatistics, cached, keep, measure_pixels
 from lit_cnn.data.sampling import Sampler, TrainBatches
@@ -50,14 +50,14 @@ class ImageDataModule(pl.LightningDataModule):
         num_workers: Worker processes that decode and augment; the result does not depend on it.
         val_fraction: Share of the images that are not test set aside for validation, where the source has no val.
         test_fraction: Share of all images set aside for the test, where the source has no test.
-        split_seed: Seed of the split; the training seed has no part in it, unless this is the word `seed`: then each of
-            `--seeds` has its own val and (with `limit_train`, say) training images, and the deviation over seeds
-            includes which images one happens to have. What the source prescribes stays.
+        split_seed: Seed of the split; independent of the training seed, unless this is the word `seed`: then each of
+            `--seeds` has its own val and (with `limit_train`, say) training images, and the standard deviation over
+            seeds includes which images one happens to have. What the source prescribes stays.
         limit_train: Train on that many images in all, stratified; the first 50 are among the first 500.
         sampler: `shuffled`: an epoch is every training image once; `balanced`: as many, but equally many of each class.
         train_crop: `center`, `random` or `random_resized`: how a training image becomes a square.
         augment: albumentations transforms by class_path, applied to the training square in this order.
-        views: Give each training image that many fixed views, which take turns: epoch e sees view e modulo this number.
+        views: Cycle through that many fixed views of each training image: epoch e sees view e modulo this number.
             By default each epoch draws anew. Features of a frozen backbone can be cached for fixed views only.
         interpolation: `area`, `bilinear` or `bicubic`; by default that of the weights, else `area`.
         normalize: By whose mean and standard deviation: `train`, the training images' (each is decoded once, the result
@@ -259,7 +259,7 @@ class ImageDataModule(pl.LightningDataModule):
             return self._for_channels(self._expected["mean"]), self._for_channels(self._expected["std"])
         if (self.normalize or ("train" if in_memory else "imagenet")) == "train":
             found = self.pixel_statistics
-            # Images of one colour have no deviation; dividing by 1 leaves them as they are.
+            # Images of one colour have a standard deviation of 0; dividing by 1 leaves them as they are.
             return [round(value, 6) for value in found.mean], [round(value, 6) or 1.0 for value in found.std]
         return self._for_channels(IMAGENET_MEAN), self._for_channels(IMAGENET_STD)
 
@@ -280,7 +280,7 @@ class ImageDataModule(pl.LightningDataModule):
         return len(self._train_batches(0, 0))
 
     def serve_cached(self, cached: tuple[Dataset[Batch], Dataset[Batch]] | None) -> None:
-        """Has training and validation read these in place of images, by the same keys; None: images again."""
+        """Makes training and validation read these in place of images, by the same keys; None: images again."""
         self._cached = cached
 
     def view_loader(self, view: int) -> DataLoader[Batch]:
@@ -299,8 +299,8 @@ class ImageDataModule(pl.LightningDataModule):
         if self._cached is not None:
             return self._loader(self._cached[0], self._train_batches(*self._position()), 0)
         images = self.train_images()
-        if images.one_by_one and not self._has_told_why and self.trainer and self.trainer.is_global_zero:
-            print(f"augmenting image by image: {images.one_by_one}", file=sys.stderr)
+        if images.fallback_reason and not self._has_told_why and self.trainer and self.trainer.is_global_zero:
+            print(f"augmenting image by image: {images.fallback_reason}", file=sys.stderr)
             self._has_told_why = True
         return self._loader(images, self._train_batches(*self._position()), self.num_workers)
 
@@ -362,7 +362,7 @@ class ImageDataModule(pl.LightningDataModule):
             images,
             batch_sampler=batches,
             num_workers=num_workers,
-            collate_fn=hand_over,
+            collate_fn=pack_batch,
             worker_init_fn=start_worker,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),

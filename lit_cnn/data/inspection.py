@@ -265,7 +265,7 @@ def cache_path() -> Path:
 
 
 def _judge() -> str:
-    """What the verdict depends on besides the bytes: another Pillow may read what this one cannot."""
+    """What an inspection depends on besides the bytes: another Pillow may read what this one cannot."""
     return f"Pillow {PIL.__version__}"
 
 

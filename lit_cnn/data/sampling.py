@@ -31,7 +31,7 @@ class TrainBatches:
         rank: This process's number.
         world_size: The number of processes.
         labels: `(num_images,)`: give every class its equal share of an epoch; see `balanced_order`.
-        views: Give each image that many views, which take turns: the epoch of a key is the epoch modulo this number,
+        views: Cycle through that many views of each image: the epoch of a key is the epoch modulo this number,
             and an image that comes again in an epoch is the same view of it.
     """
 

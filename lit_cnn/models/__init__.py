@@ -1,7 +1,7 @@
 """Architectures by name: ours first, else timm's; torchvision's with the prefix `torchvision/`.
 
 Ours carry timm's contract: `num_features`, `head_hidden_size`, `forward_features`, `forward_head(pre_logits=)`,
-`get_classifier`, `reset_classifier` and `group_matcher`. To add one, write a file beside this one and a line in
+`get_classifier`, `reset_classifier` and `group_matcher`. To add one, write a file in this folder and a line in
 `BUILDERS`; the tests pick it up from there.
 """
 

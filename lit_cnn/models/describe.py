@@ -1,4 +1,4 @@
-"""A network layer by layer: output shapes, parameters and multiply-adds, beside what its paper says.
+"""A network layer by layer: output shapes, parameters and multiply-adds, and what its paper says.
 
 The network is built and tried on the meta device, so no weights are drawn or downloaded and ResNet-152 takes seconds.
 """
@@ -30,7 +30,7 @@ _LARGE_IMAGE = 200  # pixels; networks for such images come from ImageNet
 
 @dataclass(frozen=True)
 class Layer:
-    """A module without modules inside it, or one that has parameters or multiply-adds of its own beside those inside.
+    """A module without modules inside it, or one that has parameters or multiply-adds of its own besides those inside.
 
     Attributes:
         name: Its path in the network, `layer1.0.conv1`; `(root)` for the network itself.

@@ -121,7 +121,7 @@ class TorchvisionNet(nn.Module):
         return {"stem": stem, "blocks": [(pattern, (number,)) for number, pattern in enumerate(blocks)]}
 
     def _expect_tensorflow_pixels(self) -> None:
-        """Converts images normalised with ImageNet's mean and deviation to pixels in [-1, 1], as the weights expect."""
+        """Converts images normalised for ImageNet to pixels in [-1, 1], as the weights expect."""
         scale, shift = torch.tensor(_IMAGENET_STD) / 0.5, (torch.tensor(_IMAGENET_MEAN) - 0.5) / 0.5
         in_channels = self.input_scale.shape[1]
         for buffer, values in ((self.input_scale, scale), (self.input_shift, shift)):

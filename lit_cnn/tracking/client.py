@@ -91,10 +91,10 @@ def is_timeout(error: BaseException | None) -> bool:
 
 
 def repair_moved_store(store: Store) -> dict[str, str]:
-    """Lets an sqlite store whose folder was moved, renamed or copied find its artifacts beside it.
+    """Lets an sqlite store whose folder was moved, renamed or copied find its artifacts next to the database.
 
-    MLflow keeps absolute paths. A recorded `OLD/artifacts/…` that is not beside the database is rewritten if its folder
-    is beside the database now, or if `OLD/artifacts` no longer exists. Artifacts kept elsewhere on purpose stay there.
+    MLflow keeps absolute paths. A recorded `OLD/artifacts/…` that is not next to the database is rewritten if its
+    folder is there now, or if `OLD/artifacts` no longer exists. Artifacts kept elsewhere on purpose stay there.
 
     Returns:
         What was rewritten: old folder of an experiment's artifacts -> the new one.

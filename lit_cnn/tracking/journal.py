@@ -103,13 +103,13 @@ class Journal:
     Attributes:
         folder: The run's.
         header: What the run is.
-        waits_for_room: Keep in memory what a full disk does not take, and write it when there is room again.
+        buffer_when_disk_full: Keep in memory what a full disk does not take, and write it when there is room again.
     """
 
     def __init__(self, folder: Path, header: RunHeader, owner_lock: int, steps: dict[str, set[int]] | None) -> None:
         self.folder = folder
         self.header = header
-        self.waits_for_room = False
+        self.buffer_when_disk_full = False
         self._unwritten: deque[Record] = deque()
         self._owner_lock = owner_lock
         self._file = os.open(folder / JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
@@ -176,7 +176,7 @@ class Journal:
         try:
             self._write()
         except OSError as error:
-            if self.waits_for_room and error.errno in CANNOT_WRITE:
+            if self.buffer_when_disk_full and error.errno in CANNOT_WRITE:
                 return
             self._unwritten.pop()
             raise

@@ -132,7 +132,7 @@ def search_runs(
         max_results: How many at most.
 
     Raises:
-        UsageError: If the experiment is not there, the filter makes no sense to MLflow, or no run matches.
+        UsageError: If the experiment is not there, MLflow does not understand the filter, or no run matches.
     """
     from mlflow.exceptions import MlflowException
 

@@ -24,7 +24,7 @@ _OVERLOOKED: dict[str, tuple[Severity, str]] = {
     "other_file": ("note", "no image by its name, passed over: if it is one, convert it to JPEG or PNG"),
     "other_folder": (
         "warning",
-        "a folder of images beside train/, passed over: call it val or test, move it into train/, or take it away",
+        "a folder of images next to train/, passed over: call it val or test, move it into train/, or take it away",
     ),
     "loose_image": ("note", "an image outside of the class folders, passed over: move it into one"),
 }
@@ -72,7 +72,7 @@ def load_image_folder(root: Path, in_channels: int = 3) -> ImageSet:
             raise UsageError("root", root, f"{folder} holds no images", "fill it, or take it away to have it drawn")
         if split:
             splits[split] = np.arange(start, len(files))
-        overlooked += _beside_classes(folder, root)
+        overlooked += _outside_classes(folder, root)
     if split_folders:
         others = (root / name for name in _sub_folders(root) if root / name not in split_folders.values())
         overlooked += [("other_folder", str(path)) for path in others if _holds_images(path, root)]
@@ -225,8 +225,8 @@ def _unreadable(folder: Path | str) -> str:
     return f"folder {folder} cannot be read: give yourself the right to"
 
 
-def _beside_classes(folder: Path, root: Path) -> Iterator[tuple[str, str]]:
-    """Yields what lies beside the class folders and was perhaps meant to count, as (what it is, path)."""
+def _outside_classes(folder: Path, root: Path) -> Iterator[tuple[str, str]]:
+    """Yields files outside of the class folders that were perhaps meant to count, as (what it is, path)."""
     top = os.path.realpath(root)
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):

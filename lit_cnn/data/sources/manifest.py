@@ -32,7 +32,7 @@ def load_manifest(
     - `split`, optional: `train`, `val` or `test` in every row;
     - `group`, optional: images of one group stay together when a split is drawn; an empty cell stands alone.
 
-    The manifest that each run keeps of its split is one too: put beside the images, it repeats that split.
+    The manifest that each run keeps of its split is one too: put next to the images, it repeats that split.
 
     Files that are not there or are listed twice, empty cells and unknown splits are findings; of a row without a label
     the image is left out too.
