@@ -74,6 +74,21 @@ def in_python(option: str, value: str) -> str:
     return f"{option}={value}" if value else option
 
 
+def at_least(least: int, **options: int | None) -> None:
+    """Refuses whole numbers that are too small; None stands for a default.
+
+    Args:
+        least: The least value.
+        **options: Name of an argument -> its value.
+
+    Raises:
+        UsageError: If one is less.
+    """
+    for option, value in options.items():
+        if value is not None and value < least:
+            raise UsageError(option, value, f"give a whole number of at least {least}")
+
+
 def value_in_words(value: Any) -> str:
     """Returns a value as a person would type it: lists as words, a number without digits that say nothing."""
     if value is None:

@@ -1,9 +1,10 @@
 """What is wrong with a set of images: files that cannot be trained on, copies, conflicting labels, missing classes."""
 
+import html
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,16 +12,22 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from lit_cnn.core.errors import UsageError, in_python, spelt
 from lit_cnn.core.file_hashes import NO_BYTES
+from lit_cnn.core.words import counted
+from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.findings import ABSENT, Severity
 from lit_cnn.data.inspection import THUMBNAIL, Inspection, inspect_images
 from lit_cnn.data.sources import Finding, ImageSet, class_findings
+from lit_cnn.data.splits import SPLIT_NAMES
 
 Level = Literal["quick", "full"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 _LEAST_SIDE = 8  # pixels
 _LONGEST_SHAPE = 10  # times as long as wide
 _IMBALANCE = 10  # times as many
+_SHOWN = 8  # findings in a printed report
 # What still counts as the same picture: shrunk, enlarged, saved again as JPEG, made gray, of a little other contrast.
 # Unrelated photographs differ in 22 of the 64 bits and more.
 _PHASH_BITS = 4
@@ -64,19 +71,21 @@ _FORMATS = {
 
 @dataclass(frozen=True)
 class Report:
-    """What looking through a set of images came to.
+    """What was found in a set of images; shows itself in a notebook, and as text when printed.
 
     Attributes:
         level: `quick` (headers, copies by their bytes, classes) or `full` (every image decoded, near copies too).
         num_images: Images by split; `all` for those not in a split yet.
         findings: What was found, errors first.
         seconds: How long it took.
+        image_set: The images.
     """
 
     level: Level
     num_images: Mapping[str, int]
     findings: Sequence[Finding]
     seconds: float
+    image_set: ImageSet = field(repr=False, compare=False)
 
     def of(self, *severities: Severity) -> list[Finding]:
         """Returns the findings of these severities."""
@@ -90,6 +99,78 @@ class Report:
             "findings": [finding.to_dict() for finding in self.findings],
             "seconds": round(self.seconds, 3),
         }
+
+    @property
+    def summary(self) -> str:
+        """One sentence: how much was found, and what to do."""
+        images = ", ".join(f"{split} {count:,}" for split, count in self.num_images.items())
+        about = f"({images}; {self.level} check, {self.seconds:.1f} s)"
+        found = {severity: len(self.of(severity)) for severity in SEVERITIES}
+        if not any(found.values()):
+            return f"Nothing is wrong with the images {about}."
+        if found["error"]:
+            what_to_do = "mend the errors before training, a run stops at them"
+        elif found["warning"]:
+            what_to_do = "look at the warnings before training, they make results wrong or worse"
+        else:
+            what_to_do = "training can start"
+        return f"{', '.join(counted(count, severity) for severity, count in found.items())} {about}: {what_to_do}."
+
+    def __str__(self) -> str:
+        lines = [self.summary]
+        for finding in self.findings[:_SHOWN]:
+            first = " = ".join(finding.cases[0][:2])
+            count = f" ({len(finding.cases):,})" if len(finding.cases) > 1 else ""
+            lines.append(f"{finding.severity}: {finding.kind}{count}: {first}: {spelt(finding.message, in_python)}")
+        if len(self.findings) > _SHOWN:
+            lines.append(f"and {len(self.findings) - _SHOWN} more kinds, see `findings`")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = [("", "what", "cases", "the first", "what it means")]
+        for finding in self.findings:
+            first = "\n".join(" = ".join(case[:2]) for case in finding.cases[:3])
+            message = spelt(finding.message, in_python)
+            rows.append((finding.severity, finding.kind, f"{len(finding.cases):,}", first, message))
+        cells = ("".join(f"<td>{html.escape(cell).replace(chr(10), '<br>')}</td>" for cell in row) for row in rows)
+        table = "".join(f"<tr>{row}</tr>" for row in cells) if self.findings else ""
+        return f"<p>{html.escape(self.summary)}</p><table>{table}</table>"
+
+
+def check_data(data: ImageDataModule | str | Path, level: Level = "full") -> Report:
+    """Looks through images before training: damaged files, copies, conflicting labels, classes out of line.
+
+    Example:
+        >>> from lit_cnn.data.datamodule import ImageDataModule
+        >>> check_data(ImageDataModule("digits"), level="quick").of("error", "warning")
+        []
+
+    Args:
+        data: The images, or the path of a folder of them or of a manifest.
+        level: `quick` reads headers, `full` decodes every image; what was seen once is remembered for the next time.
+
+    Raises:
+        UsageError: If there are no such images. What is wrong with those there are is in the report.
+    """
+    data = data if isinstance(data, ImageDataModule) else _data_at(Path(data).expanduser())
+    image_set = data.load()
+    try:
+        drawn = data.split(image_set)
+    except UsageError as error:
+        at = f"`{error.option}={error.value}`: " if error.value is not None else ""
+        message = f"no split can be drawn: {at}{'; '.join(filter(None, (error.reason, error.remedy)))}"
+        finding = Finding("no_split", "error", message, ((image_set.name,),))
+        report = audit(image_set, image_set.splits, level)
+        return replace(report, findings=[finding, *report.findings])
+    return audit(image_set, {split: drawn[split] for split in SPLIT_NAMES}, level)
+
+
+def _data_at(path: Path) -> ImageDataModule:
+    if path.is_dir():
+        return ImageDataModule("image_folder", root=path)
+    if path.suffix.lower() in (".csv", ".parquet"):
+        return ImageDataModule("manifest", root=path)
+    raise UsageError("data", path, "no such folder, and no manifest", "give a folder, a .csv or a .parquet file")
 
 
 def audit(image_set: ImageSet, splits: Mapping[str, np.ndarray], level: Level) -> Report:
@@ -111,10 +192,9 @@ def audit(image_set: ImageSet, splits: Mapping[str, np.ndarray], level: Level) -
     if level == "full":
         findings += _of_near_copies(image_set, split_of, seen)
     findings += [*_of_single_images(image_set, seen), *image_set.findings, *_of_classes(image_set, splits)]
-    order = ("error", "warning", "note")
-    findings.sort(key=lambda finding: order.index(finding.severity))
+    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     counts = {split: len(members) for split, members in splits.items()} or {"all": len(image_set.labels)}
-    return Report(level, counts, findings, time.monotonic() - started)
+    return Report(level, counts, findings, time.monotonic() - started, image_set)
 
 
 def _of_single_images(image_set: ImageSet, seen: Sequence[Inspection]) -> Iterator[Finding]:

@@ -161,6 +161,27 @@ class Batches(DataLoader[Batch]):
         return batches
 
 
+def batch_loader(images: Dataset[Batch], batches: Any, num_workers: int) -> DataLoader[Batch]:
+    """Returns a loader of whole batches.
+
+    Args:
+        images: Its `__getitems__` makes a batch.
+        batches: Batch sampler, or a list of batches: for each what `__getitems__` takes.
+        num_workers: Worker processes; they stay from epoch to epoch.
+    """
+    return Batches(
+        images,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=pack_batch,
+        worker_init_fn=start_worker,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        # The loader draws a base seed from torch's own stream at every pass; nothing here uses it.
+        generator=torch.Generator(),
+    )
+
+
 @atexit.register
 def _end_workers() -> None:
     """Ends the workers that are left: asks them, and kills those that have not heard of it after a second.

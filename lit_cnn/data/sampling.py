@@ -5,14 +5,30 @@ an attribute that is set on its copy of the data set later.
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from lit_cnn.core.randomness import balanced_order, epoch_permutation
 
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
 Sampler = Literal["shuffled", "balanced"]
 Key = tuple[int, int]
+
+
+def next_batch(trainer: "Trainer | None", batches_per_epoch: int) -> tuple[int, int]:
+    """Returns (epoch, batch) at which training goes on, from Lightning's restored counters."""
+    if trainer is None:
+        return 0, 0
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    if epochs.started == epochs.processed:  # between two epochs
+        return epochs.processed, 0
+    if batches.processed >= batches_per_epoch:
+        return epochs.processed + 1, 0
+    return epochs.processed, batches.processed
 
 
 class TrainBatches:
