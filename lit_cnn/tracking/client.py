@@ -138,8 +138,7 @@ def _one_at_a_time(store: Store) -> Iterator[None]:
     if store.is_http:
         yield
         return
-    folder = store.database.parent if store.database is not None else store.journal_dir.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".init.lock").open("a") as file:
+    store.folder.mkdir(parents=True, exist_ok=True)
+    with (store.folder / ".init.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

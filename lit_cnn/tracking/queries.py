@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,11 @@ from lit_cnn.core.file_hashes import hash_files
 from lit_cnn.tracking import names, outbox
 from lit_cnn.tracking.client import connect, repair_moved_store, unreachable
 from lit_cnn.tracking.delivery import KEY_TAG, in_one_line, local_folder
-from lit_cnn.tracking.store import Store
+from lit_cnn.tracking.run import Run, id_of
+from lit_cnn.tracking.store import BEST_CHECKPOINT, Store
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Run as EntityRun
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
@@ -42,7 +43,6 @@ __all__ = [
 ]
 
 _SHORTEST_PREFIX = 6
-BEST_CHECKPOINT = "checkpoints/best.ckpt"
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,12 @@ def experiment_id(store: Store, name: str) -> str:
     raise UsageError("experiment", name, f"not in {store.label}", f"there are: {', '.join(others)}")
 
 
-def find_runs(store: Store, run_ids: list[str]) -> list[RunInfo]:
+def find_runs(store: Store, runs: Sequence[Run | str]) -> list[RunInfo]:
     """Returns the runs with these ids, in this order.
 
     Args:
         store: Where to look.
-        run_ids: MLflow's run ids, our keys, or the first 6 or more characters of either.
+        runs: Runs, MLflow's run ids, our keys, or the first 6 or more characters of either.
 
     Raises:
         UsageError: If no run, or more than one, begins with an id.
@@ -116,7 +116,7 @@ def find_runs(store: Store, run_ids: list[str]) -> list[RunInfo]:
     connected = client(store)
     with _in_one_line(store):
         of_ids = {experiment.experiment_id: experiment.name for experiment in connected.search_experiments()}
-        return [_info(_find_run(connected, list(of_ids), run_id, store), of_ids) for run_id in run_ids]
+        return [_info(_find_run(connected, list(of_ids), id_of(run), store), of_ids) for run in runs]
 
 
 def search_runs(
@@ -312,7 +312,7 @@ def artifact_of_version(version: "ModelVersion") -> str | None:
     return (found[1] or found[2]) if found and version.run_id else None
 
 
-def _find_run(connected: "MlflowClient", experiment_ids: list[str], run_id: str, store: Store) -> "Run":
+def _find_run(connected: "MlflowClient", experiment_ids: list[str], run_id: str, store: Store) -> "EntityRun":
     if len(run_id) < _SHORTEST_PREFIX or not run_id.isalnum():
         raise UsageError("run", repr(run_id), f"give at least {_SHORTEST_PREFIX} characters of its id")
     found = {}
@@ -326,7 +326,7 @@ def _find_run(connected: "MlflowClient", experiment_ids: list[str], run_id: str,
     return next(iter(found.values()))
 
 
-def _info(run: "Run", experiment_names: Mapping[str, str]) -> RunInfo:
+def _info(run: "EntityRun", experiment_names: Mapping[str, str]) -> RunInfo:
     return RunInfo(
         run_id=run.info.run_id,
         experiment_id=run.info.experiment_id,

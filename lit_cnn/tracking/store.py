@@ -1,18 +1,27 @@
-"""Where runs are kept: which MLflow store, which folder of artifacts, which folder of journals."""
+"""Where runs are kept: which MLflow store, which local folders, and what their files are called."""
 
 import importlib.util
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from lit_cnn.core.errors import UsageError
 
 _SQLITE = "sqlite:///"
+_FOLDER = "mlruns"  # in the working directory
 _SQLITE_HEADER = b"SQLite format 3\x00"
 _ADVICE = "give sqlite:///PATH.db, http(s)://HOST:PORT or postgresql://USER@HOST/NAME"
+
+BEST, LAST = "best.ckpt", "last.ckpt"
+"""Checkpoints in a run's folder: of the best epoch, and the one to resume from."""
+UNFINISHED = "unfinished.json"
+"""File in a run's folder until the run has ended as it should."""
+CHECKPOINTS = "checkpoints"
+"""Folder of checkpoints among a run's artifacts."""
+BEST_CHECKPOINT = f"{CHECKPOINTS}/{BEST}"
 
 
 @dataclass(frozen=True)
@@ -35,14 +44,19 @@ class Store:
         return Path(self.tracking_uri.removeprefix(_SQLITE)) if self.tracking_uri.startswith(_SQLITE) else None
 
     @property
+    def folder(self) -> Path:
+        """The local folder that holds all others."""
+        return self.journal_dir.parent
+
+    @property
     def predictions_dir(self) -> Path:
         """The local folder of stored logits."""
-        return self.journal_dir.parent / "predictions"
+        return self.folder / "predictions"
 
     @property
     def splits_dir(self) -> Path:
         """The local folder of split manifests, one file a split, shared by all runs."""
-        return self.journal_dir.parent / "splits"
+        return self.folder / "splits"
 
     @property
     def is_http(self) -> bool:
@@ -79,13 +93,16 @@ def resolve_store(tracking_uri: str | None = None) -> Store:
         if not uri.startswith(_SQLITE) or not path or path.startswith(":memory:") or "?" in path:
             raise UsageError(*origin, "no path of a sqlite file", "give sqlite:///PATH.db, without '?'")
         database = Path(os.path.abspath(path))  # folds "..", follows no link
-        return Store(f"{_SQLITE}{database}", str(database.parent / "artifacts"), database.parent / "journal")
-    journal_dir = here / "mlruns" / "journal"
+        return _local(f"{_SQLITE}{database}", database.parent)
     if re.match(r"https?://[^/]", uri):
-        return Store(uri.rstrip("/"), None, journal_dir)
+        return replace(_local(uri.rstrip("/"), here / _FOLDER), artifact_location=None)
     if re.match(r"postgresql(\+\w+)?://", uri):
-        return Store(uri, str(here / "mlruns" / "artifacts"), journal_dir)
+        return _local(uri, here / _FOLDER)
     raise UsageError(*origin, "MLflow keeps no runs there any more", _ADVICE)
+
+
+def _local(uri: str, folder: Path) -> Store:
+    return Store(uri, str(folder / "artifacts"), folder / "journal")
 
 
 def check_writable(store: Store) -> None:
@@ -117,7 +134,7 @@ def _first_given(
         return argument, ("tracking_uri", argument)
     if uri := environment.get("MLFLOW_TRACKING_URI"):
         return uri, (None, f"MLFLOW_TRACKING_URI {uri}")
-    uri = f"{_SQLITE}{here / 'mlruns' / 'mlflow.db'}"
+    uri = f"{_SQLITE}{here / _FOLDER / 'mlflow.db'}"
     return uri, ("tracking_uri", uri)
 
 

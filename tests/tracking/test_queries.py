@@ -23,6 +23,7 @@ from lit_cnn.tracking.queries import (
     search_runs,
     upload_artifact,
 )
+from lit_cnn.tracking.run import Run
 from lit_cnn.tracking.store import Store
 
 NewJournal = Callable[..., Journal]
@@ -50,6 +51,7 @@ def test_runs_are_found_by_either_id_and_by_its_beginning(store: Store, runs: li
     found = find_runs(store, keys[::-1])
     assert [run.name for run in found] == ["run1", "run0"]
     assert find_runs(store, [found[0].run_id, keys[0][:8], found[0].run_id[:8]]) == [found[0], found[1], found[0]]
+    assert find_runs(store, [Run(found[1].run_id, "run0", {})]) == [found[1]]
     assert found[0].metrics == {"val/acc": 0.75}
     assert (found[0].experiment_name, found[0].status) == ("digits", "FINISHED")
 
