@@ -156,7 +156,7 @@ def one_class_in_a_manifest(folder: Path) -> Path:
         (
             "webdataset",
             shard_with_gaps,
-            {"no_label": [["pets.tar/2"], ["pets.tar/5"], ["pets.tar/7"]]},
+            {"no_split": [["pets"]], "no_label": [["pets.tar/2"], ["pets.tar/5"], ["pets.tar/7"]]},
             "pets.tar/2 has no label (and 2 more); give a name or a whole number in .cls, or in .json as label; "
             "lit-cnn check-data lists all",
         ),
