@@ -3,22 +3,16 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-
+from lit_cnn.cli.output import console
 from lit_cnn.cli.precheck import precheck
+from lit_cnn.cli.spelling import spelling_of
 from lit_cnn.cli.verbs import CommandParser, check_picture_file, write_picture
-from lit_cnn.core.errors import UsageError
-from lit_cnn.core.words import counted
-from lit_cnn.data.audit import Report, audit
+from lit_cnn.core.errors import spelt
+from lit_cnn.data.audit import Report
+from lit_cnn.data.audit import check_data as check
 from lit_cnn.data.contact_sheet import contact_sheet
-from lit_cnn.data.findings import Severity
-from lit_cnn.data.splits import SPLIT_NAMES
 from lit_cnn.training.process import hush_lightning
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def check_data(arguments: list[str]) -> int:
@@ -48,58 +42,34 @@ def check_data(arguments: list[str]) -> int:
     hush_lightning()
     from lit_cnn.cli.lit_cli import DataCLI
 
-    data = DataCLI(of_fit).datamodule
-    image_set = data.load()
-    try:
-        drawn = data.split(image_set)
-        splits: dict[str, np.ndarray] = {split: drawn[split] for split in SPLIT_NAMES}
-        undrawn = ""
-    except UsageError as error:
-        splits, undrawn = image_set.splits, str(error)
-    report = audit(image_set, splits, options.level)
+    report = check(DataCLI(of_fit).datamodule, options.level)
     if options.format == "json":
         print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False))
     else:
         _print_table(report)
-    if undrawn:
-        print(f"lit-cnn: no split can be drawn: {undrawn}", file=sys.stderr)
-    if options.output is not None and (picture := contact_sheet(image_set, report)) is not None:
+    if options.output is not None and (picture := contact_sheet(report)) is not None:
         write_picture(options.output, picture)
         print(f"{options.output}: {picture.shape[1]} x {picture.shape[0]} px", file=sys.stderr)
-    return 1 if options.strict and (undrawn or report.of("error", "warning")) else 0
+    return 1 if options.strict and report.of("error", "warning") else 0
 
 
 def _print_table(report: Report) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
-    console = _console()
-    counts = ", ".join(f"{split} {count:,}" for split, count in report.num_images.items())
+    terminal = console()
+    terminal.print(report.summary, markup=False, highlight=False)
     if not report.findings:
-        console.print(f"nothing found ({report.level}; {counts}; {report.seconds:.1f} s)")
         return
-    table = Table(title=f"{report.level} check: {counts}", title_justify="left")
+    table = Table()
     for column in ("", "what", "cases", "the first", "what it means"):
         table.add_column(column, overflow="fold", justify="right" if column == "cases" else "left")
+    spelling = spelling_of("check-data")
     colors = {"error": "red", "warning": "yellow", "note": "default"}
     for finding in report.findings:
         first = "\n".join(" = ".join(case[:2]) for case in finding.cases[:3])
         more = f"\n… and {len(finding.cases) - 3:,} more" if len(finding.cases) > 3 else ""
-        cells = (finding.severity, finding.kind, f"{len(finding.cases):,}", first + more, finding.message)
-        table.add_row(*(_plain(cell) for cell in cells), style=colors[finding.severity])
-    console.print(table)
-    severities: tuple[Severity, ...] = ("error", "warning", "note")
-    counts = ", ".join(counted(len(report.of(severity)), severity) for severity in severities)
-    console.print(f"{counts} ({report.seconds:.1f} s)")
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    # As `lit-cnn ensemble`: in a file or a pipe there is no width to keep to.
-    return Console() if sys.stdout.isatty() else Console(width=150)
+        message = spelt(finding.message, spelling)
+        cells = (finding.severity, finding.kind, f"{len(finding.cases):,}", first + more, message)
+        table.add_row(*(escape(cell) for cell in cells), style=colors[finding.severity])
+    terminal.print(table)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from lit_cnn.cli.output import console
 from lit_cnn.cli.verbs import store_parser
 from lit_cnn.core.files import size_in_words
 
@@ -44,7 +45,6 @@ def gc(arguments: list[str]) -> int:
 
 
 def _print_table(found: Sequence["Garbage"], deleted: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     if not found:
@@ -58,9 +58,7 @@ def _print_table(found: Sequence["Garbage"], deleted: bool) -> None:
         size = size_in_words(sum(item.size for item in items))
         where = places.pop() if len(places) == 1 else f"{len(places)} folders"
         table.add_row(kind, where, str(len(items)), size, f"{newest:.0f} to {oldest:.0f}")
-    # In a file or a pipe there is no width to keep to.
-    console = Console() if sys.stdout.isatty() else Console(width=140)
-    console.print(table)
+    console().print(table)
     total = size_in_words(sum(item.size for item in found))
     print(f"{total} removed" if deleted else f"{total} in all; nothing was removed: lit-cnn gc --delete removes it")
 

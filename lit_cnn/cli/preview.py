@@ -5,8 +5,8 @@ from pathlib import Path
 from lit_cnn.cli.lit_cli import DataCLI
 from lit_cnn.cli.precheck import precheck
 from lit_cnn.cli.verbs import CommandParser, check_picture_file, write_picture
-from lit_cnn.core.errors import UsageError
-from lit_cnn.data.preview import preview_grid
+from lit_cnn.core.errors import UsageError, at_least
+from lit_cnn.data.preview import preview as draw_preview
 from lit_cnn.training.process import hush_lightning
 
 
@@ -27,14 +27,14 @@ def preview(arguments: list[str]) -> int:
     precheck(of_fit)
     check_picture_file(options.output)
     hush_lightning()
-    data = DataCLI(of_fit).datamodule
-    picture = preview_grid(data, **counts)
+    picture = draw_preview(DataCLI(of_fit).datamodule, **counts)
     write_picture(options.output, picture)
     print(f"{options.output}: {picture.shape[1]} x {picture.shape[0]} px")
     return 0
 
 
 def _count(name: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--{name} {text}: give a whole number of at least 1")
+    if not text.isdecimal():
+        raise UsageError(name, text, "give a whole number of at least 1")
+    at_least(1, **{name: int(text)})
     return int(text)

@@ -24,14 +24,17 @@ def spelling_of(command: str) -> Spelling:
 
 
 def _spelt(command: str, option: str, value: str) -> str:
+    if option == "run":  # commands take runs in several ways
+        return f"run {value}"
     if (command, option) in _ARGUMENTS:
         return " ".join(filter(None, (_ARGUMENTS[command, option], value)))
     if command in OPTIONS_OF_FIT:
         from lit_cnn.cli.precheck import known_options
 
         known, name = known_options(), _OTHER_NAMES.get(option, option)
-        places = (name, *(f"{section}.{name}" for section in ("data", "model", "trainer")))
-        found = next((place for place in places if place in known), None)
+        first = name.partition(".")[0]  # `columns.label`
+        sections = ("", "data.", "model.", "trainer.")
+        found = next((f"{section}{name}" for section in sections if f"{section}{first}" in known), None)
         if found is not None:
             return f"--{found} {value.lower() if value in ('True', 'False', 'None') else value}".strip()
     return f"--{option} {'' if value == 'True' else value}".strip()

@@ -13,6 +13,7 @@ from typing import Literal
 import yaml
 
 from lit_cnn.cli.lit_cli import LitCLI
+from lit_cnn.cli.output import warn_not_sent
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.words import counted
 from lit_cnn.tracking import resolve_store
@@ -94,7 +95,7 @@ def print_run(run: Run) -> None:
         return
     print(f"{figures}  run {run.id}")
     if not run.is_sent:
-        print("not all of this run could be sent to MLflow; it is kept, lit-cnn sync sends it", file=sys.stderr)
+        warn_not_sent()
 
 
 def exit_code(run: Callable[[], None]) -> int:

@@ -1,15 +1,15 @@
-"""lit-cnn's own commands beside Lightning's: describe, ui, sync."""
+"""The commands describe, ui and sync, and what several commands share."""
 
 import argparse
 import errno
 import json
 import os
-import re
 import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from lit_cnn.cli.output import console
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.words import counted
 
@@ -24,15 +24,15 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises a UsageError that points to the command's --help."""
-        raise UsageError(f"{message}; see {self.prog} --help")
+        raise UsageError(None, None, message, f"see {self.prog} --help")
 
 
 def describe(arguments: list[str]) -> int:
-    """`lit-cnn describe`: shows a network layer by layer beside its paper's figures; draws and downloads no weights."""
+    """`lit-cnn describe`: shows a network layer by layer with its paper's figures; draws and downloads no weights."""
     parser = CommandParser(
         prog="lit-cnn describe",
         description="Show a network layer by layer: output shapes, parameters, multiply-adds, activation memory, and "
-        "its paper's figures beside them. No weights are drawn or downloaded.",
+        "its paper's figures. No weights are drawn or downloaded.",
     )
     parser.add_argument("arch", metavar="ARCH", help="a network of ours or of timm: lenet5, resnet50")
     parser.add_argument("--image_size", type=int, help="pixels; default: what the network was made for")
@@ -41,42 +41,37 @@ def describe(arguments: list[str]) -> int:
     parser.add_argument("--arch_options", default="{}", help='ARCH\'s further options in YAML: "{drop_rate: 0.5}"')
     view = parser.add_mutually_exclusive_group()
     view.add_argument(
-        "--compare", metavar="ARCH2", help="the totals beside those of ARCH2, which has no --arch_options"
+        "--compare", metavar="ARCH2", help="compare its totals with those of ARCH2, which takes no --arch_options"
     )
     view.add_argument("--stages", action="store_true", help="one line for each stage instead of each layer")
     parser.add_argument("--format", choices=["table", "json"], default="table", help="default: table")
     options = parser.parse_args(arguments)
     size = {name: getattr(options, name) for name in ("image_size", "in_channels", "num_classes")}
     further = _yaml_options(options.arch_options)
-    network = _described("ARCH", options.arch, with_stages=options.stages, **size, **further)
-    other = _described("--compare", options.compare, **size) if options.compare else None
-
-    from rich.console import Console
+    network = _described("arch", options.arch, stages=options.stages, **size, **further)
+    other = _described("compare", options.compare, **size) if options.compare else None
 
     from lit_cnn.cli.describe_table import render, render_comparison
 
-    # As `lit-cnn ensemble`: in a file or a pipe there is no width to keep to.
-    console = Console() if sys.stdout.isatty() else Console(width=110)
     if options.format == "json":
         both = network.to_dict() if other is None else network.to_dict() | {"compare": other.to_dict()}
         print(json.dumps(both, indent=2))
     elif other is not None:
-        render_comparison(network, other, console)
+        render_comparison(network, other, console())
     else:
-        render(network, console)
+        render(network, console())
     return 0
 
 
-def _described(word: str, arch: str, **options: Any) -> "Description":
-    """Describes an architecture; a mistake names this command's options, and `word` for the architecture itself."""
+def _described(option_of_arch: str, arch: str, **options: Any) -> "Description":
+    """Describes an architecture; a mistake in its name is one in the option that gave it."""
     from lit_cnn.models.describe import describe as describe_network
 
     try:
         return describe_network(arch, **options)
     except UsageError as error:
-        # create_model's messages name the options of fit.
-        message = str(error).replace("--model.arch ", f"{word} ", 1)
-        raise UsageError(re.sub(r"--(?:model|data)\.", "--", message)) from error
+        option = option_of_arch if error.option == "arch" else error.option
+        raise UsageError(option, error.value, error.reason, error.remedy) from error
 
 
 def _yaml_options(text: str) -> dict[str, Any]:
@@ -88,10 +83,10 @@ def _yaml_options(text: str) -> dict[str, Any]:
     except yaml.YAMLError:
         found = None
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise UsageError(f'--arch_options {text}: give names and values in YAML: "{{drop_rate: 0.5}}"')
-    for name in ("arch", "image_size", "in_channels", "num_classes", "pretrained", "with_stages"):
+        raise UsageError("arch_options", text, 'give names and values in YAML: "{drop_rate: 0.5}"')
+    for name in ("arch", "image_size", "in_channels", "num_classes", "pretrained", "stages"):
         if name in found:
-            raise UsageError(f"--arch_options {text}: {name} is not an option of an architecture; see --help")
+            raise UsageError("arch_options", text, f"{name} is not an option of an architecture", "see --help")
     return found
 
 
@@ -165,4 +160,4 @@ def write_picture(file: Path, picture: "np.ndarray") -> None:
 
 
 def _unwritable(file: Path, error: OSError) -> UsageError:
-    return UsageError(f"--output {file}: cannot be written ({error.strerror}); give another file")
+    return UsageError("output", file, f"cannot be written ({error.strerror})", "give another file")

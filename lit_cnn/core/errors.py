@@ -7,7 +7,8 @@ from typing import Any
 Spelling = Callable[[str, str], str]
 """From an option's name in Python and its value as text, "" for none, to how it is written: `batch_size=0`."""
 
-_MENTIONED = re.compile(r"`(\w+)(?:=([^`]*))?`")
+# A dot before it: MLflow's "metrics.`loss`".
+_MENTIONED = re.compile(r"(?<![\w.])`(\w+(?:\.\w+)?)(?:=([^`]*))?`")
 
 
 class UsageError(Exception):
@@ -56,11 +57,36 @@ class UsageError(Exception):
         value = value_in_words(self.value)
         beginning = spelling(self.option, value) if self.option is not None else value
         text = "; ".join(part for part in (self.reason, self.remedy) if part)
-        text = _MENTIONED.sub(lambda found: spelling(found[1], found[2] or ""), text)
+        text = spelt(text, spelling)
         return f"{beginning}: {text}" if beginning else text
 
     def __str__(self) -> str:
-        return self.in_words(lambda option, value: f"{option}={value}" if value else option)
+        return self.in_words(in_python)
+
+
+def spelt(text: str, spelling: Spelling) -> str:
+    """Returns a text with the options that stand in backticks in it spelt in one way."""
+    return _MENTIONED.sub(lambda found: spelling(found[1], found[2] or ""), text)
+
+
+def in_python(option: str, value: str) -> str:
+    """Returns an option as Python spells it: `batch_size=0`."""
+    return f"{option}={value}" if value else option
+
+
+def at_least(least: int, **options: int | None) -> None:
+    """Refuses whole numbers that are too small; None stands for a default.
+
+    Args:
+        least: The least value.
+        **options: Name of an argument -> its value.
+
+    Raises:
+        UsageError: If one is less.
+    """
+    for option, value in options.items():
+        if value is not None and value < least:
+            raise UsageError(option, value, f"give a whole number of at least {least}")
 
 
 def value_in_words(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: write beside, fsync, rename; and digests of what is in them."""
+"""Files that are whole or absent: write to a temporary one, fsync, rename; and digests of what is in them."""
 
 import errno
 import fcntl
@@ -15,7 +15,7 @@ CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; on success that file is fsynced and renamed to `path`.
+    """Yields a temporary path in the folder of `path`; on success that file is fsynced and renamed to `path`.
 
     On an exception the temporary file is removed and whatever was at `path` stays as it was.
 
@@ -42,7 +42,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder_atomically(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a new, empty folder beside `path`; on success its files are fsynced and it is renamed to `path`.
+    """Yields a new, empty folder in the folder of `path`; on success its files are fsynced and it is renamed to `path`.
 
     On an exception the new folder is removed and whatever was at `path` is there again.
 

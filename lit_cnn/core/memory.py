@@ -11,7 +11,7 @@ _OPTIONS = {
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep what one step frees for the next step, as PyTorch does on a GPU.
+    """Makes the C library keep what one step frees for the next step, as PyTorch does on a GPU.
 
     Otherwise every large tensor is asked of the system and given back at every step, and each of its pages is a fault
     each time (tests/benchmarks/train_step.py). The process stays as large as its largest step was. Only glibc has this;

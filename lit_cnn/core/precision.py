@@ -42,7 +42,7 @@ def has_depthwise_convolutions(net: nn.Module) -> bool:
 
 
 def train_depthwise_in_float32(net: nn.Module) -> None:
-    """Has depthwise convolutions compute in float32 inside autocast, on a CPU, while they or what is below them train.
+    """Makes depthwise convolutions compute in float32 inside autocast on a CPU, while they or layers below train.
 
     A CPU's gradients of a depthwise convolution in bfloat16 take up to a hundred times as long as in float32 when it
     has a stride or is larger than 3x3: EfficientNet-Lite0's whole step takes twice as long. Those of stride 1 and 3x3

@@ -1,9 +1,10 @@
 """What is wrong with a set of images: files that cannot be trained on, copies, conflicting labels, missing classes."""
 
+import html
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,16 +12,22 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from lit_cnn.core.errors import UsageError, in_python, spelt
 from lit_cnn.core.file_hashes import NO_BYTES
+from lit_cnn.core.words import counted
+from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.findings import ABSENT, Severity
 from lit_cnn.data.inspection import THUMBNAIL, Inspection, inspect_images
 from lit_cnn.data.sources import Finding, ImageSet, class_findings
+from lit_cnn.data.splits import SPLIT_NAMES
 
 Level = Literal["quick", "full"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 _LEAST_SIDE = 8  # pixels
 _LONGEST_SHAPE = 10  # times as long as wide
 _IMBALANCE = 10  # times as many
+_SHOWN = 8  # findings in a printed report
 # What still counts as the same picture: shrunk, enlarged, saved again as JPEG, made gray, of a little other contrast.
 # Unrelated photographs differ in 22 of the 64 bits and more.
 _PHASH_BITS = 4
@@ -33,7 +40,7 @@ _FAULTS: dict[str, tuple[Severity, str]] = {
     "truncated": ("error", "ends too early; copy it again, or take it away"),
     "damaged": ("error", "cannot be decoded; copy it again, or take it away"),
     "unsupported_pixels": ("error", "has floating-point or 32-bit pixels; save it with 8 or 16 bits a channel"),
-    "too_many_pixels": ("error", "has more pixels than --data.max_pixels; shrink it, or raise that"),
+    "too_many_pixels": ("error", "has more pixels than `max_pixels`; shrink it, or raise that"),
 }
 _ODDITIES: dict[str, tuple[Severity, str]] = {
     "tiny": ("warning", f"is less than {_LEAST_SIDE} px wide or high: there is nothing to see; take it away"),
@@ -64,19 +71,21 @@ _FORMATS = {
 
 @dataclass(frozen=True)
 class Report:
-    """What looking through a set of images came to.
+    """What was found in a set of images; shows itself in a notebook, and as text when printed.
 
     Attributes:
         level: `quick` (headers, copies by their bytes, classes) or `full` (every image decoded, near copies too).
         num_images: Images by split; `all` for those not in a split yet.
         findings: What was found, errors first.
         seconds: How long it took.
+        image_set: The images.
     """
 
     level: Level
     num_images: Mapping[str, int]
     findings: Sequence[Finding]
     seconds: float
+    image_set: ImageSet = field(repr=False, compare=False)
 
     def of(self, *severities: Severity) -> list[Finding]:
         """Returns the findings of these severities."""
@@ -91,6 +100,78 @@ class Report:
             "seconds": round(self.seconds, 3),
         }
 
+    @property
+    def summary(self) -> str:
+        """One sentence: how much was found, and what to do."""
+        images = ", ".join(f"{split} {count:,}" for split, count in self.num_images.items())
+        about = f"({images}; {self.level} check, {self.seconds:.1f} s)"
+        found = {severity: len(self.of(severity)) for severity in SEVERITIES}
+        if not any(found.values()):
+            return f"Nothing is wrong with the images {about}."
+        if found["error"]:
+            what_to_do = "mend the errors before training, a run stops at them"
+        elif found["warning"]:
+            what_to_do = "look at the warnings before training, they make results wrong or worse"
+        else:
+            what_to_do = "training can start"
+        return f"{', '.join(counted(count, severity) for severity, count in found.items())} {about}: {what_to_do}."
+
+    def __str__(self) -> str:
+        lines = [self.summary]
+        for finding in self.findings[:_SHOWN]:
+            first = " = ".join(finding.cases[0][:2])
+            count = f" ({len(finding.cases):,})" if len(finding.cases) > 1 else ""
+            lines.append(f"{finding.severity}: {finding.kind}{count}: {first}: {spelt(finding.message, in_python)}")
+        if len(self.findings) > _SHOWN:
+            lines.append(f"and {len(self.findings) - _SHOWN} more kinds, see `findings`")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = [("", "what", "cases", "the first", "what it means")]
+        for finding in self.findings:
+            first = "\n".join(" = ".join(case[:2]) for case in finding.cases[:3])
+            message = spelt(finding.message, in_python)
+            rows.append((finding.severity, finding.kind, f"{len(finding.cases):,}", first, message))
+        cells = ("".join(f"<td>{html.escape(cell).replace(chr(10), '<br>')}</td>" for cell in row) for row in rows)
+        table = "".join(f"<tr>{row}</tr>" for row in cells) if self.findings else ""
+        return f"<p>{html.escape(self.summary)}</p><table>{table}</table>"
+
+
+def check_data(data: ImageDataModule | str | Path, level: Level = "full") -> Report:
+    """Looks through images before training: damaged files, copies, conflicting labels, classes out of line.
+
+    Example:
+        >>> from lit_cnn.data.datamodule import ImageDataModule
+        >>> check_data(ImageDataModule("digits"), level="quick").of("error", "warning")
+        []
+
+    Args:
+        data: The images, or the path of a folder of them or of a manifest.
+        level: `quick` reads headers, `full` decodes every image; what was seen once is remembered for the next time.
+
+    Raises:
+        UsageError: If there are no such images. What is wrong with those there are is in the report.
+    """
+    data = data if isinstance(data, ImageDataModule) else _data_at(Path(data).expanduser())
+    image_set = data.load()
+    try:
+        drawn = data.split(image_set)
+    except UsageError as error:
+        at = f"`{error.option}={error.value}`: " if error.value is not None else ""
+        message = f"no split can be drawn: {at}{'; '.join(filter(None, (error.reason, error.remedy)))}"
+        finding = Finding("no_split", "error", message, ((image_set.name,),))
+        report = audit(image_set, image_set.splits, level)
+        return replace(report, findings=[finding, *report.findings])
+    return audit(image_set, {split: drawn[split] for split in SPLIT_NAMES}, level)
+
+
+def _data_at(path: Path) -> ImageDataModule:
+    if path.is_dir():
+        return ImageDataModule("image_folder", root=path)
+    if path.suffix.lower() in (".csv", ".parquet"):
+        return ImageDataModule("manifest", root=path)
+    raise UsageError("data", path, "no such folder, and no manifest", "give a folder, a .csv or a .parquet file")
+
 
 def audit(image_set: ImageSet, splits: Mapping[str, np.ndarray], level: Level) -> Report:
     """Looks through a set of images.
@@ -98,7 +179,7 @@ def audit(image_set: ImageSet, splits: Mapping[str, np.ndarray], level: Level) -
     Args:
         image_set: The images, perhaps with what `check_image_set` would refuse.
         splits: `train`, `val` and `test`, as far as they are known: `(n,)` indices each. Images in none of them, as
-            `--data.limit_train` leaves some, are looked through too; copies in one split and in none are not across.
+            `limit_train` leaves some, are looked through too; copies in one split and in none are not across.
         level: `quick` reads headers, `full` decodes every image; what was seen once is remembered for the next time.
     """
     started = time.monotonic()
@@ -111,15 +192,14 @@ def audit(image_set: ImageSet, splits: Mapping[str, np.ndarray], level: Level) -
     if level == "full":
         findings += _of_near_copies(image_set, split_of, seen)
     findings += [*_of_single_images(image_set, seen), *image_set.findings, *_of_classes(image_set, splits)]
-    order = ("error", "warning", "note")
-    findings.sort(key=lambda finding: order.index(finding.severity))
+    findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     counts = {split: len(members) for split, members in splits.items()} or {"all": len(image_set.labels)}
-    return Report(level, counts, findings, time.monotonic() - started)
+    return Report(level, counts, findings, time.monotonic() - started, image_set)
 
 
 def _of_single_images(image_set: ImageSet, seen: Sequence[Inspection]) -> Iterator[Finding]:
     found = defaultdict(list)
-    # An image that is not there is told of once, by who missed it.
+    # A missing image is reported once, by the source.
     absent = {
         path for finding in image_set.findings if finding.kind in ABSENT for case in finding.cases for path in case
     }
@@ -221,7 +301,7 @@ def _standardized(thumbnails: Sequence[bytes]) -> np.ndarray:
 def _of_groups(
     image_set: ImageSet, split_of: np.ndarray, groups: Sequence[list[int]], prefix: str, how: str
 ) -> Iterator[Finding]:
-    """Yields duplicates, the worst first; a group of two classes in two splits is told of twice."""
+    """Yields duplicates, the worst first; a group of two classes in two splits is reported twice."""
     labels, paths = image_set.labels, image_set.paths
     kinds: dict[str, list[tuple[str, ...]]] = {"label_conflict": [], "duplicate_across_splits": [], "duplicate": []}
     for same in groups:
@@ -259,7 +339,7 @@ def _of_classes(image_set: ImageSet, splits: Mapping[str, np.ndarray]) -> Iterat
     most, least = int(train.argmax()), int(np.where(train > 0, train, train.max() + 1).argmin())
     if train[most] >= _IMBALANCE * train[least] > 0:
         message = (
-            f"{train[most]} training images against {train[least]}; see --data.sampler balanced, "
-            "--model.class_weights balanced and --monitor val/balanced_acc"
+            f"{train[most]} training images against {train[least]}; see `sampler=balanced`, "
+            "`class_weights=balanced` and `monitor=val/balanced_acc`"
         )
         yield Finding("imbalance", "note", message, ((names[most], names[least]),))

@@ -43,7 +43,7 @@ class TrainImages(Dataset[Batch]):
             larger; of image files only.
 
     Attributes:
-        one_by_one: Why images are augmented one by one that need not be decoded from files; None if they are not.
+        fallback_reason: Why images in memory are augmented one by one and not as a batch; None if they are a batch.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class TrainImages(Dataset[Batch]):
         self.transform = transform
         self.seed = seed
         self.reduced_decode = reduced_decode
-        self.one_by_one = _why_one_by_one(self.images, transform)
+        self.fallback_reason = _fallback_reason(self.images, transform)
         self._batch_transform = BatchTransform(transform)
 
     def __len__(self) -> int:
@@ -74,7 +74,7 @@ class TrainImages(Dataset[Batch]):
         numbers = (chosen + turns * len(self.labels)).tolist()
         draws = [(self.seed, epoch, number) for (epoch, _), number in zip(keys, numbers, strict=True)]
         views: Sequence[np.ndarray] | np.ndarray
-        if isinstance(self.images, ArrayImages) and self.one_by_one is None:
+        if isinstance(self.images, ArrayImages) and self.fallback_reason is None:
             views = self._batch_transform(self.images.array[chosen], draws)
         else:
             views = [self.transform(self._image(index, draw), *draw) for index, draw in zip(chosen, draws, strict=True)]
@@ -87,7 +87,7 @@ class TrainImages(Dataset[Batch]):
         return self.images.decode(int(index), lambda height, width: self.transform.reduction(height, width, *draw))
 
 
-def _why_one_by_one(images: Sequence[np.ndarray], transform: TrainTransform) -> str | None:
+def _fallback_reason(images: Sequence[np.ndarray], transform: TrainTransform) -> str | None:
     if isinstance(images, ArrayImages):
         step = slow_step(transform)
         return step and f"{step} cannot be done to a whole batch"
@@ -127,11 +127,11 @@ def stack_images(views: Sequence[np.ndarray] | np.ndarray) -> torch.Tensor:
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
 
 
-def hand_over(batch: Any) -> Any:
-    """The `collate_fn` of batches that are whole already: packs them, where another process awaits them.
+def pack_batch(batch: Any) -> Any:
+    """The `collate_fn` of batches that are whole already: packs one for its way out of a worker process.
 
-    torch hands each tensor over as a shared memory of its own, which takes about half a millisecond however small it
-    is: longer than to augment 128 small images. A parcel sends small tensors through the pipe instead.
+    torch puts each tensor into a shared memory of its own, which takes about half a millisecond however small it is:
+    longer than to augment 128 small images. A packed batch sends small tensors through the pipe instead.
 
     Args:
         batch: Images `(N, C, S, S)` uint8 and labels `(N,)` int64.
@@ -139,7 +139,7 @@ def hand_over(batch: Any) -> Any:
     Returns:
         The same; in a worker process, what becomes the same when it is unpickled.
     """
-    return batch if get_worker_info() is None else _Parcel(*batch)
+    return batch if get_worker_info() is None else _PackedBatch(*batch)
 
 
 class Batches(DataLoader[Batch]):
@@ -159,6 +159,27 @@ class Batches(DataLoader[Batch]):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         _WORKERS.update(getattr(batches, "_workers", ()))
         return batches
+
+
+def batch_loader(images: Dataset[Batch], batches: Any, num_workers: int) -> DataLoader[Batch]:
+    """Returns a loader of whole batches.
+
+    Args:
+        images: Its `__getitems__` makes a batch.
+        batches: Batch sampler, or a list of batches: for each what `__getitems__` takes.
+        num_workers: Worker processes; they stay from epoch to epoch.
+    """
+    return Batches(
+        images,
+        batch_sampler=batches,
+        num_workers=num_workers,
+        collate_fn=pack_batch,
+        worker_init_fn=start_worker,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        # The loader draws a base seed from torch's own stream at every pass; nothing here uses it.
+        generator=torch.Generator(),
+    )
 
 
 @atexit.register
@@ -201,8 +222,8 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-class _Parcel:
-    """A batch under way: pickled, it is arrays; unpickled, it is the batch."""
+class _PackedBatch:
+    """A batch between two processes: pickled, it is arrays; unpickled, it is the batch."""
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         self.images = images

@@ -18,20 +18,20 @@ _IN_A_ROW = 8
 _COLORS = {"error": "#b00020", "warning": "#a05a00", "note": "#404040"}
 
 
-def contact_sheet(image_set: ImageSet, report: Report, num_rows: int = 12) -> np.ndarray | None:
+def contact_sheet(report: Report, num_rows: int = 12) -> np.ndarray | None:
     """Draws a row for each finding that can be seen: what it is, and the first of its images.
 
     Images that are compared stand side by side on one ground. A case of which no image can be decoded is left out; what
-    is larger than `--data.max_pixels`, but not than its default, can.
+    is larger than `max_pixels`, but not than its default, can.
 
     Args:
-        image_set: The images that were looked through.
-        report: What was found.
+        report: What was found, and in which images.
         num_rows: The most rows, the worst findings first.
 
     Returns:
         `(H, W, 3)` uint8, or None if there is nothing to see.
     """
+    image_set = report.image_set
     place = {path: index for index, path in enumerate(image_set.paths)}
     with _lifted_limit():
         rows = (_row(image_set, place, finding) for finding in report.findings)

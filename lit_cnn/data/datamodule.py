@@ -1,23 +1,22 @@
 """`ImageDataModule`: splits, worker processes and the order of images, all of it a pure function of seeds."""
 
 import sys
-from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from lit_cnn.core.errors import UsageError
+from lit_cnn.core.errors import UsageError, at_least
 from lit_cnn.core.resize import Interpolation
-from lit_cnn.data.batches import Batch, Batches, EvalImages, TrainImages, hand_over, start_worker
+from lit_cnn.data.batches import Batch, EvalImages, TrainImages, batch_loader
 from lit_cnn.data.inspection import without_bad_images
+from lit_cnn.data.normalization import Normalization
 from lit_cnn.data.pixel_statistics import PixelStatistics, cached, keep, measure_pixels
-from lit_cnn.data.sampling import Sampler, TrainBatches
+from lit_cnn.data.sampling import Sampler, TrainBatches, next_batch
 from lit_cnn.data.sources import (
     MAX_PIXELS,
     ArrayImages,
@@ -30,13 +29,24 @@ from lit_cnn.data.sources import (
 from lit_cnn.data.splits import Splits, draw_splits, manifest, manifest_digest
 from lit_cnn.data.transforms import TrainCrop, TrainTransform
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 EVAL_BATCH_SIZE = 256
 Check = Literal["off", "quick", "full"]
 
 
 class ImageDataModule(pl.LightningDataModule):
-    """Images, split and served.
+    """Images with their split into train, val and test, for any Lightning Trainer.
+
+    A batch is images `(N, C, S, S)`, uint8, and labels `(N,)`, int64. `LitClassifier` normalises the images on its
+    device; another module does so itself, by `mean` and `std` of pixels in [0, 1].
+
+    Example:
+        >>> from lit_cnn.data.datamodule import ImageDataModule
+        >>> data = ImageDataModule("digits", image_size=32, num_workers=0)
+        >>> data.num_classes, data.in_channels
+        (10, 1)
+        >>> images, labels = next(iter(data.train_dataloader()))
+        >>> images.shape, images.dtype
+        (torch.Size([128, 1, 32, 32]), torch.uint8)
 
     Args:
         dataset: `digits` (embedded), `fashion_mnist`, `image_folder`, `manifest` (a CSV or Parquet file), `idx` (a
@@ -50,14 +60,14 @@ class ImageDataModule(pl.LightningDataModule):
         num_workers: Worker processes that decode and augment; the result does not depend on it.
         val_fraction: Share of the images that are not test set aside for validation, where the source has no val.
         test_fraction: Share of all images set aside for the test, where the source has no test.
-        split_seed: Seed of the split; the training seed has no part in it, unless this is the word `seed`: then each of
-            `--seeds` has its own val and (with `limit_train`, say) training images, and the deviation over seeds
-            includes which images one happens to have. What the source prescribes stays.
+        split_seed: Seed of the split; independent of the training seed, unless this is the word `seed`: then each of
+            `--seeds` has its own val and (with `limit_train`, say) training images, and the standard deviation over
+            seeds includes which images one happens to have. What the source prescribes stays.
         limit_train: Train on that many images in all, stratified; the first 50 are among the first 500.
         sampler: `shuffled`: an epoch is every training image once; `balanced`: as many, but equally many of each class.
         train_crop: `center`, `random` or `random_resized`: how a training image becomes a square.
         augment: albumentations transforms by class_path, applied to the training square in this order.
-        views: Give each training image that many fixed views, which take turns: epoch e sees view e modulo this number.
+        views: Cycle through that many fixed views of each training image: epoch e sees view e modulo this number.
             By default each epoch draws anew. Features of a frozen backbone can be cached for fixed views only.
         interpolation: `area`, `bilinear` or `bicubic`; by default that of the weights, else `area`.
         normalize: By whose mean and standard deviation: `train`, the training images' (each is decoded once, the result
@@ -68,9 +78,9 @@ class ImageDataModule(pl.LightningDataModule):
         class_names: The order of the classes; all of the data's, perhaps with more. By default the source's own, or
             sorted. Where the source has numbers only, these are the names of 0, 1, 2 and so on.
         weights_expect: What the weights that training starts from expect: image_size, mean, std, interpolation; filled
-            in from `--model.weights`. Each of the options above wins over it.
+            in by the command line. Each of the options above wins over it.
         check: What is looked at before the first step: `quick` (headers, copies by their bytes, classes), `full` (every
-            image decoded, near copies too) or `off`. See `lit-cnn check-data`.
+            image decoded, near copies too) or `off`. See `lit_cnn.data.audit.check_data`.
         on_bad_image: `raise` ends the run at a file that cannot be decoded. `skip` decodes every file once (what was
             found is remembered), leaves such files out and keeps a list with the run; of a test split that the source
             gives, none is left out: a run with a bad one ends. Where test is drawn here, they go before the draw.
@@ -80,7 +90,7 @@ class ImageDataModule(pl.LightningDataModule):
             pixels are averages, so a run's figures change a little. Validation and test see whole images.
         outside_root: Whether a manifest or Hugging Face's folder may refer to files outside of its own folder.
         columns: A manifest's columns by what they are for: `image`, `label`, `split`, `group`; else found by name.
-        seed: The training seed, for order and augmentation; linked from `--seed_everything`.
+        seed: The training seed, for order and augmentation.
 
     Raises:
         UsageError: If an option cannot be used, or the images are not there.
@@ -89,7 +99,7 @@ class ImageDataModule(pl.LightningDataModule):
     def __init__(
         self,
         dataset: str = "digits",
-        root: str | None = None,
+        root: str | Path | None = None,
         image_size: int | None = None,
         in_channels: Literal[1, 3] | None = None,
         batch_size: int = 128,
@@ -119,45 +129,34 @@ class ImageDataModule(pl.LightningDataModule):
         super().__init__()
         expected = weights_expect or {}
         image_size = expected.get("image_size", 32) if image_size is None else image_size
-        interpolation = interpolation or expected.get("interpolation", "area")
-        _at_least("--data.image_size", image_size, 1)
-        _at_least("--data.batch_size", batch_size, 1)
-        _at_least("--data.num_workers", num_workers, 0)
-        _at_least("--data.max_pixels", max_pixels, 1)
-        _fraction("--data.val_fraction", val_fraction)
-        _fraction("--data.test_fraction", test_fraction)
-        if views is not None:
-            _at_least("--data.views", views, 1)
-        if limit_train is not None:
-            _at_least("--data.limit_train", limit_train, 1)
+        at_least(1, image_size=image_size, batch_size=batch_size, limit_train=limit_train, views=views)
+        at_least(1, max_pixels=max_pixels)
+        at_least(0, num_workers=num_workers)
+        for option, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+            if not 0 < share < 1:
+                raise UsageError(option, share, "give a share above 0 and below 1, for example 0.1")
         check_source(dataset)
         self.dataset = dataset
         self.root = Path(root).expanduser() if root is not None else None
         self.image_size = image_size
-        self._in_channels = in_channels
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction
-        self.split_seed = seed if split_seed == "seed" else split_seed
-        self.limit_train = limit_train
         self.sampler = sampler
         self.views = views
-        self.interpolation: Interpolation = interpolation
-        self._expected = expected
-        self.train_transform = TrainTransform(image_size, train_crop, augment or (), interpolation)
-        self.normalize = normalize
-        self._mean, self._std = mean, std
-        self._class_names, self._columns = class_names, columns
+        self.interpolation: Interpolation = interpolation or expected.get("interpolation", "area")
+        self.train_transform = TrainTransform(image_size, train_crop, augment or (), self.interpolation)
         self.check: Check = check
         self.on_bad_image = on_bad_image
-        self.max_pixels = max_pixels
         self.reduced_decode = reduced_decode
-        self.outside_root = outside_root
-        self.skipped: dict[str, str] = {}  # path -> reason, of images that are left out
         self.seed = seed
+        self.skipped: dict[str, str] = {}  # path -> reason, of images that are left out
+        source = (dataset, self.root, in_channels, class_names, columns)
+        self._load = partial(load_image_set, *source, max_pixels=max_pixels, checked=False, outside_root=outside_root)
+        split_seed = seed if split_seed == "seed" else split_seed
+        self._split = (val_fraction, test_fraction, split_seed, limit_train)
+        self._normalization = Normalization(normalize, mean, std, expected.get("mean"), expected.get("std"))
         self._cached: tuple[Dataset[Batch], Dataset[Batch]] | None = None
-        self._has_told_why = False  # --find_batch_size asks for many loaders
+        self._has_told_why = False  # the search for a batch size asks for many loaders
 
     @cached_property
     def image_set(self) -> ImageSet:
@@ -167,14 +166,13 @@ class ImageDataModule(pl.LightningDataModule):
             found, self.skipped = without_bad_images(found)
         check_image_set(found)
         if self.reduced_decode and not isinstance(found.images, EncodedImages):
-            raise UsageError("--data.reduced_decode true: these images are decoded already; leave it out")
+            raise UsageError("reduced_decode", True, "these images are decoded already", "leave it out")
         self.train_transform.check_channels(found.in_channels)
         return found
 
     def load(self) -> ImageSet:
         """Reads the images, whatever may be wrong with them."""
-        options = (self.dataset, self.root, self._in_channels, self._class_names, self._columns)
-        return load_image_set(*options, max_pixels=self.max_pixels, checked=False, outside_root=self.outside_root)
+        return self._load()
 
     @cached_property
     def splits(self) -> Splits:
@@ -183,7 +181,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def split(self, image_set: ImageSet) -> Splits:
         """Draws what the source does not prescribe of train, val and test."""
-        return draw_splits(image_set, self.val_fraction, self.test_fraction, self.split_seed, self.limit_train)
+        return draw_splits(image_set, *self._split)
 
     @cached_property
     def manifest(self) -> str:
@@ -223,14 +221,17 @@ class ImageDataModule(pl.LightningDataModule):
     @property
     def mean(self) -> list[float]:
         """Mean per channel of pixels in [0, 1]."""
-        return _per_channel("--data.mean", self._mean, self.in_channels) or self._statistics[0]
+        return self._normalization.given("mean", self.in_channels) or self._mean_and_std[0]
 
     @property
     def std(self) -> list[float]:
         """Standard deviation per channel of pixels in [0, 1]."""
-        if self._std and min(self._std) <= 0:
-            raise UsageError(f"--data.std {self._std}: give numbers above 0")
-        return _per_channel("--data.std", self._std, self.in_channels) or self._statistics[1]
+        return self._normalization.given("std", self.in_channels) or self._mean_and_std[1]
+
+    @cached_property
+    def _mean_and_std(self) -> tuple[list[float], list[float]]:
+        in_memory = isinstance(self.image_set.images, ArrayImages)
+        return self._normalization.chosen(self.in_channels, in_memory, lambda: self.pixel_statistics)
 
     @cached_property
     def pixel_statistics(self) -> PixelStatistics:
@@ -252,22 +253,6 @@ class ImageDataModule(pl.LightningDataModule):
         """Whether this run depends on `pixel_statistics`, which are then there already."""
         return "pixel_statistics" in self.__dict__ or self.train_transform.needs_covariance
 
-    @cached_property
-    def _statistics(self) -> tuple[list[float], list[float]]:
-        in_memory = isinstance(self.image_set.images, ArrayImages)
-        if self.normalize is None and self._expected.get("mean"):
-            return self._for_channels(self._expected["mean"]), self._for_channels(self._expected["std"])
-        if (self.normalize or ("train" if in_memory else "imagenet")) == "train":
-            found = self.pixel_statistics
-            # Images of one colour have no deviation; dividing by 1 leaves them as they are.
-            return [round(value, 6) for value in found.mean], [round(value, 6) or 1.0 for value in found.std]
-        return self._for_channels(IMAGENET_MEAN), self._for_channels(IMAGENET_STD)
-
-    def _for_channels(self, values: Sequence[float]) -> list[float]:
-        """Returns the values; for images of another number of channels their mean, for each."""
-        same = len(values) == self.in_channels
-        return list(values) if same else [sum(values) / len(values)] * self.in_channels
-
     def ready_train_transform(self) -> TrainTransform:
         """Returns the training transform; measures the training images' colours if it asks for them."""
         if self.train_transform.needs_covariance:
@@ -280,7 +265,7 @@ class ImageDataModule(pl.LightningDataModule):
         return len(self._train_batches(0, 0))
 
     def serve_cached(self, cached: tuple[Dataset[Batch], Dataset[Batch]] | None) -> None:
-        """Has training and validation read these in place of images, by the same keys; None: images again."""
+        """Makes training and validation read these in place of images, by the same keys; None: images again."""
         self._cached = cached
 
     def view_loader(self, view: int) -> DataLoader[Batch]:
@@ -288,7 +273,7 @@ class ImageDataModule(pl.LightningDataModule):
         images = self.train_images()
         keys = [(view, position) for position in range(len(images))]
         batches = [keys[start : start + EVAL_BATCH_SIZE] for start in range(0, len(keys), EVAL_BATCH_SIZE)]
-        return self._loader(images, batches, self.num_workers)
+        return batch_loader(images, batches, self.num_workers)
 
     def plain_train_loader(self) -> DataLoader[Batch]:
         """Returns a loader of all training images as validation sees them."""
@@ -296,13 +281,14 @@ class ImageDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the training loader, at the batch where a resumed run stands."""
+        batches = self._train_batches(*next_batch(self.trainer, self.num_train_batches))
         if self._cached is not None:
-            return self._loader(self._cached[0], self._train_batches(*self._position()), 0)
+            return batch_loader(self._cached[0], batches, 0)
         images = self.train_images()
-        if images.one_by_one and not self._has_told_why and self.trainer and self.trainer.is_global_zero:
-            print(f"augmenting image by image: {images.one_by_one}", file=sys.stderr)
+        if images.fallback_reason and not self._has_told_why and self.trainer and self.trainer.is_global_zero:
+            print(f"augmenting image by image: {images.fallback_reason}", file=sys.stderr)
             self._has_told_why = True
-        return self._loader(images, self._train_batches(*self._position()), self.num_workers)
+        return batch_loader(images, batches, self.num_workers)
 
     def train_images(self) -> TrainImages:
         """Returns the training images as training sees them: augmented, by keys (epoch, position in the split)."""
@@ -322,26 +308,12 @@ class ImageDataModule(pl.LightningDataModule):
     def _train_batches(self, first_epoch: int, first_batch: int) -> TrainBatches:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if self.batch_size % world_size:
-            raise UsageError(f"--data.batch_size {self.batch_size}: give a multiple of the {world_size} devices")
+            raise UsageError("batch_size", self.batch_size, f"give a multiple of the {world_size} devices")
         labels = self.image_set.labels[self.splits.train]
         balanced = labels if self.sampler == "balanced" else None
         return TrainBatches(
             len(labels), self.batch_size, self.seed, first_epoch, first_batch, rank, world_size, balanced, self.views
         )
-
-    def _position(self) -> tuple[int, int]:
-        """Returns (epoch, batch) at which training goes on, from Lightning's restored counters."""
-        if self.trainer is None:
-            return 0, 0
-        loop = self.trainer.fit_loop
-        epochs: Any = loop.epoch_progress.current
-        batches: Any = loop.epoch_loop.batch_progress.current
-        in_an_epoch = epochs.started > epochs.processed
-        if not in_an_epoch:
-            return epochs.processed, 0
-        if batches.processed >= self.num_train_batches:
-            return epochs.processed + 1, 0
-        return epochs.processed, batches.processed
 
     def _own_share(self, indices: np.ndarray) -> np.ndarray:
         """Returns what this of several devices evaluates."""
@@ -355,33 +327,4 @@ class ImageDataModule(pl.LightningDataModule):
         batches = [positions[start : start + EVAL_BATCH_SIZE] for start in range(0, len(indices), EVAL_BATCH_SIZE)]
         # Images in memory are cut faster than a worker process hands them over.
         in_memory = cached is not None or isinstance(self.image_set.images, ArrayImages)
-        return self._loader(images, batches, 0 if in_memory else self.num_workers)
-
-    def _loader(self, images: Dataset[Batch], batches: Any, num_workers: int) -> DataLoader[Batch]:
-        return Batches(
-            images,
-            batch_sampler=batches,
-            num_workers=num_workers,
-            collate_fn=hand_over,
-            worker_init_fn=start_worker,
-            persistent_workers=num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            # The loader draws a base seed from torch's own stream at every pass; nothing here uses it.
-            generator=torch.Generator(),
-        )
-
-
-def _at_least(option: str, value: int, least: int) -> None:
-    if value < least:
-        raise UsageError(f"{option} {value}: give a whole number of at least {least}")
-
-
-def _fraction(option: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise UsageError(f"{option} {value}: give a share above 0 and below 1, for example 0.1")
-
-
-def _per_channel(option: str, values: list[float] | None, in_channels: int) -> list[float] | None:
-    if values is not None and len(values) != in_channels:
-        raise UsageError(f"{option} {values}: give {in_channels} numbers, one per channel")
-    return values
+        return batch_loader(images, batches, 0 if in_memory else self.num_workers)

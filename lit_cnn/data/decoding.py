@@ -69,7 +69,7 @@ def open_file(path: Path | str) -> BinaryIO:
         return open(path, "rb")
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UsageError(f"{path}: cannot be read ({reason}); make it readable, or take it away") from error
+        raise UsageError(None, path, f"cannot be read ({reason})", "make it readable, or take it away") from error
 
 
 def decode_image(content: bytes, in_channels: int, name: str) -> np.ndarray:
@@ -125,8 +125,8 @@ def decode_file(
         if name.lower().endswith(".avif") and not features.check("avif"):
             reason = "the installed Pillow was built without AVIF"
         if isinstance(error, TOO_MANY_PIXELS):
-            reason = f"it has more pixels than --data.max_pixels {pixel_limit()}"
-        raise UsageError(f"{name}: this image cannot be decoded ({reason}); mend it or take it away") from error
+            reason = f"it has more pixels than `max_pixels={pixel_limit()}`"
+        raise UsageError(None, name, f"this image cannot be decoded ({reason})", "mend it or take it away") from error
 
 
 def limit_pixels(max_pixels: int) -> None:

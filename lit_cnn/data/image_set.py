@@ -247,7 +247,7 @@ def with_class_names(image_set: ImageSet, class_names: Sequence[str]) -> ImageSe
     given, own = list(class_names), list(image_set.class_names)
     shown = ", ".join(given[:5]) + (", …" if len(given) > 5 else "")
     if len(set(given)) < len(given):
-        raise UsageError(f"--data.class_names [{shown}]: a name comes twice; give each class once")
+        raise UsageError("class_names", f"[{shown}]", "a name comes twice", "give each class once")
     missing = [name for name in own if name not in given]
     if not missing:
         place = {name: label for label, name in enumerate(given)}
@@ -255,7 +255,7 @@ def with_class_names(image_set: ImageSet, class_names: Sequence[str]) -> ImageSe
         return replace(image_set, labels=labels, class_names=tuple(given))
     if own == [str(label) for label in range(len(own))] and len(given) >= len(own):
         return replace(image_set, class_names=tuple(given))
-    raise UsageError(f"--data.class_names [{shown}]: lacks {missing[0]}, a class of the data; name all {len(own)}")
+    raise UsageError("class_names", f"[{shown}]", f"lacks {missing[0]}, a class of the data", f"name all {len(own)}")
 
 
 def without_images(image_set: ImageSet, unwanted: np.ndarray) -> ImageSet:
@@ -300,7 +300,7 @@ def without_unlabelled(image_set: ImageSet, unlabelled: np.ndarray, way_out: str
         return image_set
     message = f"{image_set.paths[unlabelled[0]]} has no label{and_more(len(unlabelled))}; {way_out}"
     if len(unlabelled) == len(image_set.labels):
-        raise UsageError(f"--data.root {image_set.source}: {message}")
+        raise UsageError("root", image_set.source, message)
     left = without_images(image_set, unlabelled)
     cases = tuple((image_set.paths[index],) for index in unlabelled)
     return replace(left, findings=(*left.findings, Finding("no_label", "error", message, cases)))
@@ -316,7 +316,7 @@ def check_image_set(image_set: ImageSet) -> None:
     for finding in (*image_set.findings, *class_findings(image_set)):
         if finding.severity == "error":
             way_out = "; lit-cnn check-data lists all" if len(finding.cases) > 1 else ""
-            raise UsageError(f"--data.root {image_set.source}: {finding.message}{way_out}")
+            raise UsageError("root", image_set.source, f"{finding.message}{way_out}")
 
 
 def class_findings(image_set: ImageSet) -> Iterator[Finding]:

@@ -154,7 +154,7 @@ def without_bad_images(image_set: ImageSet) -> tuple[ImageSet, dict[str, str]]:
         return image_set, {}
     if not isinstance(image_set.images, EncodedImages):
         raise UsageError(
-            "--data.on_bad_image skip: torchvision decodes the images of its sets and leaves none out; drop the option"
+            "on_bad_image", "skip", "torchvision decodes the images of its sets and leaves none out", "drop the option"
         )
     seen = inspect_images(image_set, full=True)
     bad = np.array([index for index, one in enumerate(seen) if one.fault], np.int64)
@@ -163,14 +163,21 @@ def without_bad_images(image_set: ImageSet) -> tuple[ImageSet, dict[str, str]]:
     tested = np.intersect1d(bad, image_set.splits.get("test", ()))
     if len(tested):
         raise UsageError(
-            f"--data.on_bad_image skip: {image_set.paths[tested[0]]} is a test image ({seen[tested[0]].reason}); test "
-            "images are not skipped: mend it or take it away"
+            "on_bad_image",
+            "skip",
+            f"{image_set.paths[tested[0]]} is a test image ({seen[tested[0]].reason})",
+            "test images are not skipped: mend it or take it away",
         )
     left = without_images(image_set, bad)
     if lost := np.setdiff1d(image_set.labels, left.labels).tolist():
         raise UsageError(
-            f"--data.on_bad_image skip: no image is left of class {image_set.class_names[lost[0]]}, the first is "
-            f"{image_set.paths[bad[0]]} ({seen[bad[0]].reason}); mend some, or take the class away"
+            "on_bad_image",
+            "skip",
+            (
+                f"no image is left of class {image_set.class_names[lost[0]]}, the first is "
+                f"{image_set.paths[bad[0]]} ({seen[bad[0]].reason})"
+            ),
+            "mend some, or take the class away",
         )
     first = f"{image_set.paths[bad[0]]}: {seen[bad[0]].reason}"
     when = "" if "test" in image_set.splits else " before test is drawn from the rest"
@@ -215,7 +222,7 @@ def _within_limit(seen: Inspection, limit: int) -> Inspection:
 
 
 def _too_large(seen: Inspection) -> Inspection:
-    reason = f"more than --data.max_pixels {pixel_limit()}"
+    reason = f"more pixels than max_pixels, {pixel_limit()}"
     return seen._replace(is_full=False, fault="too_many_pixels", reason=reason)
 
 
@@ -258,7 +265,7 @@ def cache_path() -> Path:
 
 
 def _judge() -> str:
-    """What the verdict depends on besides the bytes: another Pillow may read what this one cannot."""
+    """What an inspection depends on besides the bytes: another Pillow may read what this one cannot."""
     return f"Pillow {PIL.__version__}"
 
 

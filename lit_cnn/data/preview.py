@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from lit_cnn.core.errors import at_least
 from lit_cnn.core.files import replace_atomically
 from lit_cnn.core.resize import resize_and_center_crop
 from lit_cnn.data.datamodule import ImageDataModule
@@ -15,17 +16,21 @@ _LEAST_CELL = 96  # pixels; smaller images are enlarged by a whole number
 _GAP, _HEADER, _LETTER = 4, 18, 7  # pixels; the last is about what a letter takes
 
 
-def preview_grid(data: ImageDataModule, num_images: int = 8, num_draws: int = 7) -> np.ndarray:
+def preview(data: ImageDataModule, num_images: int = 8, num_draws: int = 7) -> np.ndarray:
     """Draws training images and their augmentations; the same picture for the same seed.
 
     Args:
         data: The images and what happens to them.
-        num_images: Rows: training images, spread evenly over the classes, at least 1.
-        num_draws: Columns after the first, at least 1: what an image becomes in epoch 0, 1 and so on.
+        num_images: Rows: training images, spread evenly over the classes.
+        num_draws: Columns after the first: what an image becomes in epoch 0, 1 and so on.
 
     Returns:
         `(H, W, 3)` uint8. A row has the class name, the image as validation sees it, then the draws.
+
+    Raises:
+        UsageError: If a number is below 1, or the images are not there.
     """
+    at_least(1, num_images=num_images, num_draws=num_draws)
     images, train, labels = data.train_images(), data.splits.train, data.image_set.labels
     rows, names, period = [], [], data.views or num_draws
     for position in _spread_over_classes(labels[train], num_images):

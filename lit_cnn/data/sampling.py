@@ -5,14 +5,30 @@ an attribute that is set on its copy of the data set later.
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from lit_cnn.core.randomness import balanced_order, epoch_permutation
 
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
 Sampler = Literal["shuffled", "balanced"]
 Key = tuple[int, int]
+
+
+def next_batch(trainer: "Trainer | None", batches_per_epoch: int) -> tuple[int, int]:
+    """Returns (epoch, batch) at which training goes on, from Lightning's restored counters."""
+    if trainer is None:
+        return 0, 0
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    if epochs.started == epochs.processed:  # between two epochs
+        return epochs.processed, 0
+    if batches.processed >= batches_per_epoch:
+        return epochs.processed + 1, 0
+    return epochs.processed, batches.processed
 
 
 class TrainBatches:
@@ -31,7 +47,7 @@ class TrainBatches:
         rank: This process's number.
         world_size: The number of processes.
         labels: `(num_images,)`: give every class its equal share of an epoch; see `balanced_order`.
-        views: Give each image that many views, which take turns: the epoch of a key is the epoch modulo this number,
+        views: Cycle through that many views of each image: the epoch of a key is the epoch modulo this number,
             and an image that comes again in an epoch is the same view of it.
     """
 

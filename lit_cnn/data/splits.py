@@ -78,7 +78,7 @@ def draw_splits(
     train = stratified_order(image_set, remaining, split_seed)
     if limit_train is not None:
         if limit_train > len(train):
-            raise UsageError(f"--data.limit_train {limit_train}: there are {len(train)} training images; give fewer")
+            raise UsageError("limit_train", limit_train, f"there are {len(train)} training images", "give fewer")
         train = train[:limit_train]
     return Splits(train, np.sort(parts["val"]), np.sort(parts["test"]))
 
@@ -143,8 +143,13 @@ def _set_aside(
         count = min(max(1, int(inside[members].sum())), len(members) - num_left)
         if count < 1:
             raise UsageError(
-                f"--data.root: class {image_set.class_names[label]} has {counted(len(members), 'image')} to share "
-                "between train, val and test; add images, or leave the class out"
+                "root",
+                None,
+                (
+                    f"class {image_set.class_names[label]} has {counted(len(members), 'image')} to share "
+                    "between train, val and test"
+                ),
+                "add images, or leave the class out",
             )
         order = members[np.lexsort((indices[members], draws[members]))]
         taken[order[:count]] = True
@@ -165,7 +170,7 @@ def _set_units_aside(
     for label in classes:
         holders = pairs[pairs[:, 1] == label, 0]
         if len(holders) <= left:
-            raise UsageError(_too_few_groups(image_set, label, f"is in {counted(len(holders), 'group')}"))
+            raise _too_few_groups(image_set, label, f"is in {counted(len(holders), 'group')}")
         inside = holders[taken[holders]]
         taken[inside[max(0, len(holders) - left) :]] = False  # those drawn last stay behind
     for label in classes:
@@ -173,7 +178,7 @@ def _set_units_aside(
         if not taken[holders].any():
             free = [unit for unit in holders if _can_be_taken(pairs, taken, unit, left)]
             if not free:
-                raise UsageError(_too_few_groups(image_set, label, "shares its groups with other rare classes"))
+                raise _too_few_groups(image_set, label, "shares its groups with other rare classes")
             taken[free[0]] = True
     return taken[unit_of]
 
@@ -184,10 +189,12 @@ def _can_be_taken(pairs: np.ndarray, taken: np.ndarray, unit: int, left: int) ->
     return all((remaining[:, 1] == label).sum() > left for label in pairs[pairs[:, 0] == unit, 1])
 
 
-def _too_few_groups(image_set: ImageSet, label: int, reason: str) -> str:
-    return (
-        f"--data.root: class {image_set.class_names[label]} {reason}: they cannot be shared between train, val and "
-        "test; add groups, leave the class out, or give the split in the manifest"
+def _too_few_groups(image_set: ImageSet, label: int, reason: str) -> UsageError:
+    return UsageError(
+        "root",
+        None,
+        f"class {image_set.class_names[label]} {reason}: they cannot be shared between train, val and test",
+        "add groups, leave the class out, or give the split in the manifest",
     )
 
 

@@ -83,8 +83,10 @@ class TrainTransform:
         names = {type(transform).__name__ for transform in self.all_steps}
         if in_channels == 1 and (found := sorted(names & _RGB_ONLY)):
             raise UsageError(
-                f"--data.augment {found[0]}: works on colours, and the images are gray; leave it out, or give "
-                "--data.in_channels 3"
+                "augment",
+                found[0],
+                "works on colours, and the images are gray",
+                "leave it out, or give `in_channels=3`",
             )
 
     @property
@@ -167,7 +169,7 @@ def _instantiate(spec: Mapping[str, Any]) -> "albumentations.BasicTransform":
     class_path = spec.get("class_path")
     unknown = set(spec) - {"class_path", "init_args"}
     if not isinstance(class_path, str) or unknown:
-        raise UsageError(f"--data.augment {dict(spec)}: give class_path and, if needed, init_args; nothing else")
+        raise UsageError("augment", dict(spec), "give class_path and, if needed, init_args; nothing else")
     options = dict(spec.get("init_args", {}))
     if isinstance(options.get("transforms"), list):  # OneOf, SomeOf, Sequential
         options["transforms"] = [_instantiate(inner) for inner in options["transforms"]]
@@ -177,17 +179,17 @@ def _instantiate(spec: Mapping[str, Any]) -> "albumentations.BasicTransform":
         # Before it is called: a checkpoint's configuration may name anything.
         kinds = (albumentations.BasicTransform, albumentations.BaseCompose)
         if not (isinstance(builder, type) and issubclass(builder, kinds)):
-            raise UsageError(f"--data.augment {class_path}: is not an albumentations transform")
+            raise UsageError("augment", class_path, "is not an albumentations transform")
         with warnings.catch_warnings():
             # albumentations warns of an argument that it does not know, and goes on without it.
             warnings.filterwarnings("error", r"Argument\(s\)", UserWarning)
             transform = builder(**options)
     except (ImportError, AttributeError) as error:
-        raise UsageError(f"--data.augment {class_path}: no such transform; see albumentations 2.0.8's list") from error
+        raise UsageError("augment", class_path, "no such transform", "see albumentations 2.0.8's list") from error
     except (ValueError, TypeError, UserWarning) as error:
         # pydantic's message has a line per fault and one with a web address: keep it to what went wrong.
         reason = re.sub(r"\s+", " ", re.sub(r"For further information.*", "", str(error))).strip()
-        raise UsageError(f"--data.augment {class_path}: {reason}") from error
+        raise UsageError("augment", class_path, reason) from error
     return transform
 
 

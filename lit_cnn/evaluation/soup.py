@@ -18,6 +18,7 @@ from lit_cnn.evaluation.predictions import Member, load_network
 from lit_cnn.tracking import Store, check_writable
 from lit_cnn.tracking.queries import RunInfo
 from lit_cnn.tracking.recorder import Recorder
+from lit_cnn.tracking.store import BEST, CHECKPOINTS
 from lit_cnn.training.checkpoints import digest_of_weights, load_checkpoint, save_checkpoint
 
 MOST_BARRIER = 0.02
@@ -241,10 +242,10 @@ def _record(
         },
     )
     record = {**checkpoint["lit_cnn"], "key": recorder.key, "config_digest": digest, "members": members}
-    file = recorder.run_folder / "best.ckpt"
+    file = recorder.run_folder / BEST
     try:
         save_checkpoint({**checkpoint, "state_dict": weights, "lit_cnn": record}, file)
-        recorder.log_artifact(file, "checkpoints")
+        recorder.log_artifact(file, CHECKPOINTS)
     except OSError as error:
         recorder.end("FAILED")
         raise UsageError(

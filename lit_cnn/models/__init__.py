@@ -1,7 +1,7 @@
 """Architectures by name: ours first, else timm's; torchvision's with the prefix `torchvision/`.
 
 Ours carry timm's contract: `num_features`, `head_hidden_size`, `forward_features`, `forward_head(pre_logits=)`,
-`get_classifier`, `reset_classifier` and `group_matcher`. To add one, write a file beside this one and a line in
+`get_classifier`, `reset_classifier` and `group_matcher`. To add one, write a file in this folder and a line in
 `BUILDERS`; the tests pick it up from there.
 """
 
@@ -64,7 +64,7 @@ def create_model(
     """
     plan = _Plan(resolve_arch(arch), num_classes, in_channels, arch_options)
     if pretrained and not plan.has_pretrained_weights():
-        raise UsageError(f"--model.arch {arch}: there are no pretrained weights for it; train it, or choose another")
+        raise UsageError("arch", arch, "there are no pretrained weights for it", "train it, or choose another")
     import torch
 
     try:
@@ -75,7 +75,7 @@ def create_model(
         mistake = _mistake(plan, image_size, error)
         if mistake is None:
             raise
-        raise UsageError(mistake) from error
+        raise mistake from error
     if torch.get_default_device().type == "meta" and not pretrained:
         return tried.train()
     return plan.build(image_size, pretrained)
@@ -94,7 +94,7 @@ def resolve_arch(arch: str) -> str:
         return f"timm/{name}"
     if origin == "torchvision" and name in _torchvision_names():
         return arch
-    raise UsageError(f"--model.arch {arch}: no such architecture; nearest: {', '.join(_nearest(origin, name))}")
+    raise UsageError("arch", arch, "no such architecture", f"nearest: {', '.join(_nearest(origin, name))}")
 
 
 def least_image_size(arch: str, *, num_classes: int = 10, in_channels: int = 1, **arch_options: Any) -> int:
@@ -106,9 +106,7 @@ def least_image_size(arch: str, *, num_classes: int = 10, in_channels: int = 1, 
     """
     size = _Plan(resolve_arch(arch), num_classes, in_channels, arch_options).least_image_size()
     if size is None:
-        raise UsageError(
-            f"--model.arch {arch}: does not take images of {_LARGEST_TRIED} px, so no least size was found"
-        )
+        raise UsageError("arch", arch, f"does not take images of {_LARGEST_TRIED} px, so no least size was found")
     return size
 
 
@@ -187,23 +185,23 @@ class _Plan:
         return timm.is_model_pretrained(self.name)
 
 
-def _mistake(plan: _Plan, image_size: int, error: Exception) -> str | None:
+def _mistake(plan: _Plan, image_size: int, error: Exception) -> UsageError | None:
     """Returns what the user did wrong, given how the network failed on the meta device; None if it is our own bug."""
     unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if unknown and unknown[1] in plan.options:
         names = ", ".join(_option_names(plan)) or "none"
-        return f"--model.arch_options {unknown[1]}: {plan.resolved} has no such option; its options: {names}"
+        return UsageError("arch_options", unknown[1], f"{plan.resolved} has no such option", f"its options: {names}")
     least = plan.least_image_size()
     # Some networks take multiples of a number only, so that one more pixel is wrong again: no least size is meant then.
     if least is not None and image_size < least and plan.fits(least + 1):
-        return f"--data.image_size {image_size}: too small for {plan.resolved}; give {least} or more"
+        return UsageError("image_size", image_size, f"too small for {plan.resolved}", f"give {least} or more")
     reason = " ".join(str(error).split())
     if plan.options and replace(plan, options={}).fits(image_size):
-        return f"--model.arch_options {plan.options}: {plan.resolved} refuses them: {reason}"
+        return UsageError("arch_options", plan.options, f"{plan.resolved} refuses them: {reason}")
     if plan.origin != "lit":  # for example a vision transformer, made for one size
-        return f"--data.image_size {image_size}: {plan.resolved} does not take it: {reason}"
+        return UsageError("image_size", image_size, f"{plan.resolved} does not take it: {reason}")
     if isinstance(error, ValueError):  # ours say what they take: images of one size, or ten classes
-        return f"--model.arch {plan.name}: {reason}"
+        return UsageError("arch", plan.name, reason)
     return None
 
 

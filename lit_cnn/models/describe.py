@@ -1,4 +1,4 @@
-"""A network layer by layer: output shapes, parameters and multiply-adds, beside what its paper says.
+"""A network layer by layer: output shapes, parameters and multiply-adds, and what its paper says.
 
 The network is built and tried on the meta device, so no weights are drawn or downloaded and ResNet-152 takes seconds.
 """
@@ -30,7 +30,7 @@ _LARGE_IMAGE = 200  # pixels; networks for such images come from ImageNet
 
 @dataclass(frozen=True)
 class Layer:
-    """A module without modules inside it, or one that has parameters or multiply-adds of its own beside those inside.
+    """A module without modules inside it, or one that has parameters or multiply-adds of its own besides those inside.
 
     Attributes:
         name: Its path in the network, `layer1.0.conv1`; `(root)` for the network itself.
@@ -112,7 +112,7 @@ def describe(
     num_classes: int | None = None,
     in_channels: int | None = None,
     image_size: int | None = None,
-    with_stages: bool = False,
+    stages: bool = False,
     **arch_options: Any,
 ) -> Description:
     """Describes an architecture in evaluation, for one image; draws and downloads no weights.
@@ -128,7 +128,7 @@ def describe(
         num_classes: Number of logits; by default 1000 if the native size is 200 px or more, else 10.
         in_channels: Channels of the image; by default the architecture's own.
         image_size: Height and width of the image in pixels; by default the native size.
-        with_stages: Give the stages too.
+        stages: Give the stages too.
         **arch_options: Further arguments of the architecture, or of `timm.create_model`.
 
     Raises:
@@ -136,7 +136,7 @@ def describe(
     """
     for option, value, least in (("num_classes", num_classes, 0), ("in_channels", in_channels, 1)):
         if value is not None and value < least:
-            raise UsageError(f"--{option} {value}: give {least} or more")
+            raise UsageError(option, value, f"give {least} or more")
     import torch
 
     resolved = resolve_arch(arch)
@@ -162,7 +162,7 @@ def describe(
             "activation_bytes": sum(call.output_bytes for call in calls.values()),
         },
         paper=_paper(resolved),
-        stages=tuple(_stages(net, calls, resolved)) if with_stages else None,
+        stages=tuple(_stages(net, calls, resolved)) if stages else None,
     )
 
 
@@ -274,7 +274,7 @@ def _stages(net: "nn.Module", calls: "dict[nn.Module, _Call]", resolved: str) ->
     try:
         stages = stage_parameters(net)
     except ValueError as error:
-        raise UsageError(f"--stages: {resolved} {error}") from error
+        raise UsageError("stages", None, f"{resolved} {error}") from error
     parameters = dict(net.named_parameters())
     number_of = {parameters[name]: number for number, names in enumerate(stages) for name in names}
     multiply_adds, shapes, number = [0] * len(stages), {}, 0

@@ -286,7 +286,7 @@ class GoogLeNet(nn.Module):
         return {"stem": r"^stem", "blocks": blocks}
 
     def _run(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Returns the last maps, and those that the side branches see; the shapes are beside the table of widths."""
+        """Returns the last maps, and those that the side branches see; the shapes stand at the table of widths."""
         maps = self.stem(images)
         branched = []
         for name, block in self.inceptions.items():

@@ -45,8 +45,10 @@ class CutNet(nn.Module):
         stages = _stages(net)
         if not 0 <= cut_at < len(stages) - 1:
             raise UsageError(
-                f"--model.cut_at {cut_at}: no such stage to end with; the stages are {list_of_stages(net)}, and the "
-                "last has nothing after it to cut off"
+                "cut_at",
+                cut_at,
+                "no such stage to end with",
+                f"the stages are {list_of_stages(net)}, and the last has nothing after it to cut off",
             )
         number_of = {name: number for number, names in enumerate(stages) for name in names}
         try:
@@ -56,7 +58,7 @@ class CutNet(nn.Module):
             )
         except Exception as error:  # torch.fx cannot follow what depends on the values in a tensor
             reason = " ".join(str(error).split())[:200]
-            raise UsageError(f"--model.cut_at {cut_at}: this network cannot be cut ({reason}); leave it out") from error
+            raise UsageError("cut_at", cut_at, f"this network cannot be cut ({reason})", "leave it out") from error
         self._number_of = number_of
         self._fine_number_of = _fine_groups(net)
         self.num_classes = num_classes
@@ -99,8 +101,7 @@ class CutNet(nn.Module):
         self.train(was_training)
         if len(shape) not in (2, 4):
             raise UsageError(
-                f"--model.cut_at {cut_at}: this stage ends in neither maps nor features, but in {tuple(shape)}; leave "
-                "it out"
+                "cut_at", cut_at, f"this stage ends in neither maps nor features, but in {tuple(shape)}", "leave it out"
             )
         return shape
 
@@ -157,8 +158,10 @@ def with_new_head(
     places = [name for name, module in net.named_modules() if module is classifier]
     if not places or not isinstance(classifier, nn.Linear):
         raise UsageError(
-            f"--model.head {head}: the network ends in a {type(classifier).__name__}, not in a fully connected layer; "
-            "give linear, or --model.cut_at STAGE"
+            "head",
+            head,
+            f"the network ends in a {type(classifier).__name__}, not in a fully connected layer",
+            "give linear, or `cut_at=STAGE`",
         )
     net.set_submodule(places[0], new_head(head, classifier.in_features, num_classes))
     return net
@@ -168,7 +171,7 @@ def _stages(net: nn.Module) -> list[list[str]]:
     try:
         return stage_parameters(net)
     except ValueError as error:
-        raise UsageError(f"--model.cut_at: this network {error}; leave it out") from error
+        raise UsageError("cut_at", None, f"this network {error}", "leave it out") from error
 
 
 def _fine_groups(net: nn.Module) -> dict[str, int]:

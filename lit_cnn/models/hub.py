@@ -34,8 +34,10 @@ def loading_weights(arch: str, url: str | None = None) -> Iterator[None]:
         yield
     except Exception as error:  # of the hub's client, of torch or of safetensors
         raise UsageError(
-            f"--model.weights pretrained: the weights of {arch} are not in the local cache and cannot be fetched; "
-            "connect to the network, or give a file: --model.weights FILE.safetensors"
+            "weights",
+            "pretrained",
+            f"the weights of {arch} are not in the local cache and cannot be fetched",
+            "connect to the network, or give a file: `weights=FILE.safetensors`",
         ) from error
 
 

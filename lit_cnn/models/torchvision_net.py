@@ -53,7 +53,7 @@ class TorchvisionNet(nn.Module):
         ]
         last = self.backbone.get_submodule(self._place)
         if not isinstance(last, nn.Linear):
-            raise UsageError(f"--model.arch torchvision/{name}: ends in a {type(last).__name__}, not in a linear layer")
+            raise UsageError("arch", f"torchvision/{name}", f"ends in a {type(last).__name__}, not in a linear layer")
         self.backbone.set_submodule(self._place, nn.Identity())
         self.classifier: nn.Module = last if num_classes else nn.Identity()
         self.num_features = self.head_hidden_size = last.in_features
@@ -121,7 +121,7 @@ class TorchvisionNet(nn.Module):
         return {"stem": stem, "blocks": [(pattern, (number,)) for number, pattern in enumerate(blocks)]}
 
     def _expect_tensorflow_pixels(self) -> None:
-        """Converts images normalised with ImageNet's mean and deviation to pixels in [-1, 1], as the weights expect."""
+        """Converts images normalised for ImageNet to pixels in [-1, 1], as the weights expect."""
         scale, shift = torch.tensor(_IMAGENET_STD) / 0.5, (torch.tensor(_IMAGENET_MEAN) - 0.5) / 0.5
         in_channels = self.input_scale.shape[1]
         for buffer, values in ((self.input_scale, scale), (self.input_shift, shift)):

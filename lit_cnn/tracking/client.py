@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from lit_cnn.core.errors import UsageError
 from lit_cnn.tracking.store import Store
 
 if TYPE_CHECKING:
@@ -76,6 +77,12 @@ def require_reachable(store: Store) -> None:
         raise ConnectionError(f"{store.label} does not answer ({error.strerror or error})") from error
 
 
+def unreachable(store: Store, error: ConnectionError) -> UsageError:
+    """Returns what to tell the user of a server that does not answer."""
+    reason = str(error).removeprefix(f"{store.label} ")
+    return UsageError("tracking_uri", store.label, reason, "start the server, or give another store")
+
+
 def is_timeout(error: BaseException | None) -> bool:
     """Whether an exception came, by way of others, of a server that took a request and did not answer in time."""
     while error is not None and not isinstance(error, TimeoutError):
@@ -84,10 +91,10 @@ def is_timeout(error: BaseException | None) -> bool:
 
 
 def repair_moved_store(store: Store) -> dict[str, str]:
-    """Lets an sqlite store whose folder was moved, renamed or copied find its artifacts beside it.
+    """Lets an sqlite store whose folder was moved, renamed or copied find its artifacts next to the database.
 
-    MLflow keeps absolute paths. A recorded `OLD/artifacts/…` that is not beside the database is rewritten if its folder
-    is beside the database now, or if `OLD/artifacts` no longer exists. Artifacts kept elsewhere on purpose stay there.
+    MLflow keeps absolute paths. A recorded `OLD/artifacts/…` that is not next to the database is rewritten if its
+    folder is there now, or if `OLD/artifacts` no longer exists. Artifacts kept elsewhere on purpose stay there.
 
     Returns:
         What was rewritten: old folder of an experiment's artifacts -> the new one.
@@ -131,8 +138,7 @@ def _one_at_a_time(store: Store) -> Iterator[None]:
     if store.is_http:
         yield
         return
-    folder = store.database.parent if store.database is not None else store.journal_dir.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".init.lock").open("a") as file:
+    store.folder.mkdir(parents=True, exist_ok=True)
+    with (store.folder / ".init.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

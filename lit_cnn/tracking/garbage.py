@@ -13,7 +13,7 @@ from lit_cnn.core.files import held_alone
 from lit_cnn.tracking.journal import read_header, read_owner
 from lit_cnn.tracking.progress import MlflowRun, Progress
 from lit_cnn.tracking.queries import live_run_ids
-from lit_cnn.tracking.store import Store
+from lit_cnn.tracking.store import UNFINISHED, Store
 
 UNFINISHED_WRITE = "writing that was cut off"
 DELETED_RUN = "kept here of runs that were deleted in MLflow"
@@ -111,7 +111,7 @@ def _of_runs(store: Store) -> Iterator[Garbage]:
     for folder, run_id in sent.items():
         if run_id not in live:
             yield _garbage(DELETED_RUN, folder)
-        elif Progress.read(folder).status == "FINISHED" and not (folder / "unfinished.json").exists():
+        elif Progress.read(folder).status == "FINISHED" and not (folder / UNFINISHED).exists():
             for checkpoint in folder.glob("*.ckpt"):
                 # In a store on this machine it is MLflow's own file under a second name, and takes no room.
                 if checkpoint.stat().st_nlink == 1:

@@ -103,13 +103,13 @@ class Journal:
     Attributes:
         folder: The run's.
         header: What the run is.
-        waits_for_room: Keep in memory what a full disk does not take, and write it when there is room again.
+        buffer_when_disk_full: Keep in memory what a full disk does not take, and write it when there is room again.
     """
 
     def __init__(self, folder: Path, header: RunHeader, owner_lock: int, steps: dict[str, set[int]] | None) -> None:
         self.folder = folder
         self.header = header
-        self.waits_for_room = False
+        self.buffer_when_disk_full = False
         self._unwritten: deque[Record] = deque()
         self._owner_lock = owner_lock
         self._file = os.open(folder / JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
@@ -149,7 +149,9 @@ class Journal:
         """
         header = read_header(folder)
         if header is None:
-            raise UsageError(f"{folder}: no run of lit_cnn to resume there; give the folder of a checkpoint it wrote")
+            raise UsageError(
+                None, folder, "no run of lit_cnn to resume there", "give the folder of a checkpoint it wrote"
+            )
         owner_lock = _claim(folder)
         end = 0
         steps: dict[str, set[int]] = {}
@@ -174,7 +176,7 @@ class Journal:
         try:
             self._write()
         except OSError as error:
-            if self.waits_for_room and error.errno in CANNOT_WRITE:
+            if self.buffer_when_disk_full and error.errno in CANNOT_WRITE:
                 return
             self._unwritten.pop()
             raise
@@ -356,7 +358,9 @@ def _claim(folder: Path) -> int:
             patience = _ASKER_PATIENCE if read_owner(folder) is None else _CLAIM_PATIENCE
             if time.monotonic() - start > patience:
                 os.close(descriptor)
-                raise UsageError(f"{folder}: this run is still running in another process; end that first") from None
+                raise UsageError(
+                    None, folder, "this run is still running in another process", "end that first"
+                ) from None
             time.sleep(0.05)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, json.dumps(asdict(Process.this())).encode(), 0)

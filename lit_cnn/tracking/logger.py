@@ -26,7 +26,7 @@ class JournalLogger(Recorder, Logger):
         experiment_name: str = "lit_cnn",
         run_name: str | None = None,
         tracking_uri: str | None = None,
-        waits_for_room: bool = False,
+        buffer_when_disk_full: bool = False,
     ) -> None:
         """Takes note of the names.
 
@@ -35,13 +35,13 @@ class JournalLogger(Recorder, Logger):
             run_name: The run's name in MLflow.
             tracking_uri: `sqlite:///PATH.db`, `http(s)://HOST:PORT` or `postgresql://…`; by default
                 MLFLOW_TRACKING_URI, or else `sqlite:///mlruns/mlflow.db`.
-            waits_for_room: Whether what a full disk does not take waits in memory.
+            buffer_when_disk_full: Keep in memory what a full disk does not take, until there is room.
 
         Raises:
             UsageError: If MLflow keeps no runs at such an address, or takes no such experiment name.
         """
         Logger.__init__(self)
-        Recorder.__init__(self, experiment_name, tracking_uri, waits_for_room=waits_for_room)
+        Recorder.__init__(self, experiment_name, tracking_uri, buffer_when_disk_full=buffer_when_disk_full)
         self.run_name = run_name
 
     @rank_zero_only

@@ -32,7 +32,9 @@ def check_experiment_name(name: str) -> None:
     """Raises UsageError if MLflow would refuse the name of an experiment."""
     if not name or len(name) > _MAX_EXPERIMENT_NAME_LENGTH:
         raise UsageError(
-            f"experiment_name {name[:40]!r}: MLflow takes names of 1 to {_MAX_EXPERIMENT_NAME_LENGTH} characters"
+            None,
+            f"experiment_name {name[:40]!r}",
+            f"MLflow takes names of 1 to {_MAX_EXPERIMENT_NAME_LENGTH} characters",
         )
 
 
@@ -49,10 +51,15 @@ def sha256_tag(target: str) -> str:
 def _check(name: str, what: str) -> None:
     if not _ALLOWED.fullmatch(name):
         raise UsageError(
-            f"{what} {name!r}: MLflow takes letters, digits, spaces and / _ . - : in names; rename the {what}"
+            None,
+            f"{what} {name!r}",
+            "MLflow takes letters, digits, spaces and / _ . - : in names",
+            f"rename the {what}",
         )
     normal = posixpath.normpath(name)
     if normal != name or normal.startswith(("/", "..")) or normal == ".":
-        raise UsageError(f"{what} {name!r}: MLflow takes no name that reads as the path {normal!r}; rename the {what}")
+        raise UsageError(
+            None, f"{what} {name!r}", f"MLflow takes no name that reads as the path {normal!r}", f"rename the {what}"
+        )
     if len(name) > _MAX_NAME_LENGTH:
-        raise UsageError(f"{what} {name[:40]!r}…: MLflow takes names of at most {_MAX_NAME_LENGTH} characters")
+        raise UsageError(None, f"{what} {name[:40]!r}…", f"MLflow takes names of at most {_MAX_NAME_LENGTH} characters")

@@ -91,5 +91,5 @@ def link_or_copy(source: Path, destination: Path) -> None:
 def _target(artifact_path: str, name: str) -> str:
     target = PurePosixPath(artifact_path) / name
     if target.is_absolute() or ".." in target.parts or not target.parts:
-        raise UsageError(f"artifact {target}: give a path inside the run's artifacts, without '..'")
+        raise UsageError(None, f"artifact {target}", "give a path inside the run's artifacts, without '..'")
     return str(target)

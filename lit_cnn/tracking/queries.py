@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.file_hashes import hash_files
 from lit_cnn.tracking import names, outbox
-from lit_cnn.tracking.client import connect, repair_moved_store
+from lit_cnn.tracking.client import connect, repair_moved_store, unreachable
 from lit_cnn.tracking.delivery import KEY_TAG, in_one_line, local_folder
-from lit_cnn.tracking.store import Store
+from lit_cnn.tracking.run import Run, id_of
+from lit_cnn.tracking.store import BEST_CHECKPOINT, Store
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Run as EntityRun
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
@@ -42,7 +43,6 @@ __all__ = [
 ]
 
 _SHORTEST_PREFIX = 6
-BEST_CHECKPOINT = "checkpoints/best.ckpt"
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,11 @@ def client(store: Store) -> "MlflowClient":
         UsageError: If the sqlite file is not there, or the server does not answer.
     """
     if store.database is not None and not store.database.is_file():
-        raise UsageError(f"--tracking_uri {store.tracking_uri}: no runs there yet; make some with: lit-cnn fit")
+        raise UsageError("tracking_uri", store.tracking_uri, "no runs there yet", "make some with: lit-cnn fit")
     try:
         return connect(store)
     except ConnectionError as error:
-        raise UsageError(f"--tracking_uri {error}; start the server, or give another store") from error
+        raise unreachable(store, error) from error
 
 
 def experiment_id(store: Store, name: str) -> str:
@@ -100,15 +100,15 @@ def experiment_id(store: Store, name: str) -> str:
         if found is not None and found.lifecycle_stage == "active":
             return found.experiment_id
         others = sorted(experiment.name for experiment in connected.search_experiments())
-    raise UsageError(f"--experiment {name}: not in {store.label}; there are: {', '.join(others)}")
+    raise UsageError("experiment", name, f"not in {store.label}", f"there are: {', '.join(others)}")
 
 
-def find_runs(store: Store, run_ids: list[str]) -> list[RunInfo]:
+def find_runs(store: Store, runs: Sequence[Run | str]) -> list[RunInfo]:
     """Returns the runs with these ids, in this order.
 
     Args:
         store: Where to look.
-        run_ids: MLflow's run ids, our keys, or the first 6 or more characters of either.
+        runs: Runs, MLflow's run ids, our keys, or the first 6 or more characters of either.
 
     Raises:
         UsageError: If no run, or more than one, begins with an id.
@@ -116,7 +116,7 @@ def find_runs(store: Store, run_ids: list[str]) -> list[RunInfo]:
     connected = client(store)
     with _in_one_line(store):
         of_ids = {experiment.experiment_id: experiment.name for experiment in connected.search_experiments()}
-        return [_info(_find_run(connected, list(of_ids), run_id, store), of_ids) for run_id in run_ids]
+        return [_info(_find_run(connected, list(of_ids), id_of(run), store), of_ids) for run in runs]
 
 
 def search_runs(
@@ -132,7 +132,7 @@ def search_runs(
         max_results: How many at most.
 
     Raises:
-        UsageError: If the experiment is not there, the filter makes no sense to MLflow, or no run matches.
+        UsageError: If the experiment is not there, MLflow does not understand the filter, or no run matches.
     """
     from mlflow.exceptions import MlflowException
 
@@ -141,9 +141,9 @@ def search_runs(
     try:
         runs = client(store).search_runs([in_experiment], filter, max_results=max_results, order_by=order)
     except MlflowException as error:
-        raise UsageError(f"--filter {filter!r}: MLflow does not understand it: {in_one_line(error)}") from error
+        raise UsageError("filter", repr(filter), f"MLflow does not understand it: {in_one_line(error)}") from error
     if not runs:
-        raise UsageError(f"--filter {filter!r}: matches no run of experiment {experiment!r}; loosen it")
+        raise UsageError("filter", repr(filter), f"matches no run of experiment {experiment!r}", "loosen it")
     return [_info(run, {in_experiment: experiment}) for run in runs]
 
 
@@ -182,17 +182,17 @@ def download_artifact(store: Store, run: RunInfo, artifact_path: str, target_dir
     from mlflow.exceptions import MlflowException
 
     root = local_folder(run.artifact_uri)
-    missing = f"run {run.name} ({run.run_id}) has no file {artifact_path}"
+    missing = f"{run.name} has no file {artifact_path}"
     if root is not None:
         if (root / artifact_path).exists():
             return root / artifact_path
-        raise UsageError(f"{missing}; looked in {root}")
+        raise UsageError("run", run.run_id, missing, f"looked in {root}")
     target = Path(target_dir or tempfile.mkdtemp(prefix="lit_cnn-"))
     target.mkdir(parents=True, exist_ok=True)
     try:
         return Path(client(store).download_artifacts(run.run_id, artifact_path, os.fspath(target)))
     except MlflowException as error:
-        raise UsageError(f"{missing}; {store.label} says: {in_one_line(error)}") from error
+        raise UsageError("run", run.run_id, missing, f"{store.label} says: {in_one_line(error)}") from error
 
 
 def upload_artifact(store: Store, run: RunInfo, file: Path, artifact_path: str) -> None:
@@ -218,7 +218,7 @@ def upload_artifact(store: Store, run: RunInfo, file: Path, artifact_path: str) 
         else:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(root))
     except (MlflowException, OSError) as error:  # what requests raises is an OSError too
-        raise UsageError(f"--tracking_uri {store.label}: takes no {file.name}: {in_one_line(error)}") from error
+        raise UsageError("tracking_uri", store.label, f"takes no {file.name}: {in_one_line(error)}") from error
 
 
 def artifact_names(store: Store, run: RunInfo, artifact_path: str) -> set[str]:
@@ -240,7 +240,7 @@ def artifact_names(store: Store, run: RunInfo, artifact_path: str) -> set[str]:
     try:
         listed = client(store).list_artifacts(run.run_id, artifact_path)
     except (MlflowException, OSError) as error:
-        raise UsageError(f"--tracking_uri {store.label}: {in_one_line(error)}") from error
+        raise UsageError("tracking_uri", store.label, in_one_line(error)) from error
     return {file.path.rpartition("/")[2] for file in listed}
 
 
@@ -274,8 +274,10 @@ def registered_checkpoint(store: Store, address: str) -> Path:
     inside = artifact_of_version(version)
     if inside is None or not inside.endswith(".ckpt"):
         raise UsageError(
-            f"{address}: its source is {version.source}, not a checkpoint of a run; register "
-            f"runs:/RUN_ID/{BEST_CHECKPOINT}"
+            None,
+            address,
+            f"its source is {version.source}, not a checkpoint of a run",
+            f"register runs:/RUN_ID/{BEST_CHECKPOINT}",
         )
     (run,) = find_runs(store, [str(version.run_id)])
     return download_artifact(store, run, inside)
@@ -295,13 +297,13 @@ def registered_version(store: Store, address: str) -> "ModelVersion":
 
     name, separator, which = re.fullmatch(r"models:/([^@/]*)([@/]?)(.*)", address).groups()  # type: ignore[union-attr]
     if not (name and separator and which):
-        raise UsageError(f"{address}: give models:/NAME@ALIAS or models:/NAME/VERSION")
+        raise UsageError(None, address, "give models:/NAME@ALIAS or models:/NAME/VERSION")
     connected = client(store)
     try:
         by_alias = separator == "@"
         return (connected.get_model_version_by_alias if by_alias else connected.get_model_version)(name, which)
     except MlflowException as error:
-        raise UsageError(f"{address}: not in {store.label}: {in_one_line(error)}") from error
+        raise UsageError(None, address, f"not in {store.label}: {in_one_line(error)}") from error
 
 
 def artifact_of_version(version: "ModelVersion") -> str | None:
@@ -310,21 +312,21 @@ def artifact_of_version(version: "ModelVersion") -> str | None:
     return (found[1] or found[2]) if found and version.run_id else None
 
 
-def _find_run(connected: "MlflowClient", experiment_ids: list[str], run_id: str, store: Store) -> "Run":
+def _find_run(connected: "MlflowClient", experiment_ids: list[str], run_id: str, store: Store) -> "EntityRun":
     if len(run_id) < _SHORTEST_PREFIX or not run_id.isalnum():
-        raise UsageError(f"run {run_id!r}: give at least {_SHORTEST_PREFIX} characters of its id")
+        raise UsageError("run", repr(run_id), f"give at least {_SHORTEST_PREFIX} characters of its id")
     found = {}
     for column in ("attributes.run_id", f"tags.`{KEY_TAG}`"):
         for run in connected.search_runs(experiment_ids, f"{column} LIKE '{run_id}%'", max_results=4):
             found[run.info.run_id] = run
     if len(found) > 1:
-        raise UsageError(f"run {run_id}: more than one begins so: {', '.join(sorted(found))}; give more of the id")
+        raise UsageError("run", run_id, f"more than one begins so: {', '.join(sorted(found))}", "give more of the id")
     if not found:
-        raise UsageError(f"run {run_id}: not in {store.label}; 'lit-cnn sync' sends runs that are still kept here")
+        raise UsageError("run", run_id, f"not in {store.label}", "'lit-cnn sync' sends runs that are still kept here")
     return next(iter(found.values()))
 
 
-def _info(run: "Run", experiment_names: Mapping[str, str]) -> RunInfo:
+def _info(run: "EntityRun", experiment_names: Mapping[str, str]) -> RunInfo:
     return RunInfo(
         run_id=run.info.run_id,
         experiment_id=run.info.experiment_id,
@@ -347,4 +349,4 @@ def _in_one_line(store: Store) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise UsageError(f"--tracking_uri {store.label}: {in_one_line(error)}") from error
+        raise UsageError("tracking_uri", store.label, in_one_line(error)) from error

@@ -25,12 +25,14 @@ class Recorder:
     Attributes:
         experiment_name: The MLflow experiment that the run belongs to.
         store: The store that it goes to.
-        waits_for_room: Whether what a full disk does not take waits in memory; see `Journal`.
+        buffer_when_disk_full: Keep in memory what a full disk does not take; see `Journal`.
     """
 
-    def __init__(self, experiment_name: str, tracking_uri: str | None = None, *, waits_for_room: bool = False) -> None:
+    def __init__(
+        self, experiment_name: str, tracking_uri: str | None = None, *, buffer_when_disk_full: bool = False
+    ) -> None:
         names.check_experiment_name(experiment_name)
-        self.waits_for_room = waits_for_room
+        self.buffer_when_disk_full = buffer_when_disk_full
         self.experiment_name = experiment_name
         self.store: Store = resolve_store(tracking_uri)
         self._journal: Journal | None = None
@@ -74,7 +76,7 @@ class Recorder:
         else:
             header = RunHeader.new(self.experiment_name, run_name, self.store.label, parent_key, _user())
             self._journal = Journal.create(self.store.journal_dir, header)
-        self._journal.waits_for_room = self.waits_for_room
+        self._journal.buffer_when_disk_full = self.buffer_when_disk_full
         self.log_params(params)
         self.set_tags({"lit_cnn.host": socket.gethostname(), **tags})
         supervisor_of(self.store).add(self._journal.folder)
@@ -117,7 +119,7 @@ class Recorder:
         self.check_sender()
 
     def check_sender(self) -> None:
-        """Has the user told in time if MLflow takes nothing; for what may take seconds without logging metrics."""
+        """Tells the user in time if MLflow takes nothing; for work that may take seconds without logging metrics."""
         supervisor_of(self.store).check()
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:

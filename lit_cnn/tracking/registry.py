@@ -67,9 +67,9 @@ def check_names(name: str, alias: str | None) -> None:
         UsageError: Naming it.
     """
     if not name.strip() or re.search(r"[/:@']", name):
-        raise UsageError(f"--register {name}: give a name without any of / : @ '")
+        raise UsageError("register", name, "give a name without any of / : @ '")
     if alias is not None and (not re.fullmatch(r"[\w-]{1,255}", alias) or re.fullmatch(r"[vV]\d+|latest", alias)):
-        raise UsageError(f"--alias {alias}: give letters, digits, '-' and '_'; not latest, nor v1 and the like")
+        raise UsageError("alias", alias, "give letters, digits, '-' and '_'", "not latest, nor v1 and the like")
 
 
 def register(store: Store, folder: Path, name: str, alias: str | None, experiment: str, tags: Mapping[str, str]) -> str:
@@ -103,7 +103,7 @@ def register(store: Store, folder: Path, name: str, alias: str | None, experimen
         if alias is not None:
             client.set_registered_model_alias(name, alias, version.version)
     except MlflowException as error:
-        raise UsageError(f"--register {name}: {store.label} says: {in_one_line(error)}") from error
+        raise UsageError("register", name, f"{store.label} says: {in_one_line(error)}") from error
     return str(version.version)
 
 
@@ -122,7 +122,9 @@ def registered_model(store: Store, address: str) -> Path:
         return local
     inside = queries.artifact_of_version(version)
     if inside is None:
-        raise UsageError(f"{address}: its source is {version.source}, no file of a run; use lit-cnn export --register")
+        raise UsageError(
+            None, address, f"its source is {version.source}, no file of a run", "use lit-cnn export --register"
+        )
     (run,) = queries.find_runs(store, [str(version.run_id)])
     return queries.download_artifact(store, run, inside)
 

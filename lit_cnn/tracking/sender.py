@@ -1,4 +1,4 @@
-"""The process that carries journals to MLflow, beside the training, and `lit-cnn sync`, which does it once.
+"""The process that sends journals to MLflow during training, and `lit-cnn sync`, which does it once.
 
     python -m lit_cnn.tracking.sender
 

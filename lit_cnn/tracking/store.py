@@ -1,18 +1,27 @@
-"""Where runs are kept: which MLflow store, which folder of artifacts, which folder of journals."""
+"""Where runs are kept: which MLflow store, which local folders, and what their files are called."""
 
 import importlib.util
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from lit_cnn.core.errors import UsageError
 
 _SQLITE = "sqlite:///"
+_FOLDER = "mlruns"  # in the working directory
 _SQLITE_HEADER = b"SQLite format 3\x00"
 _ADVICE = "give sqlite:///PATH.db, http(s)://HOST:PORT or postgresql://USER@HOST/NAME"
+
+BEST, LAST = "best.ckpt", "last.ckpt"
+"""Checkpoints in a run's folder: of the best epoch, and the one to resume from."""
+UNFINISHED = "unfinished.json"
+"""File in a run's folder until the run has ended as it should."""
+CHECKPOINTS = "checkpoints"
+"""Folder of checkpoints among a run's artifacts."""
+BEST_CHECKPOINT = f"{CHECKPOINTS}/{BEST}"
 
 
 @dataclass(frozen=True)
@@ -35,14 +44,19 @@ class Store:
         return Path(self.tracking_uri.removeprefix(_SQLITE)) if self.tracking_uri.startswith(_SQLITE) else None
 
     @property
+    def folder(self) -> Path:
+        """The local folder that holds all others."""
+        return self.journal_dir.parent
+
+    @property
     def predictions_dir(self) -> Path:
         """The local folder of stored logits."""
-        return self.journal_dir.parent / "predictions"
+        return self.folder / "predictions"
 
     @property
     def splits_dir(self) -> Path:
         """The local folder of split manifests, one file a split, shared by all runs."""
-        return self.journal_dir.parent / "splits"
+        return self.folder / "splits"
 
     @property
     def is_http(self) -> bool:
@@ -77,15 +91,18 @@ def resolve_store(tracking_uri: str | None = None) -> Store:
     if uri.startswith("sqlite:"):
         path = uri.removeprefix(_SQLITE)
         if not uri.startswith(_SQLITE) or not path or path.startswith(":memory:") or "?" in path:
-            raise UsageError(f"{origin} {uri}: no path of a sqlite file; give sqlite:///PATH.db, without '?'")
+            raise UsageError(*origin, "no path of a sqlite file", "give sqlite:///PATH.db, without '?'")
         database = Path(os.path.abspath(path))  # folds "..", follows no link
-        return Store(f"{_SQLITE}{database}", str(database.parent / "artifacts"), database.parent / "journal")
-    journal_dir = here / "mlruns" / "journal"
+        return _local(f"{_SQLITE}{database}", database.parent)
     if re.match(r"https?://[^/]", uri):
-        return Store(uri.rstrip("/"), None, journal_dir)
+        return replace(_local(uri.rstrip("/"), here / _FOLDER), artifact_location=None)
     if re.match(r"postgresql(\+\w+)?://", uri):
-        return Store(uri, str(here / "mlruns" / "artifacts"), journal_dir)
-    raise UsageError(f"{origin} {uri}: MLflow keeps no runs there any more; {_ADVICE}")
+        return _local(uri, here / _FOLDER)
+    raise UsageError(*origin, "MLflow keeps no runs there any more", _ADVICE)
+
+
+def _local(uri: str, folder: Path) -> Store:
+    return Store(uri, str(folder / "artifacts"), folder / "journal")
 
 
 def check_writable(store: Store) -> None:
@@ -101,7 +118,7 @@ def check_writable(store: Store) -> None:
     if database is not None:
         _check_database(database)
     elif re.match(r"postgresql://", store.tracking_uri) and importlib.util.find_spec("psycopg") is None:
-        raise UsageError(f"--tracking_uri {store.label}: needs a driver; pip install 'lit-cnn[postgres]'")
+        raise UsageError("tracking_uri", store.label, "needs a driver", "pip install 'lit-cnn[postgres]'")
     folders = [store.journal_dir]
     if store.artifact_location is not None:
         folders.append(Path(store.artifact_location))
@@ -109,13 +126,16 @@ def check_writable(store: Store) -> None:
         _check_folder(folder, store)
 
 
-def _first_given(argument: str | None, environment: Mapping[str, str], here: Path) -> tuple[str, str]:
-    """Returns the address and the name of the option that it came from, for messages."""
+def _first_given(
+    argument: str | None, environment: Mapping[str, str], here: Path
+) -> tuple[str, tuple[str | None, str]]:
+    """Returns the address, and how a message about it begins: an option and its value."""
     if argument:
-        return argument, "--tracking_uri"
-    if environment.get("MLFLOW_TRACKING_URI"):
-        return environment["MLFLOW_TRACKING_URI"], "MLFLOW_TRACKING_URI"
-    return f"{_SQLITE}{here / 'mlruns' / 'mlflow.db'}", "--tracking_uri"
+        return argument, ("tracking_uri", argument)
+    if uri := environment.get("MLFLOW_TRACKING_URI"):
+        return uri, (None, f"MLFLOW_TRACKING_URI {uri}")
+    uri = f"{_SQLITE}{here / _FOLDER / 'mlflow.db'}"
+    return uri, ("tracking_uri", uri)
 
 
 def _check_database(path: Path) -> None:
@@ -125,9 +145,9 @@ def _check_database(path: Path) -> None:
     except FileNotFoundError:
         return  # will be made; its folder is checked next
     except OSError as error:
-        raise UsageError(_refusal(path, error.strerror or str(error))) from error
+        raise _refusal(path, error.strerror or str(error)) from error
     if header not in (b"", _SQLITE_HEADER):
-        raise UsageError(_refusal(path, "is there and is no sqlite database"))
+        raise _refusal(path, "is there and is no sqlite database")
 
 
 def _check_folder(folder: Path, store: Store) -> None:
@@ -142,8 +162,9 @@ def _check_folder(folder: Path, store: Store) -> None:
                 probe.unlink()
     except OSError as error:
         reason = f"cannot be written ({error.strerror or error})" if existing.is_dir() else "is no folder"
-        raise UsageError(_refusal(store.database or folder, f"{existing} {reason}")) from error
+        raise _refusal(store.database or folder, f"{existing} {reason}") from error
 
 
-def _refusal(path: Path, reason: str) -> str:
-    return f"--tracking_uri {path}: {reason}; give a place that can be written, such as sqlite:///mlruns/mlflow.db"
+def _refusal(path: Path, reason: str) -> UsageError:
+    remedy = "give a place that can be written, such as sqlite:///mlruns/mlflow.db"
+    return UsageError("tracking_uri", path, reason, remedy)

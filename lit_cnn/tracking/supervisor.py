@@ -55,7 +55,7 @@ class Supervisor:
         self._has_given_up = False
 
     def add(self, folder: Path) -> None:
-        """Has the run in `folder` sent from now on."""
+        """Makes the sender send the run in `folder` from now on."""
         if folder not in self._folders:
             self._folders.append(folder)
             self._sent += Progress.read(folder).offset

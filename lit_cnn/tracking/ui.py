@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.tracking.client import connect
+from lit_cnn.tracking.client import connect, unreachable
 from lit_cnn.tracking.store import Store, check_writable
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def serve_ui(store: Store, experiment: str | None = None, port: int = 5000) -> N
     """
     if store.database is not None:
         if not store.database.exists():
-            raise UsageError(_no_runs(store))
+            raise _no_runs(store)
         check_writable(store)  # the view is kept in the store
     if not store.is_http:
         _check_port(port)
@@ -64,7 +64,7 @@ def serve_ui(store: Store, experiment: str | None = None, port: int = 5000) -> N
         _wait_until_ready(process, port)
         print(*links, "Ctrl-C stops the server.", sep="\n", flush=True)
         process.wait()
-        raise UsageError(f"the MLflow server ended with exit code {process.returncode}; see its messages above")
+        raise UsageError(None, None, f"the MLflow server {_ended(process)}", "see its messages above")
 
 
 def training_view_url(store: Store, experiment: str, host: str = HOST, port: int = 5000) -> str:
@@ -112,24 +112,25 @@ def _view_urls(store: Store, experiment: str | None, base: str) -> dict[str, str
         found = _with_runs(client, store) if experiment is None else [_find(client, experiment)]
         return {each.name: _prepare_view(client, each, base) for each in found}
     except ConnectionError as error:
-        raise UsageError(f"--tracking_uri {_place(store)}: {error}; start that server or give another store") from error
+        raise unreachable(store, error) from error
     except Exception as error:
         from mlflow.exceptions import MlflowException  # 2 s: not before it is needed
 
         if not isinstance(error, MlflowException):
             raise
-        raise UsageError(f"--tracking_uri {_place(store)}: {str(error).splitlines()[0]}") from error
+        raise UsageError("tracking_uri", _place(store), str(error).splitlines()[0]) from error
 
 
 def _with_runs(client: "MlflowClient", store: Store) -> "list[Experiment]":
     found = [each for each in client.search_experiments() if client.search_runs([each.experiment_id], max_results=1)]
     if not found:
-        raise UsageError(_no_runs(store))
+        raise _no_runs(store)
     return found
 
 
-def _no_runs(store: Store) -> str:
-    return f"--tracking_uri {_place(store)}: no runs there yet; make some with `make quickstart` or `lit-cnn fit`"
+def _no_runs(store: Store) -> UsageError:
+    remedy = "make some with `make quickstart` or `lit-cnn fit`"
+    return UsageError("tracking_uri", _place(store), "no runs there yet", remedy)
 
 
 def _place(store: Store) -> str:
@@ -139,7 +140,7 @@ def _place(store: Store) -> str:
 def _find(client: "MlflowClient", name: str) -> "Experiment":
     experiments = {each.name: each for each in client.search_experiments()}
     if name not in experiments:
-        raise UsageError(f"--experiment {name}: not in the store; give one of {', '.join(sorted(experiments))}")
+        raise UsageError("experiment", name, "not in the store", f"give one of {', '.join(sorted(experiments))}")
     return experiments[name]
 
 
@@ -162,7 +163,7 @@ def _check_port(port: int) -> None:
             probe.bind((HOST, port))
         except (OSError, OverflowError) as error:
             reason = error.strerror if isinstance(error, OSError) else "no such port"
-            raise UsageError(f"--port {port}: {reason} on {HOST}; give another, for example --port 5050") from error
+            raise UsageError("port", port, f"{reason} on {HOST}", "give another, for example `port=5050`") from error
 
 
 @contextmanager
@@ -223,8 +224,12 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int) -> None:
         if _is_healthy(port):
             return
         time.sleep(0.1)
-    state = "did not answer" if process.poll() is None else f"ended with exit code {process.returncode}"
-    raise UsageError(f"--port {port}: the MLflow server {state}; see its messages above")
+    state = "did not answer" if process.poll() is None else _ended(process)
+    raise UsageError("port", port, f"the MLflow server {state}", "see its messages above")
+
+
+def _ended(process: subprocess.Popen[bytes]) -> str:
+    return f"ended with exit code {process.returncode}"
 
 
 def _is_healthy(port: int) -> bool:

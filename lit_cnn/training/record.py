@@ -17,7 +17,7 @@ from lit_cnn.core.randomness import SCHEME_VERSION
 from lit_cnn.data.audit import Report
 from lit_cnn.data.contact_sheet import contact_sheet
 from lit_cnn.data.datamodule import ImageDataModule
-from lit_cnn.data.preview import preview_grid, write_png
+from lit_cnn.data.preview import preview, write_png
 from lit_cnn.models import resolve_arch
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.training.classifier import LitClassifier
@@ -121,7 +121,7 @@ def log_check(logger: JournalLogger, datamodule: ImageDataModule, report: Report
     if report is None:
         return
     logger.log_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False), "data/check.json")
-    if (picture := contact_sheet(datamodule.image_set, report)) is not None:
+    if (picture := contact_sheet(report)) is not None:
         file = logger.run_folder / "check.png"
         write_png(file, picture)
         logger.log_artifact(file, "data")
@@ -130,7 +130,7 @@ def log_check(logger: JournalLogger, datamodule: ImageDataModule, report: Report
 def log_preview(logger: JournalLogger, datamodule: ImageDataModule) -> None:
     """Logs the picture of what augmentation does, as `preview.png`."""
     file = logger.run_folder / "preview.png"
-    write_png(file, preview_grid(datamodule))
+    write_png(file, preview(datamodule))
     logger.log_artifact(file)
 
 

@@ -10,9 +10,7 @@ from typing import Any
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import write_text_atomically
 from lit_cnn.tracking.journal import read_owner
-from lit_cnn.tracking.store import Store
-
-_MARKER = "unfinished.json"
+from lit_cnn.tracking.store import LAST, UNFINISHED, Store
 
 # What may differ between a run and the one that goes on with it: how long, with how many processes, where, its looks.
 _LEFT_OUT: dict[str, frozenset[str]] = {
@@ -51,7 +49,7 @@ class Unfinished:
     @property
     def checkpoint(self) -> Path:
         """The checkpoint to go on from."""
-        return self.folder / "last.ckpt"
+        return self.folder / LAST
 
 
 def config_digest(config: Mapping[str, Any], data_digest: str) -> str:
@@ -74,12 +72,12 @@ def config_digest(config: Mapping[str, Any], data_digest: str) -> str:
 
 def mark_unfinished(folder: Path, digest: str, run_name: str) -> None:
     """Notes in a run's folder that it can be gone on with, by whoever has the same configuration."""
-    write_text_atomically(folder / _MARKER, json.dumps({"config_digest": digest, "run_name": run_name}))
+    write_text_atomically(folder / UNFINISHED, json.dumps({"config_digest": digest, "run_name": run_name}))
 
 
 def mark_finished(folder: Path) -> None:
     """Takes the note of `mark_unfinished` away."""
-    (folder / _MARKER).unlink(missing_ok=True)
+    (folder / UNFINISHED).unlink(missing_ok=True)
 
 
 def unfinished_runs(store: Store, digest: str, needs_checkpoint: bool = True) -> list[Unfinished]:
@@ -91,12 +89,12 @@ def unfinished_runs(store: Store, digest: str, needs_checkpoint: bool = True) ->
         needs_checkpoint: Leave out runs that have no `last.ckpt`.
     """
     found = []
-    for marker in store.journal_dir.glob(f"*/{_MARKER}"):
+    for marker in store.journal_dir.glob(f"*/{UNFINISHED}"):
         try:
             note = json.loads(marker.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UsageError(f"--resume, --ckpt_path last: {marker} is no JSON ({error}); remove it") from error
-        newest = marker.parent / "last.ckpt" if needs_checkpoint else marker
+        newest = marker.parent / LAST if needs_checkpoint else marker
         if note["config_digest"] == digest and newest.exists() and read_owner(marker.parent) is None:
             found.append(Unfinished(marker.parent, note["run_name"], newest.stat().st_mtime))
     return sorted(found, key=lambda run: -run.modified)

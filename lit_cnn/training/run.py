@@ -91,7 +91,7 @@ class Setup:
             return None
         experiment = self.options.experiment or self.data.image_set.name
         waits = self.options.on_full_disk == "continue"
-        return JournalLogger(experiment, tracking_uri=self.options.tracking_uri, waits_for_room=waits)
+        return JournalLogger(experiment, tracking_uri=self.options.tracking_uri, buffer_when_disk_full=waits)
 
 
 @dataclass(frozen=True)

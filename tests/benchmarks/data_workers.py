@@ -27,7 +27,7 @@ from rich.table import Table
 from scipy.stats import linregress, t
 from torch.utils.data import DataLoader, Dataset
 
-from lit_cnn.data.batches import Batch, TrainImages, hand_over, start_worker
+from lit_cnn.data.batches import Batch, TrainImages, pack_batch, start_worker
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.sampling import TrainBatches
 from lit_cnn.data.sources import ArrayImages, ImageSet
@@ -70,7 +70,7 @@ def our_draws(num_workers: int) -> list[list[bytes]]:
     images = TrainImages(copies, np.arange(COPIES), TrainTransform(24, augment=augment), seed=0)
     batches = TrainBatches(COPIES, BATCH, 0)
     loader: DataLoader[Batch] = DataLoader(
-        images, batch_sampler=batches, num_workers=num_workers, collate_fn=hand_over, worker_init_fn=start_worker
+        images, batch_sampler=batches, num_workers=num_workers, collate_fn=pack_batch, worker_init_fn=start_worker
     )
     drawn = []
     for epoch in range(2):

@@ -10,7 +10,7 @@ from sklearn.datasets import load_sample_images
 from lit_cnn.cli import main
 from lit_cnn.core.resize import resize_and_center_crop
 from lit_cnn.data.datamodule import ImageDataModule
-from lit_cnn.data.preview import preview_grid
+from lit_cnn.data.preview import preview
 from tests.runs import CONFIGS, SHORT, image_folder, tracked_runs
 
 FLIP = [{"class_path": "albumentations.HorizontalFlip", "init_args": {"p": 1.0}}]
@@ -34,7 +34,7 @@ def cells(picture: np.ndarray, rows: int, columns: int, side: int) -> np.ndarray
 def test_rows_are_images_and_columns_the_original_and_its_draws(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "pets", ["misty", "tigga", "neither"], per_class=8, size=120)
     data = ImageDataModule("image_folder", str(root), image_size=100, augment=FLIP)
-    grid = cells(preview_grid(data, num_images=4, num_draws=2), 4, 3, 100)
+    grid = cells(preview(data, num_images=4, num_draws=2), 4, 3, 100)
     shown = data.splits.train
     originals = {resize_and_center_crop(data.image_set.images[index], 100).tobytes(): index for index in shown}
     labels = [data.image_set.labels[originals[np.ascontiguousarray(row[0]).tobytes()]] for row in grid]
@@ -47,7 +47,7 @@ def test_rows_are_images_and_columns_the_original_and_its_draws(tmp_path: Path) 
 def test_draws_are_those_of_the_epochs_of_training() -> None:
     augment = [{"class_path": "albumentations.Rotate", "init_args": {"p": 1.0}}]
     data = ImageDataModule("digits", image_size=96, in_channels=3, augment=augment, seed=5)
-    grid = cells(preview_grid(data, num_images=1, num_draws=3), 1, 4, 96)
+    grid = cells(preview(data, num_images=1, num_draws=3), 1, 4, 96)
     index = int(data.splits.train[data.image_set.labels[data.splits.train] == 0][0])
     for epoch in range(3):
         np.testing.assert_array_equal(
@@ -67,7 +67,7 @@ def test_draws_are_decoded_as_those_of_training(tmp_path: Path) -> None:
     )
     first = int(np.flatnonzero(reduced.image_set.labels[reduced.splits.train] == 0)[0])
     views = [data.train_images().__getitems__([(0, first)])[0][0].permute(1, 2, 0).numpy() for data in (whole, reduced)]
-    drawn = [cells(preview_grid(data, 1, 1), 1, 2, 96)[0, 1] for data in (whole, reduced)]
+    drawn = [cells(preview(data, 1, 1), 1, 2, 96)[0, 1] for data in (whole, reduced)]
     np.testing.assert_array_equal(drawn, views)
     assert (views[0] != views[1]).any()
 

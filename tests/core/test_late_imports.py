@@ -49,6 +49,6 @@ def test_a_stand_in_makes_way_for_the_module(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "colorsys", StandIn("colorsys", known=1))
     import colorsys as stand_in
 
-    assert stand_in.known == 1 and isinstance(stand_in, StandIn)
+    assert stand_in.__dict__["known"] == 1 and isinstance(stand_in, StandIn)
     assert stand_in.rgb_to_hsv(0, 0, 0) == colorsys.rgb_to_hsv(0, 0, 0)
     assert not isinstance(sys.modules["colorsys"], StandIn)

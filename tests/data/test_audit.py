@@ -10,7 +10,7 @@ from PIL import Image
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.resize import resize_and_center_crop
-from lit_cnn.data.audit import Report, audit, near_pairs
+from lit_cnn.data.audit import Report, audit, check_data, near_pairs
 from lit_cnn.data.contact_sheet import contact_sheet
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.sources import MAX_PIXELS, ImageSet, load_image_set
@@ -66,7 +66,7 @@ def test_in_a_clean_set_nothing_is_found(tmp_path: Path) -> None:
     pets = folder(photo_set(tmp_path / "pets", per_class=12))
     report = audit(pets, {}, "full")
     assert report.findings == [] and report.num_images == {"all": 24}
-    assert contact_sheet(pets, report) is None
+    assert contact_sheet(report) is None
 
 
 def test_none_of_the_unusable_reaches_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,7 +154,7 @@ def test_copies_in_one_split_and_in_none_are_not_across_splits() -> None:
     same = np.flatnonzero(digits.labels == 3)[:6]
     for first, second in same.reshape(3, 2):
         hashes[second] = hashes[first]
-    # As --data.limit_train leaves them: the second of the first pair, and both of the second.
+    # As `limit_train` leaves them: the second of the first pair, and both of the second.
     splits = {"train": np.array([same[0], same[4]]), "val": np.array([same[5]])}
     found = {finding.kind: finding.cases for finding in audit(replace(digits, hashes=hashes), splits, "quick").findings}
     pairs = [tuple(digits.paths[index] for index in pair) for pair in same.reshape(3, 2)]
@@ -212,7 +212,7 @@ def test_the_contact_sheet_has_a_row_for_each_thing_to_see(tmp_path: Path) -> No
     write_corpus(tmp_path / "pets", with_unusable=False)
     pets = folder(tmp_path / "pets")
     report = audit(pets, pets.splits, "full")
-    sheet = contact_sheet(pets, report, num_rows=100)
+    sheet = contact_sheet(report, num_rows=100)
     to_see = [finding for finding in report.findings if finding.cases[0][0] in pets.paths]
     assert sheet is not None and sheet.shape[0] % len(to_see) == 0 and sheet.dtype == np.uint8
     rows = np.split(sheet, len(to_see))
@@ -220,7 +220,7 @@ def test_the_contact_sheet_has_a_row_for_each_thing_to_see(tmp_path: Path) -> No
     one, other = pair[23 : 23 + 112, 8:120], pair[23 : 23 + 112, 128:240]
     np.testing.assert_array_equal(one, other)
     assert one.std() > 20, "a photograph, not an empty cell"
-    shorter = contact_sheet(pets, report, num_rows=2)
+    shorter = contact_sheet(report, num_rows=2)
     assert shorter is not None and shorter.shape[0] == 2 * rows[0].shape[0]
 
 
@@ -239,8 +239,8 @@ def test_the_contact_sheet_shows_errors_that_can_be_seen_first(tmp_path: Path, m
     report = audit(pets, pets.splits, "full")
     kinds = ["group_leakage", "truncated", "too_many_pixels", "label_conflict"]
     assert [finding.kind for finding in report.of("error", "warning")] == kinds
-    (one,) = np.split(sheet_of(pets, report, 1), 1)
-    leaking, large, conflict = np.split(sheet_of(pets, report, 3), 3)
+    (one,) = np.split(sheet_of(report, 1), 1)
+    leaking, large, conflict = np.split(sheet_of(report, 3), 3)
     np.testing.assert_array_equal(one, leaking)
     for row, column, index in ((leaking, 0, 0), (leaking, 1, 1), (conflict, 0, 0), (conflict, 1, 3)):
         view = resize_and_center_crop(pets.images[index], 112)
@@ -250,8 +250,8 @@ def test_the_contact_sheet_shows_errors_that_can_be_seen_first(tmp_path: Path, m
         pets.images[6]  # the limit holds again
 
 
-def sheet_of(pets: ImageSet, report: Report, num_rows: int) -> np.ndarray:
-    sheet = contact_sheet(pets, report, num_rows)
+def sheet_of(report: Report, num_rows: int) -> np.ndarray:
+    sheet = contact_sheet(report, num_rows)
     assert sheet is not None
     return sheet
 
@@ -259,3 +259,51 @@ def sheet_of(pets: ImageSet, report: Report, num_rows: int) -> np.ndarray:
 def inside(row: np.ndarray, column: int) -> np.ndarray:
     """A cell's pixels but for its outline."""
     return row[24 : 24 + 110, 9 + 120 * column : 9 + 120 * column + 110]
+
+
+# --- check_data, and how a report shows itself ---
+
+
+def test_a_folder_a_manifest_and_a_data_module_are_checked_alike(tmp_path: Path) -> None:
+    root = photo_set(tmp_path / "pets", 12)
+    (root / "misty" / "again.png").write_bytes((root / "misty" / "0.png").read_bytes())
+    rows = [f"{path.relative_to(tmp_path).as_posix()},{path.parent.name}" for path in sorted(root.rglob("*.png"))]
+    listed = write_csv(tmp_path / "pets.csv", "path,label", *rows)
+    for data in (root, str(root), listed, ImageDataModule("image_folder", root=root)):
+        report = check_data(data, level="quick")
+        assert [finding.kind for finding in report.findings] == ["duplicate"]
+        assert sum(report.num_images.values()) == 25 and set(report.num_images) == {"train", "val", "test"}
+
+
+def test_what_no_split_can_be_drawn_from_is_an_error_of_the_report(tmp_path: Path) -> None:
+    report = check_data(photo_set(tmp_path / "pets", 2))
+    assert [(finding.severity, finding.kind) for finding in report.findings] == [("error", "no_split")]
+    assert "class misty has 2 images" in report.findings[0].message and report.num_images == {"all": 4}
+    few = ImageDataModule("image_folder", root=photo_set(tmp_path / "more", 12), limit_train=1000)
+    assert "no split can be drawn: limit_train=1000: there are" in str(check_data(few, "quick"))
+
+
+def test_what_cannot_be_checked_is_refused(tmp_path: Path) -> None:
+    assert refused(check_data, tmp_path / "absent").startswith(f"data={tmp_path / 'absent'}: no such folder")
+
+
+def test_a_report_says_first_what_to_do(tmp_path: Path) -> None:
+    root = photo_set(tmp_path / "pets", 12)
+    assert str(check_data(root)).startswith("Nothing is wrong with the images (train 1")
+    Image.new("RGB", (96, 96), "white").save(root / "misty" / "<white>.png")
+    warned = check_data(root)
+    assert str(warned).startswith("0 errors, 1 warning, 0 notes (") and "look at the warnings" in warned.summary
+    assert "warning: flat: misty/<white>.png: is of one colour" in str(warned)
+    (root / "tigga" / "empty.png").touch()
+    both = check_data(root)
+    assert "mend the errors before training" in str(both).splitlines()[0] and len(str(both).splitlines()) == 3
+    page = both._repr_html_()
+    assert page.startswith(f"<p>{both.summary}</p>") and "misty/&lt;white&gt;.png" in page and "<white>" not in page
+
+
+def test_a_report_of_many_kinds_is_printed_in_a_few_lines(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "pets")
+    report = check_data(tmp_path / "pets", "quick")
+    lines = str(report).splitlines()
+    assert len(report.findings) > 8 and len(lines) == 10 and lines[-1].endswith("more kinds, see `findings`")
+    assert "`" not in "".join(lines[:-1])

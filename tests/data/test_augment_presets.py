@@ -157,9 +157,7 @@ def test_every_transform_of_a_preset_does_something(name: str) -> None:
 @pytest.mark.parametrize("name", ["color", "alexnet", "strong"])
 def test_transforms_of_colour_are_refused_for_gray_images(name: str) -> None:
     data = ImageDataModule("digits", augment=PRESETS[name]["augment"])
-    with pytest.raises(
-        UsageError, match=r"--data.augment \w+: works on colours, and the images are gray; leave it out"
-    ):
+    with pytest.raises(UsageError, match=r"augment=\w+: works on colours, and the images are gray; leave it out"):
         _ = data.in_channels
     assert ImageDataModule("digits", in_channels=3, augment=PRESETS[name]["augment"]).in_channels == 3
 

@@ -137,8 +137,8 @@ def test_batches_are_those_of_single_images_for_every_number_of_workers(
 ) -> None:
     augment = [*FRAME, spec("albumentations.HorizontalFlip")]
     loaders = [digits(number, augment, sampler).train_dataloader() for number in (0, 0, 1, 2, 4)]
-    assert all(isinstance(loader.dataset, TrainImages) and loader.dataset.one_by_one is None for loader in loaders)
-    monkeypatch.setattr(loaders[0].dataset, "one_by_one", "none, but image by image")
+    assert all(isinstance(loader.dataset, TrainImages) and loader.dataset.fallback_reason is None for loader in loaders)
+    monkeypatch.setattr(loaders[0].dataset, "fallback_reason", "none, but image by image")
     one_by_one, *others = [epochs_of(loader) for loader in loaders]
     for other in others:
         for mine, expected in zip(other, one_by_one, strict=True):

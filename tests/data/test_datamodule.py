@@ -1,7 +1,9 @@
+import doctest
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,10 @@ from torch.utils.data import DataLoader
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.randomness import epoch_permutation
 from lit_cnn.core.resize import resize_and_center_crop
+from lit_cnn.data.audit import check_data
 from lit_cnn.data.batches import Batch, TrainImages, stack_images
-from lit_cnn.data.datamodule import IMAGENET_MEAN, IMAGENET_STD, ImageDataModule
+from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from lit_cnn.data.sampling import TrainBatches
 from lit_cnn.data.sources import ArrayImages, ImageSet
 from lit_cnn.data.transforms import TrainTransform
@@ -262,16 +266,16 @@ def test_what_the_classifier_is_linked_to(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"image_size": 0}, "--data.image_size 0: give a whole number of at least 1"),
-        ({"batch_size": 0}, "--data.batch_size 0: give a whole number of at least 1"),
-        ({"num_workers": -1}, "--data.num_workers -1: give a whole number of at least 0"),
-        ({"limit_train": 0}, "--data.limit_train 0: give a whole number of at least 1"),
-        ({"val_fraction": 0.0}, "--data.val_fraction 0.0: give a share above 0 and below 1"),
-        ({"val_fraction": 1.0}, "--data.val_fraction 1.0: give a share above 0 and below 1"),
-        ({"test_fraction": -0.1}, "--data.test_fraction -0.1: give a share above 0 and below 1"),
-        ({"test_fraction": float("nan")}, "--data.test_fraction nan: give a share above 0 and below 1"),
-        ({"dataset": "cifar"}, "--data.dataset cifar: choose one of digits"),
-        ({"augment": [{"class_path": "albumentations.Flop"}]}, "--data.augment albumentations.Flop: no such transform"),
+        ({"image_size": 0}, "image_size=0: give a whole number of at least 1"),
+        ({"batch_size": 0}, "batch_size=0: give a whole number of at least 1"),
+        ({"num_workers": -1}, "num_workers=-1: give a whole number of at least 0"),
+        ({"limit_train": 0}, "limit_train=0: give a whole number of at least 1"),
+        ({"val_fraction": 0.0}, "val_fraction=0: give a share above 0 and below 1"),
+        ({"val_fraction": 1.0}, "val_fraction=1: give a share above 0 and below 1"),
+        ({"test_fraction": -0.1}, "test_fraction=-0.1: give a share above 0 and below 1"),
+        ({"test_fraction": float("nan")}, "test_fraction=nan: give a share above 0 and below 1"),
+        ({"dataset": "cifar"}, "dataset=cifar: choose one of digits"),
+        ({"augment": [{"class_path": "albumentations.Flop"}]}, "augment=albumentations.Flop: no such transform"),
     ],
 )
 def test_an_option_out_of_range_is_refused_at_once(options: dict[str, Any], expected: str) -> None:
@@ -283,12 +287,12 @@ def test_an_option_out_of_range_is_refused_at_once(options: dict[str, Any], expe
 @pytest.mark.parametrize(
     ("options", "use", "expected"),
     [
-        ({"mean": [0.5, 0.5, 0.5]}, lambda data: data.mean, "--data.mean [0.5, 0.5, 0.5]: give 1 numbers"),
-        ({"std": [1.0], "in_channels": 3}, lambda data: data.std, "--data.std [1.0]: give 3 numbers"),
-        ({"std": [0.0]}, lambda data: data.std, "--data.std [0.0]: give numbers above 0"),
-        ({"limit_train": 5000}, lambda data: data.splits, "--data.limit_train 5000: there are"),
-        ({"root": "here"}, lambda data: data.image_set, "--data.root here: digits"),
-        ({"dataset": "image_folder"}, lambda data: data.num_classes, "--data.root: image_folder needs a folder"),
+        ({"mean": [0.5, 0.5, 0.5]}, lambda data: data.mean, "mean=[0.5, 0.5, 0.5]: give 1 numbers"),
+        ({"std": [1.0], "in_channels": 3}, lambda data: data.std, "std=[1.0]: give 3 numbers"),
+        ({"std": [0.0]}, lambda data: data.std, "std=[0.0]: give numbers above 0"),
+        ({"limit_train": 5000}, lambda data: data.splits, "limit_train=5000: there are"),
+        ({"root": "here"}, lambda data: data.image_set, "root=here: digits"),
+        ({"dataset": "image_folder"}, lambda data: data.num_classes, "root: image_folder needs a folder"),
     ],
 )
 def test_what_does_not_fit_the_images_is_refused_when_they_are_read(
@@ -297,3 +301,70 @@ def test_what_does_not_fit_the_images_is_refused_when_they_are_read(
     with pytest.raises(UsageError) as caught:
         use(ImageDataModule(**options))
     assert str(caught.value).startswith(expected) and "\n" not in str(caught.value)
+
+
+# --- for any Trainer ---
+
+
+class Linear(pl.LightningModule):
+    """A user's own module, which knows nothing of lit_cnn."""
+
+    def __init__(self, num_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(num_features, num_classes)
+        self.seen: dict[str, int] = {"train": 0, "val": 0, "test": 0}
+
+    def loss(self, split: str, batch: Batch) -> torch.Tensor:
+        images, labels = batch
+        self.seen[split] += len(labels)
+        return torch.nn.functional.cross_entropy(self.layer(images.flatten(1) / 255), labels)
+
+    def training_step(self, batch: Batch, batch_index: int) -> torch.Tensor:
+        return self.loss("train", batch)
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        self.loss("val", batch)
+
+    def test_step(self, batch: Batch, batch_index: int) -> None:
+        self.loss("test", batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def plain_trainer() -> pl.Trainer:
+    quiet: Any = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return pl.Trainer(accelerator="cpu", max_epochs=2, num_sanity_val_steps=0, enable_model_summary=False, **quiet)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_any_trainer_takes_a_folder(tmp_path: Path, num_workers: int, kind: type) -> None:
+    save_images(tmp_path / "photos", *(f"{name}/{number}.png" for name in ("cat", "dog") for number in range(20)))
+    data = ImageDataModule("image_folder", root=kind(tmp_path / "photos"), batch_size=8, num_workers=num_workers)
+    sizes = {split: len(data.splits[split]) for split in ("train", "val", "test")}
+    model, trainer = Linear(3 * 32 * 32, data.num_classes), plain_trainer()
+    trainer.fit(model, datamodule=data)
+    trainer.test(model, datamodule=data, verbose=False)
+    assert model.seen == {"train": 2 * sizes["train"], "val": 2 * sizes["val"], "test": sizes["test"]}
+
+
+def test_a_trainer_that_is_given_the_loaders_trains_alike() -> None:
+    weights = []
+    for with_loaders in (False, True):
+        data = data_module(num_workers=0)
+        torch.manual_seed(0)
+        model = Linear(16 * 16, data.num_classes)
+        if with_loaders:
+            plain_trainer().fit(model, data.train_dataloader(), data.val_dataloader())
+        else:
+            plain_trainer().fit(model, datamodule=data)
+        weights.append(model.layer.weight.detach())
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize(("documented", "name"), [(ImageDataModule, "ImageDataModule"), (check_data, "check_data")])
+def test_its_example_runs(documented: Any, name: str) -> None:
+    (example,) = (test for test in doctest.DocTestFinder(recurse=False).find(documented, name))
+    assert len(example.examples) > 1
+    assert doctest.DocTestRunner().run(example).failed == 0

@@ -71,10 +71,10 @@ def test_gray_images_as_rgb_repeat_their_channel() -> None:
 
 
 def test_unusable_sources_are_refused(tmp_path: Path) -> None:
-    assert "--data.dataset cifar: choose one of digits" in refused(load_image_set, "cifar")
-    assert "--data.root here: digits" in refused(load_image_set, "digits", Path("here"))
-    assert "--data.root: image_folder needs a folder" in refused(load_image_set, "image_folder")
-    assert f"--data.root {tmp_path / 'no'}: no such folder" in refused(load_image_set, "image_folder", tmp_path / "no")
+    assert "dataset=cifar: choose one of digits" in refused(load_image_set, "cifar")
+    assert "root=here: digits" in refused(load_image_set, "digits", Path("here"))
+    assert "root: image_folder needs a folder" in refused(load_image_set, "image_folder")
+    assert f"root={tmp_path / 'no'}: no such folder" in refused(load_image_set, "image_folder", tmp_path / "no")
 
 
 # --- IDX ---
@@ -128,7 +128,7 @@ def test_a_broken_idx_file_is_named(tmp_path: Path, name: str, content: bytes, e
     folder = write_fashion(tmp_path / "fashion")
     (folder / name).write_bytes(content)
     message = refused(load_fashion_mnist, folder)
-    assert "--data.root" in message and str(folder) in message and expected in message
+    assert message.startswith("root") and str(folder) in message and expected in message
 
 
 def test_a_missing_idx_file_is_named(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_unusable_folders_are_refused(tmp_path: Path, names: list[str], folders:
     for folder in folders:
         (root / folder).mkdir(parents=True, exist_ok=True)
     message = refused(load_image_set, "image_folder", root)
-    assert "--data.root" in message and expected in message
+    assert message.startswith("root") and expected in message
 
 
 @pytest.mark.parametrize("names", [("Train", "VAL", "Test"), ("TRAINING", "Valid", "testing")])
@@ -257,13 +257,13 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> Non
     (root / name).chmod(0)
     message = refused(load_image_set, "image_folder", root)
     (root / name).chmod(0o700)
-    assert "--data.root" in message and f"folder {root / name} cannot be read" in message
+    assert message.startswith("root") and f"folder {root / name} cannot be read" in message
 
 
 def test_images_to_predict_are_listed(tmp_path: Path) -> None:
     root = save_images(tmp_path / "new", "b.jpg", "a/c.png", ".hidden.png")
     assert [path.relative_to(root).as_posix() for path in list_images(root)] == ["a/c.png", "b.jpg"]
-    assert "--folder" in refused(list_images, tmp_path / "absent")
+    assert refused(list_images, tmp_path / "absent").startswith("folder=")
     (tmp_path / "empty").mkdir()
     assert "holds no images" in refused(list_images, tmp_path / "empty")
 

@@ -172,7 +172,7 @@ def test_the_limit_of_pixels_is_that_of_today(tmp_path: Path) -> None:
         pets = load_image_set("image_folder", root, max_pixels=limit)
         assert [one.fault for one in inspect_images(pets, full=True)] == faults
         if any(faults):
-            assert "more pixels than --data.max_pixels 9000" in refused(pets.images.__getitem__, 1)
+            assert "more pixels than max_pixels=9000" in refused(pets.images.__getitem__, 1)
     load_image_set("digits")  # the limit holds for the process: put it back
 
 

@@ -100,5 +100,5 @@ def test_it_may_stand_inside_a_one_of(tmp_path: Path) -> None:
     ("init_args", "said"), [({"std": -1}, "std"), ({"eigenvalues": "cube"}, "eigenvalues"), ({"colour": 1}, "colour")]
 )
 def test_mistakes_are_told(init_args: dict[str, object], said: str) -> None:
-    with pytest.raises(UsageError, match=rf"^--data.augment {PCA}: .*{said}"):
+    with pytest.raises(UsageError, match=rf"^augment={PCA}: .*{said}"):
         TrainTransform(8, augment=[{"class_path": PCA, "init_args": init_args}])

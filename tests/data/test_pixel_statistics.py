@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lit_cnn.data.datamodule import IMAGENET_MEAN, ImageDataModule
+from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.normalization import IMAGENET_MEAN
 from lit_cnn.data.pixel_statistics import cached, keep, measure_pixels
 from tests.runs import image_folder
 

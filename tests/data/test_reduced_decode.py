@@ -1,4 +1,4 @@
-"""`--data.reduced_decode`: JPEGs at a half, a quarter or an eighth of their size, where a view loses nothing by it."""
+"""`reduced_decode`: JPEGs at a half, a quarter or an eighth of their size, where a view loses nothing by it."""
 
 import io
 from pathlib import Path
@@ -140,5 +140,5 @@ def test_training_images_are_reduced_alike_with_any_number_of_workers(photograph
 
 
 def test_images_that_are_decoded_already_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"--data\.reduced_decode true: these images are decoded already"):
+    with pytest.raises(UsageError, match=r"reduced_decode=True: these images are decoded already"):
         _ = ImageDataModule("digits", reduced_decode=True).image_set

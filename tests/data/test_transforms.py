@@ -252,11 +252,11 @@ def test_a_transform_that_does_nothing_would_be_seen() -> None:
 def test_a_mistake_is_named_in_one_line(augment: Mapping[str, Any], expected: str) -> None:
     with pytest.raises(UsageError) as caught:
         TrainTransform(16, augment=[augment])
-    assert str(caught.value).startswith("--data.augment ") and expected in str(caught.value)
+    assert str(caught.value).startswith("augment=") and expected in str(caught.value)
     assert "\n" not in str(caught.value) and "https" not in str(caught.value)
 
 
 def test_an_argument_that_does_not_exist_is_refused() -> None:
     # albumentations only warns, and goes on without it.
-    with pytest.raises(UsageError, match=r"--data.augment albumentations.HorizontalFlip: .*probability"):
+    with pytest.raises(UsageError, match=r"augment=albumentations.HorizontalFlip: .*probability"):
         TrainTransform(16, augment=[spec("albumentations.HorizontalFlip", probability=1)])

@@ -134,7 +134,7 @@ def test_least_image_size_is_the_least_that_really_runs(arch: str) -> None:
     assert least > 1
     net = create_model(arch, num_classes=10, in_channels=1, image_size=least).eval()
     assert net(torch.randn(1, 1, least, least)).isfinite().all()
-    with pytest.raises(UsageError, match=rf"--data.image_size {least - 1}: too small for {arch}; give {least} or more"):
+    with pytest.raises(UsageError, match=rf"image_size={least - 1}: too small for {arch}; give {least} or more"):
         create_model(arch, num_classes=10, in_channels=1, image_size=least - 1)
 
 
@@ -176,7 +176,7 @@ def test_an_unknown_name_is_told_with_its_nearest(arch: str, nearest: str) -> No
     with pytest.raises(UsageError) as caught:
         create_model(arch, num_classes=10, in_channels=1, image_size=32)
     assert time.monotonic() - start < 2
-    assert str(caught.value).startswith(f"--model.arch {arch}: no such architecture; nearest: {nearest}")
+    assert str(caught.value).startswith(f"arch={arch}: no such architecture; nearest: {nearest}")
     assert "\n" not in str(caught.value)
 
 
@@ -186,19 +186,19 @@ def test_an_unknown_name_is_told_with_its_nearest(arch: str, nearest: str) -> No
         (
             "lenet5",
             {"drop_rate": 0.1},
-            r"--model.arch_options drop_rate: lit/lenet5 has no such option; its options: batch_norm",
+            r"arch_options=drop_rate: lit/lenet5 has no such option; its options: batch_norm",
         ),
-        ("resnet18", {"drop_rat": 0.1}, r"--model.arch_options drop_rat: timm/resnet18 .* drop_rate, drop_path_rate"),
+        ("resnet18", {"drop_rat": 0.1}, r"arch_options=drop_rat: timm/resnet18 .* drop_rate, drop_path_rate"),
         (
             "resnet18",
             {"drop_rate": 7.0},
-            r"--model.arch_options .*drop_rate.* timm/resnet18 refuses .* between 0 and 1",
+            r"arch_options=.*drop_rate.* timm/resnet18 refuses .* between 0 and 1",
         ),
-        ("lenet5_1998", {"output": "softmax"}, r"--model.arch_options .*softmax.*rbf"),
+        ("lenet5_1998", {"output": "softmax"}, r"arch_options=.*softmax.*rbf"),
         (
             "vit_tiny_patch16_224",
             {},
-            r"--data.image_size 32: timm/vit_tiny_patch16_224 .*\(32\) doesn't match model \(224\)",
+            r"image_size=32: timm/vit_tiny_patch16_224 .*\(32\) doesn't match model \(224\)",
         ),
     ],
 )
@@ -210,12 +210,12 @@ def test_what_an_architecture_refuses_is_told_in_one_line(arch: str, options: di
 
 @pytest.mark.parametrize(("num_classes", "image_size", "said"), [(10, 28, "32 px"), (7, 32, "ten classes|linear")])
 def test_the_limits_of_a_network_of_ours_are_told(num_classes: int, image_size: int, said: str) -> None:
-    with pytest.raises(UsageError, match=f"--model.arch lenet5_1998: .*({said})"):
+    with pytest.raises(UsageError, match=f"arch=lenet5_1998: .*({said})"):
         create_model("lenet5_1998", num_classes=num_classes, in_channels=1, image_size=image_size)
 
 
 def test_a_network_that_takes_multiples_of_a_number_has_no_least_size_to_name() -> None:
-    with pytest.raises(UsageError, match=r"--data.image_size 150: timm/test_vit does not take it: .* divisible"):
+    with pytest.raises(UsageError, match=r"image_size=150: timm/test_vit does not take it: .* divisible"):
         create_model("test_vit", num_classes=10, in_channels=1, image_size=150)
 
 
@@ -226,7 +226,7 @@ def test_an_option_reaches_the_architecture() -> None:
 
 @pytest.mark.parametrize("arch", ["lenet5", "darknet17"])
 def test_pretrained_weights_that_do_not_exist_are_refused(arch: str) -> None:
-    with pytest.raises(UsageError, match=f"--model.arch {arch}: there are no pretrained weights"):
+    with pytest.raises(UsageError, match=f"arch={arch}: there are no pretrained weights"):
         create_model(arch, num_classes=10, in_channels=1, image_size=32, pretrained=True)
 
 

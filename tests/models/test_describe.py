@@ -57,7 +57,7 @@ def test_lenet5_by_hand() -> None:
 
 @pytest.mark.parametrize("arch", THEIRS)
 def test_totals_are_the_sums_over_layers_and_over_stages_and_torchs_count(arch: str) -> None:
-    description = describe(arch, with_stages=True)
+    description = describe(arch, stages=True)
     totals = (description.totals["parameters"], description.totals["multiply_adds"])
     assert totals == THEIRS[arch]
     assert totals == sums(description.layers)
@@ -79,7 +79,7 @@ def test_the_meta_device_counts_as_the_cpu_does(arch: str) -> None:
 
 @pytest.mark.parametrize("arch", BUILDERS)
 def test_every_network_of_ours_is_described_at_its_native_size(arch: str) -> None:
-    description = describe(arch, with_stages=True)
+    description = describe(arch, stages=True)
     assert description.paper == {} or {"source"} < description.paper.keys() <= {*TOTALS, "source"}
     assert description.least_image_size is None or 1 <= description.least_image_size <= description.native_image_size
     called = [layer for layer in description.layers if layer.output_shape is not None]
@@ -164,8 +164,8 @@ def test_an_output_that_is_the_input_takes_no_memory(monkeypatch: pytest.MonkeyP
     assert description.totals["activation_bytes"] == 4 * (12 + 5 + 5)
     assert [layer.type for layer in description.layers] == ["Flatten", "Linear", "ReLU", "Dropout", "ReLU"]
     assert (description.native_image_size, description.num_classes) == (224, 1000)
-    with pytest.raises(UsageError, match="--stages: lit/net is not made to be split into stages"):
-        describe("net", image_size=2, with_stages=True)
+    with pytest.raises(UsageError, match="stages: lit/net is not made to be split into stages"):
+        describe("net", image_size=2, stages=True)
 
 
 def test_measuring_leaves_the_network_as_it_was() -> None:
@@ -189,7 +189,7 @@ def test_describing_draws_nothing() -> None:
 
 
 def test_the_stages_of_resnet18() -> None:
-    stages = describe("resnet18", with_stages=True).stages
+    stages = describe("resnet18", stages=True).stages
     assert stages is not None
     assert [stage.number for stage in stages] == list(range(6))
     shapes = [(64, 112, 112), (64, 56, 56), (128, 28, 28), (256, 14, 14), (512, 7, 7), (1000,)]
@@ -202,7 +202,7 @@ def test_the_stages_of_resnet18() -> None:
 
 
 def test_a_stage_of_branches_gives_all_their_channels() -> None:
-    stages = describe("inception_v3", with_stages=True).stages
+    stages = describe("inception_v3", stages=True).stages
     assert stages is not None
     assert (2048, 8, 8) in [stage.output_shape for stage in stages]  # Mixed_7c joins 320 + 768 + 768 + 192.
 
@@ -245,7 +245,7 @@ def test_json_has_the_documented_keys() -> None:
         layer.keys() == {"name", "type", "output_shape", "parameters", "multiply_adds"} for layer in found["layers"]
     )
     assert found["layers"][0]["output_shape"] == [6, 28, 28]
-    staged = json.loads(describe("lenet5", with_stages=True).to_json())
+    staged = json.loads(describe("lenet5", stages=True).to_json())
     assert staged["stages"][0] == {
         "number": 0,
         "layers": ["conv1"],
@@ -270,8 +270,8 @@ def test_the_papers_figures_come_from_the_architectures_module(monkeypatch: pyte
         ("resnet81", {}, "resnet81: no such architecture; nearest: resnet18"),
         ("lenet5", {"image_size": 11}, "11: too small for lit/lenet5; give 12 or more"),
         ("lenet5", {"image_size": 0}, "0: too small for lit/lenet5; give 12 or more"),
-        ("lenet5", {"in_channels": 0}, "--in_channels 0: give 1 or more"),
-        ("lenet5", {"num_classes": -1}, "--num_classes -1: give 0 or more"),
+        ("lenet5", {"in_channels": 0}, "in_channels=0: give 1 or more"),
+        ("lenet5", {"num_classes": -1}, "num_classes=-1: give 0 or more"),
         ("lenet5", {"nonsense": 3}, "nonsense: lit/lenet5 has no such option"),
     ],
 )

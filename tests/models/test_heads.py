@@ -72,9 +72,9 @@ def test_neither_asked_for_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("arch", "cut_at", "says"),
     [
-        ("test_resnet", 9, r"--model.cut_at 9: no such stage .* 0 \(conv1.0\), 1 \(layer1.0.conv1\), .* 5 \(fc\)"),
-        ("test_resnet", -1, "--model.cut_at -1: no such stage"),
-        ("test_resnet", 5, "--model.cut_at 5: no such stage to end with"),
+        ("test_resnet", 9, r"cut_at=9: no such stage .* 0 \(conv1.0\), 1 \(layer1.0.conv1\), .* 5 \(fc\)"),
+        ("test_resnet", -1, "cut_at=-1: no such stage"),
+        ("test_resnet", 5, "cut_at=5: no such stage to end with"),
     ],
 )
 def test_a_stage_that_is_not_there_is_told_with_the_list(arch: str, cut_at: int, says: str) -> None:
@@ -84,7 +84,7 @@ def test_a_stage_that_is_not_there_is_told_with_the_list(arch: str, cut_at: int,
 
 
 def test_a_classifier_without_weights_takes_no_mlp() -> None:
-    with pytest.raises(UsageError, match=r"--model.head mlp: the network ends in"):
+    with pytest.raises(UsageError, match=r"head=mlp: the network ends in"):
         with_new_head(create_model("lenet5_1998", num_classes=10, in_channels=1, image_size=32), None, "mlp", 10, 1, 32)
 
 

@@ -11,7 +11,7 @@ from lit_cnn.training.classifier import LitClassifier
 
 
 def test_no_network_is_one_line() -> None:
-    with pytest.raises(UsageError, match=r"--model.weights pretrained: the weights of resnet10t .*give a file"):
+    with pytest.raises(UsageError, match=r"weights=pretrained: the weights of resnet10t .*give a file"):
         LitClassifier(arch="resnet10t", weights="pretrained", num_classes=3, in_channels=3, image_size=32)
 
 
@@ -22,6 +22,6 @@ def test_a_proxy_that_never_answers_is_one_line_in_seconds(arch: str, monkeypatc
         for name in ("http_proxy", "https_proxy"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
-        with pytest.raises(UsageError, match=r"--model.weights pretrained: .*give a file"):
+        with pytest.raises(UsageError, match=r"weights=pretrained: .*give a file"):
             LitClassifier(arch=arch, weights="pretrained", num_classes=3, in_channels=3, image_size=32)
     assert time.monotonic() - start < 5

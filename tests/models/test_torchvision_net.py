@@ -89,13 +89,13 @@ def test_weights_that_do_not_fit_are_named(change: Any, message: str, tmp_path: 
     weights = theirs("resnet18").state_dict()
     change(weights)
     save_file(weights, tmp_path / "weights.safetensors")
-    with pytest.raises(UsageError, match=rf"--model.weights .* does not hold the weights of torchvision/.*{message}"):
+    with pytest.raises(UsageError, match=rf"weights.* does not hold the weights of torchvision/.*{message}"):
         from_file("resnet18", str(tmp_path / "weights.safetensors"))
 
 
 def test_no_network_is_one_line_in_seconds() -> None:
     start = time.monotonic()
-    with pytest.raises(UsageError, match=r"--model.weights pretrained: the weights of torchvision/googlenet .*a file"):
+    with pytest.raises(UsageError, match=r"weights=pretrained: the weights of torchvision/googlenet .*a file"):
         LitClassifier(arch="torchvision/googlenet", weights="pretrained", in_channels=3, image_size=SIZE)
     assert time.monotonic() - start < 5
 
@@ -117,7 +117,7 @@ def test_side_branches_are_given_from_the_stem_on_and_train_with_the_classifier(
 
 
 def test_the_stages_of_resnet50_are_the_papers() -> None:
-    stages = describe("torchvision/resnet50", with_stages=True).stages
+    stages = describe("torchvision/resnet50", stages=True).stages
     assert stages is not None
     assert [stage.output_shape for stage in stages[1:5]] == [(256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7)]
     assert stages[0].layers == ("backbone.conv1", "backbone.bn1")
@@ -139,18 +139,18 @@ def test_names_need_their_prefix_where_timm_has_the_same() -> None:
     assert resolve_arch("torchvision/resnet18") == "torchvision/resnet18"
     assert resolve_arch("resnet18") == "timm/resnet18"
     assert len(torchvision_names()) >= 80
-    with pytest.raises(UsageError, match=r"--model.arch squeezenet1_1: .*nearest: torchvision/squeezenet1_1$"):
+    with pytest.raises(UsageError, match=r"arch=squeezenet1_1: .*nearest: torchvision/squeezenet1_1$"):
         resolve_arch("squeezenet1_1")
     with pytest.raises(UsageError, match=r"nearest: torchvision/resnet18, torchvision/"):
         resolve_arch("torchvision/resnet81")
 
 
 def test_what_cannot_be_cut_or_set_is_told() -> None:
-    with pytest.raises(UsageError, match=r"^--model.arch torchvision/squeezenet1_1: ends in a Conv2d, not in a linear"):
+    with pytest.raises(UsageError, match=r"^arch=torchvision/squeezenet1_1: ends in a Conv2d, not in a linear"):
         create_model("torchvision/squeezenet1_1", num_classes=10, in_channels=3, image_size=SIZE)
-    with pytest.raises(UsageError, match=r"--model.arch_options width: .* its options: aux_logits, .*dropout"):
+    with pytest.raises(UsageError, match=r"arch_options=width: .* its options: aux_logits, .*dropout"):
         create_model("torchvision/googlenet", num_classes=10, in_channels=3, image_size=SIZE, width=0.5)
-    with pytest.raises(UsageError, match=r"--data.image_size 8: too small for torchvision/vgg11; give 32 or more"):
+    with pytest.raises(UsageError, match=r"image_size=8: too small for torchvision/vgg11; give 32 or more"):
         create_model("torchvision/vgg11", num_classes=10, in_channels=3, image_size=8)
 
 

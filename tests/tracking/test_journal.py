@@ -142,7 +142,7 @@ WAITING = (
 def limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
-journal.waits_for_room = True
+journal.buffer_when_disk_full = True
 limit(1000)
 for step in range(100):
     journal.log_metrics({"a": 0.5, "b": 1.0}, step)

@@ -23,6 +23,7 @@ from lit_cnn.tracking.queries import (
     search_runs,
     upload_artifact,
 )
+from lit_cnn.tracking.run import Run
 from lit_cnn.tracking.store import Store
 
 NewJournal = Callable[..., Journal]
@@ -50,6 +51,7 @@ def test_runs_are_found_by_either_id_and_by_its_beginning(store: Store, runs: li
     found = find_runs(store, keys[::-1])
     assert [run.name for run in found] == ["run1", "run0"]
     assert find_runs(store, [found[0].run_id, keys[0][:8], found[0].run_id[:8]]) == [found[0], found[1], found[0]]
+    assert find_runs(store, [Run(found[1].run_id, "run0", {})]) == [found[1]]
     assert found[0].metrics == {"val/acc": 0.75}
     assert (found[0].experiment_name, found[0].status) == ("digits", "FINISHED")
 
@@ -84,14 +86,14 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no runs there yet"):
         search_runs(missing, "digits")
     assert not (tmp_path / "no").exists()
-    with pytest.raises(UsageError, match=r"127.0.0.1:9 does not answer .*refused"):
+    with pytest.raises(UsageError, match=r"127.0.0.1:9: does not answer .*refused"):
         find_runs(resolve_store("http://127.0.0.1:9"), ["0123456789"])
 
 
 def test_a_checkpoint_is_used_where_it_lies(store: Store, runs: list[Journal]) -> None:
     first, second = find_runs(store, [journal.header.key for journal in runs])
     assert download_artifact(store, first, BEST_CHECKPOINT).samefile(runs[0].folder / "best.ckpt")
-    with pytest.raises(UsageError, match=rf"run1 \({second.run_id}\) has no file checkpoints/best.ckpt"):
+    with pytest.raises(UsageError, match=rf"run={second.run_id}: run1 has no file checkpoints/best.ckpt"):
         download_artifact(store, second, BEST_CHECKPOINT)
 
 
@@ -110,7 +112,7 @@ def test_a_file_is_put_among_a_runs_and_named(store: Store, runs: list[Journal],
     away = replace(first, artifact_uri="mlflow-artifacts:/1/x/artifacts")
     nobody = resolve_store("http://127.0.0.1:9")
     for call in (lambda: upload_artifact(nobody, away, tmp_path / "a", ""), lambda: artifact_names(nobody, away, "")):
-        with pytest.raises(UsageError, match=r"127.0.0.1:9 does not answer"):
+        with pytest.raises(UsageError, match=r"127.0.0.1:9: does not answer"):
             call()
 
 

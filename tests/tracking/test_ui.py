@@ -236,12 +236,12 @@ def test_port_taken_is_said_before_anything_starts(store: Store) -> None:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = holder.getsockname()[1]
-        with pytest.raises(UsageError, match=rf"^--port {port}: Address already in use .*; give another.*$"):
+        with pytest.raises(UsageError, match=rf"^port={port}: Address already in use .*; give another.*$"):
             serve_ui(store, "digits", port)
 
 
 def test_impossible_port(store: Store) -> None:
-    with pytest.raises(UsageError, match=r"^--port 70000: no such port"):
+    with pytest.raises(UsageError, match=r"^port=70000: no such port"):
         serve_ui(store, "digits", 70000)
 
 
@@ -253,7 +253,7 @@ def test_no_store_says_how_to_make_one(tmp_path: Path) -> None:
 
 def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.db").write_text("not a database")
-    with pytest.raises(UsageError, match=r"^--tracking_uri [^\n]*notes\.db: is there and is no sqlite database"):
+    with pytest.raises(UsageError, match=r"^tracking_uri=[^\n]*notes\.db: is there and is no sqlite database"):
         serve_ui(resolve_store(f"sqlite:///{tmp_path}/notes.db"), None, free_port())
 
 
@@ -261,7 +261,7 @@ def test_store_of_another_mlflow_is_refused_in_one_line(store: Store, tmp_path: 
     shutil.copy(str(store.database), tmp_path)
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
         database.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
-    with pytest.raises(UsageError, match=r"^--tracking_uri [^\n]*mlflow\.db: [^\n]*out-of-date[^\n]*$"):
+    with pytest.raises(UsageError, match=r"^tracking_uri=[^\n]*mlflow\.db: [^\n]*out-of-date[^\n]*$"):
         serve_ui(resolve_store(f"sqlite:///{tmp_path}/mlflow.db"), "digits", free_port())
 
 
@@ -273,14 +273,14 @@ def test_store_without_runs_says_how_to_make_some(tmp_path: Path) -> None:
 
 
 def test_unknown_experiment_names_the_known_ones(store: Store) -> None:
-    with pytest.raises(UsageError, match=r"^--experiment digit: not in the store; give one of Default, digits$"):
+    with pytest.raises(UsageError, match=r"^experiment=digit: not in the store; give one of Default, digits$"):
         serve_ui(store, "digit", free_port())
 
 
 def test_server_that_is_down_is_said_in_one_line_and_soon(tmp_path: Path) -> None:
     started = time.monotonic()
     address = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(UsageError, match=rf"^--tracking_uri {address}: [^\n]*$"):
+    with pytest.raises(UsageError, match=rf"^tracking_uri={address}: [^\n]*$"):
         serve_ui(Store(address, None, tmp_path))
     assert time.monotonic() - started < 30
 

@@ -75,7 +75,7 @@ _NEEDS_ROOT = {
     "webdataset": "a folder of .tar shards, or their names with braces",
 }
 SOURCES = ("digits", "fashion_mnist", *_NEEDS_ROOT)
-"""What `--data.dataset` may be, besides `torchvision/NAME`."""
+"""What `dataset` may be, besides `torchvision/NAME`."""
 
 
 def check_source(name: str) -> None:
@@ -85,7 +85,7 @@ def check_source(name: str) -> None:
         UsageError: If it is none of `SOURCES` and does not start with `torchvision/`.
     """
     if name not in SOURCES and not name.startswith(PREFIX):
-        raise UsageError(f"--data.dataset {name}: choose one of {', '.join(SOURCES)}, {PREFIX}NAME")
+        raise UsageError("dataset", name, f"choose one of {', '.join(SOURCES)}, {PREFIX}NAME")
 
 
 def load_image_set(
@@ -116,9 +116,9 @@ def load_image_set(
     check_source(name)
     if root is None and name not in ("digits", "fashion_mnist"):
         needed = _NEEDS_ROOT.get(name, "the folder where torchvision keeps it")
-        raise UsageError(f"--data.root: {name} needs {needed}")
+        raise UsageError("root", None, f"{name} needs {needed}")
     if columns and name not in ("manifest", "hf_disk"):
-        raise UsageError(f"--data.columns: {name} has no columns; leave it out")
+        raise UsageError("columns", None, f"{name} has no columns", "leave it out")
     limit_pixels(max_pixels)
     image_set = _load(name, root, in_channels, columns, outside_root)
     if in_channels == 3 and image_set.in_channels == 1:
@@ -135,7 +135,7 @@ def _load(
 ) -> ImageSet:
     if name == "digits":
         if root is not None:
-            raise UsageError(f"--data.root {root}: digits are part of scikit-learn and take no folder; leave it out")
+            raise UsageError("root", root, "digits are part of scikit-learn and take no folder", "leave it out")
         return load_digits()
     if name == "fashion_mnist":
         return load_fashion_mnist(root)

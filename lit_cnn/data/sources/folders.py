@@ -24,7 +24,7 @@ _OVERLOOKED: dict[str, tuple[Severity, str]] = {
     "other_file": ("note", "no image by its name, passed over: if it is one, convert it to JPEG or PNG"),
     "other_folder": (
         "warning",
-        "a folder of images beside train/, passed over: call it val or test, move it into train/, or take it away",
+        "a folder of images next to train/, passed over: call it val or test, move it into train/, or take it away",
     ),
     "loose_image": ("note", "an image outside of the class folders, passed over: move it into one"),
 }
@@ -42,7 +42,7 @@ def load_image_folder(root: Path, in_channels: int = 3) -> ImageSet:
             images.
     """
     if not root.is_dir():
-        raise UsageError(f"--data.root {root}: no such folder; give a folder with one sub-folder of images per class")
+        raise UsageError("root", root, "no such folder", "give a folder with one sub-folder of images per class")
     split_folders = _split_folders(root)
     train_classes = _class_names(split_folders.get("train", root), root)
     further = {
@@ -69,10 +69,10 @@ def load_image_folder(root: Path, in_channels: int = 3) -> ImageSet:
             if here == len(files) and split in ("", "train") and class_name in train_classes:
                 overlooked.append(("empty_class", str(folder / class_name)))
         if split and start == len(files):
-            raise UsageError(f"--data.root {root}: {folder} holds no images; fill it, or take it away to have it drawn")
+            raise UsageError("root", root, f"{folder} holds no images", "fill it, or take it away to have it drawn")
         if split:
             splits[split] = np.arange(start, len(files))
-        overlooked += _beside_classes(folder, root)
+        overlooked += _outside_classes(folder, root)
     if split_folders:
         others = (root / name for name in _sub_folders(root) if root / name not in split_folders.values())
         overlooked += [("other_folder", str(path)) for path in others if _holds_images(path, root)]
@@ -98,10 +98,10 @@ def list_images(folder: Path) -> list[Path]:
         UsageError: If there is no such folder, or no image in it.
     """
     if not folder.is_dir():
-        raise UsageError(f"--folder {folder}: no such folder; give a folder of images")
+        raise UsageError("folder", folder, "no such folder", "give a folder of images")
     files = [Path(path) for path, what in walk(folder, folder) if what == "image"]
     if not files:
-        raise UsageError(f"--folder {folder}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise UsageError("folder", folder, f"holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return files
 
 
@@ -193,16 +193,16 @@ def _split_folders(root: Path) -> dict[str, Path]:
     for split, names in SPLIT_FOLDERS.items():
         folders = [root / name for name in there if name.lower() in names]
         if len(folders) > 1:
-            raise UsageError(
-                f"--data.root {root}: {folders[0].name}/ and {folders[1].name}/ both say {split}; keep one"
-            )
+            raise UsageError("root", root, f"{folders[0].name}/ and {folders[1].name}/ both say {split}", "keep one")
         if folders:
             found[split] = folders[0]
     if found and "train" not in found:
         folder = next(iter(found.values())).name
         raise UsageError(
-            f"--data.root {root}: has {folder}/ and no train/; put the other images into train/, one sub-folder per "
-            f"class, or rename {folder}/ if it is a class"
+            "root",
+            root,
+            f"has {folder}/ and no train/",
+            (f"put the other images into train/, one sub-folder per class, or rename {folder}/ if it is a class"),
         )
     return found
 
@@ -210,7 +210,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
 def _class_names(folder: Path, root: Path) -> tuple[str, ...]:
     names = _sub_folders(folder)
     if not names:
-        raise UsageError(f"--data.root {root}: {folder} is empty; it needs one sub-folder of images per class")
+        raise UsageError("root", root, f"{folder} is empty", "it needs one sub-folder of images per class")
     return names
 
 
@@ -218,15 +218,15 @@ def _sub_folders(folder: Path) -> tuple[str, ...]:
     try:
         return class_order([path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")])
     except OSError as error:
-        raise UsageError(f"--data.root: {_unreadable(folder)}") from error
+        raise UsageError("root", None, _unreadable(folder)) from error
 
 
 def _unreadable(folder: Path | str) -> str:
     return f"folder {folder} cannot be read: give yourself the right to"
 
 
-def _beside_classes(folder: Path, root: Path) -> Iterator[tuple[str, str]]:
-    """Yields what lies beside the class folders and was perhaps meant to count, as (what it is, path)."""
+def _outside_classes(folder: Path, root: Path) -> Iterator[tuple[str, str]]:
+    """Yields files outside of the class folders that were perhaps meant to count, as (what it is, path)."""
     top = os.path.realpath(root)
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):

@@ -62,7 +62,7 @@ class ArrowImages(EncodedImages):
         if content is None:
             # All such rows share the digest of no bytes, and what is said of it: so the cause is without their names.
             cause = FileNotFoundError(errno.ENOENT, _NO_IMAGE)
-            raise UsageError(f"--data.root: {self.paths[index]} {_NO_IMAGE}") from cause
+            raise UsageError("root", None, f"{self.paths[index]} {_NO_IMAGE}") from cause
         return content
 
     def content_if_there(self, index: int) -> bytes | None:
@@ -86,8 +86,10 @@ class ArrowImages(EncodedImages):
     def _require_inside(self, index: int, path: str, folder: Path) -> None:
         if not is_inside(os.path.realpath(path), os.path.realpath(folder)):
             raise UsageError(
-                f"--data.root: {self.paths[index]} refers to {path}, a file outside of {folder}; save the data set "
-                "with its images inside, or say --data.outside_root true if you trust it"
+                "root",
+                None,
+                f"{self.paths[index]} refers to {path}, a file outside of {folder}",
+                "save the data set with its images inside, or say `outside_root=True` if you trust it",
             )
 
 
@@ -116,7 +118,7 @@ def load_hf_disk(
     paths: list[str] = []
     for split, part in parts.items():
         if part.features.get(label_column) is None or tuple(part.features[label_column].names) != class_names:
-            raise UsageError(f"--data.root {root}: {split} has other classes in {label_column} than the first split")
+            raise UsageError("root", root, f"{split} has other classes in {label_column} than the first split")
         labels += part[label_column][:]
         paths += [f"{split}/{row:08d}" if split else f"{row:08d}" for row in range(len(part))]
     folder = None if outside_root else root
@@ -148,21 +150,19 @@ def _parts(root: Path) -> dict[str, Any]:
     try:
         from datasets import DatasetDict, load_from_disk
     except ImportError as error:
-        raise UsageError("--data.dataset hf_disk: needs the package datasets: pip install datasets") from error
+        raise UsageError("dataset", "hf_disk", "needs the package datasets: pip install datasets") from error
     if not root.is_dir():
-        raise UsageError(f"--data.root {root}: no such folder; give one that save_to_disk wrote")
+        raise UsageError("root", root, "no such folder", "give one that save_to_disk wrote")
     try:
         loaded = load_from_disk(str(root))
     except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"--data.root {root}: holds no data set of save_to_disk ({error})") from error
+        raise UsageError("root", root, f"holds no data set of save_to_disk ({error})") from error
     if not isinstance(loaded, DatasetDict):
         return {"": loaded}
     meaning = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
     parts = {meaning.get(name, name): part for name, part in loaded.items()}
     if len(parts) < len(loaded) or "train" not in parts or not set(parts) <= set(SPLIT_FOLDERS):
-        raise UsageError(
-            f"--data.root {root}: has the splits {', '.join(loaded)}; keep train, and one val and one test"
-        )
+        raise UsageError("root", root, f"has the splits {', '.join(loaded)}", "keep train, and one val and one test")
     return parts
 
 
@@ -170,15 +170,17 @@ def _columns(root: Path, features: Mapping[str, Any], given: Mapping[str, str]) 
     from datasets import ClassLabel, Image
 
     if unknown := sorted(set(given) - {"image", "label"}):
-        raise UsageError(f"--data.columns {unknown[0]}: name the columns of image and label")
+        raise UsageError("columns", unknown[0], "name the columns of image and label")
     chosen = []
     for role, kind in (("image", Image), ("label", ClassLabel)):
         there = [name for name, feature in features.items() if isinstance(feature, kind)]
         found = [name for name in there if name == given.get(role, name)]
         if len(found) != 1:
             raise UsageError(
-                f"--data.root {root}: columns of the feature {kind.__name__}: {', '.join(there) or 'none'}; there must "
-                f"be one, or say --data.columns.{role} NAME"
+                "root",
+                root,
+                f"columns of the feature {kind.__name__}: {', '.join(there) or 'none'}",
+                f"there must be one, or say `columns.{role}=NAME`",
             )
         chosen.append(found[0])
     return chosen[0], chosen[1]

@@ -42,7 +42,7 @@ def load_fashion_mnist(root: Path | None = None) -> ImageSet:
     folder = _fashion_mnist_folder() if root is None else root
     array, labels, splits = _read_four(folder)
     if labels.max() >= len(FASHION_MNIST_CLASSES):
-        raise UsageError(f"--data.root {folder}: a label is {labels.max()}, Fashion-MNIST has 0 to 9")
+        raise UsageError("root", folder, f"a label is {labels.max()}, Fashion-MNIST has 0 to 9")
     return from_arrays("fashion_mnist", str(folder), array, labels, FASHION_MNIST_CLASSES, splits)
 
 
@@ -60,11 +60,11 @@ def load_idx(root: Path) -> ImageSet:
         UsageError: If a file is missing, is there twice, or is not IDX.
     """
     if not root.is_dir():
-        raise UsageError(f"--data.root {root}: no such folder; give the folder of the four IDX files")
+        raise UsageError("root", root, "no such folder", "give the folder of the four IDX files")
     array, labels, splits = _read_four(root)
     numbers = np.unique(labels[splits["train"]])
     if unknown := sorted(set(labels.tolist()) - set(numbers.tolist())):
-        raise UsageError(f"--data.root {root}: test has label {unknown[0]}, which train lacks")
+        raise UsageError("root", root, f"test has label {unknown[0]}, which train lacks")
     class_names = tuple(str(number) for number in numbers)
     places = np.searchsorted(numbers, labels)
     return from_arrays(root.resolve().name, str(root.resolve()), array, places, class_names, splits)
@@ -79,13 +79,15 @@ def read_idx(path: Path, num_dimensions: int) -> np.ndarray:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise UsageError(f"--data.root: {path} cannot be read ({error}); put a whole copy there") from error
+        raise UsageError("root", None, f"{path} cannot be read ({error})", "put a whole copy there") from error
     header = 4 + 4 * num_dimensions
     if len(content) < header or content[:4] != bytes((0, 0, 8, num_dimensions)):
-        raise UsageError(f"--data.root: {path} is not an IDX file of {num_dimensions}-dimensional bytes")
+        raise UsageError("root", None, f"{path} is not an IDX file of {num_dimensions}-dimensional bytes")
     shape = struct.unpack(f">{num_dimensions}I", content[4:header])
     if len(content) - header != int(np.prod(shape, dtype=np.int64)):
-        raise UsageError(f"--data.root: {path} holds {len(content) - header} bytes of data but its header says {shape}")
+        raise UsageError(
+            "root", None, f"{path} holds {len(content) - header} bytes of data but its header says {shape}"
+        )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
@@ -99,8 +101,10 @@ def _fashion_mnist_folder() -> Path:
         FashionMNIST(str(cache), download=True)
     except (RuntimeError, urllib.error.URLError, OSError) as error:
         raise UsageError(
-            f"--data.root: Fashion-MNIST is not in {FASHION_MNIST_FOLDER} and cannot be downloaded; install Debian's "
-            "package dataset-fashion-mnist or give the folder of the four IDX files"
+            "root",
+            None,
+            f"Fashion-MNIST is not in {FASHION_MNIST_FOLDER} and cannot be downloaded",
+            "install Debian's package dataset-fashion-mnist or give the folder of the four IDX files",
         ) from error
     return cache / "FashionMNIST" / "raw"
 
@@ -112,14 +116,14 @@ def _read_four(folder: Path) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarr
         images = read_idx(_find(folder, names, "images-idx3-ubyte"), num_dimensions=3)
         labels = read_idx(_find(folder, names, "labels-idx1-ubyte"), num_dimensions=1)
         if len(images) != len(labels):
-            raise UsageError(f"--data.root {folder}: {split} has {len(images)} images but {len(labels)} labels")
+            raise UsageError("root", folder, f"{split} has {len(images)} images but {len(labels)} labels")
         if not len(images):
-            raise UsageError(f"--data.root {folder}: {split} has no images")
+            raise UsageError("root", folder, f"{split} has no images")
         parts.append((images, labels))
     (train_images, train_labels), (test_images, test_labels) = parts
     if train_images.shape[1:] != test_images.shape[1:]:
         sizes = f"{train_images.shape[1:]} px, those of test {test_images.shape[1:]}"
-        raise UsageError(f"--data.root {folder}: images of train have {sizes}; give one set's four files")
+        raise UsageError("root", folder, f"images of train have {sizes}", "give one set's four files")
     num_train, total = len(train_labels), len(train_labels) + len(test_labels)
     splits = {"train": np.arange(num_train), "test": np.arange(num_train, total)}
     array = np.concatenate([train_images, test_images])[..., None]
@@ -132,10 +136,12 @@ def _find(folder: Path, splits: tuple[str, ...], kind: str) -> Path:
     found = exact or sorted(path for name in wanted for path in folder.glob(f"*-{name}"))
     if not found:
         raise UsageError(
-            f"--data.root {folder}: holds neither {splits[0]}-{kind} nor {splits[0]}-{kind}.gz; give the folder of the "
-            "four IDX files"
+            "root",
+            folder,
+            f"holds neither {splits[0]}-{kind} nor {splits[0]}-{kind}.gz",
+            "give the folder of the four IDX files",
         )
     # A file and its packed copy are one; two sets in one folder are a choice that is not ours.
     if len({path.name.removesuffix(".gz") for path in found}) > 1:
-        raise UsageError(f"--data.root {folder}: holds {found[0].name} and {found[1].name}; keep one set in a folder")
+        raise UsageError("root", folder, f"holds {found[0].name} and {found[1].name}", "keep one set in a folder")
     return found[0]

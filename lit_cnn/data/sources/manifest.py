@@ -15,7 +15,7 @@ from lit_cnn.data.sources.folders import SPLIT_FOLDERS, is_inside
 from lit_cnn.data.sources.parquet import has_bytes, parquet_columns, parquet_images, parquet_texts, row_path
 
 ROLES = {"image": ("path", "image"), "label": ("label", "class"), "split": ("split",), "group": ("group",)}
-"""What a column can be for, and what it is called where `--data.columns` does not say: the first that is there."""
+"""What a column can be for, and what it is called where `columns` does not say: the first that is there."""
 
 
 def load_manifest(
@@ -32,7 +32,7 @@ def load_manifest(
     - `split`, optional: `train`, `val` or `test` in every row;
     - `group`, optional: images of one group stay together when a split is drawn; an empty cell stands alone.
 
-    The manifest that each run keeps of its split is one too: put beside the images, it repeats that split.
+    The manifest that each run keeps of its split is one too: put next to the images, it repeats that split.
 
     Files that are not there or are listed twice, empty cells and unknown splits are findings; of a row without a label
     the image is left out too.
@@ -48,9 +48,9 @@ def load_manifest(
         UsageError: If a column is missing, every label is, or an image lies elsewhere.
     """
     if not file.is_file():
-        raise UsageError(f"--data.root {file}: no such file; give the manifest, a .csv or .parquet file")
+        raise UsageError("root", file, "no such file", "give the manifest, a .csv or .parquet file")
     if file.suffix.lower() not in (".csv", ".parquet"):
-        raise UsageError(f"--data.root {file}: a manifest is a .csv or a .parquet file")
+        raise UsageError("root", file, "a manifest is a .csv or a .parquet file")
     is_parquet = file.suffix.lower() == ".parquet"
     chosen = _choose_columns(file, parquet_columns(file) if is_parquet else _csv_columns(file), columns or {})
     holds_bytes = is_parquet and has_bytes(file, chosen["image"])
@@ -58,7 +58,7 @@ def load_manifest(
     texts = parquet_texts(file, wanted) if is_parquet else _csv_texts(file, wanted)
     labels = texts["label"]
     if not labels:
-        raise UsageError(f"--data.root {file}: lists no images")
+        raise UsageError("root", file, "lists no images")
     class_names = class_order([label for label in labels if label])
     place = {name: label for label, name in enumerate(class_names)}
     images, paths, hashes, findings = _images(file, chosen["image"], texts.get("image"), in_channels, outside_root)
@@ -88,9 +88,7 @@ def _csv_columns(file: Path) -> list[str]:
         with csv.open_csv(file) as reader:
             return list(reader.schema.names)
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"--data.root {file}: cannot be read as CSV ({error}); save it as UTF-8, with commas"
-        ) from error
+        raise UsageError("root", file, f"cannot be read as CSV ({error})", "save it as UTF-8, with commas") from error
 
 
 def _csv_texts(file: Path, columns: Mapping[str, str]) -> dict[str, list[str]]:
@@ -104,15 +102,13 @@ def _csv_texts(file: Path, columns: Mapping[str, str]) -> dict[str, list[str]]:
     try:
         table = csv.read_csv(file, convert_options=types)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UsageError(
-            f"--data.root {file}: cannot be read as CSV ({error}); save it as UTF-8, with commas"
-        ) from error
+        raise UsageError("root", file, f"cannot be read as CSV ({error})", "save it as UTF-8, with commas") from error
     return {role: [text.strip() for text in table[name].to_pylist()] for role, name in columns.items()}
 
 
 def _choose_columns(file: Path, there: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
     if unknown := sorted(set(given) - set(ROLES)):
-        raise UsageError(f"--data.columns {unknown[0]}: name the columns of {', '.join(ROLES)}")
+        raise UsageError("columns", unknown[0], f"name the columns of {', '.join(ROLES)}")
     shown = ", ".join(there[:12]) + (", …" if len(there) > 12 else "")
     chosen = {}
     for role, usual in ROLES.items():
@@ -120,14 +116,16 @@ def _choose_columns(file: Path, there: Sequence[str], given: Mapping[str, str]) 
         found = [name for name in candidates if name in there]
         if found:
             if there.count(found[0]) > 1:
-                raise UsageError(f"--data.root {file}: has two columns {found[0]}; rename one")
+                raise UsageError("root", file, f"has two columns {found[0]}", "rename one")
             chosen[role] = found[0]
         elif role in given:
-            raise UsageError(f"--data.columns {role}={given[role]}: {file} has no such column, it has {shown}")
+            raise UsageError("columns", f"{role}={given[role]}", f"{file} has no such column, it has {shown}")
         elif role in ("image", "label"):
             raise UsageError(
-                f"--data.root {file}: has no column {' or '.join(usual)}, it has {shown}; "
-                f"rename one, or say --data.columns.{role} NAME"
+                "root",
+                file,
+                f"has no column {' or '.join(usual)}, it has {shown}",
+                f"rename one, or say `columns.{role}=NAME`",
             )
     return chosen
 
@@ -153,7 +151,7 @@ def _splits(
         )
         findings = [Finding("unknown_split", "error", message, tuple((paths[row],) for row in unknown))]
     if "train" not in found:
-        raise UsageError(f"--data.root {file}: {message}")
+        raise UsageError("root", file, message)
     return {split: np.array(rows, np.int64) for split, rows in found.items()}, findings
 
 
@@ -188,12 +186,14 @@ def _listed_files(
     missing = [row for row, path in enumerate(files) if names[row] and not os.path.isfile(path)]
     for row in missing:
         if os.path.exists(files[row]) and not os.path.isdir(files[row]):
-            raise UsageError(f"--data.root {file}: row {row + 1}, {names[row]}, is a pipe or device; take it away")
+            raise UsageError("root", file, f"row {row + 1}, {names[row]}, is a pipe or device", "take it away")
     outside = None if outside_root else _first_outside(file.parent, files, set(missing))
     if outside is not None:
         raise UsageError(
-            f"--data.root {file}: row {outside + 1}, {names[outside]}, is a file outside of the manifest's folder; put "
-            "it there, or say --data.outside_root true if you trust the manifest"
+            "root",
+            file,
+            f"row {outside + 1}, {names[outside]}, is a file outside of the manifest's folder",
+            "put it there, or say `outside_root=True` if you trust the manifest",
         )
     findings = [*_without_image(column, paths, [row for row, name in enumerate(names) if not name])]
     if again:
@@ -205,7 +205,7 @@ def _listed_files(
     if missing:
         message = (
             f"{files[missing[0]]} is not there{and_more(len(missing))}; paths are relative to the manifest's folder"
-            + (f", or say --data.columns.image {instead} for the images in it" if instead else "")
+            + (f", or say `columns.image={instead}` for the images in it" if instead else "")
         )
         findings.append(Finding("missing_file", "error", message, tuple((paths[row],) for row in missing)))
     return files, paths, findings

@@ -37,7 +37,7 @@ def has_bytes(file: Path, column: str) -> bool:
         return True
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return False
-    raise UsageError(f"--data.root {file}: column {column} is of type {kind}; give paths or the bytes of image files")
+    raise UsageError("root", file, f"column {column} is of type {kind}", "give paths or the bytes of image files")
 
 
 def parquet_texts(file: Path, columns: Mapping[str, str]) -> dict[str, list[str]]:
@@ -58,11 +58,11 @@ def parquet_texts(file: Path, columns: Mapping[str, str]) -> dict[str, list[str]
         kind = schema.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)):
-            raise UsageError(f"--data.root {file}: column {name} is of type {kind}; give text or whole numbers")
+            raise UsageError("root", file, f"column {name} is of type {kind}", "give text or whole numbers")
     try:
         table = parquet.read_table(file, columns=list(columns.values()))
     except (pa.ArrowException, OSError) as error:
-        raise UsageError(f"--data.root {file}: cannot be read ({error}); put a whole copy there") from error
+        raise UsageError("root", file, f"cannot be read ({error})", "put a whole copy there") from error
     return {
         role: ["" if value is None else str(value).strip() for value in table[name].to_pylist()]
         for role, name in columns.items()
@@ -104,8 +104,10 @@ def _copy_images(file: Path, column: str, copy: Path) -> dict[str, np.ndarray]:
                 digests.append(sha256_row(content))
     except OSError as error:
         raise UsageError(
-            f"--data.root {file}: its images cannot be copied to {copy.parent} ({error}); make room there, or set "
-            "XDG_CACHE_HOME to another folder"
+            "root",
+            file,
+            f"its images cannot be copied to {copy.parent} ({error})",
+            "make room there, or set XDG_CACHE_HOME to another folder",
         ) from error
     return {"sizes": np.array(sizes, np.int64), "digests": np.stack(digests)}
 
@@ -130,4 +132,4 @@ def _schema(file: Path) -> Any:
     try:
         return parquet.read_schema(file)
     except (pa.ArrowException, OSError) as error:
-        raise UsageError(f"--data.root {file}: is no Parquet file ({error}); put a whole copy there") from error
+        raise UsageError("root", file, f"is no Parquet file ({error})", "put a whole copy there") from error

@@ -73,15 +73,15 @@ def _shards(root: Path) -> list[Path]:
     if root.is_dir():
         shards = sorted(path for path in root.rglob("*.tar") if path.is_file())
         if not shards:
-            raise UsageError(f"--data.root {root}: holds no .tar files; give the folder of the shards")
+            raise UsageError("root", root, "holds no .tar files", "give the folder of the shards")
         return shards
     expand_urls = _library().shardlists.expand_urls
     try:
         shards = [Path(url) for url in expand_urls(str(root))]
     except (ValueError, AssertionError) as error:
-        raise UsageError(f"--data.root {root}: its braces cannot be expanded ({error})") from error
+        raise UsageError("root", root, f"its braces cannot be expanded ({error})") from error
     if missing := [shard for shard in shards if not shard.is_file()]:
-        raise UsageError(f"--data.root {root}: {missing[0]} is not there; shards are read from this machine's disk")
+        raise UsageError("root", root, f"{missing[0]} is not there", "shards are read from this machine's disk")
     return shards
 
 
@@ -99,11 +99,9 @@ def _splits_of_shards(root: Path, folder: Path, shards: Sequence[Path]) -> list[
         return splits
     way_out = "call every shard train-…, val-… or test-…, or none of them"
     if "" in splits:
-        raise UsageError(f"--data.root {root}: {shards[splits.index('')].name} names no split, others do; {way_out}")
+        raise UsageError("root", root, f"{shards[splits.index('')].name} names no split, others do", way_out)
     if "train" not in splits:
-        raise UsageError(
-            f"--data.root {root}: no shard's name says train, {shards[0].name} says {splits[0]}; {way_out}"
-        )
+        raise UsageError("root", root, f"no shard's name says train, {shards[0].name} says {splits[0]}", way_out)
     return splits
 
 
@@ -131,7 +129,7 @@ def _index(shards: Sequence[Path]) -> dict[str, np.ndarray]:
         shard, what = shards[0], "holds no samples"
         if wrong:
             shard, what = shards[int(wrong[0][0])], f"sample {wrong[0][1]} {wrong[0][2]}"
-        raise UsageError(f"--data.root {shard}: {what}; {_ONE_IMAGE}")
+        raise UsageError("root", shard, what, f"{_ONE_IMAGE}")
     return {
         "keys": np.array(keys),
         "labels": np.array(labels),
@@ -153,7 +151,9 @@ def _samples(shard: Path) -> Iterator[dict[str, Any]]:
     try:
         yield from _library().tariterators.group_by_keys(_members(shard))
     except (tarfile.TarError, ValueError, OSError) as error:
-        raise UsageError(f"--data.root: {shard} is no plain, whole tar of samples ({error}); write it again") from error
+        raise UsageError(
+            "root", None, f"{shard} is no plain, whole tar of samples ({error})", "write it again"
+        ) from error
 
 
 def _members(shard: Path) -> Iterator[dict[str, Any]]:
@@ -196,5 +196,5 @@ def _library() -> Any:
         import webdataset.shardlists
         import webdataset.tariterators
     except ImportError as error:
-        raise UsageError("--data.dataset webdataset: needs the package webdataset: pip install webdataset") from error
+        raise UsageError("dataset", "webdataset", "needs the package webdataset: pip install webdataset") from error
     return webdataset

@@ -52,10 +52,10 @@ class TorchvisionImages(Sequence[np.ndarray]):
             pair = self.parts[part][index - int(self._ends[part]) + len(self.parts[part])]
         except DECODING_ERRORS as error:
             is_bomb = isinstance(error, TOO_MANY_PIXELS)
-            reason = f"it has more pixels than --data.max_pixels {pixel_limit()}" if is_bomb else error
-            raise UsageError(f"--data.root: {self.paths[index]} cannot be decoded ({reason}); mend it") from error
+            reason = f"it has more pixels than `max_pixels={pixel_limit()}`" if is_bomb else error
+            raise UsageError("root", None, f"{self.paths[index]} cannot be decoded ({reason})", "mend it") from error
         if not (isinstance(pair[0], Image.Image) and isinstance(pair[1], int | np.integer)):
-            raise UsageError(f"--data.dataset {PREFIX}{self.paths[index]}: is no pair of an image and a class's number")
+            raise UsageError("dataset", f"{PREFIX}{self.paths[index]}", "is no pair of an image and a class's number")
         return pair[0], int(pair[1])
 
 
@@ -82,7 +82,7 @@ def load_torchvision(name: str, root: Path, in_channels: int | None = None) -> I
         for row in range(len(part))
     ]
     if not all(len(part) for part in parts.values()):
-        raise UsageError(f"--data.root {root}: {name} has no images there; give the folder that has them")
+        raise UsageError("root", root, f"{name} has no images there", "give the folder that has them")
     images = TorchvisionImages(list(parts.values()), paths, in_channels or 3)
     if in_channels is None and images.pair(0)[0].mode in ("1", "L"):
         images.in_channels = 1
@@ -109,7 +109,7 @@ def _builder(name: str) -> Callable[..., Any]:
     is_one = inspect.isclass(builder) and issubclass(builder, base) and builder is not base
     if not is_one or "root" not in inspect.signature(builder).parameters:
         raise UsageError(
-            f"--data.dataset {name}: torchvision has no such set of labelled images; give one such as {PREFIX}CIFAR10"
+            "dataset", name, "torchvision has no such set of labelled images", f"give one such as {PREFIX}CIFAR10"
         )
     return builder
 
@@ -130,7 +130,7 @@ def _open_splits(name: str, builder: Callable[..., Any], root: Path) -> dict[str
             except _NoSuchSplit:
                 continue
     if "train" not in parts:
-        raise UsageError(f"--data.dataset {name}: torchvision has no split train of it; give another set")
+        raise UsageError("dataset", name, "torchvision has no split train of it", "give another set")
     return parts
 
 
@@ -148,7 +148,7 @@ def _open(name: str, builder: Callable[..., Any], root: Path, **options: Any) ->
     except (RuntimeError, OSError, ImportError, TypeError) as error:
         reason = str(error)
     if "download" not in inspect.signature(builder).parameters:
-        raise UsageError(f"--data.root {root}: holds no {name} ({reason}); torchvision does not download it")
+        raise UsageError("root", root, f"holds no {name} ({reason})", "torchvision does not download it")
     try:
         # What it prints belongs to the progress, not to the result.
         with contextlib.redirect_stdout(sys.stderr):
@@ -156,7 +156,7 @@ def _open(name: str, builder: Callable[..., Any], root: Path, **options: Any) ->
     except (RuntimeError, OSError, ValueError, ImportError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(
-            f"--data.root {root}: holds no {name} and it cannot be downloaded ({reason}); give the folder that has it"
+            "root", root, f"holds no {name} and it cannot be downloaded ({reason})", "give the folder that has it"
         ) from error
 
 

@@ -80,7 +80,7 @@ def test_of_several_labels_one_is_chosen(tmp_path: Path) -> None:
     part([0, 1, 2], coarse=coarse).save_to_disk(tmp_path / "pets")
     assert "ClassLabel: label, coarse" in refused(load_hf_disk, tmp_path / "pets")
     assert load_image_set("hf_disk", tmp_path / "pets", columns={"label": "coarse"}).labels.tolist() == [0, 1, 1]
-    assert "--data.columns group" in refused(load_hf_disk, tmp_path / "pets", 3, {"group": "coarse"})
+    assert "columns=group" in refused(load_hf_disk, tmp_path / "pets", 3, {"group": "coarse"})
 
 
 def test_unusable_folders_are_refused(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_row_may_refer_to_a_file_outside_of_the_folder_only_if_allowed(tmp_pat
     info.write_text(json.dumps(told))
     message = refused(load_hf_disk, tmp_path / "pets")
     assert f"00000001 refers to {tmp_path / 'secret.png'}, a file outside" in message
-    assert "--data.outside_root true" in message
+    assert "outside_root=True" in message
     assert load_image_set("hf_disk", tmp_path / "pets", outside_root=True).images[1][0, 0, 0] == 7
     # Its digest is remembered now, and it is refused when it is to be decoded.
     assert "refers to" in refused(lambda: load_hf_disk(tmp_path / "pets").images[1])
@@ -131,7 +131,7 @@ def test_without_the_package_one_line_says_so(tmp_path: Path, repo_root: Path) -
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1].endswith(
-        "UsageError: --data.dataset hf_disk: needs the package datasets: pip install datasets"
+        "UsageError: dataset=hf_disk: needs the package datasets: pip install datasets"
     )
 
 

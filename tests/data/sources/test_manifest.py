@@ -106,7 +106,7 @@ def test_a_file_outside_of_the_folder_is_refused_unless_allowed(way: str, folder
     file = write_csv(folder / "pets.csv", "path,label", "images/0.png,cat", f"{name},dog")
     with pytest.raises(UsageError) as refused:
         load_manifest(file)
-    assert f"row 2, {name}, is a file outside" in str(refused.value) and "--data.outside_root" in str(refused.value)
+    assert f"row 2, {name}, is a file outside" in str(refused.value) and "outside_root=True" in str(refused.value)
     assert load_image_set("manifest", file, outside_root=True).images[1].shape == (4, 4, 3)
     assert ImageDataModule("manifest", root=str(file), outside_root=True).class_names == ["cat", "dog"]
 
@@ -148,7 +148,7 @@ def test_parquet_holds_images_as_bytes(as_struct: bool, tmp_path: Path) -> None:
 def test_paths_that_are_not_there_beside_a_column_of_bytes(tmp_path: Path) -> None:
     contents = [png(number) for number in range(4)]
     file = write_parquet(tmp_path / "pets.parquet", path=["1", "2", "3", "4"], image=contents, label=["a", "b"] * 2)
-    assert "say --data.columns.image image" in refused(load_image_set, "manifest", file)
+    assert "say columns.image=image" in refused(load_image_set, "manifest", file)
     assert len(load_manifest(file, columns={"image": "image"}).images) == 4
 
 
@@ -205,7 +205,7 @@ def test_worker_processes_read_images_out_of_parquet(tmp_path: Path) -> None:
 )
 def test_unusable_manifests_are_refused(header: str, rows: list[str], expected: str, folder: Path) -> None:
     message = refused(load_image_set, "manifest", write_csv(folder / "pets.csv", header, *rows))
-    assert message.startswith("--data.root") and expected in message
+    assert message.startswith("root") and expected in message
 
 
 def test_rows_that_come_again_and_unknown_splits_are_all_found(folder: Path) -> None:
@@ -252,10 +252,10 @@ def test_unusable_files_and_options_are_refused(folder: Path) -> None:
     assert "cannot be read as CSV" in refused(load_manifest, folder / "empty.csv")
     (folder / "latin.csv").write_bytes("path,label\nimages/0.png,Bär\n".encode("latin-1"))
     assert "cannot be read as CSV" in refused(load_manifest, folder / "latin.csv")
-    assert "--data.columns label=kind" in refused(load_manifest, file, 3, {"label": "kind"})
-    assert "--data.columns lable: name the columns of image" in refused(load_manifest, file, 3, {"lable": "label"})
+    assert "columns=label=kind" in refused(load_manifest, file, 3, {"label": "kind"})
+    assert "columns=lable: name the columns of image" in refused(load_manifest, file, 3, {"lable": "label"})
     message = refused(load_image_set, "digits", None, None, None, {"label": "kind"})
-    assert message.startswith("--data.columns: digits has no columns")
+    assert message.startswith("columns: digits has no columns")
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_what_is_not_there_and_cannot_be_downloaded_is_refused(tmp_path: Path, m
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("CIFAR10", "OxfordIIITPet", "MNIST"):
         message = refused(load_image_set, f"torchvision/{name}", tmp_path)
-        assert f"--data.root {tmp_path}: holds no torchvision/{name} and it cannot be downloaded (" in message
+        assert f"root={tmp_path}: holds no torchvision/{name} and it cannot be downloaded (" in message
     assert "torchvision does not download it" in refused(load_image_set, "torchvision/ImageNet", tmp_path)
 
 
@@ -98,7 +98,7 @@ def test_damaged_cifar_is_not_unpickled(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", ["CIFAR11", "", "FakeData", "VisionDataset", "utils", "EMNIST"])
 def test_what_is_no_labelled_set_is_refused(name: str, tmp_path: Path) -> None:
-    assert f"--data.dataset torchvision/{name}" in refused(load_image_set, f"torchvision/{name}", tmp_path)
+    assert f"dataset=torchvision/{name}" in refused(load_image_set, f"torchvision/{name}", tmp_path)
 
 
 def test_a_split_without_images_is_refused(tmp_path: Path) -> None:
@@ -110,14 +110,14 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
     next(root.rglob("*_4.jpg")).write_bytes(b"no image")
     message = refused(load_image_set, "torchvision/OxfordIIITPet", root)
     assert "OxfordIIITPet/train/000004 cannot be decoded" in message and "_4.jpg" in message
-    assert "--data.root: torchvision/MNIST needs the folder" in refused(load_image_set, "torchvision/MNIST")
+    assert "root: torchvision/MNIST needs the folder" in refused(load_image_set, "torchvision/MNIST")
 
 
 def test_an_image_of_too_many_pixels_is_named(tmp_path: Path) -> None:
     root = write_pets(tmp_path / "data")
     next(root.rglob("*_4.jpg")).write_bytes(png_of_claimed_size(20_000, 20_000))
     message = refused(load_image_set, "torchvision/OxfordIIITPet", root)
-    assert "OxfordIIITPet/train/000004 cannot be decoded (it has more pixels than --data.max_pixels" in message
+    assert "OxfordIIITPet/train/000004 cannot be decoded (it has more pixels than max_pixels" in message
 
 
 def test_a_run_says_once_that_it_goes_image_by_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,4 +130,4 @@ def test_a_run_says_once_that_it_goes_image_by_image(tmp_path: Path, capsys: pyt
 def test_bad_images_are_not_skipped(tmp_path: Path) -> None:
     root = write_pets(tmp_path / "data")
     data = ImageDataModule("torchvision/OxfordIIITPet", str(root), on_bad_image="skip")
-    assert "--data.on_bad_image skip: torchvision decodes" in refused(lambda: data.image_set)
+    assert "on_bad_image=skip: torchvision decodes" in refused(lambda: data.image_set)
