@@ -7,6 +7,7 @@ module itself as soon as anything else of it is asked for.
 
 import importlib
 import importlib.util
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -59,9 +60,11 @@ def postpone_imports() -> None:
 
 
 def _path_of(package: str) -> list[str]:
-    """Returns where a package's modules are found; it is not imported."""
-    spec = importlib.util.find_spec(package)
-    return list(spec.submodule_search_locations or ()) if spec is not None else []
+    """Returns where a package's modules are found; nothing is imported."""
+    library, *inside = package.split(".")
+    spec = importlib.util.find_spec(library)
+    folders = spec.submodule_search_locations if spec is not None else None
+    return [os.path.join(folder, *inside) for folder in folders or ()]
 
 
 class _OfCompiler(type):
