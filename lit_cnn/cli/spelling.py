@@ -24,8 +24,6 @@ def spelling_of(command: str) -> Spelling:
 
 
 def _spelt(command: str, option: str, value: str) -> str:
-    if option == "run":  # commands take runs in several ways
-        return f"run {value}"
     if (command, option) in _ARGUMENTS:
         return " ".join(filter(None, (_ARGUMENTS[command, option], value)))
     if command in OPTIONS_OF_FIT:

@@ -19,7 +19,7 @@ class UsageError(Exception):
     in backticks, ``give `in_channels=3` ``, and are spelt in the same way.
 
     Args:
-        option: Name of the argument in Python; None if it is no argument's mistake.
+        option: Name of the argument in Python, `run` for a run; None if it is no argument's mistake.
         value: What was given; None leaves it out. Without an option, what the line begins with: a file, a run.
         reason: What is wrong, or at once what to give.
         remedy: What to give instead.
@@ -55,7 +55,10 @@ class UsageError(Exception):
     def in_words(self, spelling: Spelling) -> str:
         """Returns the line with every option spelt in one way."""
         value = value_in_words(self.value)
-        beginning = spelling(self.option, value) if self.option is not None else value
+        if self.option == "run":  # which functions and commands take in several ways
+            beginning = f"run {value}"
+        else:
+            beginning = spelling(self.option, value) if self.option is not None else value
         text = "; ".join(part for part in (self.reason, self.remedy) if part)
         text = spelt(text, spelling)
         return f"{beginning}: {text}" if beginning else text

@@ -36,7 +36,7 @@ from lit_cnn.core.errors import UsageError, at_least
             "--data.root a.csv: has no label; name it: --data.columns.label NAME",
             "--root a.csv: has no label; name it: --columns.label NAME",
         ),
-        (UsageError("run", "ab12", "is not there"), "run=ab12: is not there", *["run ab12: is not there"] * 2),
+        (UsageError("run", "ab12", "is not there"), *["run ab12: is not there"] * 3),
         # An address of MLflow's, and no option of ours.
         (UsageError(None, None, "no tags.`arch` there"), *["no tags.`arch` there"] * 3),
         (UsageError("seed", [1, 2.5], "no"), "seed=1 2.5: no", "--seed_everything 1 2.5: no", "--seed 1 2.5: no"),

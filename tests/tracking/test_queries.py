@@ -93,7 +93,7 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
 def test_a_checkpoint_is_used_where_it_lies(store: Store, runs: list[Journal]) -> None:
     first, second = find_runs(store, [journal.header.key for journal in runs])
     assert download_artifact(store, first, BEST_CHECKPOINT).samefile(runs[0].folder / "best.ckpt")
-    with pytest.raises(UsageError, match=rf"run={second.run_id}: run1 has no file checkpoints/best.ckpt"):
+    with pytest.raises(UsageError, match=rf"run {second.run_id}: run1 has no file checkpoints/best.ckpt"):
         download_artifact(store, second, BEST_CHECKPOINT)
 
 
