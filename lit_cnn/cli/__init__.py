@@ -125,16 +125,18 @@ def _command(name: str) -> Callable[[list[str]], int]:
     if name in _OF_LIGHTNING:
         return lambda arguments: _train_or_evaluate(name, arguments)
     if name not in _COMMANDS:
-        raise UsageError(f"{name}: no such command; there are {', '.join((*_OF_LIGHTNING, *_COMMANDS))}")
+        raise UsageError(None, name, "no such command", f"there are {', '.join((*_OF_LIGHTNING, *_COMMANDS))}")
     module = importlib.import_module(f"lit_cnn.cli.{_COMMANDS[name]}")
     return getattr(module, name.replace("-", "_"))
 
 
 def _train_or_evaluate(name: Any, arguments: list[str]) -> int:
-    from lit_cnn.cli.precheck import precheck, take_seeds
+    from lit_cnn.cli.precheck import precheck, starting_line, take_seeds
 
     seeds, arguments = take_seeds(arguments) if name == "fit" else (None, arguments)
     precheck(arguments)
+    if name == "fit" and sys.stderr.isatty():
+        print(starting_line(arguments, seeds), file=sys.stderr, flush=True)
     # Not in the other processes of a distributed run, which Lightning starts with a rank, and which log nothing.
     if name == "fit" and "LOCAL_RANK" not in os.environ and not {"--help", "-h"}.intersection(arguments):
         from lit_cnn.tracking.supervisor import start_early

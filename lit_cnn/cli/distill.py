@@ -50,13 +50,11 @@ def _addresses(store: "Store", names: Sequence[str]) -> list[str]:
         for run in find_networks(store, [name]):
             kind = run.tags.get("kind")
             if kind == "ensemble" and (run.params.get("combine") != "mean" or "weights" in run.params):
-                raise UsageError(
-                    f"--teachers {name}: {run.name} is no plain mean of probabilities; name its members: "
-                    f"{run.tags['members']}"
-                )
+                reason = f"{run.name} is no plain mean of probabilities"
+                raise UsageError("teachers", name, reason, f"name its members: {run.tags['members']}")
             if kind not in (*KINDS, "ensemble"):
-                raise UsageError(f"--teachers {name}: {run.name} is no training run; give runs of lit-cnn fit")
+                raise UsageError("teachers", name, f"{run.name} is no training run", "give runs of lit-cnn fit")
             found += run.tags["members"].split() if kind == "ensemble" else [run.run_id]
     if len(set(found)) < len(found):
-        raise UsageError(f"--teachers {' '.join(names)}: a network is named twice; name each once")
+        raise UsageError("teachers", names, "a network is named twice", "name each once")
     return [f"runs:/{run_id}" for run_id in found]

@@ -67,6 +67,19 @@ def take_seeds(arguments: list[str]) -> tuple[list[int] | None, list[str]]:
     return [int(seed) for seed in given], arguments[:start] + arguments[end:]
 
 
+def starting_line(arguments: Sequence[str], seeds: Sequence[int] | None) -> str:
+    """Returns what is about to start, for who waits until PyTorch and Lightning are imported."""
+    layers, options = split_arguments(arguments)
+
+    def chosen(section: str, name: str, default: str) -> str:
+        found = [layer.options.get(section, {}).get(name) or (name == "arch" and layer.arch) for layer in layers]
+        return value_of(options, f"{section}.{name}") or next((each for each in reversed(found) if each), default)
+
+    one_seed = value_of(options, "seed_everything") or "0"
+    of_seeds = f"seeds {' '.join(map(str, seeds))}" if seeds is not None else f"seed {one_seed}"
+    return f"starting {chosen('model', 'arch', 'lenet5')} on {chosen('data', 'dataset', 'digits')}, {of_seeds} …"
+
+
 def value_of(arguments: Sequence[str], option: str) -> str | None:
     """Returns the last value that the arguments give an option, None if they do not."""
     return ([None] + [value for name, value in _pairs(arguments) if name == option])[-1]

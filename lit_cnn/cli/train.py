@@ -14,7 +14,8 @@ import yaml
 
 from lit_cnn.cli.lit_cli import LitCLI
 from lit_cnn.cli.output import warn_not_sent
-from lit_cnn.core.errors import UsageError
+from lit_cnn.cli.spelling import spelling_of
+from lit_cnn.core.errors import UsageError, spelt
 from lit_cnn.core.words import counted
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.run import Run
@@ -111,7 +112,7 @@ def exit_code(run: Callable[[], None]) -> int:
         print(f"lit-cnn: stopped by {name}{notes}; the same command with --resume auto goes on", file=sys.stderr)
         return 128 + interruption.signal_number
     except (NonFiniteLossError, RunFailedError) as error:
-        print(f"lit-cnn: error: {error}{notes_of(error)}", file=sys.stderr)
+        print(f"lit-cnn: error: {spelt(error.args[0], spelling_of('fit'))}{notes_of(error)}", file=sys.stderr)
         return 1
 
 
@@ -126,7 +127,7 @@ def _with_config_of_checkpoint(arguments: list[str]) -> list[str]:
     path = checkpoint_file(given, resolve_store(tracking[0] if tracking else None))
     record = load_checkpoint(path).get("lit_cnn")
     if record is None:
-        raise UsageError(f"--ckpt_path {given}: holds no configuration of lit_cnn; give one that lit-cnn fit wrote")
+        raise UsageError("ckpt_path", given, "holds no configuration of lit_cnn", "give one that lit-cnn fit wrote")
     try:
         config = yaml.safe_load(record["config"])
         kept = {name: config[name] for name in ("seed_everything", "model", "data")}
@@ -138,7 +139,7 @@ def _with_config_of_checkpoint(arguments: list[str]) -> list[str]:
         kept["model"] = {name: value for name, value in kept["model"].items() if name not in DISTILLATION_OPTIONS}
     except (yaml.YAMLError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(f"--ckpt_path {path}: its configuration cannot be read ({reason}); give another") from error
+        raise UsageError("ckpt_path", path, f"its configuration cannot be read ({reason})", "give another") from error
     folder = Path(tempfile.mkdtemp(prefix="lit_cnn_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(kept), encoding="utf-8")

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.randomness import key_words, many_key_words
@@ -88,6 +86,9 @@ def bound_together(groups: Sequence[str], hashes: Sequence[str]) -> np.ndarray:
 
     Groups that hold a copy of the same image are one, under the name that sorts first.
     """
+    from scipy.sparse import coo_array  # a tenth of a second of every start, for sets with groups
+    from scipy.sparse.csgraph import connected_components
+
     # A group's name sorts before a digest: a copy that is in no group joins the group of the other.
     own = [f"group {group}" if group else f"image {digest}" for group, digest in zip(groups, hashes, strict=True)]
     names, name_of = np.unique(np.array(own), return_inverse=True)

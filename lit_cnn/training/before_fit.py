@@ -25,10 +25,9 @@ def check_before_fit(datamodule: ImageDataModule) -> Report | None:
     report = audit(datamodule.image_set, splits, datamodule.check)
     if errors := report.of("error"):
         count = sum(len(finding.cases) for finding in errors)
-        raise UsageError(
-            f"--data.root: {errors[0].cases[0][0]} {errors[0].message}{and_more(count)}; lit-cnn check-data lists "
-            "them, --data.on_bad_image skip leaves such files out"
-        )
+        reason = f"{errors[0].cases[0][0]} {errors[0].message}{and_more(count)}"
+        remedy = "lit-cnn check-data lists them, `on_bad_image=skip` leaves such files out"
+        raise UsageError("root", None, reason, remedy)
     warnings = report.of("warning")
     for finding in warnings[:_MOST_WARNINGS]:
         first = " and ".join(finding.cases[0][:2])

@@ -269,7 +269,7 @@ class LitClassifier(pl.LightningModule):
         if not math.isfinite(value):
             raise NonFiniteLossError(
                 f"the loss is {value} at step {self.global_step} (epoch {self.current_epoch}), learning rate "
-                f"{self.learning_rate:.3g}: the run stops; the last checkpoint is from before. Try a lower --model.lr"
+                f"{self.learning_rate:.3g}: the run stops; the last checkpoint is from before. Try a lower `lr`"
             )
         if self.solves_head:
             self._train_sums.zero_()  # the last of its evaluations counts

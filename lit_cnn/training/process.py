@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.tuner import Tuner
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lit_cnn.core.errors import UsageError
+from lit_cnn.core.errors import UsageError, in_python, spelt
 from lit_cnn.core.files import CANNOT_WRITE, size_in_words
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.training.callbacks import RunCheckpoints, RunInterrupted
@@ -52,7 +52,10 @@ def quiet_lightning() -> Iterator[None]:
 
 
 class RunFailedError(Exception):
-    """A run ended early for a reason outside of it; the message is one line, the exit code 1."""
+    """A run ended early for a reason outside of it; the message is one line, the exit code of `lit-cnn` 1."""
+
+    def __str__(self) -> str:
+        return spelt(self.args[0], in_python)
 
 
 @contextmanager
@@ -60,7 +63,7 @@ def failures_in_words(batch_size: int) -> Iterator[None]:
     """Turns a full disk and a full memory into one line that says what is safe and what to do.
 
     Args:
-        batch_size: `--data.batch_size`.
+        batch_size: That of the data module.
 
     Raises:
         RunFailedError: In place of the system's own errors.
@@ -73,14 +76,14 @@ def failures_in_words(batch_size: int) -> Iterator[None]:
         reason = f"{error.strerror or os.strerror(error.errno)}{notes_of(error)}"
         raise RunFailedError(
             f"{error.filename or 'writing'}: {reason}; what was saved before is whole: make room (lit-cnn gc), then "
-            "the same command with --resume auto goes on"
+            "the same again with `resume=auto` goes on"
         ) from error
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise RunFailedError(
-            f"--data.batch_size {batch_size}: a batch does not fit into memory; give a smaller one, with "
-            "--trainer.accumulate_grad_batches 2 for the same steps, or ask for the largest: --find_batch_size true"
+            f"`batch_size={batch_size}`: a batch does not fit into memory; give a smaller one, with "
+            "`accumulate_grad_batches=2` for the same steps, or ask for the largest: lit-cnn fit --find_batch_size true"
         ) from error
 
 
@@ -112,10 +115,8 @@ def require_room(folder: Path, model: LitClassifier, averages: bool, snapshots: 
     place = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(place).free
     if free < needed:
-        raise UsageError(
-            f"--tracking_uri: {place} has room for {size_in_words(free)}, and this run's checkpoints take "
-            f"{size_in_words(needed)}; make room (lit-cnn gc), or give another place"
-        )
+        reason = f"{place} has room for {size_in_words(free)}, and this run's checkpoints take {size_in_words(needed)}"
+        raise UsageError("tracking_uri", None, reason, "make room (lit-cnn gc), or give another place")
 
 
 def find_batch_size(trainer: Trainer, model: LitClassifier, datamodule: ImageDataModule) -> tuple[int, bool]:

@@ -178,8 +178,11 @@ def check_classes(checkpoint: dict[str, Any], datamodule: ImageDataModule, path:
     saved = checkpoint.get("lit_cnn", {}).get("class_names") or checkpoint["hyper_parameters"]["class_names"]
     if saved != datamodule.class_names:
         raise UsageError(
-            f"--ckpt_path {path}: was trained on {len(saved)} classes ({', '.join(saved[:5])}, …), the data has "
-            f"{datamodule.num_classes} ({', '.join(datamodule.class_names[:5])}, …); give a checkpoint of these classes"
+            "ckpt_path",
+            path,
+            f"was trained on {len(saved)} classes ({', '.join(saved[:5])}, …), the data has "
+            f"{datamodule.num_classes} ({', '.join(datamodule.class_names[:5])}, …)",
+            "give a checkpoint of these classes",
         )
 
 

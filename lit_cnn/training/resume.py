@@ -93,7 +93,7 @@ def unfinished_runs(store: Store, digest: str, needs_checkpoint: bool = True) ->
         try:
             note = json.loads(marker.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UsageError(f"--resume, --ckpt_path last: {marker} is no JSON ({error}); remove it") from error
+            raise UsageError("resume", None, f"{marker} is no JSON ({error})", "remove it") from error
         newest = marker.parent / LAST if needs_checkpoint else marker
         if note["config_digest"] == digest and newest.exists() and read_owner(marker.parent) is None:
             found.append(Unfinished(marker.parent, note["run_name"], newest.stat().st_mtime))
@@ -114,12 +114,11 @@ def last_checkpoint(store: Store, digest: str, *, required: bool) -> Path | None
     runs = unfinished_runs(store, digest)
     if len(runs) > 1:
         listed = "; ".join(f"{run.run_name} {run.checkpoint}" for run in runs)
-        raise UsageError(f"{len(runs)} unfinished runs have this configuration; give --ckpt_path one of: {listed}")
+        reason = f"{len(runs)} unfinished runs have this configuration"
+        raise UsageError(None, None, reason, f"give `ckpt_path` one of: {listed}")
     if not runs and required:
-        raise UsageError(
-            f"--ckpt_path last: no unfinished run of this configuration in {store.journal_dir}; leave it out to start "
-            "anew, or give --ckpt_path FILE"
-        )
+        reason = f"no unfinished run of this configuration in {store.journal_dir}"
+        raise UsageError("ckpt_path", "last", reason, "leave it out to start anew, or give `ckpt_path=FILE`")
     return runs[0].checkpoint if runs else None
 
 
@@ -135,5 +134,5 @@ def checkpoint_file(text: str, store: Store) -> Path:
         return checkpoint_of_run(store, text.removeprefix("runs:/"))
     path = Path(text).expanduser()
     if not path.is_file():
-        raise UsageError(f"--ckpt_path {text}: no such file; give a checkpoint's file, runs:/RUN_ID, or last")
+        raise UsageError("ckpt_path", text, "no such file", "give a checkpoint's file, runs:/RUN_ID, or last")
     return path

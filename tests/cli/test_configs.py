@@ -96,7 +96,7 @@ def test_every_configuration_parses_and_has_a_line_of_its_own_kind() -> None:
     files = {file.relative_to(CONFIGS).with_suffix("").as_posix() for file in CONFIGS.rglob("*.yaml")}
     recipes = {"model/residual_32px", "model/residual_224px", "model/vgg"}
     recipes.add("experiment/residual_scratch_fashion_mnist_small")
-    assert files - lines.keys() == recipes | {"default"}
+    assert files - lines.keys() == recipes
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_the_options_read_from_the_sources_are_those_that_the_parsers_take() -> 
         texts = {text.lstrip("-") for action in parser._actions for text in action.option_strings}
         linked = {text.partition(" --> ")[2] for text in texts if " --> " in text}
         # No options of their own: a link, an append to a list, the help of a class.
-        taken = {text for text in texts if not text.endswith(("+", ".help")) and " --> " not in text}
+        taken = {text for text in texts if not text.endswith(("+", ".help")) and " --> " not in text} - {"print_shtab"}
         of_distillation = {"model.teachers", "model.temperature", "model.alpha"}
         assert known_options() - taken == (set() if "model.alpha" in taken else of_distillation)
         assert taken - known_options() == set()
