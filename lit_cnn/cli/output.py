@@ -1,0 +1,22 @@
+"""How commands write to the terminal: the width of tables, and the line about a run that is not all in MLflow."""
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FILE_WIDTH = 150
+"""Columns of a table in a file or a pipe, where there is no terminal to ask: every table of ours fits."""
+
+
+def console() -> "Console":
+    """Returns the console that tables are printed on: as wide as the terminal, else `FILE_WIDTH`."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH, force_jupyter=False)
+
+
+def warn_not_sent() -> None:
+    """Says on stderr that a run is not all in MLflow yet, and which command sends the rest."""
+    print("not all of this run could be sent to MLflow; it is kept, lit-cnn sync sends it", file=sys.stderr)
