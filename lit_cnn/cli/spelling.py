@@ -6,7 +6,12 @@ OPTIONS_OF_FIT = ("fit", "validate", "test", "check-data", "preview", "advise", 
 """Commands that take the options of `lit-cnn fit`."""
 
 _OTHER_NAMES = {"seed": "seed_everything"}
-_ARGUMENTS = {("export", "runs"): "RUN", ("describe", "arch"): "ARCH", ("predict", "folder"): "FOLDER"}
+_ARGUMENTS = {
+    ("export", "runs"): "RUN",
+    ("describe", "arch"): "ARCH",
+    ("predict", "folder"): "FOLDER",
+    ("predict", "source"): "--model",
+}
 
 
 def spelling_of(command: str) -> Spelling:
