@@ -1,4 +1,4 @@
-"""A model that has left: reads the folder that `lit-cnn export` wrote, and asks it about images.
+"""An exported model: reads the folder that `lit-cnn export` wrote, and classifies images with it.
 
 Neither torch nor MLflow is needed here. The folder holds one model and `model.json`; nothing in it is a pickle, the
 names of its files are fixed, and each is checked against its SHA-256 before anything else reads it.
@@ -31,13 +31,14 @@ FILES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 INPUT, OUTPUT = "images", "probabilities"
 """What the graph calls its input, `(N, C, S, S)` uint8, and its output, `(N, num_classes)` float32."""
 
+_EXPORT_AGAIN = "export the model again"
 _IN_PYFUNC = Path("artifacts", "export")
 _LARGEST_IMAGE = 16384  # pixels; a card that asks for more would fill the memory
 
 
 @dataclass(frozen=True)
 class ImageClassifier:
-    """What says to which class an image belongs: a checkpoint's network, or an export.
+    """What gives images their classes: a checkpoint's network, or an export.
 
     Attributes:
         class_names: In label order.
@@ -76,6 +77,7 @@ class ModelCard:
         parity: How far the model agreed with the stored predictions of its members.
         sha256: File name -> SHA-256 of its bytes.
         schema: Raised when these fields mean something else.
+        registered: Its addresses in MLflow's registry, such as `models:/NAME/3`; not in `model.json`.
     """
 
     format: str
@@ -91,10 +93,12 @@ class ModelCard:
     parity: dict[str, Any] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA_VERSION
+    registered: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Returns the text of `model.json`."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        fields = {name: value for name, value in asdict(self).items() if name in _CHECKS}
+        return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
 
     def classifier(self, probabilities: Callable[[np.ndarray], np.ndarray]) -> ImageClassifier:
         """Returns the classifier whose network is given."""
@@ -111,7 +115,8 @@ def export_folder(folder: Path) -> Path:
         if (place / CARD).is_file():
             return place
     reason = f"has no {CARD}" if folder.is_dir() else "no such folder"
-    raise UsageError(f"--model {folder}: {reason}; give a folder that lit-cnn export wrote, or models:/NAME@ALIAS")
+    advice = "give a folder that lit-cnn export wrote, or models:/NAME@ALIAS"
+    raise UsageError("source", folder, reason, advice)
 
 
 def read_card(folder: Path) -> ModelCard:
@@ -123,18 +128,14 @@ def read_card(folder: Path) -> ModelCard:
     try:
         found = json.loads((folder / CARD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"--model {folder}: {CARD} cannot be read as JSON ({error}); export the model again"
-        ) from error
+        raise UsageError("source", folder, f"{CARD} cannot be read as JSON ({error})", _EXPORT_AGAIN) from error
     wrong = CARD
     if isinstance(found, dict) and set(found) == set(_CHECKS):
         wrong = next((name for name, is_right in _CHECKS.items() if not is_right(found[name])), "")
         if not wrong and set(found["sha256"]) != set(FILES[found["format"]]):
             wrong = f"sha256, which names {', '.join(found['sha256'])}"
     if wrong:
-        raise UsageError(
-            f"--model {folder}: {CARD} is not as lit-cnn export writes it ({wrong}); export the model again"
-        )
+        raise UsageError("source", folder, f"{CARD} is not as lit-cnn export writes it ({wrong})", _EXPORT_AGAIN)
     return ModelCard(**found)
 
 
@@ -148,15 +149,14 @@ def read_files(folder: Path, card: ModelCard) -> dict[str, bytes]:
     for name in FILES[card.format]:
         file = folder / name
         if file.resolve().parent != folder.resolve():
-            raise UsageError(f"--model {folder}: {name} is a link out of the folder; put the file itself there")
+            raise UsageError("source", folder, f"{name} is a link out of the folder", "put the file itself there")
         try:
             contents[name] = file.read_bytes()
         except OSError as error:
-            raise UsageError(f"--model {folder}: {name} cannot be read ({error.strerror}); export it again") from error
+            raise UsageError("source", folder, f"{name} cannot be read ({error.strerror})", _EXPORT_AGAIN) from error
         if hashlib.sha256(contents[name]).hexdigest() != card.sha256[name]:
-            raise UsageError(
-                f"--model {folder}: {name} was changed after it was written (SHA-256 differs); export the model again"
-            )
+            reason = f"{name} was changed after it was written (SHA-256 differs)"
+            raise UsageError("source", folder, reason, _EXPORT_AGAIN)
     return contents
 
 
@@ -167,46 +167,44 @@ def load_graph(folder: Path) -> ImageClassifier:
         UsageError: If the folder is not as it was written, or the package that runs it is missing.
     """
     card = read_card(folder)
-    runners: dict[str, Callable[..., Callable[[np.ndarray], np.ndarray]]] = {
-        "onnx": _run_onnx,
-        "openvino": _run_openvino,
-    }
-    if card.format not in runners:
-        raise UsageError(f"--model {folder}: is of the format {card.format}; give one of {', '.join(runners)}")
+    if card.format not in _RUNNERS:
+        reason = f"is of the format {card.format}"
+        raise UsageError("source", folder, reason, f"give one of {', '.join(_RUNNERS)}")
     contents = read_files(folder, card)
+    name, run_with = _RUNNERS[card.format]
+    package = needed_package(name, "source", folder)
     try:
-        run = runners[card.format](*contents.values())
-    except UsageError:
-        raise
+        run = run_with(package, *contents.values())
     except Exception as error:  # of onnxruntime's or OpenVINO's parser, each in its own way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"--model {folder}: its model cannot be read as {card.format} ({reason})") from error
+        reason = f"its model cannot be read as {card.format} ({first_line(error)})"
+        raise UsageError("source", folder, reason, _EXPORT_AGAIN) from error
     return probed(card.classifier(run), folder)
 
 
 def probed(classifier: ImageClassifier, folder: Path) -> ImageClassifier:
-    """Returns the classifier after it has been asked about one blank image.
+    """Returns the classifier after it has classified one blank image.
 
     Raises:
         UsageError: If its network does not take the images, or does not know the classes, that `model.json` says.
     """
     shape = (1, classifier.in_channels, classifier.image_size, classifier.image_size)
     try:
-        answer = classifier.probabilities(np.zeros(shape, np.uint8))
+        found = classifier.probabilities(np.zeros(shape, np.uint8))
     except Exception as error:  # of whatever runs the network, each in its own way
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"--model {folder}: its network does not take the images of {CARD} ({reason})") from error
-    if answer.shape != (1, len(classifier.class_names)) or not np.isfinite(answer).all():
-        raise UsageError(f"--model {folder}: its network does not answer for the classes of {CARD}; export it again")
+        reason = f"its network does not take the images of {CARD} ({first_line(error)})"
+        raise UsageError("source", folder, reason, _EXPORT_AGAIN) from error
+    if found.shape != (1, len(classifier.class_names)) or not np.isfinite(found).all():
+        raise UsageError("source", folder, f"its network does not predict the classes of {CARD}", _EXPORT_AGAIN)
     return classifier
 
 
-def needed_package(name: str, option: str) -> Any:
+def needed_package(name: str, option: str, value: Any) -> Any:
     """Imports a package of the extra `export`.
 
     Args:
         name: The package.
-        option: What needs it, for the message.
+        option: The argument that needs it, for the message.
+        value: Its value.
 
     Raises:
         UsageError: If it is not installed.
@@ -217,11 +215,16 @@ def needed_package(name: str, option: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UsageError(f"{option}: needs {name}, which is not installed; pip install 'lit-cnn[export]'") from error
+        reason = f"needs {name}, which is not installed"
+        raise UsageError(option, value, reason, "pip install 'lit-cnn[export]'") from error
 
 
-def _run_onnx(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
-    onnxruntime = needed_package("onnxruntime", "--model of the format onnx")
+def first_line(error: Exception) -> str:
+    """Returns the first line of what a library says."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _run_onnx(onnxruntime: Any, content: bytes) -> Callable[[np.ndarray], np.ndarray]:
     # From memory: what was checked is what is run, and no other file can be named.
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
@@ -232,14 +235,19 @@ def _run_onnx(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
     return run
 
 
-def _run_openvino(graph: bytes, weights: bytes) -> Callable[[np.ndarray], np.ndarray]:
-    openvino = needed_package("openvino", "--model of the format openvino")
+def _run_openvino(openvino: Any, graph: bytes, weights: bytes) -> Callable[[np.ndarray], np.ndarray]:
     core = openvino.Core()
     tensor = openvino.Tensor(np.frombuffer(weights, np.uint8).copy())
     model = core.read_model(graph.decode(), tensor)
     # By default it computes in bfloat16 where the CPU does; evaluation is in float32 everywhere.
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: compiled({INPUT: images})[OUTPUT]
+
+
+_RUNNERS: Mapping[str, tuple[str, Callable[..., Callable[[np.ndarray], np.ndarray]]]] = MappingProxyType(
+    {"onnx": ("onnxruntime", _run_onnx), "openvino": ("openvino", _run_openvino)}
+)
+"""Format -> the package that runs it, and how."""
 
 
 def _is_count(value: Any, most: int) -> bool:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from lit_cnn.cli.loading import add_loading_options, loading_of
+from lit_cnn.cli.output import console, warn_not_sent
 from lit_cnn.cli.verbs import store_parser
-from lit_cnn.core.errors import UsageError
 
 
 def compare(arguments: list[str]) -> int:
@@ -20,24 +21,25 @@ def compare(arguments: list[str]) -> int:
     parser.add_argument("--runs", nargs=2, metavar="ID", help="two MLflow run ids (or our keys): won and lost images")
     parser.add_argument("--split", choices=["val", "test"], default="test", help="default: test")
     parser.add_argument("--format", choices=["table", "csv", "json"], default="table", help="default: table")
-    parser.add_argument("--batch_size", type=int, default=256, help="images per forward pass; default: 256")
-    parser.add_argument("--num_workers", type=int, default=2, help="processes that decode images; default: 2")
-    parser.add_argument("--root", type=Path, help="folder of the images, if it is elsewhere than in training")
+    add_loading_options(parser)
     parser.add_argument("--output", type=Path, help="folder for the report, which goes to MLflow too; default: none")
     options = parser.parse_args(arguments)
-    if bool(options.runs) == bool(options.experiment):
-        raise UsageError("--runs, --experiment: give one of the two: --runs ID ID or --experiment NAME")
-    if options.runs and options.filter:
-        raise UsageError(f"--filter {options.filter}: is for --experiment; leave it out")
 
-    from lit_cnn.evaluation.compare import compare_experiment, compare_two
-    from lit_cnn.tracking import resolve_store
+    from lit_cnn.evaluation.compare import compare as compare_runs
 
-    store = resolve_store(options.tracking_uri)
-    shared = {name: getattr(options, name) for name in ("split", "format", "root", "output")}
-    if options.experiment:
-        compare_experiment(store, options.experiment, filter_string=options.filter, **shared)
+    found = compare_runs(
+        options.runs,
+        experiment=options.experiment,
+        filter=options.filter,
+        split=options.split,
+        loading=loading_of(options),
+        output=options.output,
+        tracking_uri=options.tracking_uri,
+    )
+    if options.format == "table":
+        console().print(found)
     else:
-        size = {name: getattr(options, name) for name in ("batch_size", "num_workers")}
-        compare_two(store, options.runs, **size, **shared)
+        print(found.to_json() if options.format == "json" else found.to_csv(), end="")
+    if found.run is not None and not found.run.is_sent:
+        warn_not_sent()
     return 0

@@ -1,7 +1,11 @@
 """`lit-cnn ensemble`: tracked runs over one and many crops, alone and combined."""
 
+import re
+import sys
 from pathlib import Path
 
+from lit_cnn.cli.loading import add_loading_options, loading_of
+from lit_cnn.cli.output import console, warn_not_sent
 from lit_cnn.cli.verbs import store_parser
 
 
@@ -22,11 +26,11 @@ def ensemble(arguments: list[str]) -> int:
     )
     parser.add_argument("--top_k", type=int, help="that many of them, best on val first; default: all")
     parser.add_argument(
-        "--beside",
+        "--baselines",
         nargs="+",
         metavar="ID",
         default=[],
-        help="runs with rows of their own and no part in the ensemble: a soup, a student; of ID/snapshots the mean",
+        help="runs that are compared with the ensemble, but not in it: a soup, a student; of ID/snapshots the mean",
     )
     parser.add_argument("--views", nargs="+", type=int, default=[1, 10], help="crops per image; default: 1 10")
     parser.add_argument(
@@ -38,33 +42,40 @@ def ensemble(arguments: list[str]) -> int:
     parser.add_argument("--weights", nargs="+", type=float, help="one for each of --runs; default: equal weights")
     parser.add_argument("--calibration", action="store_true", help="fit a temperature for each row on val")
     parser.add_argument("--latency", action="store_true", help="time the networks' forward passes: some seconds")
-    parser.add_argument("--batch_size", type=int, default=256, help="images per forward pass; default: 256")
-    parser.add_argument("--num_workers", type=int, default=2, help="processes that decode images; default: 2")
-    parser.add_argument("--root", type=Path, help="folder of the images, if it is elsewhere than in training")
+    add_loading_options(parser)
     parser.add_argument(
         "--output", type=Path, help="folder for the report, with activation maps; default: only in MLflow"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(_with_new_names(arguments))
 
-    from lit_cnn.evaluation.ensemble import ensemble_runs
-    from lit_cnn.tracking import resolve_store
+    from lit_cnn.evaluation.ensemble import ensemble as evaluate
 
-    ensemble_runs(
-        resolve_store(options.tracking_uri),
-        run_ids=options.runs,
+    table = evaluate(
+        options.runs,
         experiment=options.experiment,
-        filter_string=options.filter,
+        filter=options.filter,
         top_k=options.top_k,
-        beside=options.beside,
+        baselines=options.baselines,
         views=options.views,
         limit_144=options.limit_144,
         combine=options.combine,
         weights=options.weights,
         calibration=options.calibration,
         latency=options.latency,
-        batch_size=options.batch_size,
-        num_workers=options.num_workers,
-        root=options.root,
+        loading=loading_of(options),
         output=options.output,
+        tracking_uri=options.tracking_uri,
     )
+    console().print(table)
+    assert table.run is not None
+    print(f"run {table.run.id} in experiment {table.experiment}; see it with: lit-cnn ui")
+    if not table.run.is_sent:
+        warn_not_sent()
     return 0
+
+
+def _with_new_names(arguments: list[str]) -> list[str]:
+    if not any(argument.partition("=")[0] == "--beside" for argument in arguments):
+        return arguments
+    print("lit-cnn: --beside is now --baselines; the old name goes with 0.3", file=sys.stderr)
+    return [re.sub("^--beside(?==|$)", "--baselines", argument) for argument in arguments]

@@ -1,7 +1,8 @@
-"""`lit-cnn export`: a model that leaves."""
+"""`lit-cnn export`: a model for other programs."""
 
 from pathlib import Path
 
+from lit_cnn.cli.loading import add_loading_options, loading_of
 from lit_cnn.cli.verbs import store_parser
 
 
@@ -20,29 +21,28 @@ def export(arguments: list[str]) -> int:
     )
     parser.add_argument("--format", required=True, choices=["pyfunc", "onnx", "openvino", "torch"])
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the folder to write")
-    parser.add_argument("--overwrite", action="store_true", help="an export that is there gives way")
+    parser.add_argument("--overwrite", action="store_true", help="replace an export that is there")
     parser.add_argument("--views", type=int, default=1, help="1, or 2 with the mirror image; default: 1")
     parser.add_argument("--register", metavar="NAME", help="make a pyfunc a version of this model in MLflow's registry")
     parser.add_argument("--alias", help="what that version is called from now on: champion")
-    parser.add_argument("--root", type=Path, help="folder of the images, if it is elsewhere than in training")
-    parser.add_argument("--batch_size", type=int, default=64, help="images per forward pass; default: 64")
+    add_loading_options(parser, batch_size=64)
     options = parser.parse_args(arguments)
 
-    from lit_cnn.export import export_runs
-    from lit_cnn.tracking import resolve_store
+    from lit_cnn.export import export as export_model
 
-    card = export_runs(
-        resolve_store(options.tracking_uri),
+    card = export_model(
         options.runs,
         options.output,
         options.format,
         views=options.views,
         overwrite=options.overwrite,
-        root=options.root,
-        batch_size=options.batch_size,
         register=options.register,
         alias=options.alias,
+        loading=loading_of(options),
+        tracking_uri=options.tracking_uri,
     )
+    if card.registered:
+        print(*card.registered)
     parity = card.parity
     ties = f" but for {parity['near_ties']} near ties" if parity["near_ties"] else ""
     print(

@@ -1,10 +1,15 @@
 """`lit-cnn predict`: the class of every image in a folder."""
 
+import csv
 from pathlib import Path
 
 from lit_cnn.cli.verbs import store_parser
 from lit_cnn.core.errors import UsageError
+from lit_cnn.core.files import replace_atomically
 from lit_cnn.core.words import counted
+
+UNCERTAIN = "uncertain"
+"""What is written in place of a class that is not probable enough."""
 
 
 def predict(arguments: list[str]) -> int:
@@ -26,21 +31,35 @@ def predict(arguments: list[str]) -> int:
     parser.add_argument("--batch_size", type=int, default=64, help="images at a time; default: 64")
     parser.add_argument("--num_workers", type=int, default=2, help="processes that decode images; default: 2")
     options = parser.parse_args(arguments)
-    if options.min_confidence is not None and not 0 <= options.min_confidence <= 1:
-        raise UsageError(f"--min_confidence {options.min_confidence:g}: give a probability from 0 to 1")
+    least = options.min_confidence
+    if least is not None and not 0 <= least <= 1:
+        raise UsageError("min_confidence", least, "give a probability from 0 to 1")
 
-    from lit_cnn.evaluation.folder_predictions import checkpoint_classifier, predict_folder
-    from lit_cnn.export import load_export
+    from lit_cnn.export.load import load
     from lit_cnn.tracking import resolve_store
     from lit_cnn.training.resume import checkpoint_file
 
-    store = resolve_store(options.tracking_uri)
-    if options.model is not None:
-        classifier = load_export(options.model, store)
-    else:
-        classifier = checkpoint_classifier(checkpoint_file(options.ckpt_path, store))
+    if options.model is None:
+        source = checkpoint_file(options.ckpt_path, resolve_store(options.tracking_uri))
+    else:  # a path is no run, whatever it is called
+        source = options.model if options.model.startswith("models:/") else Path(options.model)
     folder = options.folder or options.named_folder
-    how = (options.batch_size, options.num_workers, options.min_confidence)
-    num_images = predict_folder(classifier, folder, options.output, *how)
-    print(f"{counted(num_images, 'image')} classified: {options.output}")
+    predictor = load(source, options.tracking_uri)
+    found = predictor.predict_folder(folder, batch_size=options.batch_size, num_workers=options.num_workers)
+    header = ["file", "class", "probability", *(["best_class"] if least is not None else [])]
+    rows = []
+    for each in found:
+        assert each.file is not None
+        label = UNCERTAIN if least is not None and each.probability < least else each.label
+        rows.append([each.file.relative_to(folder).as_posix(), label, f"{each.probability:.6f}", each.label])
+    try:
+        with (
+            replace_atomically(options.output) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as table,
+        ):
+            csv.writer(table).writerows([header, *(row[: len(header)] for row in rows)])
+    except OSError as error:
+        reason = f"cannot be written ({error.strerror})"
+        raise UsageError("output", options.output, reason, "give another file") from error
+    print(f"{counted(len(rows), 'image')} classified: {options.output}")
     return 0

@@ -1,7 +1,7 @@
 """`lit-cnn soup`: one network whose weights are the average of several."""
 
-from pathlib import Path
-
+from lit_cnn.cli.loading import add_loading_options, loading_of
+from lit_cnn.cli.output import warn_not_sent
 from lit_cnn.cli.verbs import store_parser
 
 
@@ -19,12 +19,13 @@ def soup(arguments: list[str]) -> int:
         required=True,
         help="MLflow run ids (or our keys); ID/2 is a run's second snapshot, ID/snapshots are all of them",
     )
-    parser.add_argument("--num_workers", type=int, default=2, help="processes that decode images; default: 2")
-    parser.add_argument("--root", type=Path, help="folder of the images, if it is elsewhere than in training")
+    add_loading_options(parser)
     options = parser.parse_args(arguments)
 
-    from lit_cnn.evaluation.soup import make_soup
-    from lit_cnn.tracking import resolve_store
+    from lit_cnn.evaluation.soup import soup as make_soup
 
-    make_soup(resolve_store(options.tracking_uri), options.runs, options.num_workers, options.root)
+    made = make_soup(options.runs, loading=loading_of(options), tracking_uri=options.tracking_uri)
+    print(made)
+    if not made.is_sent:
+        warn_not_sent()
     return 0

@@ -11,6 +11,7 @@ _ARGUMENTS = {
     ("export", "runs"): "RUN",
     ("describe", "arch"): "ARCH",
     ("predict", "folder"): "FOLDER",
+    ("predict", "source"): "--model",
 }
 
 

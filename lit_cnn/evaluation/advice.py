@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_cnn.core.files import replace_atomically
+from lit_cnn.evaluation.report.figure import new_figure, save_png
 from lit_cnn.evaluation.statistics import Interval, unpaired_difference, wilson_interval
 from lit_cnn.training.transfer import Regime
 
@@ -88,10 +88,7 @@ def recommend(trials: Sequence[Trial], num_images: int) -> str:
 
 def plot_trials(trials: Sequence[Trial], path: Path) -> None:
     """Draws val accuracy with its 95 % interval over training images, a line for each architecture and regime (PNG)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5.4), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_figure(9, 5.4)
     names = list(dict.fromkeys(trial.name for trial in trials))
     for place, name in enumerate(names):
         own = sorted((trial for trial in trials if trial.name == name), key=lambda trial: trial.size)
@@ -107,11 +104,9 @@ def plot_trials(trials: Sequence[Trial], path: Path) -> None:
     axes.minorticks_off()
     axes.set_xlabel("training images")
     axes.set_ylabel("accuracy on val, %, with its 95 % Wilson interval")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
-    with replace_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    save_png(figure, path)
 
 
 def rows_of(trials: Sequence[Trial]) -> list[dict[str, Any]]:

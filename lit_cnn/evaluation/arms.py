@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.core.files import replace_atomically
+from lit_cnn.evaluation.report.figure import new_figure, save_png
 from lit_cnn.evaluation.statistics import mean_std, paired_difference
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.queries import RunInfo, metric_history, search_runs
@@ -171,11 +171,7 @@ def plot_curves(curves: Mapping[str, Sequence[Curve]], path: Path, ylabel: str, 
         ylabel: What the values are.
         log_scale: Whether the values' axis is logarithmic.
     """
-    # Not pyplot: it keeps every figure alive and may look for a display.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_figure(8, 4.5)
     for (label, runs), color in zip(curves.items(), _COLORS, strict=False):
         for run in runs:
             axes.plot(run.steps, run.values, color=color, linewidth=0.7, alpha=0.45)
@@ -184,8 +180,7 @@ def plot_curves(curves: Mapping[str, Sequence[Curve]], path: Path, ylabel: str, 
     if log_scale:
         _scale_logarithmically(axes)
     _label(axes, "optimizer steps", ylabel)
-    with replace_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    save_png(figure, path)
 
 
 def plot_by_images(values: Mapping[str, Mapping[int, Sequence[float]]], path: Path, ylabel: str) -> None:
@@ -196,10 +191,7 @@ def plot_by_images(values: Mapping[str, Mapping[int, Sequence[float]]], path: Pa
         path: The PNG file; replaced whole if it is there.
         ylabel: What the values are.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_figure(8, 4.5)
     for place, ((label, by_images), color) in enumerate(zip(values.items(), _COLORS, strict=False)):
         # Side by side, or one bar would hide the other.
         sizes = np.array(list(by_images)) * 1.05 ** (place - (len(values) - 1) / 2)
@@ -210,8 +202,7 @@ def plot_by_images(values: Mapping[str, Mapping[int, Sequence[float]]], path: Pa
     ticks = sorted({size for by_images in values.values() for size in by_images})
     axes.set_xticks(ticks, [f"{size:,}" for size in ticks])
     axes.minorticks_off()
-    with replace_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    save_png(figure, path)
 
 
 def _scale_logarithmically(axes: "Axes") -> None:
@@ -228,7 +219,6 @@ def _label(axes: "Axes", xlabel: str, ylabel: str) -> None:
     axes.set_ylabel(ylabel)
     axes.legend(frameon=False, fontsize=9)
     axes.grid(color="#e5e7eb", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _comparable_runs(arms: Sequence[Arm], experiment: str, seeds: Sequence[int]) -> dict[str, list[RunInfo]]:

@@ -1,4 +1,4 @@
-"""What several networks say of an image becomes one answer, and which of them should be asked."""
+"""Predictions of several networks become one, and which of them are worth combining."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ _NUM_ROUNDS = 25
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
-    """What M members say of the same N images with the same number of views.
+class Outputs:
+    """Outputs of M members for the same N images with the same number of views.
 
     Attributes:
         targets: `(N,)` int labels in [0, K).
@@ -28,10 +28,10 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class Combined:
-    """What members say together.
+    """What members predict together.
 
     Attributes:
-        labels: `(N,)` int, the class chosen.
+        labels: `(N,)` int, the class predicted.
         probabilities: `(N, K)` float64, rows sum to 1; None after a vote, which has none.
     """
 
@@ -39,15 +39,15 @@ class Combined:
     probabilities: np.ndarray | None
 
 
-def combine(answers: Answers, rule: Rule, weights: Sequence[float] | np.ndarray) -> Combined:
-    """Combines the members' answers.
+def combine(outputs: Outputs, rule: Rule, weights: Sequence[float] | np.ndarray) -> Combined:
+    """Combines the members' predictions.
 
     - `mean`: the mean of their probabilities (Krizhevsky et al. 2012, section 4.1).
     - `logits`: the softmax of the mean of their logits: the geometric mean of probabilities, normalised.
-    - `vote`: the class that most members choose; of tied ones that with the largest mean probability.
+    - `vote`: the class that most members predict; of tied ones that with the largest mean probability.
 
     Args:
-        answers: Of M members.
+        outputs: Of M members.
         rule: How.
         weights: `(M,)`, at least 0 and not all 0; a member of weight 0 is left out.
 
@@ -55,19 +55,19 @@ def combine(answers: Answers, rule: Rule, weights: Sequence[float] | np.ndarray)
         ValueError: If the weights are not so.
     """
     weights = np.asarray(weights, dtype=np.float64)
-    if weights.shape != (len(answers.probabilities),) or not np.isfinite(weights).all():
-        raise ValueError(f"combine: give {len(answers.probabilities)} finite weights, not {weights}")
+    if weights.shape != (len(outputs.probabilities),) or not np.isfinite(weights).all():
+        raise ValueError(f"combine: give {len(outputs.probabilities)} finite weights, not {weights}")
     if (weights < 0).any() or not weights.any():
         raise ValueError(f"combine: give weights of at least 0, not all 0, not {weights}")
     used = np.flatnonzero(weights)
     if rule == "logits":
-        return _most_probable(_softmax(_mean(answers.logits, used, weights)))
-    probabilities = _mean(answers.probabilities, used, weights)
+        return _most_probable(_softmax(_mean(outputs.logits, used, weights)))
+    probabilities = _mean(outputs.probabilities, used, weights)
     if rule == "mean":
         return _most_probable(probabilities)
     votes = np.zeros_like(probabilities)
     for member in used:
-        votes[np.arange(len(votes)), answers.probabilities[member].argmax(axis=1)] += weights[member]
+        votes[np.arange(len(votes)), outputs.probabilities[member].argmax(axis=1)] += weights[member]
     # Weights such as 0.1 + 0.2 and 0.3 tie too.
     tied = votes >= votes.max(axis=1, keepdims=True) - 1e-9 * weights.sum()
     return Combined(np.where(tied, probabilities, -1).argmax(axis=1), None)

@@ -9,15 +9,15 @@ from typing import Literal
 import numpy as np
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.data.splits import stratified_order
+from lit_cnn.data.splits import Split, stratified_order
 from lit_cnn.evaluation.calibration import calibration_of
-from lit_cnn.evaluation.combining import Answers, Rule, combine, select_greedily
+from lit_cnn.evaluation.combining import Outputs, Rule, combine, select_greedily
 from lit_cnn.evaluation.cost import Cost, Network, cost_of, time_networks
 from lit_cnn.evaluation.members import member_names
-from lit_cnn.evaluation.mistakes import Verdict
+from lit_cnn.evaluation.mistakes import Predictions
 from lit_cnn.evaluation.multi_crop import average_probabilities
-from lit_cnn.evaluation.predictions import Member, are_stored, predict_views
-from lit_cnn.evaluation.report import Row, Table, build_table
+from lit_cnn.evaluation.predict import LOADING, Loading, Member, are_stored, predict_views, split_by_path
+from lit_cnn.evaluation.report import Row, Table
 from lit_cnn.tracking.queries import RunInfo
 
 COMBINATIONS = ("mean", "logits", "vote", "greedy")
@@ -34,13 +34,12 @@ class Comparison:
     Attributes:
         views: Numbers of crops per image, ascending.
         folder: Where logits are stored.
-        combine: One of `COMBINATIONS`; what is not the plain mean is shown beside it.
+        combine: One of `COMBINATIONS`; the plain mean is shown too.
         weights: One for each member, in their order, instead of equal ones.
         calibration: Whether temperatures are fitted, which needs the logits on val.
         latency: Whether forward passes are timed.
         limit_144: With 144 crops use at most that many images of test, and of val, stratified.
-        batch_size: Views per forward pass.
-        num_workers: Processes that decode images.
+        loading: How images are read and go through the networks.
     """
 
     views: Sequence[int]
@@ -50,12 +49,11 @@ class Comparison:
     calibration: bool = False
     latency: bool = False
     limit_144: int | None = None
-    batch_size: int = 256
-    num_workers: int = 2
+    loading: Loading = LOADING
 
     @property
     def needs_val(self) -> bool:
-        """Whether the members' answers on val are needed beside those on test."""
+        """Whether predictions on val are needed, and not only those on test."""
         return self.calibration or self.combine == "greedy"
 
 
@@ -64,81 +62,92 @@ class _Way:
     """One way to classify: some of the networks, with weights `(M,)`, under a rule."""
 
     name: str
-    kind: Literal["member", "ensemble", "alternative"]
+    kind: Literal["member", "ensemble", "baseline"]
     weights: np.ndarray
     rule: Rule = "mean"
     run: RunInfo | None = None
     composition: str = ""
 
 
-def compare(
-    runs: Sequence[RunInfo], members: Sequence[Member], comparison: Comparison, beside: Sequence[int] = ()
-) -> tuple[Table, Verdict]:
-    """Evaluates the members, alone and combined, with each number of views.
+def evaluate(members: Sequence[Member], comparison: Comparison, baselines: Sequence[int] = ()) -> Table:
+    """Evaluates networks, alone and combined, with each number of views.
 
     Args:
-        runs: The members' runs, best on val first; then those of the alternatives.
-        members: The networks, in the same order.
+        members: The members' networks, best on val first; then those of the baselines. All are tracked runs'.
         comparison: What and how.
-        beside: How many networks each alternative has, in turn: 1, or several that it takes the mean of.
+        baselines: How many networks each baseline has: 1, or several that it is the mean of.
 
     Returns:
-        The table; and what the combination that was asked for says of each test image with the fewest crops.
+        The table, with what the combination that was asked for predicts for each test image with the fewest crops.
     """
-    test = _ask(runs, members, "test", comparison)
-    val = _ask(runs, members, "val", comparison) if comparison.needs_val else {}
+    test = _outputs_on(members, "test", comparison)
+    val = _outputs_on(members, "val", comparison) if comparison.needs_val else {}
     part = _part(members[0], "test", comparison.limit_144)
     networks = [Network(member.record.parameters, member.record.multiply_adds) for member in members]
     timing = time_networks([member.model for member in members], comparison.views) if comparison.latency else None
-    num_members = len(runs) - sum(beside)
+    num_members = len(members) - sum(baselines)
     rows: list[Row] = []
     for count in comparison.views:
-        for way in [*_ways(runs, comparison, beside, val.get(count)), *_alternatives(runs, beside)]:
+        for way in [*_ways(members, comparison, baselines, val.get(count)), *_baselines(members, baselines)]:
             of_part = part if count == _MANY else None
             cost = cost_of(networks, np.flatnonzero(way.weights), count, timing)
             row = _row(way, count, test[count], val.get(count), comparison.calibration, of_part, cost)
             rows.append(replace(row, weights=row.weights[:num_members]))
     grid = [_grid_row(num, count, test[count], part) for num in _grid_models(num_members) for count in comparison.views]
-    table = build_table(rows, rows[0], len(members[0].record.class_names), grid)
     fewest = comparison.views[0]
-    asked_for = _ways(runs, comparison, beside, val.get(fewest))[-1]
-    return table, _verdict(asked_for, members[0], test[fewest], part if fewest == _MANY else None)
+    asked_for = _ways(members, comparison, baselines, val.get(fewest))[-1]
+    predictions = _predictions(asked_for, members[0], test[fewest], part if fewest == _MANY else None)
+    table = Table.of(rows, rows[0], len(members[0].record.class_names), grid)
+    return replace(table, predictions=predictions, load_model=lambda: members[0].model)
 
 
-def _ask(
-    runs: Sequence[RunInfo], members: Sequence[Member], split: Literal["val", "test"], comparison: Comparison
-) -> dict[int, Answers]:
-    """Returns all members' answers about a split, for each number of views."""
+def outputs_of(member: Member, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns probabilities and logits of a member, `(N, K)` float64: the means over its views.
+
+    Args:
+        member: The network of a tracked run.
+        logits: `(V, N, K)`, its logits.
+
+    Raises:
+        UsageError: If a logit is not finite; the message names the run.
+    """
+    try:
+        return average_probabilities(logits), logits.mean(axis=0, dtype=np.float64)
+    except UsageError as error:
+        assert member.run is not None
+        raise UsageError("runs", member.run.run_id, f"{member.run.name}: {error.reason}", error.remedy) from error
+
+
+def runs_of(members: Sequence[Member]) -> list[RunInfo]:
+    """Returns the runs of tracked networks."""
+    return [member.run for member in members if member.run is not None]
+
+
+def _outputs_on(members: Sequence[Member], split: Split, comparison: Comparison) -> dict[int, Outputs]:
+    """Returns all members' outputs on a split, for each number of views."""
     part = _part(members[0], split, comparison.limit_144)
-    probabilities: dict[int, list[np.ndarray]] = {count: [] for count in comparison.views}
-    logits: dict[int, list[np.ndarray]] = {count: [] for count in comparison.views}
+    found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {count: [] for count in comparison.views}
     targets: np.ndarray | None = None
-    for run, member, name in zip(runs, members, member_names(runs), strict=True):
-        indices = _by_path(member, split)
+    for member, name in zip(members, member_names(runs_of(members)), strict=True):
+        indices = split_by_path(member, split)
         labels = member.data.image_set.labels[indices]
         assert targets is None or np.array_equal(targets, labels), "equal digests, yet other labels"
         targets = labels
-        for count, of_views in _logits(member, indices, part, comparison, f"{name}, {split}").items():
-            try:
-                probabilities[count].append(average_probabilities(of_views))
-            except UsageError as error:
-                raise UsageError(f"--runs {run.run_id}: {run.name}: {error}") from error
-            logits[count].append(of_views.mean(axis=0, dtype=np.float64))
+        for count, logits in _logits(member, indices, part, comparison, f"{name}, {split}").items():
+            found[count].append(outputs_of(member, logits))
     assert targets is not None
     return {
-        count: Answers(
-            targets[part] if count == _MANY and part is not None else targets,
-            np.stack(probabilities[count]),
-            np.stack(logits[count]),
+        count: Outputs(
+            targets[part] if count == _MANY and part is not None else targets, *map(np.stack, zip(*of_all, strict=True))
         )
-        for count in comparison.views
+        for count, of_all in found.items()
     }
 
 
 def _logits(
     member: Member, indices: np.ndarray, part: np.ndarray | None, comparison: Comparison, label: str
 ) -> dict[int, np.ndarray]:
-    how = (comparison.folder, comparison.batch_size, comparison.num_workers, label)
+    how = (comparison.folder, comparison.loading, label)
     if part is None or are_stored(member, indices, _MANY, comparison.folder):
         logits = predict_views(member, indices, comparison.views, *how)
         return logits if part is None else {**logits, _MANY: logits[_MANY][:, part]}
@@ -149,15 +158,9 @@ def _logits(
     }
 
 
-def _by_path(member: Member, split: Literal["val", "test"]) -> np.ndarray:
-    """Returns the images of a split in the order of their paths: the same for every member."""
-    image_set = member.data.image_set
-    return np.array(sorted(member.data.splits[split], key=lambda index: image_set.paths[index]))
-
-
-def _part(member: Member, split: Literal["val", "test"], limit: int | None) -> np.ndarray | None:
-    """Returns the places, ascending, of the images that are asked about with 144 crops; None for all."""
-    indices = _by_path(member, split)
+def _part(member: Member, split: Split, limit: int | None) -> np.ndarray | None:
+    """Returns the places, ascending, of the images that are classified with 144 crops; None for all."""
+    indices = split_by_path(member, split)
     if limit is None or limit >= len(indices):
         return None
     # The seed is not the split's: members may differ in that where their data prescribe the split.
@@ -165,9 +168,12 @@ def _part(member: Member, split: Literal["val", "test"], limit: int | None) -> n
     return np.flatnonzero(np.isin(indices, chosen))
 
 
-def _ways(runs: Sequence[RunInfo], comparison: Comparison, beside: Sequence[int], val: Answers | None) -> list[_Way]:
-    """Returns the members, the mean of all as the baseline, and the combination that is asked for."""
-    num = len(runs) - sum(beside)
+def _ways(
+    members: Sequence[Member], comparison: Comparison, baselines: Sequence[int], val: Outputs | None
+) -> list[_Way]:
+    """Returns the members, the mean of all, and the combination that is asked for."""
+    runs = runs_of(members)
+    num = len(runs) - sum(baselines)
     names = member_names(runs)[:num]
     ways = [_Way(name, "member", np.eye(len(runs))[place], run=runs[place]) for place, name in enumerate(names)]
 
@@ -195,14 +201,15 @@ def _ways(runs: Sequence[RunInfo], comparison: Comparison, beside: Sequence[int]
     return ways
 
 
-def _alternatives(runs: Sequence[RunInfo], beside: Sequence[int]) -> Iterator[_Way]:
-    """Yields what has a row beside the members: a network, or the mean of several snapshots of one run."""
-    names, place = member_names(runs), len(runs) - sum(beside)
-    for num in beside:
+def _baselines(members: Sequence[Member], baselines: Sequence[int]) -> Iterator[_Way]:
+    """Yields what the ensemble is compared with: a network, or the mean of several snapshots of one run."""
+    runs = runs_of(members)
+    names, place = member_names(runs), len(runs) - sum(baselines)
+    for num in baselines:
         weights = np.zeros(len(runs))
         weights[place : place + num] = 1
         name = names[place] if num == 1 else f"{num} snapshots of {re.sub(r' snapshot [0-9]+', '', names[place])}"
-        yield _Way(name, "alternative", weights, run=runs[place] if num == 1 else None)
+        yield _Way(name, "baseline", weights, run=runs[place] if num == 1 else None)
         place += num
 
 
@@ -210,7 +217,7 @@ def _grid_models(num_members: int) -> list[int]:
     return sorted({*(num for num in _GRID_MODELS if num <= num_members), num_members})
 
 
-def _grid_row(num_models: int, num_views: int, test: Answers, part: np.ndarray | None) -> Row:
+def _grid_row(num_models: int, num_views: int, test: Outputs, part: np.ndarray | None) -> Row:
     """Returns the mean of the members best on val: they come first."""
     best = np.arange(len(test.probabilities)) < num_models
     correct = combine(test, "mean", best).labels == test.targets
@@ -218,19 +225,20 @@ def _grid_row(num_models: int, num_views: int, test: Answers, part: np.ndarray |
     return Row(f"best {num_models}", "ensemble", num_models, num_views, num_models * num_views, correct, part=of_part)
 
 
-def _verdict(way: _Way, member: Member, test: Answers, part: np.ndarray | None) -> Verdict:
+def _predictions(way: _Way, member: Member, test: Outputs, part: np.ndarray | None) -> Predictions:
     labels = combine(test, way.rule, way.weights).labels
     probabilities = combine(test, "mean" if way.rule == "vote" else way.rule, way.weights).probabilities
     assert probabilities is not None
-    indices = _by_path(member, "test")
-    return Verdict(way.name, member.data.image_set, indices if part is None else indices[part], labels, probabilities)
+    indices = split_by_path(member, "test")
+    indices = indices if part is None else indices[part]
+    return Predictions(way.name, member.data.image_set, indices, labels, probabilities)
 
 
 def _row(
     way: _Way,
     num_views: int,
-    test: Answers,
-    val: Answers | None,
+    test: Outputs,
+    val: Outputs | None,
     calibration: bool,
     part: np.ndarray | None,
     cost: Cost,

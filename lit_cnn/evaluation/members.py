@@ -8,6 +8,7 @@ from pathlib import Path
 from lit_cnn.core.errors import UsageError
 from lit_cnn.tracking import Store, queries
 from lit_cnn.tracking.queries import RunInfo
+from lit_cnn.tracking.run import Run, id_of
 from lit_cnn.training.weights import checkpoint_of_run, checkpoint_path
 
 KINDS = ("fit", "soup")
@@ -22,13 +23,13 @@ MUST_AGREE = {
 """Tags in which the networks of a comparison must agree, and what they stand for."""
 
 
-def find_networks(store: Store, names: Sequence[str]) -> list[RunInfo]:
+def find_networks(store: Store, names: Sequence[Run | str]) -> list[RunInfo]:
     """Returns the networks of these names, in this order.
 
     Args:
         store: Where to look.
-        names: `RUN_ID` for the best checkpoint of a run, `RUN_ID/2` for its second snapshot, `RUN_ID/snapshots` for
-            all of them, one after the other. Ids may be cut as in `queries.find_runs`.
+        names: A run or `RUN_ID` for the best checkpoint of a run, `RUN_ID/2` for its second snapshot,
+            `RUN_ID/snapshots` for all of them, one after the other. Ids may be cut as in `queries.find_runs`.
 
     Returns:
         One for each network. A snapshot's has an id such as `RUN_ID/2`, and in place of the run's metrics its own
@@ -37,12 +38,12 @@ def find_networks(store: Store, names: Sequence[str]) -> list[RunInfo]:
     Raises:
         UsageError: If a run or a snapshot is not there.
     """
-    return [network for name in names for network in _networks_of(store, name)]
+    return [network for name in names for network in _networks_of(store, id_of(name))]
 
 
-def is_several(name: str) -> bool:
+def is_several(name: Run | str) -> bool:
     """Whether a name of `find_networks` stands for several networks."""
-    return name.endswith("/snapshots")
+    return id_of(name).endswith("/snapshots")
 
 
 def checkpoint_of(store: Store, network: RunInfo) -> Path:
@@ -56,44 +57,55 @@ def checkpoint_sha256(network: RunInfo) -> str | None:
 
 
 def find_members(
-    store: Store, run_ids: Sequence[str] | None, experiment: str | None, filter_string: str, top_k: int | None
+    store: Store,
+    runs: Sequence[Run | str] | None = None,
+    experiment: str | None = None,
+    filter: str = "",
+    top_k: int | None = None,
 ) -> list[RunInfo]:
     """Returns the members' runs, best on val first.
+
+    Args:
+        store: Where to look.
+        runs: Names of `find_networks`; without them all runs of the experiment that match.
+        experiment: The experiment.
+        filter: Which of its finished training runs, in MLflow's search syntax.
+        top_k: So many of them at most.
 
     Raises:
         UsageError: If an id is not there, no run matches, there are fewer than `top_k`, or a run has no val accuracy.
     """
-    if run_ids:
-        runs = find_networks(store, run_ids)
+    if runs:
+        found = find_networks(store, runs)
     else:
         assert experiment is not None
-        ours = "tags.kind = 'fit' and attributes.status = 'FINISHED'"
-        queries.experiment_id(store, experiment)
-        wanted = f"{ours} and {filter_string}" if filter_string.strip() else ours
-        try:
-            runs = queries.search_runs(store, experiment, wanted)
-        except UsageError as error:
-            if wanted != ours:
-                raise
-            raise UsageError(f"--experiment {experiment}: has no finished run of lit-cnn fit; make one") from error
-    for run in runs:
+        found = _finished_runs(store, experiment, filter)
+    for run in found:
         if run.tags.get("kind") not in KINDS:
-            raise UsageError(f"--runs {run.run_id}: {run.name} is no training run; give runs of lit-cnn fit")
+            raise UsageError("runs", run.run_id, f"{run.name} is no training run", "give runs of lit-cnn fit")
         if "best/val/acc" not in run.metrics:
-            raise UsageError(
-                f"--runs {run.run_id}: {run.name} has no best/val/acc; it ended before its first validation"
-            )
+            reason = f"{run.name} has no best/val/acc"
+            raise UsageError("runs", run.run_id, reason, "it ended before its first validation")
+    refuse_twice(found)
+    # Ties go to the older run, so that the order does not depend on the store.
+    found.sort(key=lambda run: (-run.metrics["best/val/acc"], run.tags.get("seed", ""), run.run_id))
+    if top_k is not None and len(found) < top_k:
+        raise UsageError("top_k", top_k, f"only {len(found)} runs match", f"give at most {len(found)}")
+    return found[:top_k]
+
+
+def refuse_twice(runs: Sequence[RunInfo]) -> None:
+    """Refuses a network that is named twice.
+
+    Raises:
+        UsageError: If so.
+    """
     ids = [run.run_id for run in runs]
     if len(set(ids)) < len(ids):
-        raise UsageError(f"--runs {' '.join(run_ids or ids)}: a run is named twice; name each member once")
-    # Ties go to the older run, so that the order does not depend on the store.
-    runs.sort(key=lambda run: (-run.metrics["best/val/acc"], run.tags.get("seed", ""), run.run_id))
-    if top_k is not None and len(runs) < top_k:
-        raise UsageError(f"--top_k {top_k}: only {len(runs)} runs match; give at most {len(runs)}")
-    return runs[:top_k]
+        raise UsageError("runs", ids, "a run is named twice", "name each member once")
 
 
-def refuse_unlike(runs: Sequence[RunInfo], option: str = "--runs") -> None:
+def refuse_unlike(runs: Sequence[RunInfo], option: str = "runs") -> None:
     """Refuses members that were not trained for the same classes, in the same order, on the same split.
 
     Args:
@@ -108,8 +120,10 @@ def refuse_unlike(runs: Sequence[RunInfo], option: str = "--runs") -> None:
         for tag, what in MUST_AGREE.items():
             if run.tags.get(tag) != first.tags.get(tag):
                 raise UsageError(
-                    f"{option}: {first.run_id} ({first.name}) and {run.run_id} ({run.name}) differ in their {what}; "
-                    "take only runs of the same classes, in the same order, and the same split"
+                    option,
+                    None,
+                    f"{first.run_id} ({first.name}) and {run.run_id} ({run.name}) differ in their {what}",
+                    "take only runs of the same classes, in the same order, and the same split",
                 )
 
 
@@ -128,6 +142,17 @@ def member_names(runs: Sequence[RunInfo]) -> list[str]:
         if len(set(names)) == len(runs):
             return names
     return [f"{name} {run.run_id[:8]}" for name, run in zip(short, runs, strict=True)]
+
+
+def _finished_runs(store: Store, experiment: str, filter: str) -> list[RunInfo]:
+    ours = "tags.kind = 'fit' and attributes.status = 'FINISHED'"
+    queries.experiment_id(store, experiment)
+    if filter.strip():
+        return queries.search_runs(store, experiment, f"{ours} and {filter}")
+    try:
+        return queries.search_runs(store, experiment, ours)
+    except UsageError as error:
+        raise UsageError("experiment", experiment, "has no finished run of lit-cnn fit", "make one") from error
 
 
 def _what_it_is(run: RunInfo) -> list[str]:
@@ -150,8 +175,8 @@ def _networks_of(store: Store, name: str) -> list[RunInfo]:
     numbers = sorted(int(found[1]) for found in logged if found)
     wanted = numbers if which == "snapshots" else [number for number in numbers if str(number) == which]
     if not wanted:
-        there = f"it has {', '.join(map(str, numbers))}" if numbers else "train it with --model.schedule cyclic"
-        raise UsageError(f"--runs {name}: {run.name} has no such snapshot; {there}")
+        there = f"it has {', '.join(map(str, numbers))}" if numbers else "only training with a cyclic schedule has"
+        raise UsageError("runs", name, f"{run.name} has no such snapshot", there)
     return [
         replace(
             run,

@@ -10,14 +10,14 @@ from lit_cnn.data.sources import ImageSet
 
 
 @dataclass(frozen=True, eq=False)
-class Verdict:
-    """What one classifier says of N images whose classes are known.
+class Predictions:
+    """What one classifier predicts for N images whose classes are known.
 
     Attributes:
         name: The classifier's, as in the table.
         image_set: All images.
         indices: `(N,)` int, which of them.
-        labels: `(N,)` int in [0, K), the class that it chose for each.
+        labels: `(N,)` int in [0, K), the class predicted for each.
         probabilities: `(N, K)` float64, rows sum to 1; the mean of the members' after a vote.
     """
 
@@ -44,6 +44,16 @@ class Verdict:
         """The K names in label order."""
         return self.image_set.class_names
 
+    def of(self, place: int) -> tuple[str, str, str, str]:
+        """Returns one image in words: path, true class, class predicted, and that class's probability in per cent."""
+        label = self.labels[place]
+        return (
+            self.image_set.paths[self.indices[place]],
+            self.class_names[self.targets[place]],
+            self.class_names[label],
+            f"{100 * self.probabilities[place, label]:.1f}",
+        )
+
 
 class ClassScores(NamedTuple):
     """A class's precision, recall and F1 score in [0, 1], NaN where nothing was predicted or there is nothing; images.
@@ -67,37 +77,37 @@ class Confusion(NamedTuple):
     share: float
 
 
-def confusion_matrix(verdict: Verdict) -> np.ndarray:
+def confusion_matrix(predictions: Predictions) -> np.ndarray:
     """Returns `(K, K)` int: images of the class of the row that were taken for the class of the column."""
     from sklearn import metrics
 
     counts: np.ndarray = metrics.confusion_matrix(
-        verdict.targets, verdict.labels, labels=np.arange(len(verdict.class_names))
+        predictions.targets, predictions.labels, labels=np.arange(len(predictions.class_names))
     )
     return counts
 
 
-def scores_of_classes(verdict: Verdict) -> list[ClassScores]:
+def scores_of_classes(predictions: Predictions) -> list[ClassScores]:
     """Returns each class's scores, in label order."""
     from sklearn.metrics import precision_recall_fscore_support
 
     columns = precision_recall_fscore_support(
-        verdict.targets, verdict.labels, labels=np.arange(len(verdict.class_names)), zero_division=np.nan
+        predictions.targets, predictions.labels, labels=np.arange(len(predictions.class_names)), zero_division=np.nan
     )
     return [
         ClassScores(name, float(precision), float(recall), float(f1), int(support))
-        for name, precision, recall, f1, support in zip(verdict.class_names, *columns, strict=True)
+        for name, precision, recall, f1, support in zip(predictions.class_names, *columns, strict=True)
     ]
 
 
-def most_confused(verdict: Verdict, most: int = 10) -> list[Confusion]:
+def most_confused(predictions: Predictions, most: int = 10) -> list[Confusion]:
     """Returns the pairs of true and predicted class with the most images, the most frequent first."""
-    counts = confusion_matrix(verdict)
+    counts = confusion_matrix(predictions)
     totals = counts.sum(axis=1)
     np.fill_diagonal(counts, 0)
     order = np.argsort(-counts, axis=None, kind="stable")[:most]
     pairs = zip(*np.unravel_index(order, counts.shape), strict=True)
-    names = verdict.class_names
+    names = predictions.class_names
     return [
         Confusion(names[true], names[predicted], int(counts[true, predicted]), counts[true, predicted] / totals[true])
         for true, predicted in pairs
@@ -105,9 +115,9 @@ def most_confused(verdict: Verdict, most: int = 10) -> list[Confusion]:
     ]
 
 
-def worst_mistakes(verdict: Verdict, most: int = 24) -> np.ndarray:
+def worst_mistakes(predictions: Predictions, most: int = 24) -> np.ndarray:
     """Returns `(n,)` int, the places of wrong images among the N: those whose wrong class is most probable first."""
-    wrong = np.flatnonzero(~verdict.correct)
-    sure = verdict.probabilities[wrong, verdict.labels[wrong]]
+    wrong = np.flatnonzero(~predictions.correct)
+    sure = predictions.probabilities[wrong, predictions.labels[wrong]]
     worst: np.ndarray = wrong[np.argsort(-sure, kind="stable")[:most]]
     return worst

@@ -1,4 +1,4 @@
-"""Views of an image at test time, and the mean of what a network says of them."""
+"""Views of an image at test time, and the mean of the predictions for them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -28,7 +28,7 @@ class Block(NamedTuple):
 
 
 def views_of(image: np.ndarray, size: int, num_views: int, interpolation: Interpolation = "area") -> np.ndarray:
-    """Cuts the views of one image that a network is asked about.
+    """Cuts the views of one image that a network classifies.
 
     - 1: the validation view: shorter side to S, central square.
     - 2: the validation view and its horizontal mirror.
@@ -54,7 +54,7 @@ def views_of(image: np.ndarray, size: int, num_views: int, interpolation: Interp
         UsageError: If the number of views is not known.
     """
     if num_views not in VIEWS:
-        raise UsageError(f"--views {num_views}: the known numbers of views are {', '.join(map(str, VIEWS))}")
+        raise UsageError("views", num_views, f"known numbers of crops are {', '.join(map(str, VIEWS))}")
     return blocks_of(image, size, VIEWS[num_views], interpolation)
 
 
@@ -82,7 +82,7 @@ def average_probabilities(logits: np.ndarray) -> np.ndarray:
     from scipy.special import softmax
 
     if not np.isfinite(logits).all():
-        raise UsageError("logits hold NaN or infinity: this network has diverged; leave it out")
+        raise UsageError(None, None, "logits hold NaN or infinity: this network has diverged", "leave it out")
     total = np.zeros(logits.shape[1:], dtype=np.float64)
     for of_view in logits:  # one at a time: ten views of 1,000 classes in float64 would not fit beside the logits
         total += softmax(of_view.astype(np.float64), axis=-1)

@@ -1,77 +1,187 @@
 """Two networks on the same images: what one wins over the other, and whether that could be chance."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_cnn.evaluation.mistakes import Verdict
+from lit_cnn.core.words import counted
+from lit_cnn.data.contact_sheet import captioned_images
+from lit_cnn.data.preview import write_png
+from lit_cnn.evaluation.mistakes import Predictions
+from lit_cnn.evaluation.report.mistakes import write_mistakes
+from lit_cnn.evaluation.report.page import bullets, heading, page, picture
+from lit_cnn.evaluation.report.result import Result, json_text, write_texts
+from lit_cnn.evaluation.report.wording import accuracy_text, p_text, points, rounded_up
 from lit_cnn.evaluation.statistics import (
     Interval,
     McNemar,
+    accuracy_interval,
     images_for_power,
     mcnemar_exact,
     paired_bootstrap,
-    wilson_interval,
 )
+from lit_cnn.tracking.run import Run
+from lit_cnn.training.classifier import LitClassifier
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_MOST = 16  # images in a picture
 
 
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """Two verdicts on the same images; accuracies and differences are fractions.
+@dataclass(frozen=True, eq=False, repr=False)
+class Pair(Result):
+    """What two networks predict for the same images; accuracies and differences are fractions.
 
     Attributes:
-        first: What the first network says.
-        second: What the second says.
+        first: What the first network predicts.
+        second: What the second predicts.
         split: Name of the split that the images are.
         accuracies: Of both, with their 95 % Wilson limits.
         difference: The first's accuracy minus the second's, with its 95 % paired bootstrap limits.
         mcnemar: Exact test (a: the first, b: the second).
         images_needed: Images that would show this difference with a power of 0.8; None if there is none.
+        load_models: Return the networks whose class-activation maps a report shows; None for no maps.
+        run: The run that holds its report in MLflow, where one was asked for.
     """
 
-    first: Verdict
-    second: Verdict
+    first: Predictions
+    second: Predictions
     split: str
     accuracies: tuple[Interval, Interval]
     difference: Interval
     mcnemar: McNemar
     images_needed: int | None
+    load_models: tuple[Callable[[], LitClassifier], Callable[[], LitClassifier]] | None = None
+    run: Run | None = None
 
     def won(self, most: int) -> np.ndarray:
-        """Returns `(n,)` int, places of images that only the first gets right; where it is the surest come first."""
+        """Returns `(n,)` int, places of images that only the first gets right; its most confident ones come first."""
         return _only(self.first, self.second)[:most]
 
     def lost(self, most: int) -> np.ndarray:
-        """Returns `(n,)` int, places of images that only the second gets right; where it is the surest come first."""
+        """Returns `(n,)` int, places of images that only the second gets right; its most confident ones come first."""
         return _only(self.second, self.first)[:most]
 
+    def sentences(self) -> list[str]:
+        """Returns in words how accurate both are, what the first wins and loses, and whether that could be chance."""
+        first, second = self.first.name, self.second.name
+        said = [
+            f"{predictions.name}: {accuracy_text(accuracy)} % on {len(predictions.labels):,} {self.split} images."
+            for predictions, accuracy in zip((self.first, self.second), self.accuracies, strict=True)
+        ]
+        test = self.mcnemar
+        said.append(f"{first} wins {counted(test.only_a, 'image')} over {second} and loses {test.only_b:,}.")
+        p_value = p_text(test.p_value)
+        said.append(
+            f"{first} minus {second}: {points(self.difference)}, 95 % paired bootstrap; exact McNemar test p "
+            f"{'< 0.001' if p_value.startswith('<') else '= ' + p_value}."
+        )
+        if self.images_needed is None:
+            said.append("Their accuracies are equal: no number of images would tell them apart.")
+        else:
+            needed = rounded_up(self.images_needed)
+            said.append(f"A true difference of this size would take about {needed} images (power 0.8, level 0.05).")
+        return said
 
-def build_pair(first: Verdict, second: Verdict, split: str) -> Pair:
-    """Compares two verdicts on the same images in the same order.
+    def text(self) -> "Sequence[RenderableType]":
+        """Returns the sentences."""
+        from rich.text import Text
+
+        return [Text(sentence) for sentence in self.sentences()]
+
+    def sections(self) -> list[str]:
+        """Returns the sentences in HTML."""
+        return [bullets(self.sentences())]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Returns one row: fractions, in full precision; None where there is no number."""
+        accuracies = {
+            f"{which}_{name}": value
+            for which, accuracy in zip(("first", "second"), self.accuracies, strict=True)
+            for name, value in zip(("accuracy", "accuracy_low", "accuracy_high"), accuracy, strict=True)
+        }
+        return [
+            {
+                "first": self.first.name,
+                "second": self.second.name,
+                "split": self.split,
+                "num_images": len(self.first.labels),
+                **accuracies,
+                "difference": self.difference.mean,
+                "difference_low": self.difference.low,
+                "difference_high": self.difference.high,
+                "won": self.mcnemar.only_a,
+                "lost": self.mcnemar.only_b,
+                "p": self.mcnemar.p_value,
+                "images_needed": self.images_needed,
+            }
+        ]
+
+    def to_json(self) -> str:
+        """Returns every number, in fractions and full precision, and the sentences; null for no number."""
+        return json_text({**self.records()[0], "sentences": self.sentences()})
+
+    def write(self, folder: Path) -> list[Path]:
+        """Writes numbers, pictures of images won and lost, both networks' mistakes, and a page with all of it."""
+        files = write_texts(folder, {"pair.csv": self.to_csv(), "pair.json": self.to_json()})
+        parts = self.sections()
+        for name, only, places in (
+            ("won", self.first.name, self.won(_MOST)),
+            ("lost", self.second.name, self.lost(_MOST)),
+        ):
+            if len(places):
+                file = folder / f"{name}.png"
+                write_png(file, _sheet(self, places))
+                files.append(file)
+                parts += [heading(f"Only {only} is right"), picture(file, f"images {name}")]
+        for predictions, load_model, prefix in zip(
+            (self.first, self.second), self.load_models or (None, None), ("first_", "second_"), strict=True
+        ):
+            more, section = write_mistakes(predictions, folder, load_model, prefix)
+            files += more
+            parts.append(section)
+        html = page(f"{self.first.name} against {self.second.name}", *parts)
+        return files + write_texts(folder, {"report.html": html})
+
+
+def build_pair(first: Predictions, second: Predictions, split: str) -> Pair:
+    """Compares what two networks predict for the same images in the same order.
 
     Raises:
         ValueError: If their true classes differ.
     """
     if not np.array_equal(first.targets, second.targets):
-        raise ValueError("build_pair: the verdicts are about different images")
+        raise ValueError("build_pair: the predictions are for different images")
     right, other = first.correct, second.correct
     return Pair(
         first,
         second,
         split,
-        (_accuracy(right), _accuracy(other)),
+        (accuracy_interval(right), accuracy_interval(other)),
         paired_bootstrap(right.astype(float) - other),
         mcnemar_exact(right, other),
         images_for_power(right, other),
     )
 
 
-def _only(right: Verdict, wrong: Verdict) -> np.ndarray:
+def _only(right: Predictions, wrong: Predictions) -> np.ndarray:
     places = np.flatnonzero(right.correct & ~wrong.correct)
     surest: np.ndarray = places[np.argsort(-right.probabilities[places, right.labels[places]], kind="stable")]
     return surest
 
 
-def _accuracy(correct: np.ndarray) -> Interval:
-    low, high = wilson_interval(int(correct.sum()), len(correct))
-    return Interval(float(correct.mean()), low, high)
+def _sheet(pair: Pair, places: np.ndarray) -> np.ndarray:
+    images = [pair.first.image_set.images[index] for index in pair.first.indices[places]]
+    captions = []
+    for place in places:
+        path, true_name, *_ = pair.first.of(place)
+        lines = [path.rpartition("/")[2], f"is {true_name}"]
+        for number, predictions in ((1, pair.first), (2, pair.second)):
+            *_, label, sure = predictions.of(place)
+            lines.append(f"{number}: {label}, {sure} %")
+        captions.append(lines)
+    return captioned_images(images, captions)

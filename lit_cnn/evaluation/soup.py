@@ -1,23 +1,26 @@
-"""`lit-cnn soup`: the weights of several trained networks become those of one, where they lie in one basin."""
+"""The weights of several trained networks become those of one, where they lie in one basin."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from scipy.special import log_softmax
 from torch.optim.swa_utils import update_bn
 
 from lit_cnn import __version__
 from lit_cnn.core.errors import UsageError
+from lit_cnn.data.splits import Split
+from lit_cnn.evaluation.comparison import runs_of
 from lit_cnn.evaluation.members import MUST_AGREE, checkpoint_of, find_members, member_names, refuse_unlike
-from lit_cnn.evaluation.predictions import Member, load_network
-from lit_cnn.tracking import Store, check_writable
-from lit_cnn.tracking.queries import RunInfo
+from lit_cnn.evaluation.predict import LOADING, Loading, Member, ViewImages, forward, load_network, logits_of
+from lit_cnn.evaluation.recording import ended
+from lit_cnn.tracking import Store, check_writable, resolve_store
 from lit_cnn.tracking.recorder import Recorder
+from lit_cnn.tracking.run import Run
 from lit_cnn.tracking.store import BEST, CHECKPOINTS
 from lit_cnn.training.checkpoints import digest_of_weights, load_checkpoint, save_checkpoint
 
@@ -46,7 +49,7 @@ class Ingredient:
         val: Alone, on val, computed here.
         barrier_acc: Mean accuracy on val of it and the first, minus that of the network halfway; None for the first.
         barrier_loss: Loss on val of the network halfway, minus the mean of both; None for the first.
-        verdict: `first`, `in the soup`, `no gain on val` or `another basin`.
+        outcome: What became of it.
     """
 
     run_id: str
@@ -54,11 +57,37 @@ class Ingredient:
     val: Score
     barrier_acc: float | None
     barrier_loss: float | None
-    verdict: str
+    outcome: Literal["first", "in the soup", "no gain on val", "another basin"]
+
+    @property
+    def is_used(self) -> bool:
+        """Whether its weights are in the soup."""
+        return self.outcome in ("first", "in the soup")
+
+    def __str__(self) -> str:
+        barrier = "" if self.barrier_acc is None else f"  barrier {100 * self.barrier_acc:+.2f} points"
+        return f"{self.name}  val/acc {self.val.acc:.4f}{barrier}  {self.outcome}"
 
 
-def make_soup(store: Store, run_ids: Sequence[str], num_workers: int = 2, root: Path | None = None) -> str:
-    """Averages weights greedily, and keeps what comes of it as a run of its own; prints what became of each network.
+@dataclass(frozen=True)
+class Soup(Run):
+    """The run of a soup.
+
+    Attributes:
+        ingredients: The networks that were to go into it, best on val first, and what became of each.
+    """
+
+    ingredients: tuple[Ingredient, ...] = ()
+
+    def __str__(self) -> str:
+        size = sum(each.is_used for each in self.ingredients)
+        val, test = self.metrics["best/val/acc"], self.metrics["test/acc"]
+        last = f"soup of {size}: val/acc {val:.4f}  test/acc {test:.4f}  run {self.id}"
+        return "\n".join([*map(str, self.ingredients), last])
+
+
+def soup(runs: Sequence[Run | str], *, loading: Loading = LOADING, tracking_uri: str | None = None) -> Soup:
+    """Averages weights greedily, and keeps what comes of it as a run of its own.
 
     Wortsman et al. 2022, "Model soups: averaging weights of multiple fine-tuned models improves accuracy without
     increasing inference time", recipe 1: the networks come in the order of their accuracy on val, and each stays if the
@@ -69,40 +98,30 @@ def make_soup(store: Store, run_ids: Sequence[str], num_workers: int = 2, root: 
     same ones.
 
     Args:
-        store: Where the runs are.
-        run_ids: Names of `members.find_networks`; two networks or more of one architecture.
-        num_workers: Processes that decode images.
-        root: Folder of the images, if it is elsewhere than in training.
+        runs: Runs, their ids, or names of `members.find_networks`; two networks or more of one architecture.
+        loading: How images are read and go through the networks.
+        tracking_uri: The MLflow store; see `resolve_store`.
 
     Returns:
-        The id of the soup's run.
+        The soup's run, with what became of each network.
 
     Raises:
         UsageError: If the networks cannot be averaged, lie in different basins, or no average is as good as the first
             alone; nothing is written then.
     """
-    if num_workers < 0:
-        raise UsageError(f"--num_workers {num_workers}: give 0 or more")
+    store = resolve_store(tracking_uri)
     check_writable(store)
-    runs = find_members(store, run_ids, None, "", None)
-    if len(runs) < 2:
-        raise UsageError(f"--runs {' '.join(run_ids)}: a soup is of two networks or more; name others")
-    refuse_unlike(runs)
-    members = [load_network(store, run, ["test", "val"], root, "--runs") for run in runs]
-    for member in members:
-        member.data.num_workers = num_workers
-    kitchen = _Kitchen(members, runs)
-    ingredients, state = _cook(kitchen, runs)
-    in_soup = [each for each in ingredients if each.verdict in ("first", "in the soup")]
-    for each in ingredients:
-        barrier = "" if each.barrier_acc is None else f"  barrier {100 * each.barrier_acc:+.2f} points"
-        print(f"{each.name}  val/acc {each.val.acc:.4f}{barrier}  {each.verdict}")
-    if len(in_soup) < 2:
-        raise UsageError(_why_none(ingredients))
-    val, test = kitchen.score(state, "val"), kitchen.score(state, "test")
-    run_id = _record(store, runs, ingredients, load_checkpoint(checkpoint_of(store, runs[0])), state, val, test)
-    print(f"soup of {len(in_soup)}: val/acc {val.acc:.4f}  test/acc {test.acc:.4f}  run {run_id}")
-    return run_id
+    found = find_members(store, runs)
+    if len(found) < 2:
+        raise UsageError("runs", [run.run_id for run in found], "a soup is of two networks or more", "name others")
+    refuse_unlike(found)
+    members = [load_network(store, run, ["test", "val"], loading.root) for run in found]
+    builder = _SoupBuilder(members, loading)
+    ingredients, state = builder.build()
+    if sum(each.is_used for each in ingredients) < 2:
+        raise _no_soup(ingredients)
+    scores = {split: builder.score(state, split) for split in ("val", "test")}
+    return _record(store, members, ingredients, state, scores["val"], scores["test"])
 
 
 def average_of(states: Sequence[Mapping[str, torch.Tensor]]) -> State:
@@ -118,19 +137,44 @@ def average_of(states: Sequence[Mapping[str, torch.Tensor]]) -> State:
     }
 
 
-class _Kitchen:
+class _SoupBuilder:
     """The networks' weights, and one network in which averages of them are tried."""
 
-    def __init__(self, members: Sequence[Member], runs: Sequence[RunInfo]) -> None:
+    def __init__(self, members: Sequence[Member], loading: Loading) -> None:
         self.states = [{name: tensor.clone() for name, tensor in each.model.state_dict().items()} for each in members]
-        self.model, self.data = members[0].model, members[0].data
-        for run, member, state in zip(runs, members, self.states, strict=True):
-            _refuse_other_shape(runs[0], members[0], self.states[0], run, member, state)
+        for member, state in zip(members, self.states, strict=True):
+            _refuse_other_shape(members[0], self.states[0], member, state)
+        self.runs, self.loading = runs_of(members), loading
+        self.model, self.data, self.preprocessing = members[0].model, members[0].data, members[0].record.preprocessing
+        self.data.num_workers = loading.num_workers
         statistics = [name for name in self.states[0] if name.endswith(("running_mean", "running_var"))]
         first, *others = self.states
         self.renews_statistics = any(
             not torch.equal(first[name], state[name]) for state in others for name in statistics
         )
+
+    def build(self) -> tuple[list[Ingredient], State]:
+        """Returns what became of each network, and the soup."""
+        alone = [self.score(state, "val") for state in self.states]
+        names = member_names(self.runs)
+        found = [Ingredient(self.runs[0].run_id, names[0], alone[0], None, None, "first")]
+        places, best, soup = [0], alone[0].acc, self.states[0]
+        for place in range(1, len(self.runs)):
+            halfway = self.score(self.average([0, place]), "val")
+            barrier = (alone[0].acc + alone[place].acc) / 2 - halfway.acc
+            barrier_loss = halfway.loss - (alone[0].loss + alone[place].loss) / 2
+            tried = Ingredient(
+                self.runs[place].run_id, names[place], alone[place], barrier, barrier_loss, "another basin"
+            )
+            if barrier <= MOST_BARRIER:
+                average = self.average([*places, place])
+                accuracy = self.score(average, "val").acc
+                tried = replace(tried, outcome="no gain on val")
+                if accuracy >= best:
+                    places, best, soup = [*places, place], accuracy, average
+                    tried = replace(tried, outcome="in the soup")
+            found.append(tried)
+        return found, soup
 
     def average(self, places: Sequence[int]) -> State:
         """Returns the equal average of some of the networks, with statistics of its own."""
@@ -138,129 +182,100 @@ class _Kitchen:
             return self.states[places[0]]
         self.model.load_state_dict(average_of([self.states[place] for place in places]))
         if self.renews_statistics:
-            torch.manual_seed(0)  # dropout has a part in them, as in training
+            torch.manual_seed(0)  # dropout is on, as in training
             with torch.no_grad():
                 update_bn(self.data.plain_train_loader(), self.model, self.model.device)
             self.model.eval()
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
-    def score(self, state: State, split: str) -> Score:
+    def score(self, state: State, split: Split) -> Score:
         """Returns what a network comes to on val or test, one view, in float32."""
         self.model.load_state_dict(state)
-        loader = self.data.val_dataloader() if split == "val" else self.data.test_dataloader()
-        count = correct = loss = 0.0
-        with torch.inference_mode():
-            for images, labels in loader:
-                logits, targets = self.model(images.to(self.model.device)).float().cpu(), labels
-                count += len(targets)
-                correct += float((logits.argmax(1) == targets).sum())
-                loss += float(F.cross_entropy(logits.double(), targets, reduction="sum"))
-        return Score(correct / count, loss / count)
+        images, indices = self.data.image_set, self.data.splits[split]
+        views = ViewImages(images.images, indices, self.preprocessing)
+        logits, targets = (
+            forward(logits_of(self.model), views, self.loading, f"soup, {split}")[0],
+            images.labels[indices],
+        )
+        of_target = log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(targets)), targets]
+        return Score(float((logits.argmax(axis=1) == targets).mean()), float(-of_target.mean()))
 
 
-def _cook(kitchen: _Kitchen, runs: Sequence[RunInfo]) -> tuple[list[Ingredient], State]:
-    """Returns what became of each network, and the soup."""
-    alone = [kitchen.score(state, "val") for state in kitchen.states]
-    names = member_names(runs)
-    found = [Ingredient(runs[0].run_id, names[0], alone[0], None, None, "first")]
-    places, best, soup = [0], alone[0].acc, kitchen.states[0]
-    for place in range(1, len(runs)):
-        halfway = kitchen.score(kitchen.average([0, place]), "val")
-        barrier = (alone[0].acc + alone[place].acc) / 2 - halfway.acc
-        verdict = "another basin"
-        if barrier <= MOST_BARRIER:
-            tried = kitchen.average([*places, place])
-            accuracy = kitchen.score(tried, "val").acc
-            verdict = "no gain on val"
-            if accuracy >= best:
-                places, best, soup, verdict = [*places, place], accuracy, tried, "in the soup"
-        barrier_loss = halfway.loss - (alone[0].loss + alone[place].loss) / 2
-        found.append(Ingredient(runs[place].run_id, names[place], alone[place], barrier, barrier_loss, verdict))
-    return found, soup
-
-
-def _why_none(ingredients: Sequence[Ingredient]) -> str:
+def _no_soup(ingredients: Sequence[Ingredient]) -> UsageError:
     first, *others = ingredients
     elsewhere = [
         f"{each.name} ({100 * (each.barrier_acc or 0):.1f} points lost halfway)"
         for each in others
-        if each.verdict == "another basin"
+        if each.outcome == "another basin"
     ]
     if len(elsewhere) == len(others):
-        return (
-            f"--runs: no soup can be made: in other basins than {first.name}: {', '.join(elsewhere)}; take runs that "
-            "start from the same trained weights (--model.weights), or average their probabilities: lit-cnn ensemble"
-        )
+        reason = f"no soup can be made: in other basins than {first.name}: {', '.join(elsewhere)}"
+        remedy = "take runs that start from the same trained weights, or average their probabilities in an ensemble"
+        return UsageError("runs", None, reason, remedy)
     left = f"; in other basins: {', '.join(elsewhere)}" if elsewhere else ""
-    return f"--runs: no average is as accurate on val as {first.name} alone ({first.run_id}); take that{left}"
+    reason = f"no average is as accurate on val as {first.name} alone ({first.run_id})"
+    return UsageError("runs", None, reason, f"take that{left}")
 
 
-def _refuse_other_shape(
-    first_run: RunInfo, first: Member, first_state: State, run: RunInfo, member: Member, state: State
-) -> None:
+def _refuse_other_shape(first: Member, first_state: State, member: Member, state: State) -> None:
     differing = [name for name in _SAME if member.model.hparams[name] != first.model.hparams[name]]
     if not differing and {name: tensor.shape for name, tensor in state.items()} != {
         name: tensor.shape for name, tensor in first_state.items()
     }:
         differing = ["shapes of weights"]
     if differing:
+        one, other = runs_of([first, member])
         raise UsageError(
-            f"--runs: {first_run.run_id} ({first_run.name}) and {run.run_id} ({run.name}) differ in their "
-            f"{', '.join(differing)}; a soup averages weights of one architecture, for the same images"
+            "runs",
+            None,
+            f"{one.run_id} ({one.name}) and {other.run_id} ({other.name}) differ in their {', '.join(differing)}",
+            "a soup averages weights of one architecture, for the same images",
         )
 
 
 def _record(
-    store: Store,
-    runs: Sequence[RunInfo],
-    ingredients: Sequence[Ingredient],
-    checkpoint: dict[str, Any],
-    state: State,
-    val: Score,
-    test: Score,
-) -> str:
-    """Keeps the soup as a run with a checkpoint like that of the first; returns its id."""
-    first = runs[0]
-    members = [each.run_id for each in ingredients if each.verdict in ("first", "in the soup")]
+    store: Store, members: Sequence[Member], ingredients: Sequence[Ingredient], state: State, val: Score, test: Score
+) -> Soup:
+    """Keeps the soup as a run with a checkpoint like that of the first."""
+    runs = runs_of(members)
+    first, used = runs[0], [each.run_id for each in ingredients if each.is_used]
+    checkpoint = load_checkpoint(checkpoint_of(store, first))
     weights = {name: tensor.cpu() for name, tensor in state.items()}
     net = {name.removeprefix("net."): tensor for name, tensor in weights.items() if name.startswith("net.")}
     kept = ("arch", "transfer", "data", "data_digest", "split_digest", "parameters", *MUST_AGREE)
-    digest = hashlib.sha256(json.dumps(["soup", *members]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(["soup", *used]).encode()).hexdigest()
     recorder = Recorder(first.experiment_name, store.tracking_uri)
     name = f"{first.tags['arch'].rpartition('/')[2]}_{first.tags['transfer']}_{first.tags['data']}_soup"
     recorder.begin(
         run_name=name,
-        params={"most_barrier": MOST_BARRIER, **{f"member.{place}": run_id for place, run_id in enumerate(members)}},
+        params={"most_barrier": MOST_BARRIER, **{f"member.{place}": run_id for place, run_id in enumerate(used)}},
         tags={
             **{tag: first.tags[tag] for tag in kept},
             "kind": "soup",
-            "seed": " ".join(run.tags.get("seed", "?") for run in runs if run.run_id in members),
-            "members": " ".join(members),
+            "seed": " ".join(run.tags.get("seed", "?") for run in runs if run.run_id in used),
+            "members": " ".join(used),
             "config_digest": digest,
             "weights_digest": digest_of_weights(net),
             "lit_cnn_version": __version__,
         },
     )
-    record = {**checkpoint["lit_cnn"], "key": recorder.key, "config_digest": digest, "members": members}
+    record = {**checkpoint["lit_cnn"], "key": recorder.key, "config_digest": digest, "members": used}
     file = recorder.run_folder / BEST
     try:
         save_checkpoint({**checkpoint, "state_dict": weights, "lit_cnn": record}, file)
         recorder.log_artifact(file, CHECKPOINTS)
     except OSError as error:
         recorder.end("FAILED")
-        raise UsageError(
-            f"--tracking_uri: {file} cannot be written ({error.strerror}); make room: lit-cnn gc"
-        ) from error
+        reason = f"{file} cannot be written ({error.strerror})"
+        raise UsageError("tracking_uri", None, reason, "make room: lit-cnn gc") from error
     recorder.log_text(json.dumps([asdict(each) for each in ingredients], indent=2) + "\n", "soup.json")
-    recorder.log_metrics(
-        {
-            "best/val/acc": val.acc,
-            "best/val/loss": val.loss,
-            "test/acc": test.acc,
-            "test/loss": test.loss,
-            "soup/size": len(members),
-        }
-    )
-    recorder.end("FINISHED")
-    recorder.wait_until_sent(timeout=60)
-    return recorder.run_id or recorder.key
+    metrics = {
+        "best/val/acc": val.acc,
+        "best/val/loss": val.loss,
+        "test/acc": test.acc,
+        "test/loss": test.loss,
+        "soup/size": len(used),
+    }
+    recorder.log_metrics(metrics)
+    run = ended(recorder, name, metrics)
+    return Soup(run.id, name, run.metrics, file, is_sent=run.is_sent, ingredients=tuple(ingredients))

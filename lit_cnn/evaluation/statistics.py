@@ -51,6 +51,15 @@ def wilson_interval(num_correct: int, num_images: int, confidence: float = 0.95)
     return float(limits.low), float(limits.high)
 
 
+def accuracy_interval(correct: np.ndarray) -> Interval:
+    """Returns an accuracy with its 95 % Wilson limits.
+
+    Args:
+        correct: `(N,)` bool, True where an image is classified correctly.
+    """
+    return Interval(float(correct.mean()), *wilson_interval(int(correct.sum()), len(correct)))
+
+
 def mcnemar_exact(correct_a: np.ndarray, correct_b: np.ndarray) -> McNemar:
     """Exact McNemar test of two classifiers on the same images (McNemar 1947; Dietterich 1998, section 3.1).
 
@@ -115,11 +124,12 @@ def paired_bootstrap(
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusts the p-values of a family of tests so that p < alpha keeps the family's error at alpha (Holm 1979)."""
-    if not p_values:
-        return []
-    from statsmodels.stats.multitest import multipletests
-
-    return [float(p) for p in multipletests(p_values, method="holm")[1]]
+    # Not statsmodels': it collects garbage at each call, which takes longer than all else in a report.
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.empty(len(order))
+    factors = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(np.asarray(p_values, float)[order] * factors))
+    return [float(p) for p in adjusted]
 
 
 def mean_std(values: Sequence[float] | np.ndarray) -> MeanStd:

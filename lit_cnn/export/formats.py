@@ -20,6 +20,7 @@ from lit_cnn.portable import (
     OUTPUT,
     ImageClassifier,
     ModelCard,
+    first_line,
     load_graph,
     needed_package,
     probed,
@@ -77,7 +78,8 @@ def write_export(folder: Path, net: CombinedNet, card: ModelCard, format: str) -
 def _write_onnx(file: Path, net: CombinedNet, card: ModelCard) -> None:
     num_bytes = sum(tensor.nbytes for tensor in net.state_dict().values())
     if num_bytes > _LARGEST_ONNX:
-        raise UsageError(f"--format: the weights take {num_bytes / 2**30:.1f} GiB, ONNX holds 2; give --format torch")
+        reason = f"the weights take {num_bytes / 2**30:.1f} GiB, ONNX holds 2"
+        raise UsageError("format", None, reason, "give `format=torch`")
     images = torch.zeros(2, card.in_channels, card.image_size, card.image_size, dtype=torch.uint8)
     with warnings.catch_warnings():
         # torch's exporter itself calls what torch deprecates.
@@ -97,7 +99,7 @@ def _write_onnx(file: Path, net: CombinedNet, card: ModelCard) -> None:
 
 
 def _write_openvino(folder: Path, net: CombinedNet, card: ModelCard) -> None:
-    openvino = needed_package("openvino", "--format openvino")
+    openvino = needed_package("openvino", "format", "openvino")
     # By way of ONNX: its own converter of torch's networks would need them traced, and reports its use to its maker.
     with tempfile.TemporaryDirectory() as place:
         _write_onnx(Path(place, "model.onnx"), net, card)
@@ -106,7 +108,7 @@ def _write_openvino(folder: Path, net: CombinedNet, card: ModelCard) -> None:
 
 
 def load_folder(folder: Path) -> ImageClassifier:
-    """Loads an export of any format from the folder that has `model.json`; see `load_export`."""
+    """Loads an export of any format from the folder that has `model.json`; see `lit_cnn.export.load`."""
     card = read_card(folder)
     return _load_torch(folder, card) if card.format == "torch" else load_graph(folder)
 
@@ -126,9 +128,8 @@ def _load_torch(folder: Path, card: ModelCard) -> ImageClassifier:
         net = CombinedNet(models, card)
         net.load_state_dict(load(content))
     except Exception as error:  # of whatever network the card names, each in its own way
-        raise UsageError(
-            f"--model {folder}: its network cannot be built from {CARD} and the weights ({_first_line(error)})"
-        ) from error
+        reason = f"its network cannot be built from {CARD} and the weights ({first_line(error)})"
+        raise UsageError("source", folder, reason, "export the model again") from error
     net.eval()
 
     def run(images: np.ndarray) -> np.ndarray:
@@ -136,7 +137,3 @@ def _load_torch(folder: Path, card: ModelCard) -> ImageClassifier:
             return net(torch.from_numpy(images)).numpy()
 
     return probed(card.classifier(run), folder)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -31,8 +31,8 @@ class CombinedNet(nn.Module):
         total = None
         for weight, member in zip(self.weights, self.members, strict=True):
             logits = member(views).float().unflatten(0, (self.views, -1))  # V x N x K
-            answers = (logits if self.combine == "logits" else logits.softmax(-1)).mean(0)
-            total = answers * weight if total is None else total + answers * weight
+            outputs = (logits if self.combine == "logits" else logits.softmax(-1)).mean(0)
+            total = outputs * weight if total is None else total + outputs * weight
         assert total is not None
         if self.combine == "mean":
             if self.temperature == 1:

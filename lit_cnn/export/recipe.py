@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.evaluation.members import KINDS, find_networks, refuse_unlike
-from lit_cnn.evaluation.predictions import Member, load_network
+from lit_cnn.evaluation.members import KINDS, find_networks, refuse_twice, refuse_unlike
+from lit_cnn.evaluation.predict import Member, load_network
 from lit_cnn.tracking import Store, queries
 from lit_cnn.tracking.queries import RunInfo
+from lit_cnn.tracking.run import Run
+
+_AGAIN = "make the ensemble again"
 
 
 @dataclass(frozen=True)
@@ -32,31 +35,26 @@ class Recipe:
     views: int = 1
 
 
-def find_recipe(store: Store, run_ids: Sequence[str], views: int) -> Recipe:
+def find_recipe(store: Store, names: Sequence[Run | str], views: int) -> Recipe:
     """Finds out which networks, weights and temperature the runs stand for.
 
     Raises:
         UsageError: If a run is not there, is neither a training run nor an ensemble, may not be averaged with the
             others, or the ensemble was not evaluated with so many views.
     """
-    runs = find_networks(store, run_ids)
+    runs = find_networks(store, names)
     if len(runs) == 1 and runs[0].tags.get("kind") == "ensemble":
         return _recipe_of_ensemble(store, runs[0], views)
     for run in runs:
         if run.tags.get("kind") not in KINDS:
-            raise UsageError(
-                f"RUN {run.run_id}: {run.name} is no training run; give runs of lit-cnn fit, or one ensemble"
-            )
-    if len({run.run_id for run in runs}) < len(runs):
-        raise UsageError(f"RUN {' '.join(run_ids)}: a run is named twice; name each member once")
-    try:
-        refuse_unlike(runs)
-    except UsageError as error:
-        raise UsageError(str(error).replace("--runs:", "RUN:", 1)) from error
+            reason = f"{run.name} is no training run"
+            raise UsageError("runs", run.run_id, reason, "give runs of lit-cnn fit, or one ensemble")
+    refuse_twice(runs)
+    refuse_unlike(runs)
     return Recipe(tuple(runs), (1 / len(runs),) * len(runs), views=views)
 
 
-def load_members(store: Store, recipe: Recipe, root: Path | None) -> list[Member]:
+def load_members(store: Store, recipe: Recipe, root: Path | str | None) -> list[Member]:
     """Loads the members' best checkpoints.
 
     Args:
@@ -68,11 +66,12 @@ def load_members(store: Store, recipe: Recipe, root: Path | None) -> list[Member
         UsageError: If the test images are not those of training, or the members take different images: an export is
             given one.
     """
-    members = [load_network(store, run, ["test"], root, "RUN") for run in recipe.runs]
+    members = [load_network(store, run, ["test"], root) for run in recipe.runs]
     for name in ("image_size", "in_channels", "interpolation"):
         values = sorted({str(member.record.preprocessing[name]) for member in members})
         if len(values) > 1:
-            raise UsageError(f"RUN: the members differ in {name} ({', '.join(values)}); export runs of the same images")
+            reason = f"the members differ in {name} ({', '.join(values)})"
+            raise UsageError("runs", None, reason, "export runs of the same images")
     return members
 
 
@@ -80,27 +79,22 @@ def _recipe_of_ensemble(store: Store, run: RunInfo, views: int) -> Recipe:
     """Reads the line of the ensemble's table that has its combination and so many views."""
     rule = run.params.get("combine")
     if rule == "vote":
-        raise UsageError(
-            f"RUN {run.run_id}: {run.name} votes, which gives no probabilities; use --combine mean or logits"
-        )
+        reason = f"{run.name} votes, which gives no probabilities"
+        raise UsageError("runs", run.run_id, reason, "make an ensemble with `combine=mean` or `combine=logits`")
     file = queries.download_artifact(store, run, "evaluation/table.json")
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UsageError(f"RUN {run.run_id}: {file} is no JSON ({error}); run lit-cnn ensemble again") from error
+        raise UsageError("runs", run.run_id, f"{file} is no JSON ({error})", _AGAIN) from error
     lines = [line for line in table["rows"] if line["kind"] == "ensemble"]
     # The combination that was asked for comes after the mean of all.
     line = next((line for line in reversed(lines) if line["num_views"] == views), None)
     if line is None:
         crops = sorted({line["num_views"] for line in lines})
-        raise UsageError(
-            f"--views {views}: {run.name} was evaluated with {', '.join(map(str, crops))} crops; an export has 1 or 2: "
-            f"run lit-cnn ensemble with --views {views}"
-        )
+        reason = f"{run.name} was evaluated with {', '.join(map(str, crops))} crops"
+        raise UsageError("views", views, reason, f"an export has 1 or 2: make an ensemble with `views={views}`")
     if line.get("weights") is None:
-        raise UsageError(
-            f"RUN {run.run_id}: {run.name} is of a release that kept no weights; run lit-cnn ensemble again"
-        )
+        raise UsageError("runs", run.run_id, f"{run.name} is of a release that kept no weights", _AGAIN)
     weights = [float(weight) for weight in line["weights"].split()]
     members = find_networks(store, run.tags["members"].split())
     used = [(member, weight) for member, weight in zip(members, weights, strict=True) if weight > 0]

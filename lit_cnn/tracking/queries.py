@@ -33,6 +33,7 @@ __all__ = [
     "download_artifact",
     "experiment_id",
     "find_runs",
+    "list_runs",
     "live_run_ids",
     "metric_history",
     "registered_checkpoint",
@@ -119,45 +120,56 @@ def find_runs(store: Store, runs: Sequence[Run | str]) -> list[RunInfo]:
         return [_info(_find_run(connected, list(of_ids), id_of(run), store), of_ids) for run in runs]
 
 
-def search_runs(
-    store: Store, experiment: str, filter: str = "", order_by: str | None = None, max_results: int = 1000
+def list_runs(
+    store: Store, experiment: str | None = None, filter: str = "", order_by: str = "attributes.start_time DESC"
 ) -> list[RunInfo]:
-    """Returns the runs of an experiment that match.
+    """Returns all runs that match and are not deleted.
 
     Args:
         store: Where to look.
-        experiment: Name of the experiment.
+        experiment: Name of the experiment; default: all that are not deleted.
         filter: In MLflow's search syntax, such as "metrics.`val/acc` > 0.9 and tags.arch = 'lenet5'".
         order_by: Such as "metrics.`best/val/acc` DESC"; newest first by default.
-        max_results: How many at most.
+
+    Raises:
+        UsageError: If the experiment is not there, or the filter makes no sense to MLflow.
+    """
+    from mlflow.exceptions import MlflowException
+
+    connected, page = client(store), None
+    if experiment is None:
+        with _in_one_line(store):
+            names = {each.experiment_id: each.name for each in connected.search_experiments()}
+    else:
+        names = {experiment_id(store, experiment): experiment}
+    found: list[RunInfo] = []
+    try:
+        while True:
+            runs = connected.search_runs(list(names), filter, max_results=1000, order_by=[order_by], page_token=page)
+            found += [_info(run, names) for run in runs]
+            if not (page := runs.token):
+                return found
+    except MlflowException as error:
+        raise UsageError("filter", repr(filter), f"MLflow does not understand it: {in_one_line(error)}") from error
+
+
+def search_runs(
+    store: Store, experiment: str, filter: str = "", order_by: str = "attributes.start_time DESC"
+) -> list[RunInfo]:
+    """Returns the runs of an experiment that match, of which there must be one; see `list_runs`.
 
     Raises:
         UsageError: If the experiment is not there, MLflow does not understand the filter, or no run matches.
     """
-    from mlflow.exceptions import MlflowException
-
-    in_experiment = experiment_id(store, experiment)
-    order = [order_by] if order_by else ["attributes.start_time DESC"]
-    try:
-        runs = client(store).search_runs([in_experiment], filter, max_results=max_results, order_by=order)
-    except MlflowException as error:
-        raise UsageError("filter", repr(filter), f"MLflow does not understand it: {in_one_line(error)}") from error
+    runs = list_runs(store, experiment, filter, order_by)
     if not runs:
         raise UsageError("filter", repr(filter), f"matches no run of experiment {experiment!r}", "loosen it")
-    return [_info(run, {in_experiment: experiment}) for run in runs]
+    return runs
 
 
 def live_run_ids(store: Store) -> set[str]:
     """Returns MLflow's ids of all runs that are not deleted, in experiments that are not deleted."""
-    connected, page = client(store), None
-    found: set[str] = set()
-    with _in_one_line(store):
-        in_experiments = [experiment.experiment_id for experiment in connected.search_experiments()]
-        while True:
-            runs = connected.search_runs(in_experiments, max_results=1000, page_token=page)
-            found.update(run.info.run_id for run in runs)
-            if not (page := runs.token):
-                return found
+    return {run.run_id for run in list_runs(store)}
 
 
 def metric_history(store: Store, run: RunInfo, metric: str) -> list[tuple[int, float]]:

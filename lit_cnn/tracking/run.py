@@ -10,8 +10,7 @@ class Run:
     """A run that has come to its end: what `lit_cnn.fit`, `lit_cnn.soup` and the like return.
 
     Attributes:
-        id: MLflow's id, or our key where the store has not taken the run yet; every function takes it or a
-            prefix of it.
+        id: MLflow's id, or our key where the store has not taken the run yet; functions take it, a prefix will do.
         name: `{arch}_{transfer}_{dataset}[_{recipe}]`.
         metrics: The best epoch's as `best/val/acc` and so on, the test's as `test/acc`.
         checkpoint: The best checkpoint; None where none was written.

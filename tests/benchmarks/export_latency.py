@@ -55,7 +55,7 @@ def main() -> None:
         with torch.inference_mode():
             return net(torch.from_numpy(images)).numpy()
 
-    openvino = needed_package("openvino", "this benchmark")
+    openvino = needed_package("openvino", "format", "openvino")
     has_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     with tempfile.TemporaryDirectory() as place:
         runs: dict[str, Callable[[np.ndarray], np.ndarray]] = {EAGER: eager}

@@ -19,7 +19,6 @@ from lit_cnn.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from lit_cnn.data.sampling import TrainBatches
 from lit_cnn.data.sources import ArrayImages, ImageSet
 from lit_cnn.data.transforms import TrainTransform
-from lit_cnn.evaluation.folder_predictions import FolderImages
 from tests.data.test_datasets import save_images
 
 CONTINUOUS = [
@@ -207,14 +206,6 @@ def test_evaluation_reads_folders_in_workers(tmp_path: Path) -> None:
     batches = list(loader)
     loader._iterator = None
     assert_same_batches(batches, list(without.test_dataloader()))
-
-
-def test_images_to_predict_come_as_validation_sees_them(tmp_path: Path) -> None:
-    root = save_images(tmp_path / "new", "1.png", "2.png")
-    images = FolderImages(sorted(root.iterdir()), size=2, in_channels=3, interpolation="area")
-    batch = images.__getitems__([1, 0])
-    assert len(images) == 2 and batch.shape == (2, 3, 2, 2) and batch.dtype == torch.uint8
-    assert batch[:, 0, 0, 0].tolist() == [1, 0]
 
 
 def test_stacking_moves_the_channels_to_the_front() -> None:

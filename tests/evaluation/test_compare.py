@@ -18,10 +18,11 @@ from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import CompareMeans
 
 from lit_cnn.cli import main
-from lit_cnn.evaluation.compare import compare_experiment, compare_two
-from lit_cnn.evaluation.leaderboard import Group, build_leaderboard
+from lit_cnn.evaluation.compare import compare
+from lit_cnn.evaluation.leaderboard import Group, Leaderboard, build_leaderboard
+from lit_cnn.evaluation.pair import Pair
+from lit_cnn.evaluation.predict import Loading
 from lit_cnn.evaluation.statistics import mcnemar_exact, paired_mean_difference, welch_difference
-from lit_cnn.tracking import resolve_store
 from tests.runs import TrackedRun, fit, tracked_runs
 
 NUM_IMAGES = 150
@@ -136,7 +137,7 @@ def test_an_experiments_runs_are_grouped_by_configuration(
     printed = capsys.readouterr().out
     (other,) = (row for row in csv.DictReader(io.StringIO(printed)) if row["is_reference"] == "False")
     assert other["test"] == "images" and 0 <= float(other["p"]) <= 1 and float(other["low"]) < float(other["mean"])
-    names = {f"leaderboard.{end}" for end in ("csv", "json", "md", "html")}
+    names = {"leaderboard.csv", "leaderboard.json", "leaderboard.md", "report.html"}
     assert {path.name for path in Path("out").iterdir()} == names
     assert Path("out/leaderboard.csv").read_text(encoding="utf-8") == printed
     (run,) = tracked_runs(Path.cwd(), "compare")
@@ -148,7 +149,8 @@ def test_a_run_whose_checkpoint_is_gone_is_named(store_copy: Path, capsys: pytes
     gone, *_ = runs = tracked_runs(store_copy, "fit")
     # Not `gone.artifacts`: until the store is opened, that is in the folder from which it was copied.
     Path("mlruns/artifacts/digits", gone.run_id, "artifacts/checkpoints/best.ckpt").unlink()
-    board = compare_experiment(resolve_store(), "digits")
+    board = compare(experiment="digits")
+    assert isinstance(board, Leaderboard)
     assert any(gone.run_id in note and "has no file checkpoints/best.ckpt" in note for note in board.notes)
     assert main(["compare", "--runs", gone.run_id, runs[1].run_id]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
@@ -159,11 +161,13 @@ def test_the_newest_run_of_a_seed_counts_and_a_run_without_test_is_left_out(stor
     assert fit("--seed_everything=0") == 0
     assert fit("--seed_everything=7", "--test_after_fit=false") == 0
     *_, newest, untested = tracked_runs(store_copy, "fit")
-    board = compare_experiment(resolve_store(), "digits")
+    board = compare(experiment="digits")
+    assert isinstance(board, Leaderboard)
     (standing,) = board.standings
     assert standing.accuracy.n == 3 and standing.group.run_ids[0] == newest.run_id
     assert any(untested.run_id in note and "has no test/acc" in note for note in board.notes)
-    on_val = compare_experiment(resolve_store(), "digits", split="val")
+    on_val = compare(experiment="digits", split="val")
+    assert isinstance(on_val, Leaderboard)
     assert [one.accuracy.n for one in on_val.standings] == [3, 1]
     assert on_val.standings[0].accuracy.mean == pytest.approx(on_val.standings[0].group.val_accuracy)
 
@@ -172,9 +176,12 @@ def test_two_runs_are_compared_image_by_image(
     two_configurations: list[TrackedRun], capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = two_configurations[0], two_configurations[-1]
-    pair = compare_two(resolve_store(), [first.run_id, second.run_id], num_workers=0, output=Path("out"))
-    said = " ".join(capsys.readouterr().out.split())
-    right = [verdict.correct for verdict in (pair.first, pair.second)]
+    capsys.readouterr()
+    pair = compare([first.run_id, second.run_id], loading=Loading(num_workers=0), output="out")
+    assert isinstance(pair, Pair) and capsys.readouterr().out == ""
+    said = " ".join(str(pair).split())
+    assert pair.to_dataframe().loc[0, "first"] == pair.first.name in pair._repr_html_()
+    right = [predictions.correct for predictions in (pair.first, pair.second)]
     for run, correct in zip((first, second), right, strict=True):
         assert np.float32(correct.mean()) == np.float32(run.metrics["test/acc"])
     won, lost = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
@@ -194,6 +201,7 @@ def test_two_runs_are_compared_image_by_image(
     with Image.open("out/won.png") as image:
         assert image.size[0] == 968
     (run,) = tracked_runs(Path.cwd(), "compare")
+    assert pair.run is not None and pair.run.id == run.run_id
     assert run.tags["members"].split() == [first.run_id, second.run_id]
     assert {path.name for path in (run.artifacts / "evaluation").iterdir()} == {p.name for p in Path("out").iterdir()}
     assert main(["compare", "--runs", second.run_id, first.run_id, "--format", "csv", "--num_workers", "0"]) == 0

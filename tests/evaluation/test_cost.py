@@ -13,8 +13,10 @@ from scipy.stats import binomtest
 from statsmodels.stats.multitest import multipletests
 
 from lit_cnn.evaluation.cost import Cost, Latency, Network, Timing, cost_of, network_of, passes_needed, time_networks
-from lit_cnn.evaluation.report import Row, Table, build_table, plot_pareto, sentences, to_html
-from lit_cnn.evaluation.report.frontier import find_bargain, pareto_front
+from lit_cnn.evaluation.report import Row, Table, sentences
+from lit_cnn.evaluation.report.figure import save_png
+from lit_cnn.evaluation.report.frontier import cheapest_not_worse, pareto_front
+from lit_cnn.evaluation.report.pareto import draw_pareto
 from lit_cnn.training.classifier import LitClassifier
 
 
@@ -93,9 +95,9 @@ def rows() -> list[Row]:
     ]
 
 
-def test_the_bargain_is_the_cheapest_that_the_paired_test_does_not_tell_from_the_best(rows: list[Row]) -> None:
-    table = build_table(rows, rows[0], 10)
-    found = find_bargain(table)
+def test_the_cheapest_row_is_found_that_the_paired_test_does_not_tell_from_the_best(rows: list[Row]) -> None:
+    table = Table.of(rows, rows[0], 10)
+    found = cheapest_not_worse(table)
     assert found is not None and found.best.row is rows[1]
     p_values = []
     for other in (rows[0], *rows[2:]):
@@ -116,7 +118,7 @@ def test_the_bargain_is_the_cheapest_that_the_paired_test_does_not_tell_from_the
 
 def test_the_front_holds_what_no_other_beats(rows: list[Row]) -> None:
     rows = [*rows, row("dearer and no better", rows[0].correct, 600)]
-    table = build_table(rows, rows[0], 10)
+    table = Table.of(rows, rows[0], 10)
     expected = {
         one.name
         for one in rows
@@ -139,7 +141,7 @@ def test_the_front_holds_what_no_other_beats(rows: list[Row]) -> None:
 
 def test_a_best_row_that_is_the_cheapest_too_is_said_to_be(rows: list[Row]) -> None:
     best = row("ensemble", np.ones(NUM_IMAGES, bool), 5)
-    said = " ".join(sentences(build_table([*rows, best], rows[0], 10)))
+    said = " ".join(sentences(Table.of([*rows, best], rows[0], 10)))
     assert "No row is cheaper than the best on test (The ensemble with 1 crop, 100.00 %) without" in said
 
 
@@ -150,20 +152,20 @@ def test_measured_time_takes_the_place_of_multiply_adds(rows: list[Row]) -> None
         return replace(one, cost=replace(one.cost, latency=latency, machine="<b>an abacus"))
 
     timed_rows = [timed(one, 0.001 * (6 - place)) for place, one in enumerate(rows)]
-    table = build_table(timed_rows, timed_rows[0], 10)
-    found = find_bargain(table)
+    table = Table.of(timed_rows, timed_rows[0], 10)
+    found = cheapest_not_worse(table)
     assert found is not None and found.cheapest.row is timed_rows[4]
     assert found.cost_ratio == pytest.approx(2 / 5)
     assert any("at 40 % of its time for one image" in sentence for sentence in sentences(table))
-    page = to_html(table)
+    page = table.to_html()
     assert "&lt;b&gt;an abacus" in page and "<b>an abacus" not in page
     assert "2.00 (2.00)" in page and "<td>1,778</td>" in page  # 32 images in 18 ms
 
 
 def test_the_picture_has_every_marker_and_its_ring(rows: list[Row], tmp_path: Path) -> None:
     more_views = replace(rows[1], num_views=144, cost=Cost(1000, 200_000))
-    table: Table = build_table([*rows, more_views], rows[0], 10)
-    plot_pareto(table, tmp_path / "pareto.png")
+    table: Table = Table.of([*rows, more_views], rows[0], 10)
+    save_png(draw_pareto(table), tmp_path / "pareto.png")
     with Image.open(tmp_path / "pareto.png") as image:
         assert image.size == (1350, 810)
         colors = {color for _, color in image.convert("RGB").getcolors(maxcolors=1 << 20) or []}
@@ -172,6 +174,6 @@ def test_the_picture_has_every_marker_and_its_ring(rows: list[Row], tmp_path: Pa
 
 def test_without_costs_nothing_is_said_of_them(rows: list[Row]) -> None:
     free = [replace(one, cost=None) for one in rows]
-    table = build_table(free, free[0], 10)
-    assert find_bargain(table) is None and not any("cheap" in sentence for sentence in sentences(table))
-    assert "<h2>Cost</h2>" not in to_html(table)
+    table = Table.of(free, free[0], 10)
+    assert cheapest_not_worse(table) is None and not any("cheap" in sentence for sentence in sentences(table))
+    assert "<h2>Cost</h2>" not in table.to_html()

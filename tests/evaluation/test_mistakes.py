@@ -18,9 +18,9 @@ from sklearn.metrics import classification_report
 from lit_cnn.data.contact_sheet import captioned_images
 from lit_cnn.data.sources import ArrayImages, ImageSet
 from lit_cnn.evaluation.activation import activation_maps, why_no_maps
-from lit_cnn.evaluation.mistakes import Verdict, confusion_matrix, most_confused, scores_of_classes, worst_mistakes
+from lit_cnn.evaluation.mistakes import Predictions, confusion_matrix, most_confused, scores_of_classes, worst_mistakes
+from lit_cnn.evaluation.report.mistakes import write_mistakes
 from lit_cnn.evaluation.report.page import page
-from lit_cnn.evaluation.report.verdict import write_verdict
 from lit_cnn.training.classifier import LitClassifier
 
 NUM_IMAGES = 200
@@ -28,7 +28,7 @@ NAMES = ("</td><script>alert(1)</script>", "a\nb|c", "$\\frac$", 'q"uote', "neve
 
 
 @pytest.fixture(scope="module")
-def verdict() -> Verdict:
+def predictions() -> Predictions:
     """On 200 of 250 images, of five classes: the last has no image, and the one before it is never predicted."""
     generator = np.random.default_rng(0)
     truth = generator.integers(0, 4, 250)
@@ -47,21 +47,21 @@ def verdict() -> Verdict:
         hashes=[str(number) for number in range(250)],
         in_channels=1,
     )
-    return Verdict("<b>net</b>", image_set, indices, probabilities.argmax(axis=1), probabilities)
+    return Predictions("<b>net</b>", image_set, indices, probabilities.argmax(axis=1), probabilities)
 
 
-def test_the_matrix_counts_true_classes_in_rows(verdict: Verdict) -> None:
-    counts = confusion_matrix(verdict)
+def test_the_matrix_counts_true_classes_in_rows(predictions: Predictions) -> None:
+    counts = confusion_matrix(predictions)
     for true in range(5):
         for predicted in range(5):
-            pairs = zip(verdict.targets, verdict.labels, strict=True)
+            pairs = zip(predictions.targets, predictions.labels, strict=True)
             assert counts[true, predicted] == sum(pair == (true, predicted) for pair in pairs)
-    assert counts.sum() == NUM_IMAGES and counts.trace() == verdict.correct.sum()
+    assert counts.sum() == NUM_IMAGES and counts.trace() == predictions.correct.sum()
 
 
-def test_scores_are_those_of_the_counts(verdict: Verdict) -> None:
-    counts = confusion_matrix(verdict)
-    scores = scores_of_classes(verdict)
+def test_scores_are_those_of_the_counts(predictions: Predictions) -> None:
+    counts = confusion_matrix(predictions)
+    scores = scores_of_classes(predictions)
     for label in range(3):
         precision, recall = counts[label, label] / counts[:, label].sum(), counts[label, label] / counts[label].sum()
         expected = (NAMES[label], precision, recall, 2 / (1 / precision + 1 / recall), counts[label].sum())
@@ -69,25 +69,25 @@ def test_scores_are_those_of_the_counts(verdict: Verdict) -> None:
     never_predicted, without_images = scores[3], scores[4]
     assert math.isnan(never_predicted.precision) and never_predicted.recall == never_predicted.f1 == 0
     assert without_images.support == 0 and math.isnan(without_images.recall) and without_images.precision == 0
-    printed = classification_report(verdict.targets, verdict.labels, output_dict=True, zero_division=0.0)
+    printed = classification_report(predictions.targets, predictions.labels, output_dict=True, zero_division=0.0)
     assert scores[1].f1 == pytest.approx(printed["1"]["f1-score"])
 
 
-def test_the_most_confused_pairs_come_first(verdict: Verdict) -> None:
-    pairs = most_confused(verdict, most=4)
+def test_the_most_confused_pairs_come_first(predictions: Predictions) -> None:
+    pairs = most_confused(predictions, most=4)
     assert len(pairs) == 4 and [pair.num_images for pair in pairs] == sorted((pair[2] for pair in pairs), reverse=True)
-    off_diagonal = confusion_matrix(verdict) * (1 - np.eye(5, dtype=int))
+    off_diagonal = confusion_matrix(predictions) * (1 - np.eye(5, dtype=int))
     assert pairs[0].num_images == off_diagonal.max()
     true, predicted = NAMES.index(pairs[0].true_name), NAMES.index(pairs[0].predicted_name)
     assert off_diagonal[true, predicted] == pairs[0].num_images and true != predicted
-    assert pairs[0].share == pytest.approx(pairs[0].num_images / (verdict.targets == true).sum())
+    assert pairs[0].share == pytest.approx(pairs[0].num_images / (predictions.targets == true).sum())
 
 
-def test_the_worst_mistakes_are_wrong_and_the_surest(verdict: Verdict) -> None:
-    worst = worst_mistakes(verdict, most=10)
-    sure = verdict.probabilities.max(axis=1)
-    assert not verdict.correct[worst].any() and len(worst) == 10
-    assert sure[worst].tolist() == sorted(sure[~verdict.correct], reverse=True)[:10]
+def test_the_worst_mistakes_are_wrong_and_the_surest(predictions: Predictions) -> None:
+    worst = worst_mistakes(predictions, most=10)
+    sure = predictions.probabilities.max(axis=1)
+    assert not predictions.correct[worst].any() and len(worst) == 10
+    assert sure[worst].tolist() == sorted(sure[~predictions.correct], reverse=True)[:10]
 
 
 class Tags(HTMLParser):
@@ -108,9 +108,9 @@ class Tags(HTMLParser):
         self.texts.append(data)
 
 
-def test_hostile_names_stay_text(verdict: Verdict, tmp_path: Path) -> None:
+def test_hostile_names_stay_text(predictions: Predictions, tmp_path: Path) -> None:
     model = LitClassifier("lenet5", num_classes=5, in_channels=1, image_size=32).eval()
-    files, section = write_verdict(verdict, tmp_path, model, "first_")
+    files, section = write_mistakes(predictions, tmp_path, lambda: model, "first_")
     assert {file.name for file in files} == {
         "first_confusion.png",
         "first_classes.csv",
@@ -126,16 +126,18 @@ def test_hostile_names_stay_text(verdict: Verdict, tmp_path: Path) -> None:
     with (tmp_path / "first_classes.csv").open(encoding="utf-8", newline="") as text:
         rows = list(csv.DictReader(text))
     assert [row["class"] for row in rows] == list(NAMES)
-    assert rows[3]["precision"] == "" and float(rows[1]["f1"]) == scores_of_classes(verdict)[1].f1
+    assert rows[3]["precision"] == "" and float(rows[1]["f1"]) == scores_of_classes(predictions)[1].f1
     for file in files:
         if file.suffix == ".png":
             with Image.open(file) as image:
                 assert len(image.convert("RGB").getcolors(maxcolors=1 << 20) or []) > 50
 
 
-def test_a_classifier_without_mistakes_has_no_sheet(verdict: Verdict, tmp_path: Path) -> None:
-    right = Verdict("net", verdict.image_set, verdict.indices, verdict.targets, np.eye(5)[verdict.targets])
-    files, section = write_verdict(right, tmp_path, None)
+def test_a_classifier_without_mistakes_has_no_sheet(predictions: Predictions, tmp_path: Path) -> None:
+    right = Predictions(
+        "net", predictions.image_set, predictions.indices, predictions.targets, np.eye(5)[predictions.targets]
+    )
+    files, section = write_mistakes(right, tmp_path, None)
     assert [file.name for file in files] == ["confusion.png", "classes.csv"]
     assert "0 of 200 test images" in section and "Worst mistakes" not in section and "Most confused" not in section
 

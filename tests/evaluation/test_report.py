@@ -21,20 +21,9 @@ from statsmodels.stats.proportion import proportion_confint
 
 from lit_cnn.evaluation.calibration import calibration_of
 from lit_cnn.evaluation.multi_crop import average_probabilities
-from lit_cnn.evaluation.report import (
-    Row,
-    Table,
-    build_table,
-    plot_accuracy,
-    plot_reliability,
-    render,
-    sentences,
-    to_csv,
-    to_html,
-    to_json,
-    to_markdown,
-)
-from lit_cnn.evaluation.report.figure import _positions
+from lit_cnn.evaluation.report import Row, Table, sentences
+from lit_cnn.evaluation.report.figure import _positions, draw_accuracy, save_png
+from lit_cnn.evaluation.report.reliability import draw_reliability
 
 NUM_IMAGES, NUM_CLASSES, NUM_MEMBERS = 600, 4, 3
 
@@ -70,7 +59,7 @@ def rows(logits: np.ndarray, targets: np.ndarray) -> list[Row]:
 
 @pytest.fixture(scope="module")
 def table(rows: list[Row]) -> Table:
-    return build_table(rows, rows[2], NUM_CLASSES)
+    return Table.of(rows, rows[2], NUM_CLASSES)
 
 
 def predicted(logits: np.ndarray) -> np.ndarray:
@@ -132,14 +121,14 @@ def test_members_and_gain(table: Table, rows: list[Row]) -> None:
 
 def test_an_ensemble_of_some_members_claims_no_gain_over_all(rows: list[Row]) -> None:
     some = replace(rows[3], num_models=2, name="ensemble of 2", forward_passes=2)
-    table = build_table([*rows[:3], some], rows[0], NUM_CLASSES)
+    table = Table.of([*rows[:3], some], rows[0], NUM_CLASSES)
     assert table.gains == ()
     assert len(table.lines) == 4
 
 
 def test_an_ensemble_of_one_equals_its_member(rows: list[Row]) -> None:
     one = replace(rows[0], kind="ensemble", name="ensemble of 1")
-    table = build_table([rows[0], one], rows[0], NUM_CLASSES)
+    table = Table.of([rows[0], one], rows[0], NUM_CLASSES)
     line = table.lines[1]
     assert line.difference == (0, 0, 0) and line.p_holm == 1 and line.images_needed is None
     assert "no difference can be claimed (+0.00 points [+0.00, +0.00], Holm-adjusted p = 1.00)." in sentences(table)[1]
@@ -147,10 +136,10 @@ def test_an_ensemble_of_one_equals_its_member(rows: list[Row]) -> None:
 
 def test_rows_of_other_images_are_refused(rows: list[Row]) -> None:
     with pytest.raises(ValueError, match="not one of the rows"):
-        build_table(rows[1:], rows[0], NUM_CLASSES)
+        Table.of(rows[1:], rows[0], NUM_CLASSES)
     for wrong in (rows[1].correct[:-1], rows[1].correct.astype(int)):
         with pytest.raises(ValueError, match="'net_1'"):
-            build_table([rows[0], replace(rows[1], correct=wrong)], rows[0], NUM_CLASSES)
+            Table.of([rows[0], replace(rows[1], correct=wrong)], rows[0], NUM_CLASSES)
 
 
 def split(only_this: int, only_reference: int, num_images: int = 1000) -> Table:
@@ -158,7 +147,7 @@ def split(only_this: int, only_reference: int, num_images: int = 1000) -> Table:
     counts = [num_images - only_this - only_reference, only_this, only_reference]
     reference = Row("net", "member", 1, 1, 1, np.repeat([True, False, True], counts), 0.9)
     ensemble = Row("ensemble of 3", "ensemble", 3, 10, 30, np.repeat([True, True, False], counts))
-    return build_table([reference, ensemble], reference, 10)
+    return Table.of([reference, ensemble], reference, 10)
 
 
 def test_sentences_say_better_worse_or_that_nothing_can_be_said() -> None:
@@ -193,9 +182,9 @@ def test_more_crops_of_the_reference_get_their_sentence(table: Table) -> None:
 
 def test_terminal_fits_100_columns_and_keeps_numbers_whole(rows: list[Row]) -> None:
     long = [replace(row, name=f"timm/[bold]{row.name}_last_stages_fashion_mnist_strong_augmentation") for row in rows]
-    table = build_table(long, long[2], NUM_CLASSES)
+    table = Table.of(long, long[2], NUM_CLASSES)
     console = Console(width=100, file=io.StringIO())
-    render(table, console)
+    console.print(table)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, text.splitlines())) <= 100
     for line in table.lines:
@@ -206,8 +195,8 @@ def test_terminal_fits_100_columns_and_keeps_numbers_whole(rows: list[Row]) -> N
 
 
 def test_csv_and_json_hold_every_number(table: Table) -> None:
-    records = list(csv.DictReader(io.StringIO(to_csv(table))))
-    document = json.loads(to_json(table), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    records = list(csv.DictReader(io.StringIO(table.to_csv())))
+    document = json.loads(table.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert document["num_images"] == NUM_IMAGES and document["num_classes"] == NUM_CLASSES
     assert document["sentences"] == sentences(table)
     assert [row["is_reference"] for row in document["rows"]] == [index == 2 for index in range(8)]
@@ -222,13 +211,13 @@ def test_csv_and_json_hold_every_number(table: Table) -> None:
 
 
 def test_json_of_a_single_member_has_no_nan(rows: list[Row]) -> None:
-    document = json.loads(to_json(build_table(rows[:1], rows[0], NUM_CLASSES)), parse_constant=pytest.fail)
+    document = json.loads(Table.of(rows[:1], rows[0], NUM_CLASSES).to_json(), parse_constant=pytest.fail)
     assert document["members"][0]["std"] is None
 
 
 def test_markdown_has_one_cell_a_column_whatever_the_name(rows: list[Row]) -> None:
     odd = [replace(row, name=f"a|b_c*d<i>{row.name}") for row in rows]
-    text = to_markdown(build_table(odd, odd[0], NUM_CLASSES))
+    text = Table.of(odd, odd[0], NUM_CLASSES).to_markdown()
     grid = [line for line in text.splitlines() if line.startswith("|")]
     assert len(grid) == 2 + len(rows)
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in grid} == {11}
@@ -238,8 +227,8 @@ def test_markdown_has_one_cell_a_column_whatever_the_name(rows: list[Row]) -> No
 
 def test_html_is_one_file_with_table_and_picture(rows: list[Row]) -> None:
     odd = [replace(row, name=f"<script>&{row.name}") for row in rows]
-    table = build_table(odd, odd[0], NUM_CLASSES)
-    page = to_html(table)
+    table = Table.of(odd, odd[0], NUM_CLASSES)
+    page = table.to_html()
     root = ElementTree.fromstring(
         page.removeprefix("<!doctype html>")
         .replace('<meta charset="utf-8">', "")
@@ -252,7 +241,7 @@ def test_html_is_one_file_with_table_and_picture(rows: list[Row]) -> None:
     assert root.find(".//script") is None
     # No address is fetched: the only ones are names of XML vocabularies.
     assert not re.search(r"""(src|href)=["'](?!#)|url\((?!#)""", page)
-    assert page == to_html(table)
+    assert page == table.to_html()
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +256,7 @@ def full_table(rows: list[Row], logits: np.ndarray, targets: np.ndarray) -> Tabl
     greedy = Row("greedy ensemble", "ensemble", 2, 1, 2, rows[3].correct, val_accuracy=0.95, val_counts=(95, 100))
     greedy = replace(greedy, composition="2 x net_0, 1 x net_2")
     partial = Row("ensemble of 3", "ensemble", 3, 144, 432, rows[7].correct[part], part=part)
-    return build_table([*calibrated, greedy, *rows[4:], partial], calibrated[2], NUM_CLASSES)
+    return Table.of([*calibrated, greedy, *rows[4:], partial], calibrated[2], NUM_CLASSES)
 
 
 def test_more_crops_are_compared_with_fewer_of_the_same_models(full_table: Table) -> None:
@@ -293,12 +282,12 @@ def test_a_row_on_a_part_is_compared_on_that_part_and_says_so(full_table: Table)
     assert line.marginal.mean == pytest.approx(line.row.correct.mean() - of_two.correct[part].mean()) == 0
     assert line.accuracy[1:] == pytest.approx(proportion_confint(line.row.correct.sum(), 200, method="wilson"))
     console = Console(width=100, file=io.StringIO())
-    render(full_table, console)
+    console.print(full_table)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "3 x 144*" in text and "3 x 2*" not in text
-    assert "*: on a stratified part of 200 test images (--limit_144)." in " ".join(text.split())
+    assert "*: on a stratified part of 200 test images (limit_144)." in " ".join(text.split())
     assert "The ensemble of 3 with 144 crops on 200 images" in " ".join(text.split())
-    assert json.loads(to_json(full_table))["rows"][-1]["num_images"] == 200
+    assert json.loads(full_table.to_json())["rows"][-1]["num_images"] == 200
 
 
 def test_optimism_is_val_minus_test(full_table: Table) -> None:
@@ -320,30 +309,30 @@ def test_optimism_is_val_minus_test(full_table: Table) -> None:
 
 def test_calibration_is_a_table_of_its_own_in_every_format(full_table: Table) -> None:
     console = Console(width=100, file=io.StringIO())
-    render(full_table, console)
+    console.print(full_table)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, text.splitlines())) <= 100
     calibration = full_table.lines[0].row.calibration
     assert calibration is not None and calibration.scaled is not None
     cells = [f"{100 * calibration.ece:.2f}", f"{calibration.nll:.4f}", f"{calibration.scaled.temperature:.3f}"]
-    for format_ in (text, to_markdown(full_table), to_html(full_table)):
+    for format_ in (text, full_table.to_markdown(), full_table.to_html()):
         assert all(cell in format_ for cell in cells)
-    for record in (json.loads(to_json(full_table))["rows"][0], next(csv.DictReader(io.StringIO(to_csv(full_table))))):
+    for record in (json.loads(full_table.to_json())["rows"][0], next(csv.DictReader(io.StringIO(full_table.to_csv())))):
         assert float(record["brier"]) == calibration.brier and float(record["ece"]) == calibration.ece
         assert float(record["temperature"]) == calibration.scaled.temperature
         assert float(record["nll_after"]) == calibration.scaled.nll
-    assert json.loads(to_json(full_table))["rows"][-1]["ece"] is None
-    grid = [line for line in to_markdown(full_table).splitlines() if line.startswith("|")]
+    assert json.loads(full_table.to_json())["rows"][-1]["ece"] is None
+    grid = [line for line in full_table.to_markdown().splitlines() if line.startswith("|")]
     assert len(grid) == 2 * (2 + len(full_table.lines))
 
 
 def test_reliability_picture_has_a_second_panel_after_the_temperature(full_table: Table, tmp_path: Path) -> None:
-    plot_reliability(full_table, tmp_path / "both.png")
+    save_png(draw_reliability(full_table), tmp_path / "both.png")
     without = [
         replace(line.row, calibration=line.row.calibration and replace(line.row.calibration, scaled=None))
         for line in full_table.lines
     ]
-    plot_reliability(build_table(without, without[2], NUM_CLASSES), tmp_path / "one.png")
+    save_png(draw_reliability(Table.of(without, without[2], NUM_CLASSES)), tmp_path / "one.png")
     for name, width in (("both", 1440), ("one", 750)):
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.size == (width, 750)
@@ -364,9 +353,9 @@ def test_picture_is_drawn_and_no_two_lines_share_a_place(num_members: int, tmp_p
         Row("$all$", "ensemble", num_members, num_views, num_members * num_views, generator.random(200) < 0.9)
         for num_views in (1, 10)
     ]
-    table = build_table(rows, rows[0], 10)
+    table = Table.of(rows, rows[0], 10)
     path = tmp_path / "new" / "accuracy.png"
-    plot_accuracy(table, path)
+    save_png(draw_accuracy(table), path)
     with Image.open(path) as image:
         assert image.size == (1350, 810)
         assert len(image.convert("RGB").getcolors(maxcolors=1 << 20) or []) > 50
@@ -389,8 +378,8 @@ def test_the_grid_is_googlenets_table(rows: list[Row], logits: np.ndarray, targe
         correct = predicted(logits[:num_models, :num_views]) == targets
         grid.append(Row("best", "ensemble", num_models, num_views, num_models * num_views, correct))
     grid[3] = replace(grid[3], correct=grid[3].correct[part], part=part, num_views=144, forward_passes=432)
-    table = build_table(rows, rows[2], NUM_CLASSES, grid)
-    document = json.loads(to_json(table))["grid"]
+    table = Table.of(rows, rows[2], NUM_CLASSES, grid)
+    document = json.loads(table.to_json())["grid"]
     base = document[0]
     assert base["over_base"] is None and [cell["forward_passes"] for cell in document] == [1, 2, 3, 432]
     for cell, row in zip(document, grid, strict=True):
@@ -400,7 +389,7 @@ def test_the_grid_is_googlenets_table(rows: list[Row], logits: np.ndarray, targe
     low, high = proportion_confint(NUM_IMAGES - grid[2].correct.sum(), NUM_IMAGES, method="wilson")
     error = f"{100 - 100 * grid[2].correct.mean():.2f} [{100 * low:.2f}, {100 * high:.2f}]"
     change = -100 * document[2]["over_base"]["mean"]
-    (line,) = (line for line in to_markdown(table).splitlines() if line.startswith("| 3 | 1 |"))
+    (line,) = (line for line in table.to_markdown().splitlines() if line.startswith("| 3 | 1 |"))
     assert f"| {error} | {change:+.2f} [" in line
-    assert "| 3 | 144\\* | 432 |" in to_markdown(table) and "<td>144*</td>" in to_html(table)
-    assert "part of 300 test images (--limit_144)" in to_markdown(table)
+    assert "| 3 | 144\\* | 432 |" in table.to_markdown() and "<td>144*</td>" in table.to_html()
+    assert "part of 300 test images (limit_144)" in table.to_markdown()

@@ -9,13 +9,14 @@ import torch
 
 from lit_cnn.cli import main
 from lit_cnn.core.errors import UsageError
-from lit_cnn.evaluation.ensemble import ensemble_runs
-from lit_cnn.evaluation.predictions import load_member
-from lit_cnn.evaluation.soup import MOST_BARRIER, average_of, make_soup
-from lit_cnn.tracking import resolve_store
+from lit_cnn.evaluation.ensemble import ensemble
+from lit_cnn.evaluation.predict import Loading, load_member
+from lit_cnn.evaluation.soup import MOST_BARRIER, Soup, average_of
+from lit_cnn.evaluation.soup import soup as make_soup
 from lit_cnn.training.checkpoints import digest_of_weights, load_checkpoint
 from tests.runs import TrackedRun, copy_empty_store, fit, inside, tracked_runs
 
+HERE = Loading(num_workers=0)
 BATCH_NORM = "--model.arch_options={batch_norm: true}"
 # The rate stays high to the end, as it does where averages of weights gain most.
 TUNED = (
@@ -57,9 +58,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def soup(store: Store) -> TrackedRun:
+def made(store: Store) -> Soup:
     with inside(store.folder):
-        make_soup(resolve_store(), store.ids, num_workers=0)
+        return make_soup(store.ids, loading=HERE)
+
+
+@pytest.fixture(scope="module")
+def soup(store: Store, made: Soup) -> TrackedRun:
     (run,) = tracked_runs(store.folder, "soup")
     return run
 
@@ -72,9 +77,9 @@ def test_the_average_is_that_of_what_lies_in_one_basin_with_statistics_of_its_ow
     store: Store, soup: TrackedRun
 ) -> None:
     found = {each["run_id"]: each for each in json.loads((soup.artifacts / "soup.json").read_text())}
-    assert found[store.other.run_id]["verdict"] == "another basin"
+    assert found[store.other.run_id]["outcome"] == "another basin"
     assert found[store.other.run_id]["barrier_acc"] > MOST_BARRIER and found[store.other.run_id]["barrier_loss"] > 0
-    assert {found[run.run_id]["verdict"] for run in store.tuned} == {"first", "in the soup"}
+    assert {found[run.run_id]["outcome"] for run in store.tuned} == {"first", "in the soup"}
     checkpoint = load_checkpoint(soup.artifacts / "checkpoints" / "best.ckpt")
     of_soup, parts = checkpoint["state_dict"], states(store)
     for name, tensor in of_soup.items():
@@ -93,6 +98,20 @@ def test_the_average_is_that_of_what_lies_in_one_basin_with_statistics_of_its_ow
     assert soup.tags["weights_digest"] == digest_of_weights(net) == member.record.weights_digest
 
 
+def test_what_became_of_each_network_is_said(store: Store, soup: TrackedRun, made: Soup) -> None:
+    assert (made.id, made.name, made.is_sent) == (soup.run_id, soup.name, True)
+    assert made.metrics == pytest.approx(soup.metrics)
+    assert made.checkpoint is not None and made.checkpoint.is_file()
+    used = {each.run_id for each in made.ingredients if each.is_used}
+    assert used == {run.run_id for run in store.tuned} == set(soup.tags["members"].split())
+    *lines, last = str(made).splitlines()
+    (other,) = (each for each in made.ingredients if each.run_id == store.other.run_id)
+    assert lines == [str(each) for each in made.ingredients]
+    assert str(other).endswith(f"  barrier {100 * (other.barrier_acc or 0):+.2f} points  another basin")
+    val, test = soup.metrics["best/val/acc"], soup.metrics["test/acc"]
+    assert last == f"soup of 2: val/acc {val:.4f}  test/acc {test:.4f}  run {soup.run_id}"
+
+
 def test_a_soup_is_a_run_like_others(store: Store, soup: TrackedRun, capsys: pytest.CaptureFixture[str]) -> None:
     assert (soup.name, soup.status) == ("lenet5_full_digits_soup", "FINISHED")
     with inside(store.folder):
@@ -100,12 +119,12 @@ def test_a_soup_is_a_run_like_others(store: Store, soup: TrackedRun, capsys: pyt
         assert main(["test", f"--ckpt_path=runs:/{soup.run_id}"]) == 0
         assert f"test/acc  {soup.metrics['test/acc']:.4f}\n" in capsys.readouterr().out
         members = [run.run_id for run in (*store.tuned, store.other)]
-        table = ensemble_runs(resolve_store(), run_ids=members, beside=[soup.run_id], views=[1], num_workers=0)
+        table = ensemble(members, baselines=[soup.run_id], views=[1], loading=HERE)
         assert fit(BATCH_NORM, f"--model.weights=runs:/{soup.run_id}", "--trainer.max_epochs=1") == 0
     assert {path.suffix for path in (soup.artifacts / "logits").iterdir()} == {".json", ".safetensors"}
     row = table.lines[-1].row
     assert row.name in ("lenet5 soup seed 3 4", "lenet5 soup seed 4 3")
-    assert (row.kind, row.forward_passes) == ("alternative", 1)
+    assert (row.kind, row.forward_passes) == ("baseline", 1)
     assert row.correct.mean() == pytest.approx(soup.metrics["test/acc"])
     assert table.lines[-1].mcnemar is not None and table.lines[-2].row.num_models == 3
     assert soup.metrics["best/val/acc"] >= max(run.metrics["best/val/acc"] for run in store.tuned)
@@ -115,7 +134,7 @@ def test_where_all_lie_in_other_basins_there_is_none(store: Store) -> None:
     with inside(store.folder):
         before = len(list(store.folder.glob("mlruns/journal/*")))
         with pytest.raises(UsageError, match=r"no soup can be made: in other basins than .*points lost halfway"):
-            make_soup(resolve_store(), [store.base.run_id, store.other.run_id], num_workers=0)
+            make_soup([store.base.run_id, store.other.run_id], loading=HERE)
         assert len(list(store.folder.glob("mlruns/journal/*"))) == before
 
 
@@ -128,7 +147,7 @@ def test_what_cannot_be_averaged_is_refused(store: Store) -> None:
             ([store.base.run_id, plain.run_id], "differ in their arch_options; a soup averages weights of one"),
         ):
             with pytest.raises(UsageError, match=said):
-                make_soup(resolve_store(), ids, num_workers=0)
+                make_soup(ids, loading=HERE)
 
 
 def test_equal_numbers_are_their_own_average() -> None:

@@ -14,10 +14,12 @@ from lit_cnn.cli import main
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import sha256_of_file
 from lit_cnn.data.splits import Split
-from lit_cnn.evaluation.compare import compare_experiment, compare_two
-from lit_cnn.evaluation.ensemble import ensemble_runs
+from lit_cnn.evaluation.compare import compare
+from lit_cnn.evaluation.ensemble import ensemble
+from lit_cnn.evaluation.leaderboard import Leaderboard
 from lit_cnn.evaluation.members import find_networks
-from lit_cnn.evaluation.predictions import load_member, load_network, predict_views
+from lit_cnn.evaluation.pair import Pair
+from lit_cnn.evaluation.predict import Loading, load_member, load_network, predict_views
 from lit_cnn.evaluation.stored_logits import read_logits, read_record, write_logits
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.queries import RunInfo, artifact_names, search_runs
@@ -34,8 +36,8 @@ def evaluate(run: TrackedRun | RunInfo, views: int = 1, split: Split = "test", u
     """Returns what every command starts from: a tracked network's logits `(V, N, K)` about a split."""
     store = resolve_store(uri)
     (network,) = find_networks(store, [run.run_id])
-    member = load_network(store, network, [split], None, "--runs")
-    return predict_views(member, member.data.splits[split], [views], HERE, num_workers=0)[views]
+    member = load_network(store, network, [split])
+    return predict_views(member, member.data.splits[split], [views], HERE, Loading(num_workers=0))[views]
 
 
 def accuracy(logits: np.ndarray, checkpoint: Path) -> np.float32:
@@ -99,8 +101,8 @@ def test_a_changed_or_cut_file_counts_as_absent(tmp_path: Path) -> None:
 def test_a_network_that_more_views_bring_in_takes_gradients(runs: list[TrackedRun]) -> None:
     evaluate(runs[0], views=1)
     (network,) = find_networks(resolve_store(), [runs[0].run_id])
-    member = load_network(resolve_store(), network, ["test"], None, "--runs")
-    predict_views(member, member.data.splits["test"][:4], [2], HERE, num_workers=0)
+    member = load_network(resolve_store(), network, ["test"])
+    predict_views(member, member.data.splits["test"][:4], [2], HERE, Loading(num_workers=0))
     size = member.record.preprocessing["image_size"]
     member.model(torch.zeros(1, 1, size, size, dtype=torch.uint8)).sum().backward()
     assert all(parameter.grad is not None for parameter in member.model.parameters())
@@ -109,24 +111,26 @@ def test_a_network_that_more_views_bring_in_takes_gradients(runs: list[TrackedRu
 @pytest.mark.slow
 def test_a_second_evaluation_loads_no_network(runs: list[TrackedRun]) -> None:
     ids = [run.run_id for run in runs]
-    options: dict[str, Any] = {"run_ids": ids, "views": [1, 2], "calibration": True, "num_workers": 0}
-    store = resolve_store()
-    first, pair = ensemble_runs(store, **options), compare_two(store, ids[:2])
-    (standing,) = compare_experiment(store, "digits").standings
+    options: dict[str, Any] = {"runs": ids, "views": [1, 2], "calibration": True, "loading": Loading(num_workers=0)}
+    first, pair, board = ensemble(**options), compare(ids[:2]), compare(experiment="digits")
+    assert isinstance(pair, Pair) and isinstance(board, Leaderboard)
+    (standing,) = board.standings
     with no_network():
-        again = ensemble_runs(store, **options)
+        again = ensemble(**options)
         assert [(line.accuracy, line.row.cost) for line in again.lines] == [
             (line.accuracy, line.row.cost) for line in first.lines
         ]
-        assert compare_two(store, ids[:2]).mcnemar == pair.mcnemar
-        (standing_again,) = compare_experiment(store, "digits").standings
+        pair_again, board_again = compare(ids[:2]), compare(experiment="digits")
+        assert isinstance(pair_again, Pair) and isinstance(board_again, Leaderboard)
+        assert pair_again.mcnemar == pair.mcnemar
+        (standing_again,) = board_again.standings
         assert standing_again.limits == standing.limits is not None
         assert standing_again.group.multiply_adds == standing.group.multiply_adds == 416_520
         for asks_a_network in ({"output": Path("out")}, {"latency": True}, {"views": [5]}):
             with pytest.raises(UsageError, match="a network was loaded"):
-                ensemble_runs(store, **{**options, **asks_a_network})
+                ensemble(**{**options, **asks_a_network})
         assert main(["export", ids[0], "--format=torch", "--output=left"]) == 2
-    ensemble_runs(store, **options, output=Path("out"))
+    ensemble(**options, output="out")
     assert Path("out/activation.png").exists()
     assert main(["export", ids[0], "--format=torch", "--output=left"]) == 0
 
@@ -213,7 +217,7 @@ def test_a_record_of_other_weights_is_not_believed(runs: list[TrackedRun]) -> No
     one, other = (next(kept_with(run).glob("*.json")) for run in runs[:2])
     (HERE / one.name).unlink()
     shutil.copyfile(other, HERE / one.name)
-    with pytest.raises(UsageError, match=f"--runs {runs[0].run_id}: the checkpoint of .* is not the one that its"):
+    with pytest.raises(UsageError, match=f"runs={runs[0].run_id}: the checkpoint of .* is not the one that its"):
         evaluate(runs[0], split="val")
 
 

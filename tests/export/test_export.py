@@ -30,12 +30,10 @@ from lit_cnn.cli import main
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import replace_folder_atomically
 from lit_cnn.data.sources import load_digits
-from lit_cnn.evaluation.predictions import load_member
+from lit_cnn.evaluation.predict import load_member, split_by_path
 from lit_cnn.evaluation.stored_logits import read_logits, write_logits
-from lit_cnn.export import load_export
-from lit_cnn.export.parity import test_images as images_of_test
+from lit_cnn.export.load import load
 from lit_cnn.portable import CARD, read_card
-from lit_cnn.tracking import resolve_store
 from tests.runs import fit, inside, three_seeds, tracked_runs
 
 FORMATS = ("onnx", "openvino", "torch", "pyfunc")
@@ -85,14 +83,14 @@ def expected(folder: Path) -> tuple[np.ndarray, np.ndarray, float]:
 
 def digits_of(member: Any) -> list[np.ndarray]:
     images = load_digits().images
-    return [images[index] for index in images_of_test(member)]
+    return [images[index] for index in split_by_path(member, "test")]
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_says_what_the_ensemble_says(name: str, left: Path) -> None:
     images, probabilities, temperature = expected(left)
     assert abs(temperature - 1) > 0.05
-    classifier = load_export(str(left / name), resolve_store())
+    classifier = load(left / name).classifier
     found = classifier.probabilities(images)
     np.testing.assert_allclose(found, probabilities, atol=2e-6)
     np.testing.assert_array_equal(classifier.view(load_digits().images[5]).shape, (1, 32, 32))
@@ -122,7 +120,7 @@ def test_one_run_and_the_plain_mean_of_two(left: Path, monkeypatch: pytest.Monke
         with torch.no_grad():
             logits = load_member(run.artifacts / "checkpoints" / "best.ckpt").model(torch.from_numpy(images))
         alone.append(softmax(logits.double().numpy(), axis=1))
-    one, two = (load_export(name, resolve_store()).probabilities(images) for name in ("one", "two"))
+    one, two = (load(name).classifier.probabilities(images) for name in ("one", "two"))
     np.testing.assert_allclose(one, alone[0], atol=2e-6)
     np.testing.assert_allclose(two, np.mean(alone, axis=0), atol=2e-6)
 
@@ -192,9 +190,9 @@ def test_a_flipped_byte_is_refused_by_the_name_of_its_file(name: str, copied: Ca
         content = file.read_bytes()
         file.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
         with pytest.raises(UsageError, match=rf"{file.name} was changed after it was written"):
-            load_export(str(folder), resolve_store())
+            load(folder)
         file.write_bytes(content)
-    load_export(str(folder), resolve_store())
+    load(folder)
 
 
 @pytest.mark.parametrize("name", ["onnx", "openvino", "torch"])
@@ -213,8 +211,8 @@ def test_a_pickle_in_the_models_place_executes_nothing(
             if file.name != CARD:
                 file.write_bytes(content)
                 change_card(folder, "sha256", **{file.name: hashlib.sha256(content).hexdigest()})
-        with pytest.raises(UsageError, match="--model") as refusal:
-            load_export(str(folder), resolve_store())
+        with pytest.raises(UsageError, match=r"^source=") as refusal:
+            load(folder)
         assert "SHA-256" not in str(refusal.value)
         assert not (tmp_path / "executed").exists()
     pickle.loads(pickle.dumps(Bomb()))
@@ -248,33 +246,33 @@ def test_a_card_out_of_line_is_refused(field: str, value: Any, copied: Callable[
     card = json.loads((folder / CARD).read_text())
     (folder / CARD).write_text(json.dumps({**card, field: value}))
     with pytest.raises(UsageError, match=rf"model\.json is not as lit-cnn export writes it \({field}"):
-        load_export(str(folder), resolve_store())
+        load(folder)
 
 
 def test_a_card_that_lies_or_points_away_is_refused(copied: Callable[[str], Path], tmp_path: Path) -> None:
     folder = copied("onnx")
     original = (folder / CARD).read_text()
     for change, message in (
-        ({"class_names": ["cat", "dog"]}, "does not answer for the classes"),
+        ({"class_names": ["cat", "dog"]}, "does not predict the classes"),
         ({"image_size": 64}, "does not take the images"),
     ):
         (folder / CARD).write_text(json.dumps({**json.loads(original), **change}))
         with pytest.raises(UsageError, match=message):
-            load_export(str(folder), resolve_store())
+            load(folder)
     (folder / CARD).write_text("{")
     with pytest.raises(UsageError, match="cannot be read as JSON"):
-        load_export(str(folder), resolve_store())
+        load(folder)
     (folder / CARD).write_text(original)
     (folder / "model.onnx").rename(tmp_path / "elsewhere.onnx")
     (folder / "model.onnx").symlink_to(tmp_path / "elsewhere.onnx")
     with pytest.raises(UsageError, match=r"model\.onnx is a link out of the folder"):
-        load_export(str(folder), resolve_store())
+        load(folder)
     networks = copied("torch")
     card = json.loads((networks / CARD).read_text())
     card["members"][0]["arch"] = "no_such_net"
     (networks / CARD).write_text(json.dumps(card))
     with pytest.raises(UsageError, match=r"cannot be built .*no such architecture"):
-        load_export(str(networks), resolve_store())
+        load(networks)
 
 
 def test_mistakes_are_one_line_before_anything_is_written(
@@ -303,7 +301,7 @@ def test_mistakes_are_one_line_before_anything_is_written(
     assert export(run, "--format=openvino", "--output=model") == 2
     assert "--format openvino: needs openvino, which is not installed; pip install" in capsys.readouterr().err
     assert main(["predict", "--model=openvino", "."]) == 2
-    assert "--model of the format openvino: needs openvino" in capsys.readouterr().err
+    assert "--model openvino: needs openvino, which is not installed" in capsys.readouterr().err
     assert main(["predict", "--model=nowhere", "."]) == 2
     assert "--model nowhere: no such folder" in capsys.readouterr().err
     assert not (left / "model").exists()
@@ -348,7 +346,7 @@ def test_predict_with_an_export_says_uncertain_below_a_probability(
     left: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = write_images(tmp_path / "images")
-    classifier = load_export(str(left / "onnx"), resolve_store())
+    classifier = load(left / "onnx").classifier
     probabilities = classifier.probabilities(np.stack([classifier.view(image) for image in images]))
     middle = float(np.median(probabilities.max(axis=1)))
     predict = ["predict", f"--model={left / 'onnx'}", "images", "--num_workers=0"]
@@ -454,7 +452,7 @@ def test_a_served_model_answers_an_image_posted_to_it(left: Path, tmp_path: Path
 
 
 def assert_same_as_the_export(answers: list[dict[str, Any]], left: Path) -> None:
-    classifier = load_export(str(left / "onnx"), resolve_store())
+    classifier = load(left / "onnx").classifier
     views = np.stack([classifier.view(image) for image in load_digits().images[: len(answers)]])
     probabilities = classifier.probabilities(views)
     assert [answer["class"] for answer in answers] == [str(label) for label in probabilities.argmax(axis=1)]

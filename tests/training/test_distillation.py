@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from lit_cnn.cli import main
-from lit_cnn.evaluation.ensemble import ensemble_runs
-from lit_cnn.tracking import resolve_store
+from lit_cnn.evaluation.ensemble import ensemble
+from lit_cnn.evaluation.predict import Loading
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.distillation import Distillation, Teachers, soft_loss
@@ -63,7 +63,7 @@ def test_a_student_is_trained_tracked_and_evaluated_like_any_other(
     teachers: list[TrackedRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ids = [run.run_id for run in teachers]
-    ensemble_runs(resolve_store(), run_ids=ids, views=[1], num_workers=0)
+    ensemble(runs=ids, views=[1], loading=Loading(num_workers=0))
     (of_all,) = tracked_runs(tmp_path, "ensemble")
     assert distill("--teachers", of_all.run_id[:8], "--model.temperature=2", "--model.alpha=0.5") == 0
     student = by_name(tmp_path, "student")
@@ -77,7 +77,7 @@ def test_a_student_is_trained_tracked_and_evaluated_like_any_other(
     capsys.readouterr()
     assert main(["test", f"--ckpt_path=runs:/{student.run_id}"]) == 0
     assert f"test/acc  {student.metrics['test/acc']:.4f}\n" in capsys.readouterr().out
-    table = ensemble_runs(resolve_store(), run_ids=ids, beside=[student.run_id], views=[1], num_workers=0)
+    table = ensemble(runs=ids, baselines=[student.run_id], views=[1], loading=Loading(num_workers=0))
     assert (table.lines[-1].row.name, table.lines[-1].row.num_models) == ("lenet5 student seed 0", 1)
     assert np.float32(table.lines[-1].accuracy.mean) == np.float32(student.metrics["test/acc"])
 
@@ -140,7 +140,7 @@ def test_what_cannot_be_taught_is_refused(
 def test_a_teacher_that_is_none_is_refused(
     teachers: list[TrackedRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ensemble_runs(resolve_store(), run_ids=[run.run_id for run in teachers], views=[1], combine="vote", num_workers=0)
+    ensemble(runs=[run.run_id for run in teachers], views=[1], combine="vote", loading=Loading(num_workers=0))
     (vote,) = tracked_runs(tmp_path, "ensemble")
     capsys.readouterr()
     for ids, said in (

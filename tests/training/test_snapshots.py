@@ -2,6 +2,7 @@
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ from scipy.special import softmax
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import sha256_of_file
-from lit_cnn.evaluation.ensemble import ensemble_runs
+from lit_cnn.evaluation.ensemble import ensemble
 from lit_cnn.evaluation.members import checkpoint_of, find_networks
-from lit_cnn.evaluation.predictions import load_member, predict_views
+from lit_cnn.evaluation.predict import Loading, load_member, predict_views
 from lit_cnn.tracking import resolve_store
 from lit_cnn.training.callbacks import RunInterrupted
 from lit_cnn.training.checkpoints import load_checkpoint
@@ -60,18 +61,18 @@ def test_a_snapshot_is_what_was_validated_at_the_end_of_its_cycle(cyclic: tuple[
             find_networks(store, [f"{run.run_id}/4"])
 
 
-def test_snapshots_are_members_and_their_mean_a_row_beside_others(cyclic: tuple[Path, TrackedRun]) -> None:
+def test_snapshots_are_members_and_their_mean_a_baseline(cyclic: tuple[Path, TrackedRun]) -> None:
     folder, run = cyclic
     with inside(folder):
         store = resolve_store()
         networks = sorted(
             find_networks(store, [f"{run.run_id}/snapshots"]), key=lambda each: -each.metrics["best/val/acc"]
         )
-        table = ensemble_runs(store, run_ids=[f"{run.run_id}/snapshots"], views=[1], num_workers=0)
-        one = {"run_ids": [run.run_id], "views": [1], "num_workers": 0}
-        beside = ensemble_runs(store, **one, beside=[f"{run.run_id}/snapshots"])  # type: ignore[arg-type]
-        with pytest.raises(UsageError, match=f"--beside {run.run_id}/1: .* has a row already"):
-            ensemble_runs(store, **one, beside=[f"{run.run_id}/snapshots", f"{run.run_id}/1"])  # type: ignore[arg-type]
+        table = ensemble(runs=[f"{run.run_id}/snapshots"], views=[1], loading=Loading(num_workers=0))
+        one: dict[str, Any] = {"runs": [run.run_id], "views": [1], "loading": Loading(num_workers=0)}
+        compared = ensemble(**one, baselines=[f"{run.run_id}/snapshots"])
+        with pytest.raises(UsageError, match=f"baselines={run.run_id}/1: .* has a row already"):
+            ensemble(**one, baselines=[f"{run.run_id}/snapshots", f"{run.run_id}/1"])
         members = [load_member(checkpoint_of(store, network)) for network in networks]
         indices = np.array(sorted(members[0].data.splits.test, key=lambda i: members[0].data.image_set.paths[i]))
         logits = [predict_views(member, indices, [1], Path("mlruns/predictions"))[1][0] for member in members]
@@ -81,12 +82,12 @@ def test_snapshots_are_members_and_their_mean_a_row_beside_others(cyclic: tuple[
     assert [line.row.run_id for line in table.lines[:3]] == [network.run_id for network in networks]
     assert all(np.array_equal(line.row.correct, own) for line, own in zip(table.lines, correct, strict=True))
     assert {line.row.name for line in table.lines[:3]} == {f"lenet5 snapshot {n} seed 0" for n in (1, 2, 3)}
-    # Beside a member: one row for their mean, which has no part in the ensemble.
-    member, alone, mean = (line.row for line in beside.lines)
+    # As a baseline of one member: one row for their mean, which is not in the ensemble.
+    member, alone, mean = (line.row for line in compared.lines)
     assert np.array_equal(member.correct, alone.correct) and alone.weights == (1.0,)
-    assert (mean.name, mean.kind, mean.forward_passes) == ("3 snapshots of lenet5 seed 0", "alternative", 3)
+    assert (mean.name, mean.kind, mean.forward_passes) == ("3 snapshots of lenet5 seed 0", "baseline", 3)
     assert np.array_equal(mean.correct, correct[-1])
-    assert beside.members[0].accuracy.n == 1 and len(beside.gains) == 1
+    assert compared.members[0].accuracy.n == 1 and len(compared.gains) == 1
     # Their run keeps what is known of each, and their logits.
     kept = {path.name for path in (run.artifacts / "logits").iterdir()}
     checkpoints = [run.artifacts / "checkpoints" / f"{name}.ckpt" for name in ("best", "snapshot_1", "snapshot_3")]
@@ -94,7 +95,7 @@ def test_snapshots_are_members_and_their_mean_a_row_beside_others(cyclic: tuple[
     assert len([name for name in kept if name.endswith(".safetensors")]) >= 3
     (of_three, of_one) = tracked_runs(folder, "ensemble")
     assert of_three.tags["members"].split() == [network.run_id for network in networks]
-    assert of_one.tags["beside"] == of_three.tags["members"]
+    assert of_one.tags["baselines"] == of_three.tags["members"]
 
 
 def test_a_resumed_run_leaves_the_same_snapshots(

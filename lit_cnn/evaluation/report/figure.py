@@ -1,65 +1,64 @@
-"""The table as a picture: what accuracy costs in forward passes."""
+"""Pictures of the table; the first: what accuracy costs in forward passes."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lit_cnn.core.files import replace_atomically
-from lit_cnn.evaluation.report.table import Line, Table
+from lit_cnn.evaluation.report.numbers import Line, Numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 REFERENCE_COLOR, MEMBER_COLOR = "#c2410c", "#9aa5b1"
-_STAND_OUT = ("#0b5cad", "#15803d", "#7e22ce", "#0f766e", "#b45309", "#be185d")
+_COMBINED_COLORS = ("#0b5cad", "#15803d", "#7e22ce", "#0f766e", "#b45309", "#be185d")
 
 
 def ensemble_colors(lines: Sequence[Line]) -> dict[str, str]:
-    """Returns a colour for the name of each ensemble and alternative in the table, in its order."""
-    names = dict.fromkeys(line.row.name for line in lines if line.row.stands_out)
-    return {name: _STAND_OUT[place % len(_STAND_OUT)] for place, name in enumerate(names)}
+    """Returns a colour for the name of each ensemble and baseline in the table, in its order."""
+    names = dict.fromkeys(line.row.name for line in lines if line.row.is_combined)
+    return {name: _COMBINED_COLORS[place % len(_COMBINED_COLORS)] for place, name in enumerate(names)}
 
 
-def plot_accuracy(table: Table, path: Path) -> None:
-    """Draws each row's test accuracy with its 95 % Wilson interval over its forward passes, as a PNG of 1350 x 810 px.
+def new_figure(width: float, height: float) -> tuple["Figure", "Axes"]:
+    """Returns an empty picture of so many inches, 150 px each, and its axes."""
+    # Not pyplot: it keeps every figure alive and may look for a display.
+    from matplotlib.figure import Figure
 
-    Members are light, ensembles and alternatives bold; the reference is marked and its accuracy drawn through. Rows of
-    equally many passes stand side by side.
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
-    Args:
-        table: What to draw.
-        path: The PNG file; replaced whole if it is there.
-    """
+
+def save_png(figure: "Figure", path: Path) -> None:
+    """Writes a picture as PNG; a file that is there is replaced whole."""
     with replace_atomically(path) as temporary:
-        _draw(table).savefig(temporary, format="png", dpi=150)
+        figure.savefig(temporary, format="png", dpi=150)
 
 
-def accuracy_svg(table: Table) -> str:
-    """Returns the same picture as an `<svg>` element, to stand inside a page."""
-    return svg_of(lambda: _draw(table), "accuracy")
-
-
-def svg_of(draw: Callable[[], "Figure"], salt: str) -> str:
-    """Returns what is drawn as an `<svg>` element; `salt` tells its names from those of another on the same page."""
+def svg_of(figure: "Figure", salt: str) -> str:
+    """Returns a picture as an `<svg>` element; `salt` tells its names from those of another on the same page."""
     import matplotlib
 
     text = io.StringIO()
     # Letters as text, not as outlines: small, searchable; and no date, so that the same table gives the same page.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"lit_cnn {salt}"}):
-        draw().savefig(text, format="svg", metadata={"Date": None})
+        figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
-def _draw(table: Table) -> "Figure":
-    # Not pyplot: it keeps every figure alive and may look for a display.
-    from matplotlib.figure import Figure
+def draw_accuracy(table: Numbers) -> "Figure":
+    """Draws each row's test accuracy with its 95 % Wilson interval over its forward passes, 1350 x 810 px.
 
-    figure = Figure(figsize=(9, 5.4), layout="constrained")
-    axes = figure.add_subplot()
+    Members are light, ensembles and baselines bold; the reference is marked and its accuracy drawn through. Rows of
+    equally many passes are side by side.
+    """
+    figure, axes = new_figure(9, 5.4)
     positions = _positions(table.lines)
     reference = next(line for line in table.lines if line.row is table.reference)
     axes.axhline(100 * reference.accuracy.mean, color=REFERENCE_COLOR, linewidth=1, linestyle=(0, (4, 4)), zorder=1)
@@ -78,10 +77,10 @@ def _draw(table: Table) -> "Figure":
 
 
 def _positions(lines: Sequence[Line]) -> np.ndarray:
-    """Returns log10 of each line's passes, moved so that lines of equal or close passes stand side by side."""
-    # The markers that stand out are as wide as three of the others.
-    stands_out = [line.difference is None or line.row.stands_out for line in lines]
-    widths = np.where(stands_out, 3.0, 1.0)
+    """Returns log10 of each line's passes, moved so that lines of equal or close passes are side by side."""
+    # Bold markers are as wide as three of the others.
+    is_bold = [line.difference is None or line.row.is_combined for line in lines]
+    widths = np.where(is_bold, 3.0, 1.0)
     passes = np.array([line.row.forward_passes for line in lines])
     groups = np.unique(passes)
     group_widths = np.array([widths[passes == group].sum() for group in groups])
@@ -106,13 +105,13 @@ def _join_same_names(axes: "Axes", lines: Sequence[Line], positions: np.ndarray)
             for line, position in zip(lines, positions, strict=True)
             if (line.row.name, line.row.kind) == key
         ]
-        stands_out = key[1] != "member"
+        is_combined = key[1] != "member"
         axes.plot(
             *zip(*sorted(own), strict=True),
-            color=colors[key[0]] if stands_out else MEMBER_COLOR,
-            linewidth=1.6 if stands_out else 0.7,
-            alpha=0.7 if stands_out else 0.45,
-            zorder=3 if stands_out else 1,
+            color=colors[key[0]] if is_combined else MEMBER_COLOR,
+            linewidth=1.6 if is_combined else 0.7,
+            alpha=0.7 if is_combined else 0.45,
+            zorder=3 if is_combined else 1,
         )
 
 
@@ -121,7 +120,7 @@ def _draw_line(axes: "Axes", line: Line, position: float, color: str, is_referen
     if is_reference:
         label = f"reference: {shortened(line.row.name)}, best on val, {line.row.num_models} x {line.row.num_views}"
         style = {"color": REFERENCE_COLOR, "marker": "D", "markersize": 7, "linewidth": 1.8, "zorder": 5}
-    elif line.row.stands_out:
+    elif line.row.is_combined:
         label = shortened(line.row.name)
         style = {"color": color, "marker": "o", "markersize": 8, "linewidth": 2.4, "zorder": 4}
     else:
@@ -134,11 +133,11 @@ def _draw_line(axes: "Axes", line: Line, position: float, color: str, is_referen
 
 
 def _write_models_x_crops(axes: "Axes", lines: Sequence[Line], positions: np.ndarray) -> None:
-    """Writes M x V over what stands out; over the highest of those that share it, or one would cover the other."""
+    """Writes M x V over what is combined; over the highest of those that share it, or one would cover the other."""
     colors = ensemble_colors(lines)
     highest: dict[str, tuple[float, float, str]] = {}
     for line, position in zip(lines, positions, strict=True):
-        if line.row.stands_out:
+        if line.row.is_combined:
             text = f"{line.row.num_models} x {line.row.num_views}"
             found = (100 * line.accuracy.high, float(position), colors[line.row.name])
             highest[text] = max(found, highest.get(text, found))
@@ -155,7 +154,7 @@ def _write_models_x_crops(axes: "Axes", lines: Sequence[Line], positions: np.nda
         )
 
 
-def _label_axes(axes: "Axes", table: Table) -> None:
+def _label_axes(axes: "Axes", table: Numbers) -> None:
     passes = sorted({line.row.forward_passes for line in table.lines})
     low, high = np.log10(passes[0]), np.log10(passes[-1])
     margin = max(0.2, 0.08 * (high - low))
@@ -172,7 +171,6 @@ def _label_axes(axes: "Axes", table: Table) -> None:
     axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.margins(y=0.1)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def shortened(name: str) -> str:

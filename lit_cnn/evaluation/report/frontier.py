@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lit_cnn.evaluation.report.table import ALPHA, Line, Row, Table, on_images_of
+from lit_cnn.evaluation.report.numbers import ALPHA, Line, Numbers, Row, on_images_of
 from lit_cnn.evaluation.statistics import Interval, holm, mcnemar_exact, paired_bootstrap
 
 _ABOUT_AS_CHEAP = 1.05  # networks of one architecture never take the same time to the microsecond
 
 
 @dataclass(frozen=True, eq=False)
-class Bargain:
+class CheapestNotWorse:
     """The cheapest row that is not significantly worse than the best.
 
     Attributes:
@@ -49,11 +49,11 @@ def pareto_front(lines: Sequence[Line]) -> list[Line]:
     return front
 
 
-def find_bargain(table: Table) -> Bargain | None:
+def cheapest_not_worse(table: Numbers) -> CheapestNotWorse | None:
     """Tests every row against the best one and returns the cheapest that is not significantly worse.
 
     Rows on a part of the images cannot be the best, unless all are; they are tested on their part. The best one is
-    chosen on the images that it is tested on, so it looks better than it is, and a row that holds against it holds.
+    chosen on the images that it is tested on, so it looks better than it is: the test is on the safe side.
 
     Returns:
         None if costs are not known.
@@ -76,7 +76,7 @@ def find_bargain(table: Table) -> Bargain | None:
     cheap = [line for line in as_good if cost_on_axis(line.row) <= _ABOUT_AS_CHEAP * least]
     cheapest = best if best in cheap else max(cheap, key=lambda line: line.row.val_accuracy or 0.0)
     difference = cheapest.row.correct.astype(float) - on_images_of(cheapest.row, best.row)
-    return Bargain(
+    return CheapestNotWorse(
         best,
         cheapest,
         paired_bootstrap(difference),

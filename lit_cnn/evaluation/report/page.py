@@ -70,7 +70,7 @@ table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #ddd; }}
 th:first-child, td:first-child {{ text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 9rem; }}
 thead th {{ border-bottom: 2px solid #222; }}
-tr.ensemble, tr.alternative {{ font-weight: 600; }}
+tr.ensemble, tr.baseline {{ font-weight: 600; }}
 tr.reference {{ background: #f3f3f3; }}
 </style>
 </head>

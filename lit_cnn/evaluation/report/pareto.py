@@ -1,14 +1,12 @@
 """The table as a picture: accuracy against what it costs in time, or in multiply-adds where no time was measured."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from lit_cnn.core.files import replace_atomically
-from lit_cnn.evaluation.report.figure import MEMBER_COLOR, REFERENCE_COLOR, ensemble_colors, shortened, svg_of
-from lit_cnn.evaluation.report.frontier import cost_on_axis, find_bargain, pareto_front
-from lit_cnn.evaluation.report.table import Line, Table
+from lit_cnn.evaluation.report.figure import MEMBER_COLOR, REFERENCE_COLOR, ensemble_colors, new_figure, shortened
+from lit_cnn.evaluation.report.frontier import cheapest_not_worse, cost_on_axis, pareto_front
+from lit_cnn.evaluation.report.numbers import Line, Numbers
 from lit_cnn.evaluation.report.wording import machine_of
 
 if TYPE_CHECKING:
@@ -18,8 +16,8 @@ if TYPE_CHECKING:
 _MARKERS: Mapping[int, str] = MappingProxyType({1: "o", 2: "s", 5: "^", 10: "D", 144: "*"})
 
 
-def plot_pareto(table: Table, path: Path) -> None:
-    """Draws each row's test accuracy with its 95 % Wilson interval over its cost, as a PNG of 1350 x 810 px.
+def draw_pareto(table: Numbers) -> "Figure":
+    """Draws each row's test accuracy with its 95 % Wilson interval over its cost, 1350 x 810 px.
 
     The cost is the median latency of one image where it was measured, else multiply-adds per image. A stepped line
     joins the rows that no other beats in both; a ring marks the cheapest that is not significantly worse than the
@@ -27,23 +25,8 @@ def plot_pareto(table: Table, path: Path) -> None:
 
     Args:
         table: What to draw; the costs of all rows are known.
-        path: The PNG file; replaced whole if it is there.
     """
-    with replace_atomically(path) as temporary:
-        _draw(table).savefig(temporary, format="png", dpi=150)
-
-
-def pareto_svg(table: Table) -> str:
-    """Returns the same picture as an `<svg>` element, to stand inside a page."""
-    return svg_of(lambda: _draw(table), "pareto")
-
-
-def _draw(table: Table) -> "Figure":
-    # Not pyplot: it keeps every figure alive and may look for a display.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5.4), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_figure(9, 5.4)
     axes.set_xscale("log")
     front = pareto_front(table.lines)
     _draw_front(axes, front, max(cost_on_axis(line.row) for line in table.lines))
@@ -51,11 +34,11 @@ def _draw(table: Table) -> "Figure":
     for line in table.lines:
         is_reference = line.row is table.reference
         _draw_line(axes, line, REFERENCE_COLOR if is_reference else colors.get(line.row.name, MEMBER_COLOR))
-    bargain = find_bargain(table)
-    assert bargain is not None
+    found = cheapest_not_worse(table)
+    assert found is not None
     axes.scatter(
-        [cost_on_axis(bargain.cheapest.row)],
-        [100 * bargain.cheapest.accuracy.mean],
+        [cost_on_axis(found.cheapest.row)],
+        [100 * found.cheapest.accuracy.mean],
         s=260,
         facecolors="none",
         edgecolors="#111827",
@@ -89,7 +72,7 @@ def _draw_line(axes: "Axes", line: Line, color: str) -> None:
     )
 
 
-def _label_axes(axes: "Axes", table: Table) -> None:
+def _label_axes(axes: "Axes", table: Numbers) -> None:
     from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullLocator
 
     is_timed = bool(machine_of(table))
@@ -106,10 +89,9 @@ def _label_axes(axes: "Axes", table: Table) -> None:
     axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.margins(x=0.08, y=0.1)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_legend(figure: "Figure", axes: "Axes", table: Table) -> None:
+def _draw_legend(figure: "Figure", axes: "Axes", table: Numbers) -> None:
     from matplotlib.lines import Line2D
 
     def point(label: str, **style: Any) -> Line2D:

@@ -1,12 +1,10 @@
 """Reliability diagrams: how often the network is right where it is so sure."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_cnn.core.files import replace_atomically
 from lit_cnn.evaluation.calibration import Reliability
-from lit_cnn.evaluation.report.figure import REFERENCE_COLOR, shortened, svg_of
-from lit_cnn.evaluation.report.table import Row, Table
+from lit_cnn.evaluation.report.figure import REFERENCE_COLOR, shortened
+from lit_cnn.evaluation.report.numbers import Numbers, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,8 +13,8 @@ if TYPE_CHECKING:
 _COLORS = ("#0b5cad", "#15803d", "#7e22ce", "#52606d", "#111827")
 
 
-def plot_reliability(table: Table, path: Path) -> None:
-    """Draws accuracy over confidence of the reference, and of one ensemble a number of crops, as a PNG 750 px high.
+def draw_reliability(table: Numbers) -> "Figure":
+    """Draws accuracy over confidence of the reference, and of one ensemble a number of crops, 750 px high.
 
     One panel, and a second one after the temperature where it was fitted (Guo et al. 2017, figure 4). A disc is a
     bin, its area the share of the images; on the diagonal the network is as often right as it says. Of several
@@ -24,18 +22,7 @@ def plot_reliability(table: Table, path: Path) -> None:
 
     Args:
         table: What to draw; at least one of its rows has a calibration.
-        path: The PNG file; replaced whole if it is there.
     """
-    with replace_atomically(path) as temporary:
-        _draw(table).savefig(temporary, format="png", dpi=150)
-
-
-def reliability_svg(table: Table) -> str:
-    """Returns the same picture as an `<svg>` element, to stand inside a page."""
-    return svg_of(lambda: _draw(table), "reliability")
-
-
-def _draw(table: Table) -> "Figure":
     # Not pyplot: it keeps every figure alive and may look for a display.
     from matplotlib.figure import Figure
 

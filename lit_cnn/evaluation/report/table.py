@@ -1,242 +1,244 @@
-"""The numbers of the table: each row's accuracy and its paired difference to the reference."""
+"""The table for a terminal, a notebook, a spreadsheet, MLflow's description of a run, a browser and a program."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from lit_cnn.evaluation.calibration import Calibration
-from lit_cnn.evaluation.cost import Cost
-from lit_cnn.evaluation.statistics import (
-    Interval,
-    McNemar,
-    MeanStd,
-    holm,
-    images_for_power,
-    mcnemar_exact,
-    mean_std,
-    paired_bootstrap,
-    unpaired_difference,
-    wilson_interval,
+from lit_cnn.evaluation.cost import BATCHES
+from lit_cnn.evaluation.mistakes import Predictions
+from lit_cnn.evaluation.report.figure import draw_accuracy, save_png, svg_of
+from lit_cnn.evaluation.report.mistakes import write_mistakes
+from lit_cnn.evaluation.report.numbers import Line, Numbers
+from lit_cnn.evaluation.report.page import bullets, grid, heading, page, paragraph
+from lit_cnn.evaluation.report.pareto import draw_pareto
+from lit_cnn.evaluation.report.reliability import draw_reliability
+from lit_cnn.evaluation.report.result import (
+    Result,
+    escaped_markdown,
+    json_text,
+    markdown_grid,
+    text_grid,
+    text_notes,
+    write_texts,
 )
+from lit_cnn.evaluation.report.wording import (
+    CALIBRATION_CAPTION,
+    CALIBRATION_COLUMNS,
+    COLUMNS,
+    GRID_COLUMNS,
+    Column,
+    caption,
+    cost_caption,
+    cost_columns,
+    grid_caption,
+    machine_of,
+    sentences,
+)
+from lit_cnn.tracking.run import Run
+from lit_cnn.training.classifier import LitClassifier
 
-ALPHA = 0.05
-"""A Holm-adjusted p below this is called a difference."""
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
-@dataclass(frozen=True, eq=False)
-class Row:
-    """One way to classify the test images: a network or an ensemble, with so many crops per image.
+@dataclass(frozen=True, eq=False, repr=False)
+class Table(Numbers, Result):
+    """Models x crops: networks alone and combined, every number with its error.
+
+    In the form of GoogLeNet's paper (Szegedy et al. 2014, table 3). Made by `ensemble`, or by `Table.of` from rows.
 
     Attributes:
-        name: A network's name, or what the ensemble is called; the same for all its crop counts.
-        kind: A member, an ensemble of members, or an alternative that has no part in it: a soup, a student, snapshots.
-        num_models: M, networks that are asked; 1 for a member.
-        num_views: V, crops per image.
-        forward_passes: Per image: M * V.
-        correct: `(N,)` bool, True where the image is classified correctly; all rows on the same images, but for `part`.
-        val_accuracy: In [0, 1], on the images on which the reference was chosen, if known.
-        run_id: MLflow's, if there is one.
-        part: `(n,)` int, the places among the N images that the row is about, where it is not about all: then
-            `correct` is `(n,)`.
-        composition: Which members with which weights, where these were selected on val.
-        val_counts: Images of val that this row classifies correctly, and all of them, if it was computed there.
-        calibration: Of its probabilities, if it has any.
-        weights: `(M',)`, one for each member of the table, of an ensemble; 0 for a member that is left out.
-        cost: What it takes to classify an image, where it is known.
+        predictions: What the combination that was asked for predicts for each test image; its mistakes are reported.
+        load_model: Returns the network whose class-activation maps of these a report shows; None for no maps.
+        run: The run that holds this comparison in MLflow.
+        experiment: The experiment of that run.
     """
 
-    name: str
-    kind: Literal["member", "ensemble", "alternative"]
-    num_models: int
-    num_views: int
-    forward_passes: int
-    correct: np.ndarray
-    val_accuracy: float | None = None
-    run_id: str | None = None
-    part: np.ndarray | None = None
-    composition: str = ""
-    val_counts: tuple[int, int] | None = None
-    calibration: Calibration | None = None
-    weights: tuple[float, ...] = ()
-    cost: Cost | None = None
+    predictions: Predictions | None = None
+    load_model: Callable[[], LitClassifier] | None = None
+    run: Run | None = None
+    experiment: str = ""
+
+    def text(self) -> "Sequence[RenderableType]":
+        """Returns the table, its caption and its sentences, for 100 columns or more; ensembles are bold.
+
+        Where temperatures were fitted, a second table of the calibration follows; where latency was measured, one of
+        costs.
+        """
+        narrow = [column for column in COLUMNS if column.narrow]
+        parts = [_text_grid(narrow, self.lines, caption(self)), "", *text_notes(sentences(self))]
+        if any(line.row.calibration and line.row.calibration.scaled for line in self.lines):
+            parts += ["", _text_grid(CALIBRATION_COLUMNS, self.lines, CALIBRATION_CAPTION)]
+        if machine_of(self):
+            parts += ["", _text_grid(cost_columns(self), self.lines, cost_caption(self))]
+        return parts
+
+    def sections(self) -> list[str]:
+        """Returns sentences, pictures and tables in HTML."""
+        parts = [bullets(sentences(self)), svg_of(draw_accuracy(self), "accuracy"), self._html_grid(COLUMNS)]
+        parts.append(paragraph(caption(self)))
+        if self.grid:
+            parts += [heading("Networks against crops"), self._html_grid(GRID_COLUMNS, self.grid)]
+            parts.append(paragraph(grid_caption(self)))
+        if self._has_cost:
+            parts += [heading("Cost"), svg_of(draw_pareto(self), "pareto"), self._html_grid(cost_columns(self))]
+            parts.append(paragraph(cost_caption(self)))
+        if self._has_calibration:
+            parts += [heading("Calibration"), svg_of(draw_reliability(self), "reliability")]
+            parts += [self._html_grid(CALIBRATION_COLUMNS), paragraph(CALIBRATION_CAPTION)]
+        return parts
+
+    def records(self) -> list[dict[str, Any]]:
+        """Returns the rows: fractions, in full precision; None where there is no number."""
+        return [_record(line) for line in self.lines]
+
+    def to_markdown(self) -> str:
+        """Returns the sentences, the tables and their captions in GitHub's Markdown."""
+        said = [f"- {escaped_markdown(sentence)}" for sentence in sentences(self)]
+        parts = [*said, "", *_markdown_grid(COLUMNS, self.lines), "", caption(self).replace("*:", r"\*:"), ""]
+        if self._has_calibration:
+            parts += [*_markdown_grid(CALIBRATION_COLUMNS, self.lines), "", CALIBRATION_CAPTION, ""]
+        if self.grid:
+            parts += [*_markdown_grid(GRID_COLUMNS, self.grid), "", grid_caption(self).replace("*:", r"\*:"), ""]
+        if self._has_cost:
+            parts += [*_markdown_grid(cost_columns(self), self.lines), "", cost_caption(self), ""]
+        return "\n".join(parts)
+
+    def to_html(self, *appendix: str) -> str:
+        """Returns a page that needs no other file: what a notebook shows; and what is appended, in HTML."""
+        return page("Models x crops", *self.sections(), *appendix)
+
+    def to_json(self) -> str:
+        """Returns every number of the table, in fractions and full precision, and its sentences; null for no number."""
+        return json_text(
+            {
+                "num_images": self.num_images,
+                "num_classes": self.num_classes,
+                "machine": machine_of(self) or None,
+                "rows": [_record(line) | {"is_reference": line.row is self.reference} for line in self.lines],
+                "members": [
+                    {
+                        "num_views": summary.num_views,
+                        "n": summary.accuracy.n,
+                        "mean": summary.accuracy.mean,
+                        "std": None if math.isnan(summary.accuracy.std) else summary.accuracy.std,
+                    }
+                    for summary in self.members
+                ],
+                "grid": [
+                    {
+                        "num_models": line.row.num_models,
+                        "num_views": line.row.num_views,
+                        "forward_passes": line.row.forward_passes,
+                        "num_images": len(line.row.correct),
+                        "accuracy": line.accuracy.mean,
+                        "over_base": line.difference and line.difference._asdict(),
+                    }
+                    for line in self.grid
+                ],
+                "gains_over_members_mean": [
+                    {"name": gain.row.name, "num_models": gain.row.num_models, "num_views": gain.row.num_views}
+                    | gain.difference._asdict()
+                    for gain in self.gains
+                ],
+                "sentences": sentences(self),
+            }
+        )
+
+    def write(self, folder: Path) -> list[Path]:
+        """Writes the table as CSV, Markdown and JSON, its pictures, its mistakes, and a page with all of it."""
+        files = write_texts(
+            folder, {"table.csv": self.to_csv(), "table.md": self.to_markdown(), "table.json": self.to_json()}
+        )
+        pictures = {"accuracy.png": draw_accuracy}
+        if self._has_cost:
+            pictures["pareto.png"] = draw_pareto
+        if self._has_calibration:
+            pictures["reliability.png"] = draw_reliability
+        for name, draw in pictures.items():
+            save_png(draw(self), folder / name)
+            files.append(folder / name)
+        appendix = ""
+        if self.predictions is not None:
+            of_mistakes, appendix = write_mistakes(self.predictions, folder, self.load_model)
+            files += of_mistakes
+        return files + write_texts(folder, {"report.html": self.to_html(appendix)})
+
+    def _html_grid(self, columns: Sequence[Column], lines: Sequence[Line] | None = None) -> str:
+        lines = self.lines if lines is None else lines
+        return grid(
+            [column.one_line_title for column in columns],
+            [[column.text(line) for column in columns] for line in lines],
+            [line.row.kind + (" reference" if line.row is self.reference else "") for line in lines],
+        )
 
     @property
-    def stands_out(self) -> bool:
-        """Whether it is what members are weighed against: an ensemble or an alternative."""
-        return self.kind != "member"
+    def _has_calibration(self) -> bool:
+        return any(line.row.calibration for line in self.lines)
+
+    @property
+    def _has_cost(self) -> bool:
+        return any(line.row.cost for line in self.lines)
 
 
-@dataclass(frozen=True, eq=False)
-class Line:
-    """A row with its numbers; accuracies and differences are fractions, not per cent.
-
-    Attributes:
-        row: What it is about.
-        accuracy: On test, with its 95 % Wilson interval.
-        difference: Accuracy minus the reference's, with its 95 % paired bootstrap interval; None for the reference.
-        mcnemar: Exact test against the reference (a: this row, b: the reference); None for the reference.
-        p_holm: McNemar's p, adjusted over all lines of the table (Holm); None for the reference.
-        images_needed: Test images that would show this difference with a power of 0.8; None if there is none.
-        fewer_views: The number of crops of the same models that comes before this row's; None if it is the smallest.
-        marginal: Accuracy minus that with `fewer_views`, on the same images, with its 95 % paired bootstrap interval.
-        optimism: Accuracy on val minus accuracy on test, with its 95 % Newcombe interval, if it was computed on val.
-    """
-
-    row: Row
-    accuracy: Interval
-    difference: Interval | None = None
-    mcnemar: McNemar | None = None
-    p_holm: float | None = None
-    images_needed: int | None = None
-    fewer_views: int | None = None
-    marginal: Interval | None = None
-    optimism: Interval | None = None
+def _text_grid(columns: Sequence[Column], lines: Sequence[Line], caption: str) -> "RenderableType":
+    rows = [[column.text(line) for column in columns] for line in lines]
+    return text_grid([column.title for column in columns], rows, [line.row.is_combined for line in lines], caption)
 
 
-@dataclass(frozen=True)
-class MembersSummary:
-    """Number, mean and standard deviation of the members' accuracies (fractions) at one number of crops."""
-
-    num_views: int
-    accuracy: MeanStd
+def _markdown_grid(columns: Sequence[Column], lines: Sequence[Line]) -> list[str]:
+    rows = [[column.text(line) for column in columns] for line in lines]
+    return markdown_grid([column.one_line_title for column in columns], rows)
 
 
-@dataclass(frozen=True, eq=False)
-class Gain:
-    """Accuracy of an ensemble minus the mean of its members', at equal crops, with its 95 % paired bootstrap."""
-
-    row: Row
-    difference: Interval
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """All that the report says.
-
-    Attributes:
-        lines: In the order of the rows.
-        reference: The row that the others are compared to: the member best on val, one crop.
-        num_images: N, test images.
-        num_classes: K.
-        members: One entry for each number of crops.
-        gains: One entry for each ensemble of all members in the table.
-        grid: Models x crops: the first member and nested means of the first, each against the first of these lines.
-    """
-
-    lines: tuple[Line, ...]
-    reference: Row
-    num_images: int
-    num_classes: int
-    members: tuple[MembersSummary, ...]
-    gains: tuple[Gain, ...]
-    grid: tuple[Line, ...] = ()
-
-
-def build_table(rows: Sequence[Row], reference: Row, num_classes: int, grid: Sequence[Row] = ()) -> Table:
-    """Computes the table.
-
-    Args:
-        rows: In the order wanted, the reference among them.
-        reference: Chosen on val, not on the test images that are reported here.
-        num_classes: K, for the caption.
-        grid: The rows of models x crops, the base first.
-
-    Returns:
-        The table.
-
-    Raises:
-        ValueError: If the reference is not one of the rows, or the rows are not about the same images.
-    """
-    if not any(row is reference for row in rows):
-        raise ValueError(f"build_table: the reference {reference.name!r} is not one of the rows")
-    for row in rows:
-        if row.correct.shape != on_images_of(row, reference).shape or row.correct.dtype != bool:
-            raise ValueError(
-                f"build_table: {row.name!r} has {row.correct.dtype} {row.correct.shape}, "
-                f"the reference bool {reference.correct.shape}"
-            )
-    return Table(
-        lines=_lines(rows, reference),
-        reference=reference,
-        num_images=len(reference.correct),
-        num_classes=num_classes,
-        members=_members(rows),
-        gains=_gains(rows),
-        grid=_grid(grid),
-    )
-
-
-def on_images_of(row: Row, reference: Row) -> np.ndarray:
-    """Returns the reference's `correct` `(n,)` on the n images that the row is about."""
-    # Where the reference is about a part itself, it is that of all rows.
-    return reference.correct if row.part is None or reference.part is not None else reference.correct[row.part]
-
-
-def _lines(rows: Sequence[Row], reference: Row) -> tuple[Line, ...]:
-    tests = {id(row): mcnemar_exact(row.correct, on_images_of(row, reference)) for row in rows if row is not reference}
-    adjusted = dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True))
-    return tuple(
-        _alone(row, rows)
-        if row is reference
-        else replace(
-            _alone(row, rows),
-            difference=_paired(row.correct, on_images_of(row, reference)),
-            mcnemar=tests[id(row)],
-            p_holm=adjusted[id(row)],
-            images_needed=images_for_power(row.correct, on_images_of(row, reference)),
-        )
-        for row in rows
-    )
-
-
-def _alone(row: Row, rows: Sequence[Row]) -> Line:
-    """What can be said of a row without the reference."""
-    smaller = [
-        other for other in rows if (other.name, other.kind) == (row.name, row.kind) and other.num_views < row.num_views
-    ]
-    before = max(smaller, key=lambda other: other.num_views, default=None)
-    return Line(
-        row,
-        _accuracy(row),
-        fewer_views=before.num_views if before else None,
-        marginal=_paired(row.correct, on_images_of(row, before)) if before else None,
-        optimism=row.val_counts and unpaired_difference(*row.val_counts, int(row.correct.sum()), len(row.correct)),
-    )
-
-
-def _paired(correct: np.ndarray, other: np.ndarray) -> Interval:
-    return paired_bootstrap(correct.astype(float) - other)
-
-
-def _accuracy(row: Row) -> Interval:
-    low, high = wilson_interval(int(row.correct.sum()), len(row.correct))
-    return Interval(float(row.correct.mean()), low, high)
-
-
-def _members(rows: Sequence[Row]) -> tuple[MembersSummary, ...]:
-    return tuple(
-        MembersSummary(num_views, mean_std([float(row.correct.mean()) for row in _members_with(rows, num_views)]))
-        for num_views in sorted({row.num_views for row in rows if row.kind == "member"})
-    )
-
-
-def _gains(rows: Sequence[Row]) -> tuple[Gain, ...]:
-    gains = []
-    for row in rows:
-        members = _members_with(rows, row.num_views)
-        # An ensemble of some of the members does not say of which: only one of all of them has known members.
-        if row.kind == "ensemble" and row.num_models == len(members):
-            of_members = np.mean([member.correct for member in members], axis=0)
-            gains.append(Gain(row, paired_bootstrap(row.correct - of_members)))
-    return tuple(gains)
-
-
-def _grid(rows: Sequence[Row]) -> tuple[Line, ...]:
-    differences = [None, *(_paired(row.correct, on_images_of(row, rows[0])) for row in rows[1:])]
-    return tuple(Line(row, _accuracy(row), difference) for row, difference in zip(rows, differences, strict=False))
-
-
-def _members_with(rows: Sequence[Row], num_views: int) -> list[Row]:
-    return [row for row in rows if row.kind == "member" and row.num_views == num_views]
+def _record(line: Line) -> dict[str, Any]:
+    row, difference, test = line.row, line.difference, line.mcnemar
+    marginal, optimism, calibration = line.marginal, line.optimism, line.row.calibration
+    scaled = calibration and calibration.scaled
+    cost, latency = row.cost, row.cost.latency if row.cost else {}
+    return {
+        "name": row.name,
+        "kind": row.kind,
+        "num_models": row.num_models,
+        "num_views": row.num_views,
+        "forward_passes": row.forward_passes,
+        "val_accuracy": row.val_accuracy,
+        "accuracy": line.accuracy.mean,
+        "accuracy_low": line.accuracy.low,
+        "accuracy_high": line.accuracy.high,
+        "difference": difference and difference.mean,
+        "difference_low": difference and difference.low,
+        "difference_high": difference and difference.high,
+        "only_this_correct": test and test.only_a,
+        "only_reference_correct": test and test.only_b,
+        "p": test and test.p_value,
+        "p_holm": line.p_holm,
+        "images_needed": line.images_needed,
+        "num_images": len(row.correct),
+        "fewer_views": line.fewer_views,
+        "marginal": marginal and marginal.mean,
+        "marginal_low": marginal and marginal.low,
+        "marginal_high": marginal and marginal.high,
+        "composition": row.composition or None,
+        "weights": " ".join(map(repr, row.weights)) or None,
+        "optimism": optimism and optimism.mean,
+        "optimism_low": optimism and optimism.low,
+        "optimism_high": optimism and optimism.high,
+        "ece": calibration and calibration.ece,
+        "brier": calibration and calibration.brier,
+        "nll": calibration and calibration.nll,
+        "temperature": scaled and scaled.temperature,
+        "ece_after": scaled and scaled.ece,
+        "nll_after": scaled and scaled.nll,
+        "parameters": cost and cost.parameters,
+        "multiply_adds": cost and cost.multiply_adds,
+        **{
+            f"seconds_for_{num_images}_{what}": latency[num_images]._asdict()[what] if latency else None
+            for num_images in BATCHES
+            for what in ("median", "p95")
+        },
+        "timed_rounds": min(found.num_rounds for found in latency.values()) if latency else None,
+        "run_id": row.run_id,
+    }

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from lit_cnn.evaluation.calibration import Calibration, Scaled
 from lit_cnn.evaluation.cost import LARGEST_PASS, Latency
-from lit_cnn.evaluation.report.frontier import find_bargain
-from lit_cnn.evaluation.report.table import ALPHA, Line, Row, Table
+from lit_cnn.evaluation.report.frontier import cheapest_not_worse
+from lit_cnn.evaluation.report.numbers import ALPHA, Line, Numbers, Row
 from lit_cnn.evaluation.statistics import Interval
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ LATENCY_COLUMNS = (
 )
 
 
-def grid_caption(table: Table) -> str:
+def grid_caption(table: Numbers) -> str:
     """Says what the grid of models x crops holds."""
     return (
         "In the form of Szegedy et al. 2014, table 3: the mean of the networks best on val over their crops; error on "
@@ -90,14 +90,14 @@ def grid_caption(table: Table) -> str:
     )
 
 
-def cost_columns(table: Table) -> tuple[Column, ...]:
+def cost_columns(table: Numbers) -> tuple[Column, ...]:
     """Returns the columns of the table of costs: with latency where it was measured."""
     return LATENCY_COLUMNS if machine_of(table) else COST_COLUMNS
 
 
-def cost_caption(table: Table) -> str:
+def cost_caption(table: Numbers) -> str:
     """Says what the costs count, and how latency was measured."""
-    said = "Passes: forward passes per image. Multiply-adds: per image. Parameters: of all networks asked."
+    said = "Passes: forward passes per image. Multiply-adds: per image. Parameters: of all networks."
     if not (machine := machine_of(table)):
         return said
     rounds = {latency.num_rounds for line in table.lines if line.row.cost for latency in line.row.cost.latency.values()}
@@ -110,12 +110,12 @@ def cost_caption(table: Table) -> str:
     )
 
 
-def machine_of(table: Table) -> str:
+def machine_of(table: Numbers) -> str:
     """Returns on what latency was measured; empty if it was not."""
     return next((line.row.cost.machine for line in table.lines if line.row.cost), "")
 
 
-def caption(table: Table) -> str:
+def caption(table: Numbers) -> str:
     """Says what the columns hold and on how many images and classes they rest."""
     return (
         f"n = {table.num_images:,} test images, {table.num_classes:,} classes. Passes: forward passes per image. "
@@ -125,19 +125,19 @@ def caption(table: Table) -> str:
     )
 
 
-def sentences(table: Table) -> list[str]:
+def sentences(table: Numbers) -> list[str]:
     """What the table says, in plain words.
 
     Returns:
         Which row the reference is; the cheapest that is not significantly worse than the best; one sentence for each
-        ensemble and alternative, and for the reference's network at other numbers of crops; what more crops bring to
+        ensemble and baseline, and for the reference's network at other numbers of crops; what more crops bring to
         these; how much better than on test an ensemble selected on val looked there; then the gain of each ensemble
         over the mean of its members; then the members' mean and spread.
     """
     compared = [
         _comparison(line)
         for line in table.lines
-        if line.difference is not None and (line.row.stands_out or line.row.name == table.reference.name)
+        if line.difference is not None and (line.row.is_combined or line.row.name == table.reference.name)
     ]
     gains = [
         f"{_subject(gain.row)} minus the mean of its members with {_crops(gain.row.num_views)}: "
@@ -152,7 +152,7 @@ def sentences(table: Table) -> list[str]:
     ]
     return [
         _reference(table.reference),
-        *_bargain(table),
+        *_cheapest(table),
         *compared,
         *_steps(table),
         *_selections(table),
@@ -178,8 +178,8 @@ def _reference(row: Row) -> str:
     return f"The reference is the member best on val{on_val}: {row.name} with {_crops(row.num_views)}."
 
 
-def _bargain(table: Table) -> list[str]:
-    found = find_bargain(table)
+def _cheapest(table: Numbers) -> list[str]:
+    found = cheapest_not_worse(table)
     if found is None:
         return []
     best = f"the best on test ({_subject(found.best.row)}, {100 * found.best.accuracy.mean:.2f} %)"
@@ -214,11 +214,11 @@ def _comparison(line: Line) -> str:
     )
 
 
-def _steps(table: Table) -> list[str]:
-    """What each larger number of crops brings, for ensembles, alternatives and the reference's network."""
+def _steps(table: Numbers) -> list[str]:
+    """What each larger number of crops brings, for ensembles, baselines and the reference's network."""
     steps: dict[str, list[str]] = {}
     for line in table.lines:
-        if line.marginal is not None and (line.row.stands_out or line.row.name == table.reference.name):
+        if line.marginal is not None and (line.row.is_combined or line.row.name == table.reference.name):
             on_part = f" (on {len(line.row.correct):,} images)" if line.row.part is not None else ""
             steps.setdefault(line.row.name, []).append(
                 f"{line.fewer_views} to {line.row.num_views} {points(line.marginal)}{on_part}"
@@ -226,7 +226,7 @@ def _steps(table: Table) -> list[str]:
     return [f"More crops, {name}: {', '.join(parts)}." for name, parts in steps.items()]
 
 
-def _selections(table: Table) -> list[str]:
+def _selections(table: Numbers) -> list[str]:
     return [
         f"{_subject(line.row)} was selected on val ({line.row.composition}): {100 * line.row.val_accuracy:.2f} % "
         f"there, {100 * line.accuracy.mean:.2f} % on test: optimism {points(line.optimism)}."
@@ -251,7 +251,7 @@ def _star(row: Row) -> str:
 
 def _on_part(lines: Sequence[Line]) -> str:
     parts = {len(line.row.correct) for line in lines if line.row.part is not None}
-    return "".join(f" *: on a stratified part of {count:,} test images (--limit_144)." for count in sorted(parts))
+    return "".join(f" *: on a stratified part of {count:,} test images (limit_144)." for count in sorted(parts))
 
 
 def _error(accuracy: Interval) -> Interval:

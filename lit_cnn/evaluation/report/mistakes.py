@@ -3,25 +3,25 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from lit_cnn.core.files import replace_atomically, write_text_atomically
+from lit_cnn.core.files import write_text_atomically
 from lit_cnn.core.resize import resize_and_center_crop
 from lit_cnn.data.contact_sheet import captioned_images
 from lit_cnn.data.preview import write_png
 from lit_cnn.evaluation.activation import activation_maps, why_no_maps
 from lit_cnn.evaluation.mistakes import (
-    Verdict,
+    Predictions,
     confusion_matrix,
     most_confused,
     scores_of_classes,
     worst_mistakes,
 )
-from lit_cnn.evaluation.report.figure import shortened
+from lit_cnn.evaluation.report.figure import new_figure, save_png, shortened
 from lit_cnn.evaluation.report.page import grid, heading, paragraph, picture
 from lit_cnn.training.classifier import LitClassifier
 
@@ -29,8 +29,8 @@ _MOST_COUNTS = 25  # classes; with more of them the numbers would not fit into t
 _MOST_NAMES = 60
 
 
-def write_verdict(
-    verdict: Verdict, folder: Path, model: LitClassifier | None, prefix: str = ""
+def write_mistakes(
+    predictions: Predictions, folder: Path, load_model: Callable[[], LitClassifier] | None, prefix: str = ""
 ) -> tuple[list[Path], str]:
     """Writes what is to be seen of a classifier's mistakes, and returns the files and the sections of a page.
 
@@ -38,36 +38,39 @@ def write_verdict(
     `activation.png`.
 
     Args:
-        verdict: What the classifier says.
+        predictions: What the classifier predicts.
         folder: Where the files go.
-        model: The network whose class-activation maps are drawn for the class that was chosen; None for no maps.
+        load_model: Returns the network whose class-activation maps are drawn for the class predicted; None: no maps.
         prefix: What the files' names begin with.
     """
     confusion = folder / f"{prefix}confusion.png"
-    plot_confusion(verdict, confusion)
+    plot_confusion(predictions, confusion)
     classes = folder / f"{prefix}classes.csv"
-    write_text_atomically(classes, _classes_csv(verdict))
+    write_text_atomically(classes, _classes_csv(predictions))
     files = [confusion, classes]
     parts = [
-        heading(f"Mistakes: {verdict.name}"),
-        paragraph(f"{int((~verdict.correct).sum()):,} of {len(verdict.labels):,} test images are classified wrongly."),
+        heading(f"Mistakes: {predictions.name}"),
+        paragraph(
+            f"{int((~predictions.correct).sum()):,} of {len(predictions.labels):,} test images are classified wrongly."
+        ),
         picture(confusion, "confusion matrix"),
-        _confused_html(verdict),
-        _classes_html(verdict),
+        _confused_html(predictions),
+        _classes_html(predictions),
     ]
-    worst = worst_mistakes(verdict)
+    worst = worst_mistakes(predictions)
     if len(worst):
         mistakes = folder / f"{prefix}mistakes.png"
-        images = [verdict.image_set.images[index] for index in verdict.indices[worst]]
-        write_png(mistakes, captioned_images(images, [_caption(verdict, place) for place in worst]))
+        images = [predictions.image_set.images[index] for index in predictions.indices[worst]]
+        write_png(mistakes, captioned_images(images, [_caption(predictions, place) for place in worst]))
         files.append(mistakes)
-        parts += [heading("Worst mistakes"), picture(mistakes, "the most confident wrong answers")]
-        parts.append(_list(verdict, worst))
-    if len(worst) and model is not None:
+        parts += [heading("Worst mistakes"), picture(mistakes, "the most confident wrong predictions")]
+        parts.append(_list(predictions, worst))
+    if len(worst) and load_model is not None:
+        model = load_model()
         reason = why_no_maps(model)
         if not reason:
             activation = folder / f"{prefix}activation.png"
-            write_png(activation, _activation_sheet(verdict, worst, model))
+            write_png(activation, _activation_sheet(predictions, worst, model))
             files.append(activation)
             parts.append(picture(activation, "class-activation maps"))
             arch = model.hparams["arch"]
@@ -76,28 +79,25 @@ def write_verdict(
     return files, "\n".join(parts)
 
 
-def plot_confusion(verdict: Verdict, path: Path) -> None:
+def plot_confusion(predictions: Predictions, path: Path) -> None:
     """Draws the confusion matrix as a PNG: counts as numbers, and each row's shares as its colours.
 
     With more than 25 classes there are no numbers, with more than 60 no names.
 
     Args:
-        verdict: What the classifier says.
+        predictions: What the classifier predicts.
         path: The PNG file; replaced whole if it is there.
     """
-    # Not pyplot: it keeps every figure alive and may look for a display.
-    from matplotlib.figure import Figure
-
-    counts = confusion_matrix(verdict)
+    counts = confusion_matrix(predictions)
     num_classes = len(counts)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(12.0, 3.5 + 0.42 * num_classes)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new_figure(side + 0.8, side)
+    axes.spines[["top", "right"]].set_visible(True)
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(drawn, ax=axes, fraction=0.04, label="share of the true class's images")
     if num_classes <= _MOST_NAMES:
-        names = [_short_name(name) for name in verdict.class_names]
+        names = [_short_name(name) for name in predictions.class_names]
         axes.set_xticks(range(num_classes), names, rotation=90 if max(map(len, names)) > 3 else 0, fontsize=8)
         axes.set_yticks(range(num_classes), names, fontsize=8)
     if num_classes <= _MOST_COUNTS:
@@ -107,46 +107,35 @@ def plot_confusion(verdict: Verdict, path: Path) -> None:
             axes.text(predicted, true, text, ha="center", va="center", fontsize=8, color=color)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    axes.set_title(f"{shortened(verdict.name)}, n = {len(verdict.labels):,}", fontsize=10)
-    with replace_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    axes.set_title(f"{shortened(predictions.name)}, n = {len(predictions.labels):,}", fontsize=10)
+    save_png(figure, path)
 
 
-def _activation_sheet(verdict: Verdict, worst: np.ndarray, model: LitClassifier) -> np.ndarray:
+def _activation_sheet(predictions: Predictions, worst: np.ndarray, model: LitClassifier) -> np.ndarray:
     size, interpolation = model.hparams["image_size"], model.hparams["interpolation"]
     images = np.stack(
         [
-            resize_and_center_crop(verdict.image_set.images[index], size, interpolation)
-            for index in verdict.indices[worst]
+            resize_and_center_crop(predictions.image_set.images[index], size, interpolation)
+            for index in predictions.indices[worst]
         ]
     )
-    maps = activation_maps(model, torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), verdict.labels[worst])
-    return captioned_images(list(maps), [_caption(verdict, place) for place in worst])
+    maps = activation_maps(model, torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), predictions.labels[worst])
+    return captioned_images(list(maps), [_caption(predictions, place) for place in worst])
 
 
-def _caption(verdict: Verdict, place: int) -> list[str]:
+def _caption(predictions: Predictions, place: int) -> list[str]:
     """Returns the lines below a wrong image: its file's name, what it is, what it was taken for and how surely."""
-    label = verdict.labels[place]
-    path, true_name = verdict.image_set.paths[verdict.indices[place]], verdict.class_names[verdict.targets[place]]
-    sure = f"{100 * verdict.probabilities[place, label]:.1f} %"
-    return [path.rpartition("/")[2], f"is {true_name}", f"said {verdict.class_names[label]}", sure]
+    path, true_name, label, sure = predictions.of(place)
+    return [path.rpartition("/")[2], f"is {true_name}", f"predicted {label}", f"{sure} %"]
 
 
-def _list(verdict: Verdict, worst: np.ndarray) -> str:
-    rows = [
-        (
-            verdict.image_set.paths[verdict.indices[place]],
-            verdict.class_names[verdict.targets[place]],
-            verdict.class_names[verdict.labels[place]],
-            f"{100 * verdict.probabilities[place, verdict.labels[place]]:.1f}",
-        )
-        for place in worst
-    ]
+def _list(predictions: Predictions, worst: np.ndarray) -> str:
+    rows = [predictions.of(place) for place in worst]
     return grid(("Image", "True class", "Predicted", "Probability %"), rows)
 
 
-def _confused_html(verdict: Verdict) -> str:
-    pairs = most_confused(verdict)
+def _confused_html(predictions: Predictions) -> str:
+    pairs = most_confused(predictions)
     if not pairs:
         return ""
     rows = [(pair.true_name, pair.predicted_name, f"{pair.num_images:,}", f"{100 * pair.share:.1f}") for pair in pairs]
@@ -154,19 +143,19 @@ def _confused_html(verdict: Verdict) -> str:
     return heading("Most confused") + "\n" + grid(header, rows)
 
 
-def _classes_html(verdict: Verdict) -> str:
+def _classes_html(predictions: Predictions) -> str:
     rows = [
         (found.name, *map(_per_cent, (found.precision, found.recall, found.f1)), f"{found.support:,}")
-        for found in scores_of_classes(verdict)
+        for found in scores_of_classes(predictions)
     ]
     return heading("Classes") + "\n" + grid(("Class", "Precision %", "Recall %", "F1 %", "Images"), rows)
 
 
-def _classes_csv(verdict: Verdict) -> str:
+def _classes_csv(predictions: Predictions) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("class", "precision", "recall", "f1", "support"))
-    for found in scores_of_classes(verdict):
+    for found in scores_of_classes(predictions):
         scores: Sequence[float] = (found.precision, found.recall, found.f1)
         writer.writerow((found.name, *("" if math.isnan(score) else score for score in scores), found.support))
     return text.getvalue()

@@ -1,10 +1,10 @@
-"""Logits of a checkpoint's network: computed once per image and view, kept under the digest of what they depend on."""
+"""Every forward pass over images; and logits of views, computed once and stored by what they depend on."""
 
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.file_hashes import hash_files
-from lit_cnn.core.resize import Interpolation
 from lit_cnn.data.datamodule import ImageDataModule
-from lit_cnn.data.sources import ArrayImages, ImageSet
+from lit_cnn.data.sources import ArrayImages
 from lit_cnn.data.splits import Split
 from lit_cnn.evaluation.cost import network_of
 from lit_cnn.evaluation.members import checkpoint_of, checkpoint_sha256
@@ -48,20 +47,135 @@ SCHEMA_VERSION = 2
 _PREPROCESSING = ("image_size", "in_channels", "mean", "std", "interpolation")
 
 
+Network = Callable[[torch.Tensor], torch.Tensor]
+"""From views `(n, C, S, S)` uint8 to one row each, `(n, K)` float32: logits or probabilities."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How images are read and go through networks; it changes no result.
+
+    Attributes:
+        batch_size: Views in one forward pass.
+        num_workers: Processes that decode images; images in memory need none.
+        root: Folder of the images, if it is elsewhere than in training.
+
+    Raises:
+        UsageError: If a number is out of its range.
+    """
+
+    batch_size: int = 256
+    num_workers: int = 2
+    root: Path | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UsageError("batch_size", self.batch_size, "give a whole number of at least 1")
+        if self.num_workers < 0:
+            raise UsageError("num_workers", self.num_workers, "give 0 or more")
+
+
+LOADING = Loading()
+"""The default of every function that takes one."""
+
+
+class ViewImages(Dataset[torch.Tensor]):
+    """Views of images: `__getitems__` gives `(N, V, C, S, S)` uint8, V over all blocks in turn.
+
+    Args:
+        images: `images[i]` is an `(H, W, C)` uint8 array.
+        indices: `(N,)` which of them.
+        preprocessing: `image_size` and `interpolation`; see `NetworkRecord`.
+        blocks: Which views; by default the one of validation.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[np.ndarray],
+        indices: np.ndarray,
+        preprocessing: Mapping[str, Any],
+        blocks: Sequence[Block] = VIEWS[1],
+    ) -> None:
+        self.images = images
+        self.indices = indices
+        self.preprocessing = preprocessing
+        self.blocks = blocks
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitems__(self, positions: Sequence[int]) -> torch.Tensor:
+        """Returns the views of the images at these positions."""
+        size, interpolation = self.preprocessing["image_size"], self.preprocessing["interpolation"]
+        images = [self.images[index] for index in self.indices[positions]]
+        views = [blocks_of(image, size, self.blocks, interpolation) for image in images]
+        return torch.from_numpy(np.stack(views)).permute(0, 1, 4, 2, 3).contiguous()
+
+
+def forward(network: Network, views: ViewImages, loading: Loading = LOADING, label: str = "") -> np.ndarray:
+    """Runs a network over views of images, in inference mode; nothing else in evaluation does.
+
+    Args:
+        network: What is run, such as `logits_of(model)`.
+        views: The views.
+        loading: How many at a time, and how they are read.
+        label: What the progress bar says.
+
+    Returns:
+        `(V, N, K)` float32.
+    """
+    num_views = sum(block.num_views for block in views.blocks)
+    positions, step = np.arange(len(views)), max(1, loading.batch_size // num_views)
+    batches: Any = [positions[start : start + step] for start in range(0, len(views), step)]
+    # One batch would keep one process busy and this one waiting.
+    in_memory = isinstance(views.images, ArrayImages | list) or len(batches) == 1
+    loader: Any = DataLoader(
+        views,
+        batch_sampler=batches,
+        num_workers=0 if in_memory else loading.num_workers,
+        collate_fn=lambda batch: batch,
+    )
+    rows = []
+    with torch.inference_mode():
+        for batch in _progress(loader, len(views), label):
+            # The views of one image may be more than a batch.
+            flat = [network(part).cpu() for part in batch.flatten(0, 1).split(loading.batch_size)]
+            rows.append(torch.cat(flat).reshape(len(batch), num_views, -1))
+    return torch.cat(rows).transpose(0, 1).numpy()
+
+
+def logits_of(model: LitClassifier) -> Network:
+    """Returns what gives a classifier's logits, on the device that it is on."""
+    # Channels last is the faster layout for most networks.
+    return lambda views: model(views.to(model.device, memory_format=torch.channels_last)).float()
+
+
+def probabilities_of(classifier: ImageClassifier) -> Network:
+    """Returns what gives a checkpoint's or an export's probabilities."""
+    return lambda views: torch.tensor(classifier.probabilities(views.numpy()))
+
+
+def to_device(model: LitClassifier) -> LitClassifier:
+    """Moves a classifier to the GPU, if there is one."""
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @dataclass(frozen=True)
 class Member:
-    """A trained network that answers from stored logits, and is built when something else is asked of it.
+    """A trained network whose logits are stored, and which is built where they are not enough.
 
     Attributes:
         record: What is known of it without that.
         data: The data module that its run was trained with.
         load: Returns the network on its device, in eval mode.
-        run_logits: What its run keeps; None for a checkpoint that is no run's.
+        run: Its run; None for a checkpoint that is no run's.
+        run_logits: What its run keeps of logits; None where there is no run.
     """
 
     record: NetworkRecord
     data: ImageDataModule
     load: Callable[[], LitClassifier]
+    run: RunInfo | None = None
     run_logits: RunLogits | None = None
 
     @cached_property
@@ -71,7 +185,7 @@ class Member:
             return self.load()
 
 
-def load_member(path: Path, root: Path | None = None) -> Member:
+def load_member(path: Path, root: Path | str | None = None) -> Member:
     """Loads a checkpoint as a member of an ensemble, on the GPU if there is one.
 
     Args:
@@ -89,19 +203,18 @@ def load_member(path: Path, root: Path | None = None) -> Member:
         parameters=cost.parameters,
         multiply_adds=cost.multiply_adds,
     )
-    _to_device(model)
+    to_device(model)
     return Member(record, _data_of(record, root), lambda: model)
 
 
-def load_network(store: Store, run: RunInfo, splits: Sequence[Split], root: Path | None, option: str) -> Member:
+def load_network(store: Store, run: RunInfo, splits: Sequence[Split], root: Path | str | None = None) -> Member:
     """Finds a tracked network as a member; its checkpoint is not read if there is a record of it.
 
     Args:
         store: Where its run is.
         run: As `find_networks` found it.
-        splits: What it is going to be asked about; these images must be those of its training.
+        splits: What it is going to classify; these images must be those of its training.
         root: Folder of the images, if it is elsewhere than in training.
-        option: What names the run, for messages.
 
     Raises:
         UsageError: If there is no checkpoint, or the images are others.
@@ -112,13 +225,16 @@ def load_network(store: Store, run: RunInfo, splits: Sequence[Split], root: Path
         member = _load_unknown(store, run, root, run_logits)
     else:
         known = record
-        member = Member(known, _data_of(known, root), lambda: _load_known(store, run, known, option), run_logits)
+        member = Member(known, _data_of(known, root), lambda: _load_known(store, run, known), run, run_logits)
     for split in splits:
         if member.data.digests[split] != run.tags[f"{split}_split_digest"]:
             what = {"val": "validation"}.get(split, split)
             raise UsageError(
-                f"{option} {run.run_id}: the {what} images in {member.data.image_set.source} are not those that "
-                f"{run.name} was trained with (their digest differs); bring them back, or name their folder with --root"
+                "runs",
+                run.run_id,
+                f"the {what} images in {member.data.image_set.source} are not those that {run.name} was trained with "
+                "(their digest differs)",
+                "bring them back, or name their folder with `root`",
             )
     return member
 
@@ -141,8 +257,7 @@ def predict_views(
     indices: np.ndarray,
     view_counts: Sequence[int],
     folder: Path,
-    batch_size: int = 256,
-    num_workers: int = 2,
+    loading: Loading = LOADING,
     label: str = "",
 ) -> dict[int, np.ndarray]:
     """Returns a member's logits for each number of views, computed only where they are not stored.
@@ -154,8 +269,7 @@ def predict_views(
         indices: `(N,)` which images of the member's data, in the order wanted.
         view_counts: Known numbers of views, such as 1 and 10.
         folder: Where logits are stored.
-        batch_size: Views per forward pass.
-        num_workers: Processes that decode images; images in memory need none.
+        loading: How many views at a time, and how images are read.
         label: What the progress bar calls this member.
 
     Returns:
@@ -167,13 +281,21 @@ def predict_views(
     logits = {block: stored for block, stored in found.items() if stored is not None}
     missing = [block for block in blocks if block not in logits]
     if missing:
-        views = ViewImages(member.data.image_set, indices, missing, member.record.preprocessing)
-        for block, computed in _forward(member, views, batch_size, num_workers, label).items():
-            write_logits(files[block], computed)
-            logits[block] = computed
+        views = ViewImages(member.data.image_set.images, indices, member.record.preprocessing, missing)
+        computed = forward(logits_of(member.model), views, loading, label)
+        starts = np.cumsum([block.num_views for block in missing[:-1]])
+        for block, part in zip(missing, np.split(computed, starts), strict=True):
+            write_logits(files[block], part)
+            logits[block] = part
     if member.run_logits is not None:
         member.run_logits.put([files[block] for block in missing])
     return {count: np.concatenate([logits[block] for block in VIEWS[count]]) for count in view_counts}
+
+
+def split_by_path(member: Member, split: Split) -> np.ndarray:
+    """Returns `(N,)` int, the images of a split in the order of their paths: the same for every member."""
+    paths = member.data.image_set.paths
+    return np.array(sorted(member.data.splits[split], key=lambda index: paths[index]))
 
 
 def are_stored(member: Member, indices: np.ndarray, num_views: int, folder: Path) -> bool:
@@ -184,89 +306,30 @@ def are_stored(member: Member, indices: np.ndarray, num_views: int, folder: Path
     )
 
 
-class ViewImages(Dataset[torch.Tensor]):
-    """Views of images: `__getitems__` gives `(N, V, C, S, S)` uint8, V over all blocks in turn.
-
-    Args:
-        image_set: All images.
-        indices: `(N,)` which of them.
-        blocks: Which views.
-        preprocessing: See `NetworkRecord`.
-    """
-
-    def __init__(
-        self, image_set: ImageSet, indices: np.ndarray, blocks: Sequence[Block], preprocessing: dict[str, Any]
-    ) -> None:
-        self.images = image_set.images
-        self.indices = indices
-        self.blocks = blocks
-        self.size: int = preprocessing["image_size"]
-        self.interpolation: Interpolation = preprocessing["interpolation"]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitems__(self, positions: Sequence[int]) -> torch.Tensor:
-        """Returns the views of the images at these positions."""
-        images = [self.images[index] for index in self.indices[positions]]
-        views = [blocks_of(image, self.size, self.blocks, self.interpolation) for image in images]
-        return torch.from_numpy(np.stack(views)).permute(0, 1, 4, 2, 3).contiguous()
-
-
-def classify(
-    classifier: ImageClassifier,
-    images: Dataset[torch.Tensor],
-    num_images: int,
-    batch_size: int,
-    num_workers: int,
-    label: str,
-) -> np.ndarray:
-    """Returns a classifier's probabilities, `(N, num_classes)`.
-
-    Args:
-        classifier: What is asked.
-        images: `FolderImages`, or `ViewImages` with one view.
-        num_images: N.
-        batch_size: Images per forward pass.
-        num_workers: Processes that decode images.
-        label: What the progress bar says.
-    """
-    batches = _batches(images, num_images, batch_size, num_workers)
-    # The axis of the one view, where there is one, goes.
-    parts = [classifier.probabilities(batch.flatten(0, -4).numpy()) for batch in _progress(batches, num_images, label)]
-    return np.concatenate(parts)
-
-
 def _record_file(store: Store, sha256: str) -> Path:
     """Returns the file of the record of the network in the checkpoint with this digest."""
     return store.predictions_dir / f"{sha256}.json"
 
 
-def _load_unknown(store: Store, run: RunInfo, root: Path | None, run_logits: RunLogits) -> Member:
+def _load_unknown(store: Store, run: RunInfo, root: Path | str | None, run_logits: RunLogits) -> Member:
     path = checkpoint_of(store, run)
     (before,) = hash_files([path])
     member = load_member(path, root)
     # A run that goes on may have replaced the file meanwhile: its record would be that of other weights.
     if hash_files([path]) == [before]:
         run_logits.new_record = (_record_file(store, before), member.record)
-    return replace(member, run_logits=run_logits)
+    return replace(member, run=run, run_logits=run_logits)
 
 
-def _load_known(store: Store, run: RunInfo, record: NetworkRecord, option: str) -> LitClassifier:
+def _load_known(store: Store, run: RunInfo, record: NetworkRecord) -> LitClassifier:
     model, _ = load_classifier(checkpoint_of(store, run))
     if digest_of_weights(dict(model.net.state_dict())) != record.weights_digest:
-        raise UsageError(
-            f"{option} {run.run_id}: the checkpoint of {run.name} is not the one that its logits are of: it was "
-            "replaced a moment ago; run this again"
-        )
-    return _to_device(model)
+        reason = f"the checkpoint of {run.name} is not the one that its logits are of: it was replaced a moment ago"
+        raise UsageError("runs", run.run_id, reason, "run this again")
+    return to_device(model)
 
 
-def _to_device(model: LitClassifier) -> LitClassifier:
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _data_of(record: NetworkRecord, root: Path | None) -> ImageDataModule:
+def _data_of(record: NetworkRecord, root: Path | str | None) -> ImageDataModule:
     options = {**record.data, "augment": None, "train_crop": "center"}
     if root is not None:
         options["root"] = str(root)
@@ -280,35 +343,7 @@ def _files(member: Member, indices: np.ndarray, blocks: Sequence[Block], folder:
     return {block: folder / f"{store_key(member, image_digest, block)}.safetensors" for block in blocks}
 
 
-def _forward(
-    member: Member, views: ViewImages, batch_size: int, num_workers: int, label: str
-) -> dict[Block, np.ndarray]:
-    counts = [block.num_views for block in views.blocks]
-    num_views = sum(counts)
-    if isinstance(views.images, ArrayImages):
-        num_workers = 0
-    batches = _batches(views, len(views), max(1, batch_size // num_views), num_workers)
-    parts = []
-    with torch.inference_mode():
-        for batch in _progress(batches, len(views), label):
-            # The views of one image may be more than a batch. Channels last is the faster layout for most networks.
-            flat = [
-                member.model(part.to(member.model.device, memory_format=torch.channels_last)).float().cpu()
-                for part in batch.flatten(0, 1).split(batch_size)
-            ]
-            parts.append(torch.cat(flat).reshape(len(batch), num_views, -1))
-    logits = torch.cat(parts).transpose(0, 1).numpy()
-    ends = np.cumsum(counts)
-    return {block: logits[end - block.num_views : end] for block, end in zip(views.blocks, ends, strict=True)}
-
-
-def _batches(images: Dataset[torch.Tensor], num_images: int, batch_size: int, num_workers: int) -> Any:
-    positions = np.arange(num_images)
-    batches: Any = [positions[start : start + batch_size] for start in range(0, num_images, batch_size)]
-    return DataLoader(images, batch_sampler=batches, num_workers=num_workers, collate_fn=lambda batch: batch)
-
-
-def _progress(batches: Iterable[torch.Tensor], num_images: int, label: str) -> Iterator[torch.Tensor]:
+def _progress(batches: DataLoader[torch.Tensor], num_images: int, label: str) -> Iterator[torch.Tensor]:
     from tqdm import tqdm
 
     # A bar where somebody looks; nothing in a log.

@@ -1,0 +1,153 @@
+"""What a comparison found, as one object: in a terminal, a notebook, a data frame, a spreadsheet and a report."""
+
+import csv
+import io
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.files import write_text_atomically
+
+if TYPE_CHECKING:
+    import pandas
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+
+_WIDTH = 150  # columns of the text; every table fits
+
+
+class Result(ABC):
+    """What a comparison found: `print` it, show it in a notebook, or take its numbers.
+
+    `rich.print` and the command line fit its tables to the terminal.
+    """
+
+    @abstractmethod
+    def text(self) -> "Sequence[RenderableType]":
+        """Returns what is printed, one below the other."""
+
+    @abstractmethod
+    def sections(self) -> list[str]:
+        """Returns what a notebook shows and a page begins with, in HTML."""
+
+    @abstractmethod
+    def records(self) -> list[dict[str, Any]]:
+        """Returns the rows: fractions, in full precision; None where there is no number."""
+
+    @abstractmethod
+    def to_json(self) -> str:
+        """Returns every number, in fractions and full precision, and every sentence; null for no number."""
+
+    @abstractmethod
+    def write(self, folder: Path) -> list[Path]:
+        """Writes the report's files and returns them, `report.html` last; see `report`."""
+
+    def to_csv(self) -> str:
+        """Returns one line a row after a header; fractions, in full precision; empty where there is no number."""
+        text, records = io.StringIO(), self.records()
+        writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+        return text.getvalue()
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """Returns the rows as a data frame; see `records`."""
+        import pandas
+
+        return pandas.DataFrame(self.records())
+
+    def report(self, output: Path | str) -> Path:
+        """Writes a report: the numbers for programs, pictures, and a page with all of it that needs no other file.
+
+        Args:
+            output: The folder; made if it is not there.
+
+        Returns:
+            The page, `report.html`.
+
+        Raises:
+            UsageError: If the folder cannot be written.
+        """
+        return self.report_files(output)[-1]
+
+    def report_files(self, output: Path | str) -> list[Path]:
+        """Writes a report as `report` does, and returns all of its files."""
+        try:
+            return self.write(Path(output))
+        except OSError as error:
+            reason = f"cannot be written ({error.strerror})"
+            raise UsageError("output", output, reason, "give another folder") from error
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        yield from self.text()
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        file = io.StringIO()
+        Console(file=file, width=_WIDTH, color_system=None, force_jupyter=False).print(self)
+        return file.getvalue().rstrip("\n")
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return "\n".join(self.sections())
+
+
+def json_text(document: Mapping[str, Any]) -> str:
+    """Returns a document as JSON for people and programs; raises ValueError for NaN, which JSON does not know."""
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
+    """Writes texts into files of these names and returns the files."""
+    for name, text in texts.items():
+        write_text_atomically(folder / name, text)
+    return [folder / name for name in texts]
+
+
+def text_grid(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], is_bold: Sequence[bool], caption: str
+) -> "RenderableType":
+    """Returns a table for a terminal; names in its first column are folded, numbers in the others kept whole."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    grid = RichTable(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        caption=Text(caption),
+        caption_justify="left",
+    )
+    for number, title in enumerate(titles):
+        # Names give way; a number cut in two is no number.
+        options: dict[str, Any] = {"overflow": "fold"} if number == 0 else {"justify": "right", "no_wrap": True}
+        grid.add_column(title, **options)
+    for cells, bold in zip(rows, is_bold, strict=True):
+        grid.add_row(*map(Text, cells), style="bold" if bold else None)
+    return grid
+
+
+def text_notes(notes: Sequence[str]) -> "list[RenderableType]":
+    """Returns sentences for a terminal, set in by two columns below a table."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    return [Padding(Text(note), (0, 0, 0, 2)) for note in notes]
+
+
+def markdown_grid(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of a table in GitHub's Markdown."""
+    marks = ["---", *["---:"] * (len(titles) - 1)]
+    cells_of_rows = [titles, marks, *([escaped_markdown(cell) for cell in row] for row in rows)]
+    return ["| " + " | ".join(cells) + " |" for cells in cells_of_rows]
+
+
+def escaped_markdown(text: str) -> str:
+    """Returns a text of one line that GitHub's Markdown shows as it is, also in a table."""
+    # A name such as a_b_c must not turn italic, nor one with a bar add a column.
+    return "".join(f"\\{character}" if character in "\\`*_|<" else character for character in " ".join(text.split()))

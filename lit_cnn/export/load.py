@@ -1,0 +1,50 @@
+"""Whatever holds a trained network, ready to classify images: a run, a checkpoint, an export."""
+
+import re
+from pathlib import Path
+
+from lit_cnn.core.errors import UsageError
+from lit_cnn.evaluation.predictor import Predictor, checkpoint_classifier
+from lit_cnn.export.formats import load_folder
+from lit_cnn.portable import ImageClassifier, export_folder
+from lit_cnn.tracking import registry, resolve_store
+from lit_cnn.tracking.run import Run, id_of
+from lit_cnn.training.weights import checkpoint_of_run
+
+
+def load(source: Run | str | Path, tracking_uri: str | None = None) -> Predictor:
+    """Loads a trained network to classify images with it.
+
+    Example:
+        >>> lit_cnn.load("runs:/1f0c2e").predict("tigga.jpg")
+
+    Args:
+        source: A run or its id, of which 6 characters will do, as it is or as `runs:/ID`; a checkpoint's file; a folder
+            that `export` wrote; `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        tracking_uri: The MLflow store of runs and models; see `resolve_store`.
+
+    Raises:
+        UsageError: If it is not there, or is not as it was written.
+    """
+    return Predictor(_classifier(source, tracking_uri))
+
+
+def _classifier(source: Run | str | Path, tracking_uri: str | None) -> ImageClassifier:
+    path = _place(source, tracking_uri)
+    return checkpoint_classifier(path) if path.is_file() else load_folder(export_folder(path))
+
+
+def _place(source: Run | str | Path, tracking_uri: str | None) -> Path:
+    if isinstance(source, Run) and source.checkpoint is not None and source.checkpoint.is_file():
+        return source.checkpoint  # here before MLflow has it
+    text = str(source) if isinstance(source, Path) else id_of(source)
+    if text.startswith("models:/"):
+        return registry.registered_model(resolve_store(tracking_uri), text)
+    path = Path(text).expanduser()
+    if path.exists():
+        return path
+    run_id = re.fullmatch(r"(?:runs:/)?(\w{6,}(?:/\d+)?)", text)
+    if run_id and not isinstance(source, Path):
+        return checkpoint_of_run(resolve_store(tracking_uri), run_id[1])
+    advice = "give a run or its id, a checkpoint's file, a folder that export wrote, or models:/NAME@ALIAS"
+    raise UsageError("source", text, "no such folder, file or run", advice)

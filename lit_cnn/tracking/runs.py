@@ -1,0 +1,47 @@
+"""Runs as a table."""
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from lit_cnn.tracking.queries import list_runs
+from lit_cnn.tracking.store import resolve_store
+
+if TYPE_CHECKING:
+    import pandas
+
+_TAGS = ("arch", "transfer", "data", "seed", "parameters")
+_METRICS = ("best/val/acc", "best/val/loss", "test/acc", "test/loss")
+_COLUMNS = ["id", "name", "kind", "status", *_TAGS, *_METRICS, "experiment", "start_time"]
+
+
+def runs(experiment: str | None = None, filter: str = "", tracking_uri: str | None = None) -> "pandas.DataFrame":
+    """Returns the runs of an experiment, or of all experiments, as a data frame with a row for each, newest first.
+
+    Columns are `id`, `name`, `kind`, `status`, `arch`, `transfer`, `data`, `seed`, `parameters`, the metrics
+    `best/val/acc`, `best/val/loss`, `test/acc` and `test/loss`, `experiment` and `start_time` (UTC). What a run does
+    not have is None or NaN.
+
+    Args:
+        experiment: Its name; default: all.
+        filter: Which runs, in MLflow's search syntax, such as "metrics.`best/val/acc` > 0.9 and tags.seed = '1'".
+        tracking_uri: The MLflow store; see `resolve_store`.
+
+    Raises:
+        UsageError: If there is no store, no such experiment, or the filter makes no sense to MLflow.
+    """
+    import pandas
+
+    rows = [
+        {
+            "id": run.run_id,
+            "name": run.name,
+            "kind": run.tags.get("kind"),
+            "status": run.status,
+            **{tag: run.tags.get(tag) for tag in _TAGS},
+            **{metric: run.metrics.get(metric) for metric in _METRICS},
+            "experiment": run.experiment_name,
+            "start_time": datetime.fromtimestamp(run.start_time / 1000, UTC),
+        }
+        for run in list_runs(resolve_store(tracking_uri), experiment, filter)
+    ]
+    return pandas.DataFrame(rows, columns=_COLUMNS)
