@@ -20,14 +20,23 @@ from lit_cnn.data.audit import Report
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.tracking import check_writable, resolve_store
 from lit_cnn.tracking.logger import JournalLogger
-from lit_cnn.training.averaging import EqualAverage, RunAverage, average_of_run, check_average_of
 from lit_cnn.training.before_fit import check_before_fit
-from lit_cnn.training.callbacks import RunCheckpoints, RunInterrupted, StepMetrics
+from lit_cnn.training.callbacks import (
+    EqualAverage,
+    FitProgress,
+    RunAverage,
+    RunCheckpoints,
+    RunInterrupted,
+    Snapshots,
+    StepMetrics,
+    Whitening,
+)
+from lit_cnn.training.callbacks.averaging import average_of_run, check_average_of
+from lit_cnn.training.callbacks.snapshots import check_same_cycles
 from lit_cnn.training.checkpoints import CheckpointIO256, load_checkpoint
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.distillation import Distillation
 from lit_cnn.training.feature_cache import FeatureCache
-from lit_cnn.training.fit_progress import FitProgress
 from lit_cnn.training.optimization import check_has_end, epochs_of_cycle, path_of_penalties, total_steps
 from lit_cnn.training.process import (
     failures_in_words,
@@ -50,9 +59,7 @@ from lit_cnn.training.record import (
 )
 from lit_cnn.training.resume import checkpoint_file, config_digest, last_checkpoint, mark_finished, mark_unfinished
 from lit_cnn.training.seeds import SeedsRun
-from lit_cnn.training.snapshots import Snapshots, check_same_cycles
 from lit_cnn.training.weights import expected_images, looking_in
-from lit_cnn.training.whitening import Whitening
 
 MONITORS = ("val/acc", "val/acc5", "val/balanced_acc", "val/f1", "val/loss")
 # How the first process of a distributed run tells the others.

@@ -15,8 +15,8 @@ from lit_cnn.evaluation.members import checkpoint_of, find_networks
 from lit_cnn.evaluation.predictions import load_member, predict_views
 from lit_cnn.tracking import resolve_store
 from lit_cnn.training.callbacks import RunInterrupted
+from lit_cnn.training.callbacks.snapshots import Snapshots
 from lit_cnn.training.checkpoints import load_checkpoint
-from lit_cnn.training.snapshots import Snapshots
 from tests.runs import TrackedRun, copy_empty_store, fit, inside, same_weights, tracked_runs
 
 CYCLIC = ("--model.schedule=cyclic", "--model.cycles=3", "--model.warmup_fraction=0", "--trainer.max_epochs=6")

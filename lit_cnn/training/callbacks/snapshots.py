@@ -5,7 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.training.callbacks import RunCheckpoints
+from lit_cnn.training.callbacks.run_checkpoints import RunCheckpoints
 
 
 class Snapshots(pl.Callback):
