@@ -21,23 +21,21 @@ from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.tracking import check_writable, resolve_store
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.training.before_fit import check_before_fit
-from lit_cnn.training.callbacks import (
-    EqualAverage,
-    FitProgress,
-    RunAverage,
-    RunCheckpoints,
-    RunInterrupted,
-    Snapshots,
-    StepMetrics,
-    Whitening,
-)
-from lit_cnn.training.callbacks.averaging import average_of_run, check_average_of
+from lit_cnn.training.callbacks import RunAverage, RunCheckpoints, RunInterrupted, default_callbacks
+from lit_cnn.training.callbacks.averaging import check_average, check_average_of
 from lit_cnn.training.callbacks.snapshots import check_same_cycles
 from lit_cnn.training.checkpoints import CheckpointIO256, load_checkpoint
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.distillation import Distillation
 from lit_cnn.training.feature_cache import FeatureCache
-from lit_cnn.training.optimization import check_has_end, epochs_of_cycle, path_of_penalties, total_steps
+from lit_cnn.training.linked import LINKED_FROM_DATA
+from lit_cnn.training.optimization import (
+    check_has_end,
+    check_same_optimizer,
+    epochs_of_cycle,
+    path_of_penalties,
+    total_steps,
+)
 from lit_cnn.training.process import (
     failures_in_words,
     find_batch_size,
@@ -59,21 +57,11 @@ from lit_cnn.training.record import (
 )
 from lit_cnn.training.resume import checkpoint_file, config_digest, last_checkpoint, mark_finished, mark_unfinished
 from lit_cnn.training.seeds import SeedsRun
-from lit_cnn.training.weights import expected_images, looking_in
+from lit_cnn.training.weights import expected_images, use_store
 
 MONITORS = ("val/acc", "val/acc5", "val/balanced_acc", "val/f1", "val/loss")
 # How the first process of a distributed run tells the others.
 _RESUME_FROM, _RUN_FOLDER = "LIT_CNN_RESUME_FROM", "LIT_CNN_RUN_FOLDER"
-_LINKED_FROM_DATA = (
-    "num_classes",
-    "in_channels",
-    "image_size",
-    "class_names",
-    "class_counts",
-    "mean",
-    "std",
-    "interpolation",
-)
 
 
 class LitCLI(LightningCLI):
@@ -113,7 +101,7 @@ class LitCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links what model and data must agree on, and adds lit_cnn's own options."""
-        for name in _LINKED_FROM_DATA:
+        for name in LINKED_FROM_DATA:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         for section in ("data", "model"):
             parser.link_arguments("seed_everything", f"{section}.seed")
@@ -143,35 +131,34 @@ class LitCLI(LightningCLI):
         if ckpt_path is not None and ckpt_path != "last":
             self._options.ckpt_path = str(checkpoint_file(ckpt_path, self._store))
         if self._options.model.weights is not None:
-            with looking_in(self._store):
+            with use_store(self._store):
                 expected = expected_images(self._options.model.arch, self._options.model.weights)
             # In the configuration too, which the checkpoint keeps.
             self._options.data.weights_expect = expected
 
     def instantiate_classes(self) -> None:
         """Builds data and model; the runs whose weights are asked for are those of this store."""
-        with looking_in(self._store):
+        with use_store(self._store):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer with the callbacks that every run has."""
-        options = self._options
-        how = (options.monitor, options.monitor_mode, options.checkpoint_seconds, options.on_full_disk)
-        self.checkpoints = RunCheckpoints(*how)
-        self.feature_cache = FeatureCache()
-        # The first layer is whitened before features are computed with it.
-        callbacks: list[Any] = [StepMetrics(), self.checkpoints, Whitening(), self.feature_cache]
-        self._cycle_epochs = epochs_of_cycle(options.model, options.trainer) if self._only == "fit" else None
-        self._average = self._build_average() if self._only == "fit" else None
-        if self._average is not None:
-            callbacks.append(self._average)
-        if self._cycle_epochs is not None:
-            callbacks.append(Snapshots(self.checkpoints, self._cycle_epochs))
-        if isinstance(self._average, EqualAverage):
-            # best.ckpt is to be the best of the averages, not of what was before them.
-            self._average.begins = lambda: self.checkpoints.best.clear()
-        if options.trainer.enable_progress_bar is not False:
-            callbacks.append(FitProgress())
+        options, is_fit = self._options, self._only == "fit"
+        callbacks = default_callbacks(
+            monitor=options.monitor,
+            monitor_mode=options.monitor_mode,
+            checkpoint_seconds=options.checkpoint_seconds,
+            on_full_disk=options.on_full_disk,
+            ema_decay=options.ema_decay if is_fit else None,
+            swa_start=options.swa_start if is_fit else None,
+            progress_bar=options.trainer.enable_progress_bar is not False,
+            tracked=True,
+        )
+        self.checkpoints = next(each for each in callbacks if isinstance(each, RunCheckpoints))
+        self.feature_cache = next(each for each in callbacks if isinstance(each, FeatureCache))
+        self._average = next((each for each in callbacks if isinstance(each, RunAverage)), None)
+        self._cycle_epochs = epochs_of_cycle(options.model, options.trainer) if is_fit else None
+        check_average(self._average, options.model, options.trainer)
         config = dict(self._get(self.config_init, "trainer"))
         config["callbacks"] = [*(config.get("callbacks") or []), *callbacks]
         config["plugins"] = [*(config.get("plugins") or []), CheckpointIO256()]
@@ -181,12 +168,6 @@ class LitCLI(LightningCLI):
             return Trainer(**{**config, "logger": logger, **kwargs})
         except (ValueError, TypeError, MisconfigurationException) as error:
             raise UsageError(f"--trainer: {error}") from error
-
-    def _build_average(self) -> RunAverage | None:
-        options = self._options
-        epochs = options.trainer.max_epochs or 0
-        schedule, every = options.model.schedule, self._cycle_epochs or 1
-        return average_of_run(options.ema_decay, options.swa_start, schedule, every, epochs)
 
     def _logger(self) -> JournalLogger:
         experiment = self._options.experiment or self.datamodule.image_set.name
@@ -205,15 +186,12 @@ class LitCLI(LightningCLI):
         if resumed is not None:
             check_classes(resumed, datamodule, ckpt_path)
             check_randomness(resumed)
-            model.check_optimizer_of(resumed)
+            check_same_optimizer(resumed["hyper_parameters"], model.hparams)
             check_same_cycles(resumed, self._cycle_epochs)
             check_average_of(resumed, self._options.ema_decay, self._options.swa_start)
         check_has_end(self.trainer)
         if isinstance(model, Distillation):
             model.check_split(datamodule)
-        if model.solves_head and self._average is not None:
-            option = "--ema_decay" if self._options.swa_start is None else "--swa_start"
-            raise UsageError(f"{option}: a head that lbfgs solves for has no path to average over; leave it out")
         if self._options.find_batch_size:
             find_batch_size(self.trainer, model, datamodule)
             return

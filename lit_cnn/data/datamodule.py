@@ -1,7 +1,7 @@
 """`ImageDataModule`: splits, worker processes and the order of images, all of it a pure function of seeds."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -82,6 +82,9 @@ class ImageDataModule(pl.LightningDataModule):
         columns: A manifest's columns by what they are for: `image`, `label`, `split`, `group`; else found by name.
         seed: The training seed, for order and augmentation; linked from `--seed_everything`.
 
+    Attributes:
+        options: The arguments, as they were given.
+
     Raises:
         UsageError: If an option cannot be used, or the images are not there.
     """
@@ -116,11 +119,9 @@ class ImageDataModule(pl.LightningDataModule):
         outside_root: bool = False,
         seed: int = 0,
     ) -> None:
+        options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        expected = weights_expect or {}
-        image_size = expected.get("image_size", 32) if image_size is None else image_size
-        interpolation = interpolation or expected.get("interpolation", "area")
-        _at_least("--data.image_size", image_size, 1)
+        self.options: dict[str, Any] = options
         _at_least("--data.batch_size", batch_size, 1)
         _at_least("--data.num_workers", num_workers, 0)
         _at_least("--data.max_pixels", max_pixels, 1)
@@ -133,7 +134,6 @@ class ImageDataModule(pl.LightningDataModule):
         check_source(dataset)
         self.dataset = dataset
         self.root = Path(root).expanduser() if root is not None else None
-        self.image_size = image_size
         self._in_channels = in_channels
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -143,9 +143,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.limit_train = limit_train
         self.sampler = sampler
         self.views = views
-        self.interpolation: Interpolation = interpolation
-        self._expected = expected
-        self.train_transform = TrainTransform(image_size, train_crop, augment or (), interpolation)
+        self.expect_images(weights_expect)
         self.normalize = normalize
         self._mean, self._std = mean, std
         self._class_names, self._columns = class_names, columns
@@ -158,6 +156,21 @@ class ImageDataModule(pl.LightningDataModule):
         self.seed = seed
         self._cached: tuple[Dataset[Batch], Dataset[Batch]] | None = None
         self._has_told_why = False  # --find_batch_size asks for many loaders
+
+    def expect_images(self, expected: Mapping[str, Any] | None) -> None:
+        """Serves the images that weights expect, in all that was not given otherwise; see `weights_expect`.
+
+        Args:
+            expected: `image_size`, `mean`, `std`, `interpolation`; None is what this data module has by itself.
+        """
+        self.weights_expect, given = dict(expected or {}), self.options
+        size = self.weights_expect.get("image_size", 32) if given["image_size"] is None else given["image_size"]
+        _at_least("--data.image_size", size, 1)
+        self.image_size: int = size
+        self.interpolation: Interpolation = given["interpolation"] or self.weights_expect.get("interpolation", "area")
+        self.train_transform = TrainTransform(size, given["train_crop"], given["augment"] or (), self.interpolation)
+        for name in ("pixel_statistics", "_statistics"):
+            self.__dict__.pop(name, None)
 
     @cached_property
     def image_set(self) -> ImageSet:
@@ -255,8 +268,8 @@ class ImageDataModule(pl.LightningDataModule):
     @cached_property
     def _statistics(self) -> tuple[list[float], list[float]]:
         in_memory = isinstance(self.image_set.images, ArrayImages)
-        if self.normalize is None and self._expected.get("mean"):
-            return self._for_channels(self._expected["mean"]), self._for_channels(self._expected["std"])
+        if self.normalize is None and self.weights_expect.get("mean"):
+            return self._for_channels(self.weights_expect["mean"]), self._for_channels(self.weights_expect["std"])
         if (self.normalize or ("train" if in_memory else "imagenet")) == "train":
             found = self.pixel_statistics
             # Images of one colour have no deviation; dividing by 1 leaves them as they are.

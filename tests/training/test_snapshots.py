@@ -124,7 +124,7 @@ def test_a_resumed_run_leaves_the_same_snapshots(
     [
         (["--trainer.max_epochs=5"], "--model.cycles 3: cycles are equal and end with an epoch"),
         (["--trainer.max_steps=7"], "--model.cycles 3: cycles are equal and end with an epoch"),
-        (["--model.cycles=null"], "--model.cycles None: goes with --model.schedule cyclic"),
+        (["--model.cycles=null"], "--model.cycles: goes with --model.schedule cyclic"),
         (["--model.schedule=constant"], "--model.cycles 3: goes with --model.schedule cyclic"),
         (["--model.cycles=0"], "--model.cycles 0: give a whole number"),
         (["--trainer.check_val_every_n_epoch=4"], "--trainer.check_val_every_n_epoch 4: each cycle of 2 epochs"),

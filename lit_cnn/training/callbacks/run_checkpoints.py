@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import itertools
 import math
 import sys
 import time
@@ -17,11 +18,14 @@ from tqdm import tqdm
 
 from lit_cnn.core.files import CANNOT_WRITE
 from lit_cnn.training.callbacks.averaging import averaged
+from lit_cnn.training.checkpoints import save_checkpoint
+from lit_cnn.training.metrics import log_now
 
 # Epochs shorter than that many seconds, as those on cached features, share a checkpoint: to write and sync it would
 # take longer than to train them, and a kill costs no more than they did.
 _SHORT_EPOCH = 1.0
 _SAY_EVERY = 60.0  # seconds between two lines about a full disk
+_FOLDER = "checkpoints"  # of a fit that is no tracked run
 
 
 class RunInterrupted(BaseException):
@@ -44,12 +48,20 @@ class RunCheckpoints(Checkpoint):
     Lightning's own ModelCheckpoint writes either by time or at the end of epochs, and at an epoch's end before that
     epoch's metrics reach the logger; a kill in between would lose them. Here the journal is durable first.
 
+    A tracked run says where they go. In any other fit that is a new folder `checkpoints` (`checkpoints_2`, …) below the
+    trainer's `log_dir`, without a logger its `default_root_dir`; a fit that resumes from a checkpoint in such a folder
+    goes on there.
+
     Args:
         monitor: The metric that says which epoch is best.
         mode: `max` or `min`.
         every_seconds: Seconds of training after which `last.ckpt` is written within an epoch too.
         on_full_disk: `stop` ends the run where a checkpoint finds no room; `continue` keeps the one before, says so,
             trains on and tries again at the next one. Where the last of all finds none, the run ends too.
+        tracked: A tracked run says where checkpoints go, by setting `folder`; until then none is written.
+
+    Attributes:
+        folder: Where they go; None as long as that is not known.
     """
 
     def __init__(
@@ -58,11 +70,13 @@ class RunCheckpoints(Checkpoint):
         mode: Literal["max", "min"] = "max",
         every_seconds: float = 60.0,
         on_full_disk: Literal["stop", "continue"] = "stop",
+        tracked: bool = False,
     ) -> None:
         self.monitor = monitor
         self.mode = mode
         self.every_seconds = every_seconds
         self.on_full_disk = on_full_disk
+        self.tracked = tracked
         self.folder: Path | None = None
         self.best: dict[str, float] = {}
         self.signal_number: int | None = None  # that this process received
@@ -78,6 +92,31 @@ class RunCheckpoints(Checkpoint):
         """The best checkpoint's file, if there is one yet."""
         return self.folder / "best.ckpt" if self.folder and self.best else None
 
+    @property
+    def best_model_path(self) -> str:
+        """The same as text, by which `Trainer.test(ckpt_path="best")` finds it."""
+        return str(self.best_path or "")
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Goes on in the folder of the checkpoint that a fit resumes from, if it is one of this trainer's."""
+        if trainer.state.fn != "fit" or self.tracked or self.folder is not None or not trainer.ckpt_path:
+            return
+        resumed = Path(trainer.ckpt_path).resolve().parent
+        if resumed.parent == _place(trainer).resolve() and resumed.name.startswith(_FOLDER):
+            self.folder = resumed
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Finds a folder, outside of a tracked run, and says which."""
+        if self.tracked or self.folder is not None:
+            return
+        place = _place(trainer)
+        folder = _new_folder(place) if trainer.is_global_zero else None
+        self.folder = trainer.strategy.broadcast(folder)
+        if trainer.is_global_zero:
+            self._say(f"best.ckpt and last.ckpt go to {self.folder}")
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keeps `best.ckpt` and logs `best/…` if this epoch is the best so far; a tie is not better."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or self.folder is None:
@@ -90,8 +129,7 @@ class RunCheckpoints(Checkpoint):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         self.best = {**metrics, "epoch": trainer.current_epoch}
         self.keep(trainer, "best.ckpt")
-        for logger in trainer.loggers:
-            logger.log_metrics({f"best/{name}": value for name, value in self.best.items()}, trainer.global_step - 1)
+        log_now(trainer, {f"best/{name}": value for name, value in self.best.items()})
 
     def keep(self, trainer: pl.Trainer, name: str) -> None:
         """Writes what was just validated, weights only, into the run's folder.
@@ -109,10 +147,11 @@ class RunCheckpoints(Checkpoint):
         if self.folder is None:
             return
         with averaged(trainer):  # they are what was validated
-            if trainer.world_size > 1:
-                trainer.save_checkpoint(self.folder / name, weights_only=True)
-                return
             self._unwritten[name] = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)
+            if trainer.world_size > 1:
+                self._write_kept(trainer)
+                trainer.strategy.barrier("RunCheckpoints.keep")
+                return
             try:
                 if self._is_due(trainer, _SHORT_EPOCH):
                     with self._room_or_later():
@@ -205,7 +244,9 @@ class RunCheckpoints(Checkpoint):
                 if hasattr(logger, "flush"):
                     logger.flush()
             self._write_kept(trainer)  # first, as last.ckpt tells of it
-            trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            _write(trainer, checkpoint, self.folder / "last.ckpt")
+            trainer.strategy.barrier("RunCheckpoints.last")
             self._stored_step = trainer.global_step
             if self._has_said_full:
                 self._has_said_full = False
@@ -216,7 +257,7 @@ class RunCheckpoints(Checkpoint):
         if self.folder is None:
             return
         for name, checkpoint in list(self._unwritten.items()):
-            trainer.strategy.save_checkpoint(checkpoint, self.folder / name)
+            _write(trainer, checkpoint, self.folder / name)
             del self._unwritten[name]
 
     @contextlib.contextmanager
@@ -247,6 +288,26 @@ class RunCheckpoints(Checkpoint):
         """
         if self.signal_number is not None:
             raise RunInterrupted(self.signal_number)
+
+
+def _write(trainer: pl.Trainer, checkpoint: dict[str, Any], path: Path) -> None:
+    """Writes a checkpoint with its digest, whichever plugin the trainer has for its own."""
+    if trainer.is_global_zero:
+        save_checkpoint(checkpoint, path)
+
+
+def _place(trainer: pl.Trainer) -> Path:
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def _new_folder(place: Path) -> Path:
+    """Makes the first of `checkpoints`, `checkpoints_2`, … that is not there: nothing of another fit is replaced."""
+    for number in itertools.count(1):
+        folder = place / (_FOLDER if number == 1 else f"{_FOLDER}_{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            break
+    return folder
 
 
 def _can_resume_here(trainer: pl.Trainer) -> bool:

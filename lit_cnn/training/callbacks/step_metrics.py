@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.training.classifier import LitClassifier
+from lit_cnn.training.metrics import log_now
 
 # A run that waits for data for a larger share of an epoch says so, unless the epoch is over before anybody minds.
 _MOST_WAITING, _LEAST_SECONDS = 0.2, 3.0
@@ -54,13 +55,12 @@ class StepMetrics(pl.Callback):
             metrics = {"train/loss_step": pl_module.last_loss}
             if not pl_module.solves_head:
                 metrics["lr"] = pl_module.learning_rate
-            for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=trainer.global_step - 1)
+            log_now(trainer, metrics)
         _check_sender(trainer)
         self._batch_ended = time.monotonic()
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Looks after what is sent to MLflow, which a long validation would put off."""
+        """Checks the sender to MLflow, which a long validation would put off."""
         _check_sender(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -73,14 +73,13 @@ class StepMetrics(pl.Callback):
             "time/images_per_second": self._epoch_images * trainer.world_size / seconds,
             "data/wait_fraction": waited,
         }
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step - 1)
+        log_now(trainer, metrics)
         if waits_too_long(waited, seconds) and not self._has_warned and trainer.is_global_zero:
             self._has_warned = True
             workers = getattr(getattr(trainer, "datamodule", None), "num_workers", 0)
             tqdm.write(
-                f"lit-cnn: training waited for images {waited:.0%} of the time; more --data.num_workers (now {workers} "
-                f"on {os.cpu_count()} cores), a cheaper --data.augment or smaller files would help",
+                f"lit-cnn: training waited for images {waited:.0%} of the time; more num_workers (now {workers} "
+                f"on {os.cpu_count()} cores), a cheaper augment or smaller files would help",
                 file=sys.stderr,
             )
 
