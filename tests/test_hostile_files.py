@@ -268,10 +268,10 @@ def test_what_a_run_keeps_of_its_evaluation_is_made_anew(
 
 
 def test_cached_features_are_computed_anew(capsys: pytest.CaptureFixture[str]) -> None:
-    wanted = feature_store.Wanted({"weights": "w"}, (4, 3), "fp32")
+    wanted = feature_store.CacheKey({"weights": "w"}, (4, 3), "fp32")
 
     def obtain() -> bool:
-        features, found = feature_store.obtain(wanted, lambda: [torch.ones(4, 3)], 10**6)
+        features, found = feature_store.get_or_compute(wanted, lambda: [torch.ones(4, 3)], 10**6)
         assert torch.equal(features.values, torch.ones(4, 3))
         features.close()
         return found

@@ -14,7 +14,7 @@ from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.resume import checkpoint_file
 from lit_cnn.training.run import Setup
 from lit_cnn.training.run_options import TRAINER_DEFAULTS, RunOptions, trainer_options
-from lit_cnn.training.weights import expected_images, looking_in
+from lit_cnn.training.weights import expected_images, use_store
 
 _OPTIONS = tuple(field.name for field in dataclasses.fields(RunOptions))
 
@@ -83,7 +83,7 @@ class LitCLI(LightningCLI):
             config.ckpt_path = str(checkpoint_file(config.ckpt_path, self.options.store))
             self.options = dataclasses.replace(self.options, ckpt_path=config.ckpt_path)
         if config.model.weights is not None:
-            with looking_in(self.options.store):
+            with use_store(self.options.store):
                 expected = expected_images(config.model.arch, config.model.weights)
             # In the configuration too, which the checkpoint keeps.
             config.data.weights_expect = expected
@@ -93,7 +93,7 @@ class LitCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Builds data and model; the runs whose weights are asked for are those of this store."""
-        with looking_in(self.options.store):
+        with use_store(self.options.store):
             built = self.parser.instantiate_classes(self.config)
         self.setup = Setup(built.model, built.data, self.options, dict(built.trainer), self.plain_config)
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent.parent
-_ROOMS = ("core", "data", "data.sources", "training", "tracking")
+_ROOMS = ("core", "data", "data.sources", "training", "training.callbacks", "tracking")
 _RENAMED = {"exported": "portable", "datasets": "data.sources", "callbacks": "training.callbacks"}
 
 

@@ -1,6 +1,7 @@
 """`ImageDataModule`: splits, worker processes and the order of images, all of it a pure function of seeds."""
 
 import sys
+from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -92,6 +93,9 @@ class ImageDataModule(pl.LightningDataModule):
         columns: A manifest's columns by what they are for: `image`, `label`, `split`, `group`; else found by name.
         seed: The training seed, for order and augmentation.
 
+    Attributes:
+        options: The arguments, as they were given.
+
     Raises:
         UsageError: If an option cannot be used, or the images are not there.
     """
@@ -126,11 +130,10 @@ class ImageDataModule(pl.LightningDataModule):
         outside_root: bool = False,
         seed: int = 0,
     ) -> None:
+        options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        expected = weights_expect or {}
-        image_size = expected.get("image_size", 32) if image_size is None else image_size
-        at_least(1, image_size=image_size, batch_size=batch_size, limit_train=limit_train, views=views)
-        at_least(1, max_pixels=max_pixels)
+        self.options: dict[str, Any] = options
+        at_least(1, batch_size=batch_size, limit_train=limit_train, views=views, max_pixels=max_pixels)
         at_least(0, num_workers=num_workers)
         for option, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             if not 0 < share < 1:
@@ -138,13 +141,11 @@ class ImageDataModule(pl.LightningDataModule):
         check_source(dataset)
         self.dataset = dataset
         self.root = Path(root).expanduser() if root is not None else None
-        self.image_size = image_size
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.sampler = sampler
         self.views = views
-        self.interpolation: Interpolation = interpolation or expected.get("interpolation", "area")
-        self.train_transform = TrainTransform(image_size, train_crop, augment or (), self.interpolation)
+        self.expect_images(weights_expect)
         self.check: Check = check
         self.on_bad_image = on_bad_image
         self.reduced_decode = reduced_decode
@@ -154,9 +155,27 @@ class ImageDataModule(pl.LightningDataModule):
         self._load = partial(load_image_set, *source, max_pixels=max_pixels, checked=False, outside_root=outside_root)
         split_seed = seed if split_seed == "seed" else split_seed
         self._split = (val_fraction, test_fraction, split_seed, limit_train)
-        self._normalization = Normalization(normalize, mean, std, expected.get("mean"), expected.get("std"))
         self._cached: tuple[Dataset[Batch], Dataset[Batch]] | None = None
         self._has_told_why = False  # the search for a batch size asks for many loaders
+
+    def expect_images(self, expected: Mapping[str, Any] | None) -> None:
+        """Serves the images that weights expect, in all that was not given otherwise; see `weights_expect`.
+
+        Args:
+            expected: `image_size`, `mean`, `std`, `interpolation`; None is what this data module has by itself.
+        """
+        self.weights_expect, given = dict(expected or {}), self.options
+        size = self.weights_expect.get("image_size", 32) if given["image_size"] is None else given["image_size"]
+        at_least(1, image_size=size)
+        self.image_size: int = size
+        self.interpolation: Interpolation = given["interpolation"] or self.weights_expect.get("interpolation", "area")
+        self.train_transform = TrainTransform(size, given["train_crop"], given["augment"] or (), self.interpolation)
+        expects = self.weights_expect.get
+        self._normalization = Normalization(
+            given["normalize"], given["mean"], given["std"], expects("mean"), expects("std")
+        )
+        for name in ("pixel_statistics", "_mean_and_std"):
+            self.__dict__.pop(name, None)
 
     @cached_property
     def image_set(self) -> ImageSet:

@@ -18,8 +18,8 @@ class AirBench(nn.Module):
     In the spirit of Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU", section 3, and small enough for a
     CPU. Its first layer gives the principal components of patches, each scaled to variance 1, and their negatives; it
     does not train. `whiten` computes it from the training images; until then its filters are drawn at random.
-    `lit-cnn fit` calls it before the first step (see `lit_cnn.training.whitening`). With one channel and ten classes
-    it has 71,328 parameters by default.
+    `lit-cnn fit` calls it before the first step (see `lit_cnn.training.callbacks.whitening`). With one channel and ten
+    classes it has 71,328 parameters by default.
 
     Deviations from the paper: narrower blocks, of which the first has one convolution instead of two; weights drawn at
     random instead of starting as the identity; no bias in the first layer, so that nothing goes back through the

@@ -2,7 +2,7 @@
 
 PyTorch's checkpoint is a zip archive, and a zip archive may end in a comment. The digest of all bytes before the
 comment is put there, so that the file and its digest can never part, and any reader of PyTorch checkpoints still
-opens it.
+opens it. A `LitClassifier`'s checkpoint that Lightning's own `ModelCheckpoint` wrote has no comment, and is read too.
 """
 
 import errno
@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from lit_cnn.core.files import CANNOT_WRITE, replace_atomically, size_in_words
 _PREFIX = b"sha256:"
 _COMMENT_LENGTH = len(_PREFIX) + 64
 _END_OF_ARCHIVE = b"PK\x05\x06"
+_END_LENGTH = 22  # of an archive's last record, without a comment
+_HPARAMS = {"arch", "num_classes", "image_size", "class_names", "interpolation"}
+"""By which the hyperparameters of a `LitClassifier` are known."""
 
 
 class CheckpointIO256(CheckpointIO):
@@ -76,18 +80,26 @@ def size_of(values: Any) -> int:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint to the CPU: tensors and plain values only, its digest checked.
 
+    One that Lightning itself wrote has no digest. Then the checksums of its archive are checked, and that it is a
+    `LitClassifier`'s.
+
     Raises:
         UsageError: If the file is missing, is no checkpoint of lit_cnn, was changed after it was written, or holds
             anything that would run code.
     """
     if not path.is_file():
-        raise UsageError(f"--ckpt_path {path}: no such file")
-    _check_digest(path)
+        raise UsageError("ckpt_path", path, "no such file")
+    has_digest = _check_bytes(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"--ckpt_path {path}: cannot be read as tensors and plain values ({reason})") from error
+        if (other := re.search(r"GLOBAL (\S+)", str(error))) is not None:
+            reason = f"it holds {other[1]}"
+        raise UsageError("ckpt_path", path, f"cannot be read as tensors and plain values ({reason})") from error
+    if not has_digest and not _is_classifiers(checkpoint):
+        raise UsageError("ckpt_path", path, "is not a checkpoint of lit_cnn", "give one of a LitClassifier")
+    return checkpoint
 
 
 def digest_of_weights(state_dict: dict[str, torch.Tensor]) -> str:
@@ -122,20 +134,46 @@ def _append_digest(path: Path) -> None:
         file.write(struct.pack("<H", _COMMENT_LENGTH) + _PREFIX + digest.encode())
 
 
-def _check_digest(path: Path) -> None:
+def _check_bytes(path: Path) -> bool:
+    """Refuses a file that is not as it was written; returns whether it has our digest.
+
+    A file that was cut short is told from one without a digest by its end: that of an archive whose last record says
+    that no comment follows. Ours say that 71 bytes follow, so none of their beginnings ends like that.
+    """
     with path.open("rb") as file:
-        content_length = file.seek(0, os.SEEK_END) - _COMMENT_LENGTH - 2
-        comment = b""
-        if content_length > 0:
-            file.seek(content_length)
-            comment = file.read()
+        size = file.seek(0, os.SEEK_END)
+        content_length = size - _COMMENT_LENGTH - 2
+        file.seek(max(0, content_length))
+        end = file.read()
         # The comment's length is the one part of the file that the digest does not cover.
         expected = struct.pack("<H", _COMMENT_LENGTH) + _PREFIX
-        if not comment.startswith(expected):
-            raise UsageError(f"--ckpt_path {path}: is not a checkpoint of lit_cnn, or was cut short; give a whole one")
-        file.seek(0)
-        if _digest_of_first(file, content_length) != comment[len(expected) :].decode(errors="replace"):
-            raise UsageError(f"--ckpt_path {path}: was changed after it was written (SHA-256 differs); give another")
+        if content_length > 0 and end.startswith(expected):
+            file.seek(0)
+            if _digest_of_first(file, content_length) != end[len(expected) :].decode(errors="replace"):
+                reason = "was changed after it was written (SHA-256 differs)"
+                raise UsageError("ckpt_path", path, reason, "give another")
+            return True
+        last = end[-_END_LENGTH:]
+        if last.startswith(_END_OF_ARCHIVE) and last.endswith(b"\0\0") and _checksums_agree(file):
+            return False
+    raise UsageError("ckpt_path", path, "is not a checkpoint of lit_cnn, or was cut short", "give a whole one")
+
+
+def _checksums_agree(file: Any) -> bool:
+    """Whether a zip archive is one of stored files, as PyTorch writes it, with the checksums that it says they have."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+            return stored and archive.testzip() is None
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError, RuntimeError):
+        return False
+
+
+def _is_classifiers(checkpoint: Any) -> bool:
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        return False
+    hparams = checkpoint.get("hyper_parameters")
+    return isinstance(hparams, dict) and hparams.keys() >= _HPARAMS
 
 
 def _digest_of_first(file: Any, num_bytes: int) -> str:

@@ -1,46 +1,44 @@
 """`LitClassifier`: the one LightningModule, around every architecture and every transfer regime."""
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from torchmetrics import MetricCollection
 
-from lit_cnn.core.errors import UsageError
 from lit_cnn.core.precision import train_depthwise_in_float32
 from lit_cnn.core.randomness import torch_seed
 from lit_cnn.data.batches import Batch
+from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.models import resolve_arch
 from lit_cnn.models.heads import Head
 from lit_cnn.training.feature_cache import FeatureCacheMode
-from lit_cnn.training.metrics import balanced_weights, cross_entropy, evaluation_metrics
+from lit_cnn.training.linked import check_setup, linked_options, record_of
+from lit_cnn.training.losses import NonFiniteLossError, balanced_weights, cross_entropy, losses_of_step
+from lit_cnn.training.metrics import TrainSums, evaluation_metrics, log_now, train_means
 from lit_cnn.training.mixing import build_mixing
 from lit_cnn.training.optimization import (
     HeadSolver,
     PathSolver,
     Schedule,
-    build_optimizer,
     check_numbers,
-    check_same_optimizer,
-    learning_rate_factor,
+    optimizer_of,
     rewrite_rates,
     total_steps,
+    with_schedule,
 )
 from lit_cnn.training.transfer import Freezer, Regime, SplitNet, resolve_regime
 from lit_cnn.training.weights import build_network
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; the message says at which step and learning rate."""
 
 
 class LitClassifier(pl.LightningModule):
     """An image classifier: network, loss, metrics and optimizer.
 
     It takes uint8 images and normalises them itself, so whoever holds its checkpoint needs no other preprocessing than
-    a resize. All arguments are plain values, so a checkpoint reloads with `weights_only=True`.
+    a resize. All arguments are plain values, so a checkpoint reloads with `weights_only=True`. `for_data` takes those
+    that belong to the images from a data module.
 
     Args:
         arch: Name of the architecture: ours first, else timm's; `torchvision/NAME` for one of torchvision's. `lit/NAME`
@@ -60,21 +58,21 @@ class LitClassifier(pl.LightningModule):
         feature_cache_gb: Gigabytes (10^9 bytes) that cached features of all runs may take; those longest unused go.
         head_solver: `sgd`: the optimizer below, step by step. `lbfgs`: a linear head on cached features of unaugmented
             images is solved for by L-BFGS, one L2 penalty an epoch, from 1 down to 1e-4; val says which was best.
-            Optimizer, rates, schedule and batch size then have no part in it.
+            Optimizer, rates, schedule and batch size are then ignored.
         optimizer: One of timm's optimizers, for example adamw or sgd.
-        lr: Peak learning rate.
+        lr: Learning rate; with a schedule its highest value.
         weight_decay: Weight decay; biases and normalisation weights are left out.
         optimizer_options: More of the optimizer's own arguments.
         layer_decay: Factor on the learning rate from each layer to the one before it, in (0, 1]; 1 is none.
         head_lr_factor: Factor on the learning rate of the head.
         schedule: `constant`, `one_cycle` (a rise, then a cosine to 0) or `cyclic` (that several times), step by step.
         cycles: How many, of `cyclic`; each ends with an epoch, and its weights are kept as a snapshot.
-        warmup_fraction: Share of the run, or of each cycle, in which the learning rate rises to its peak.
+        warmup_fraction: Share of the run, or of each cycle, in which the learning rate rises.
         label_smoothing: Share of the target spread evenly over all classes (Szegedy et al. 2015, section 7).
         mixup: Alpha of mixup (Zhang et al. 2017, "mixup"): each image of a batch is averaged with its neighbour, with a
             weight from Beta(alpha, alpha), and so are the targets; 0 is off. 0.2 is common.
         cutmix: Alpha of CutMix (Yun et al. 2019): a rectangle of each image is its neighbour's, targets by area; 0 is
-            off, 1.0 is common. With both, each batch gets one of them, by the toss of a coin.
+            off, 1.0 is common. With both, each batch gets one of them, drawn at random.
         class_weights: `balanced`: in the training loss an image of a class weighs as much as the class is rare, 1 on
             average: n / (number of classes * images of its class).
         num_classes: Number of classes; linked from the data.
@@ -85,7 +83,7 @@ class LitClassifier(pl.LightningModule):
         mean: Mean per channel of pixels in [0, 1]; linked from the data.
         std: Standard deviation per channel; linked from the data.
         interpolation: How images are resized; linked from the data.
-        seed: Training seed, for initial weights and dropout; linked from `--seed_everything`.
+        seed: Training seed, for initial weights and dropout; linked from the data's.
 
     Raises:
         UsageError: If the architecture, its options, its weights, the regime or the optimizer cannot be had.
@@ -123,7 +121,7 @@ class LitClassifier(pl.LightningModule):
         class_weights: Literal["balanced"] | None = None,
         num_classes: int = 10,
         in_channels: int = 1,
-        image_size: int = 28,
+        image_size: int = 32,
         class_names: list[str] | None = None,
         class_counts: list[int] | None = None,
         mean: list[float] | None = None,
@@ -135,7 +133,7 @@ class LitClassifier(pl.LightningModule):
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         check_numbers(lr, weight_decay, warmup_fraction, label_smoothing, layer_decay, head_lr_factor)
-        self._mix = build_mixing(mixup, cutmix, num_classes)
+        self.mix = build_mixing(mixup, cutmix, num_classes)
         arch = resolve_arch(arch)
         transfer = resolve_regime(transfer, weights, class_counts)
         self.save_hyperparameters({**given, "arch": arch, "transfer": transfer})
@@ -148,10 +146,8 @@ class LitClassifier(pl.LightningModule):
         self.register_buffer("std", _channels(std, 0.5, in_channels), persistent=False)
         weights_of_classes = balanced_weights(class_counts) if class_weights is not None else None
         self.register_buffer("loss_weights", weights_of_classes, persistent=False)
-        # Summed by hand: torchmetrics costs more per step than LeNet-5's own backward pass. Kept in the checkpoint, so
-        # that an epoch's mean is that of the whole epoch even if a resume fell inside it.
-        # No buffer: with several devices, those of the first would overwrite the others' at every step.
-        self._train_sums = torch.zeros(3 + len(self.aux_weights), dtype=torch.float64)  # images, correct ones, losses
+        # Kept in the checkpoint, so that an epoch's mean is that of the whole epoch even if a resume fell inside it.
+        self._train_sums = TrainSums(1 + len(self.aux_weights))
         self._memory_format = torch.contiguous_format
         self.split: SplitNet | None = None  # set while features stand in for images
         self.run_record: dict[str, Any] = {}
@@ -160,10 +156,45 @@ class LitClassifier(pl.LightningModule):
         self.test_metrics = evaluation_metrics(num_classes, "test/")
         self.train()
 
+    @classmethod
+    def for_data(
+        cls,
+        data: ImageDataModule,
+        arch: str = "lenet5",
+        transfer: Regime | Literal["auto"] | None = None,
+        weights: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """Returns a classifier for the images of a data module, as `lit-cnn fit` builds it from the same options.
+
+        Classes, channels, image size, mean and standard deviation, interpolation and seed are the data's. Weights that
+        expect images of a certain size, mean and standard deviation get them, wherever the data module was not given
+        others.
+
+        Args:
+            data: The images; what the weights expect of them is set here, so do this before anything reads them.
+            arch: Name of the architecture.
+            transfer: Which stages train.
+            weights: What to start from.
+            **options: More of the class's arguments.
+
+        Raises:
+            UsageError: If the images, the architecture or the weights cannot be had, or an option is refused.
+
+        Example:
+            >>> from lit_cnn.data.datamodule import ImageDataModule
+            >>> from lit_cnn.training.classifier import LitClassifier
+            >>> data = ImageDataModule("digits", image_size=32)
+            >>> model = LitClassifier.for_data(data, arch="lenet5", lr=0.002)
+            >>> model.hparams["num_classes"], model.hparams["image_size"], model.hparams["mean"] == data.mean
+            (10, 32, True)
+        """
+        return cls(arch=arch, weights=weights, transfer=transfer, **linked_options(data, arch, weights), **options)
+
     def train(self, mode: bool = True) -> "LitClassifier":
         """Puts what trains into train mode; what is frozen stays in evaluation mode."""
         super().train(mode)
-        self.freezer.hold()
+        self.freezer.keep_frozen_in_eval()
         return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -195,52 +226,23 @@ class LitClassifier(pl.LightningModule):
         return () if self.freezer.freezes else tuple(getattr(self.net, "aux_weights", ()))
 
     def losses(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Returns the loss to minimise, and what it is made of.
-
-        Args:
-            images: `(N, C, S, S)`, uint8 in [0, 255]; or features, which go neither to a mixing nor to side branches.
-            targets: `(N,)`, int64.
-
-        Returns:
-            The weighted sum of the classifier's loss and those of the side branches, which evaluation never computes;
-            and the parts: accuracy, the classifier's loss, one for each side branch. Mixed images count as what the
-            larger part of them is.
-        """
-        net: Any = self.net
-        are_features = images.is_floating_point()
-        views, soft_targets, aux_logits = images if are_features else self.normalize(images), targets, []
-        if self._mix is not None:
-            views, soft_targets = self._mix(views, targets)
-            targets = soft_targets.argmax(1)
-        if self.aux_weights:
-            logits, aux_logits = net.forward_with_aux(views)
-        else:
-            logits = self(views) if are_features else net(views)
-        # In float32: the exponentials of bfloat16's three digits would be coarse.
-        losses = [self.loss(logits.float(), soft_targets, views)]
-        smoothing = self.hparams["label_smoothing"]
-        losses += [cross_entropy(each.float(), soft_targets, self.loss_weights, smoothing) for each in aux_logits]
-        loss = losses[0]
-        for weight, aux_loss in zip(self.aux_weights, losses[1:], strict=True):
-            loss = loss + weight * aux_loss
-        accuracy = (logits.argmax(1) == targets).double().mean()
-        return loss, [accuracy, *losses]
+        """Returns the loss to minimise and its parts; see `losses_of_step`."""
+        return losses_of_step(self, images, targets)
 
     def loss(self, logits: torch.Tensor, targets: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
-        """Returns the classifier's own loss for what it says of views that are normalised, and perhaps mixed."""
+        """Returns the classifier's own loss of its logits for views that are normalised, and perhaps mixed."""
         return cross_entropy(logits, targets, self.loss_weights, self.hparams["label_smoothing"])
 
     def setup(self, stage: str) -> None:
         """Lays the weights out for the trainer's precision: bfloat16 is fast with channels last.
 
         Raises:
-            UsageError: If several devices are to unfreeze: what they share is settled before the first epoch.
+            UsageError: If the data's images are not those that the network takes, or the trainer cannot train it.
         """
+        check_setup(self.hparams, self.class_names, self.trainer)
         if self.solves_head and stage == "fit":
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
             data.batch_size = len(data.splits.train)
-        if self.hparams["transfer"] == "gradual" and self.trainer.world_size > 1:
-            raise UsageError("--model.transfer gradual: trains on one device; give --trainer.devices 1, or full")
         if str(self.trainer.precision).startswith("bf16"):
             self.use_channels_last()
             train_depthwise_in_float32(self.net)
@@ -267,14 +269,11 @@ class LitClassifier(pl.LightningModule):
         loss, parts = self.losses(images, targets)
         value = loss.item()
         if not math.isfinite(value):
-            raise NonFiniteLossError(
-                f"the loss is {value} at step {self.global_step} (epoch {self.current_epoch}), learning rate "
-                f"{self.learning_rate:.3g}: the run stops; the last checkpoint is from before. Try a lower `lr`"
-            )
+            raise NonFiniteLossError(value, self.global_step, self.current_epoch, self.learning_rate)
         if self.solves_head:
-            self._train_sums.zero_()  # the last of its evaluations counts
-        count, values = len(targets), [part.item() for part in parts]
-        self._train_sums += torch.tensor([count, *(value * count for value in values)], dtype=torch.float64)
+            self._train_sums.reset()  # the last of its evaluations counts
+        values = [part.item() for part in parts]
+        self._train_sums.add(len(targets), values)
         self.last_loss = values[1]
         return loss
 
@@ -283,21 +282,16 @@ class LitClassifier(pl.LightningModule):
         metrics = self.train_means()
         if self.solves_head:
             metrics["train/l2"] = self.trainer.optimizers[0].penalty  # type: ignore[attr-defined]  # a PathSolver
-        # Not through self.log: Lightning would hand it to the logger only after the epoch's checkpoint is written.
-        for logger in self.loggers:
-            logger.log_metrics(metrics, step=self.global_step - 1)
+        log_now(self.trainer, metrics)
         self.log_dict(metrics, logger=False)
-        self._train_sums.zero_()
+        self._train_sums.reset()
 
     def train_means(self) -> dict[str, float]:
         """Returns `train/loss` and `train/acc` over the epoch's images so far, on all devices.
 
         `train/loss` is the classifier's own; that of each side branch is `train/loss_aux1` and so on.
         """
-        count, accuracy, *losses = self._sums_of_all_devices()
-        names = ["train/loss", *(f"train/loss_aux{number + 1}" for number in range(len(losses) - 1))]
-        means = {name: loss / max(count, 1) for name, loss in zip(names, losses, strict=True)}
-        return {**means, "train/acc": accuracy / max(count, 1)}
+        return train_means(self._train_sums.on_all_devices(self.trainer))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds a batch to the validation metrics."""
@@ -313,27 +307,18 @@ class LitClassifier(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Logs `val/loss`, `val/acc` and the others of `evaluation_metrics`."""
-        self.log_dict(self.val_metrics.compute())
-        self.val_metrics.reset()
+        self._log_evaluation(self.val_metrics)
 
     def on_test_epoch_end(self) -> None:
         """Logs `test/loss`, `test/acc` and the others of `evaluation_metrics`."""
-        self.log_dict(self.test_metrics.compute())
-        self.test_metrics.reset()
+        self._log_evaluation(self.test_metrics)
 
     def configure_optimizers(self) -> Any:
         """Returns the optimizer and its schedule, stepped after every batch."""
-        hparams = self.hparams
         if self.solves_head:
             head = [self.net.get_parameter(name) for name in self.freezer.head]
             return PathSolver(head, total_steps(self.trainer))
-        optimizer = self.build_optimizer()
-        num_steps = total_steps(self.trainer)
-        shape = hparams["schedule"], hparams["warmup_fraction"], hparams["cycles"]
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, num_steps, *shape)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return with_schedule(self.build_optimizer(), self.hparams, total_steps(self.trainer))
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """Returns a fresh optimizer of the network's parameters.
@@ -341,18 +326,8 @@ class LitClassifier(pl.LightningModule):
         Raises:
             UsageError: If there is none of that name, or it refuses its options.
         """
-        hparams = self.hparams
-        self.freezer.free_all_that_ever_train()
-        optimizer = build_optimizer(
-            self.net,
-            hparams["optimizer"],
-            hparams["lr"],
-            hparams["weight_decay"],
-            hparams["optimizer_options"] or {},
-            hparams["layer_decay"],
-            self.freezer.head,
-            hparams["head_lr_factor"],
-        )
+        self.freezer.unfreeze_for_optimizer()
+        optimizer = optimizer_of(self.net, self.hparams, self.freezer.head)
         if self.freezer.begin_epoch(self.current_epoch):
             self.train()
         return optimizer
@@ -363,24 +338,25 @@ class LitClassifier(pl.LightningModule):
         return max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what the run says of itself, and the running sums of the epoch under way."""
-        checkpoint["lit_cnn"] = self.run_record
-        checkpoint["train_sums"] = self._sums_of_all_devices()
+        """Adds the record of the run, and the running sums of the epoch under way."""
+        checkpoint["lit_cnn"] = self.run_record or record_of(self.hparams, self.class_names, self.trainer)
+        checkpoint["train_sums"] = self._train_sums.on_all_devices(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores the running sums of the epoch under way; a new learning rate or weight decay wins over the saved."""
         if self.global_rank == 0:
-            self._train_sums = torch.tensor(checkpoint["train_sums"], dtype=torch.float64)
+            self._train_sums.values = torch.tensor(checkpoint["train_sums"], dtype=torch.float64)
         if not self.solves_head:
             rewrite_rates(checkpoint, self.hparams["lr"], self.hparams["weight_decay"])
 
-    def check_optimizer_of(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to go on from a checkpoint with another optimizer; see `check_same_optimizer`."""
-        check_same_optimizer(checkpoint["hyper_parameters"], self.hparams)
-
-    def _sums_of_all_devices(self) -> list[float]:
-        sums = self.trainer.strategy.reduce(self._train_sums.to(self.device, copy=True), reduce_op="sum")
-        return torch.as_tensor(sums).tolist()
+    def _log_evaluation(self, metrics: MetricCollection) -> None:
+        values = metrics.compute()
+        metrics.reset()
+        is_fit = self.trainer.state.fn == "fit"
+        # Outside of a fit, what Lightning's validate and test return is what they log.
+        self.log_dict(values, logger=False if is_fit else None)
+        if is_fit and not self.trainer.sanity_checking:
+            log_now(self.trainer, {name: value.item() for name, value in values.items()})
 
     def _evaluate(self, images: torch.Tensor) -> torch.Tensor:
         """Returns logits computed in float32 whatever training used, so that every machine gives the same."""

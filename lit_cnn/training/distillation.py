@@ -1,4 +1,4 @@
-"""Distillation: one student learns what the networks of an ensemble say together."""
+"""Distillation: one student learns what the networks of an ensemble predict together."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +32,7 @@ def soft_loss(logits: torch.Tensor, teacher: torch.Tensor, temperature: float) -
 
 
 class Teachers:
-    """Trained networks that are asked and never change: frozen, in evaluation mode and float32.
+    """Trained networks that predict and never change: frozen, in evaluation mode and float32.
 
     Args:
         networks: One or more.
@@ -50,19 +50,19 @@ class Teachers:
 
         Args:
             pixels: `(N, C, S, S)` float in [0, 1], which each network normalises in its own way.
-            temperature: T, above 0; at 1 the answer of the ensemble.
+            temperature: T, above 0; at 1 the prediction of the ensemble.
         """
-        answers = []
+        predicted = []
         with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
             for network in self.networks:
                 network.to(pixels.device)
                 logits = network.net((pixels - network.mean) / network.std)
-                answers.append((logits.float() / temperature).softmax(1))
-        return torch.stack(answers).mean(0)
+                predicted.append((logits.float() / temperature).softmax(1))
+        return torch.stack(predicted).mean(0)
 
 
 class Distillation(LitClassifier):
-    """A classifier whose loss is in part what teachers say of the very image that it sees, augmented and mixed.
+    """A classifier whose loss is in part what teachers predict for the very image that it sees, augmented and mixed.
 
     The loss is `alpha * soft_loss + (1 - alpha) * cross_entropy`, with the labels in the latter; side branches learn
     from the labels alone. The same view for both is what makes a teacher consistent (Beyer et al. 2022, "Knowledge
@@ -71,7 +71,7 @@ class Distillation(LitClassifier):
     Args:
         teachers: Checkpoints: `runs:/RUN_ID` or files.
         temperature: T of `soft_loss`; 4 is common, 1 is none.
-        alpha: Weight of what the teachers say, in (0, 1]; the labels have the rest.
+        alpha: Weight of what the teachers predict, in (0, 1]; the labels have the rest.
         **options: Of `LitClassifier`.
 
     Raises:
@@ -83,16 +83,18 @@ class Distillation(LitClassifier):
         self, teachers: list[str] | None = None, temperature: float = 4.0, alpha: float = 0.9, **options: Any
     ) -> None:
         if not teachers:
-            raise UsageError("--teachers: name the runs of one or more trained networks, or of an ensemble")
+            raise UsageError("teachers", None, "name the runs of one or more trained networks, or of an ensemble")
         if not 0 < temperature < float("inf"):
-            raise UsageError(f"--model.temperature {temperature}: give a number above 0, for example 4")
+            raise UsageError("temperature", temperature, "give a number above 0, for example 4")
         if not 0 < alpha <= 1:
-            raise UsageError(f"--model.alpha {alpha}: give a number above 0 and at most 1, for example 0.9")
+            raise UsageError("alpha", alpha, "give a number above 0 and at most 1, for example 0.9")
         super().__init__(**options)
         if self.solves_head or (self.freezer.freezes and self.hparams["feature_cache"] != "off"):
             raise UsageError(
-                f"--model.transfer {self.hparams['transfer']}: teachers look at images, not at cached features; give "
-                "--model.feature_cache off, and --model.head_solver sgd"
+                "transfer",
+                self.hparams["transfer"],
+                "teachers look at images, not at cached features",
+                "give `feature_cache=off`, and `head_solver=sgd`",
             )
         self.temperature, self.alpha = temperature, alpha
         found = {address: load_classifier(checkpoint_file(address)) for address in teachers}
@@ -120,17 +122,17 @@ class Distillation(LitClassifier):
             for split, what in (("test", "test"), ("val", "validation")):
                 if digests[split] != data.digests[split]:
                     raise UsageError(
-                        f"--teachers {address}: was trained with other {what} images; take one of the same split, or "
-                        "the options of --data that it was trained with"
+                        "teachers",
+                        address,
+                        f"was trained with other {what} images",
+                        "take one of the same split, or the options of the data that it was trained with",
                     )
 
     def _refuse_other(self, address: str, network: LitClassifier) -> None:
         if network.class_names != self.class_names:
-            raise UsageError(f"--teachers {address}: was trained for other classes; take one of the same")
+            raise UsageError("teachers", address, "was trained for other classes", "take one of the same")
         for name in ("image_size", "in_channels", "interpolation"):
             theirs, ours = network.hparams[name], self.hparams[name]
             if theirs != ours:
-                raise UsageError(
-                    f"--teachers {address}: takes images of {name} {theirs}, the student {ours}; both see the same "
-                    f"image: give --data.{name} {theirs}"
-                )
+                reason = f"takes images of {name} {theirs}, the student {ours}"
+                raise UsageError("teachers", address, reason, f"both see the same image: give `{name}={theirs}`")

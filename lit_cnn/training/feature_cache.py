@@ -2,7 +2,7 @@
 
 What is frozen gives the same features of the same pixels in every epoch and in every run that starts from the same
 weights. So `head_only`, and the frozen part of `last_stages`, need them once for each fixed view of a training image
-(one without augmentation, K with `--data.views K`) and once for each image of val. Test images are looked at once and
+(one without augmentation, K with `views=K`) and once for each image of val. Test images are looked at once and
 not cached. The batches, their order and what is logged are those of a run on images, and so is the checkpoint.
 
 It is on by default wherever it applies, with bf16 on disk. Where training computes in bfloat16 that changes nothing;
@@ -32,7 +32,7 @@ from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.sampling import Key
 from lit_cnn.data.splits import Split
 from lit_cnn.training.checkpoints import digest_of_weights
-from lit_cnn.training.feature_store import Features, NoRoomError, Wanted, obtain, store_folder
+from lit_cnn.training.feature_store import CacheKey, Features, NoRoomError, get_or_compute, store_folder
 from lit_cnn.training.transfer import SplitNet, check_split, split_net
 
 FeatureCacheMode = Literal["bf16", "fp16", "fp32", "off"]
@@ -44,7 +44,7 @@ _PACKAGES = ("torch", "torchvision", "timm", "opencv-python-headless", "pillow",
 
 
 class FeatureCache(pl.Callback):
-    """Has a model train and validate on cached features, where that can be, and says whether it does.
+    """Makes a model train and validate on cached features, where that can be, and says whether it does.
 
     The options are the model's: `feature_cache`, `feature_cache_gb`, `head_solver`.
 
@@ -69,37 +69,35 @@ class FeatureCache(pl.Callback):
         self._is_planned = True
         self.used, options = "off", model.hparams
         if not model.freezer.freezes or options["feature_cache"] == "off":
-            reason: str | None = "--model.feature_cache off" if model.freezer.freezes else "nothing is frozen"
+            reason: str | None = "`feature_cache=off`" if model.freezer.freezes else "nothing is frozen"
         else:
             reason = why_off(trainer, options, data) or self._try_split(model)
             if reason is None:
                 rows = len(data.splits.train) * (data.views or 1) + len(data.splits.val)
-                num_bytes = Wanted({}, (rows, *self._shape), options["feature_cache"]).num_bytes
+                num_bytes = CacheKey({}, (rows, *self._shape), options["feature_cache"]).num_bytes
                 limit = options["feature_cache_gb"]
                 if num_bytes > limit * 1e9:
-                    reason = f"{num_bytes / 1e9:.3g} GB of features pass --model.feature_cache_gb {limit:g}"
+                    reason = f"{num_bytes / 1e9:.3g} GB of features pass `feature_cache_gb={limit:g}`"
             if reason is not None and trainer.is_global_zero:
-                print(f"feature cache off: {reason}", file=sys.stderr)
+                print("feature cache off:", reason.replace("`", ""), file=sys.stderr)
         if reason is None:
             self.used = options["feature_cache"]
         if model.solves_head:
             reason = reason or self._not_convex(model, data)
             if reason is not None:
-                raise UsageError(
-                    "--model.head_solver lbfgs: needs a linear head on cached features of unaugmented images: "
-                    f"{reason}; or give sgd"
-                )
+                needs = f"needs a linear head on cached features of unaugmented images: {reason}"
+                raise UsageError("head_solver", "lbfgs", needs, "or give sgd")
 
     def _not_convex(self, model: Any, data: ImageDataModule) -> str | None:
         """Returns why the loss is no convex function of the head alone, the same in every epoch; None if it is."""
         if model.hparams["transfer"] != "head_only":
-            return f"--model.transfer is {model.hparams['transfer']}"
+            return f"`transfer` is {model.hparams['transfer']}"
         if not isinstance(model.net.get_classifier(), torch.nn.Linear):
             return f"the head of {model.hparams['arch']} is not one fully connected layer"
         if data.train_transform.steps:
-            return "--data.augment and --data.train_crop change the images"
+            return "`augment` and `train_crop` change the images"
         if data.sampler != "shuffled":
-            return f"--data.sampler {data.sampler} changes the images from epoch to epoch"
+            return f"`sampler={data.sampler}` changes the images from epoch to epoch"
         assert self._split is not None
         features = torch.ones(1, *self._shape, device=model.device)
         with torch.no_grad():
@@ -110,7 +108,9 @@ class FeatureCache(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reads or computes the features, and hands them to data module and model."""
         model: Any = pl_module
-        data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, ImageDataModule):
+            return
         if not self._is_planned:
             self.plan(trainer, model, data)
         if self.used == "off":
@@ -122,14 +122,15 @@ class FeatureCache(pl.Callback):
         except NoRoomError as error:
             self.teardown(trainer, model, "fit")
             if model.solves_head:
-                raise UsageError(f"--model.head_solver lbfgs: needs the feature cache: {error}") from error
-            print(f"feature cache off: {error}", file=sys.stderr)
+                raise UsageError("head_solver", "lbfgs", f"needs the feature cache: {error}") from error
+            print("feature cache off:", str(error).replace("`", ""), file=sys.stderr)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Puts images back in their place."""
         model: Any = pl_module
         model.split = None
-        if stage == "fit" and (data := getattr(trainer, "datamodule", None)) is not None:
+        data = getattr(trainer, "datamodule", None)
+        if stage == "fit" and isinstance(data, ImageDataModule):
             data.serve_cached(None)
         for features in self._features:
             features.close()
@@ -159,19 +160,19 @@ class FeatureCache(pl.Callback):
         views = []
         for view in range(data.views or 1):
             of = f"training images, view {view + 1} of {data.views}" if data.views else "training images"
-            wanted = self._wanted(model, data, "train", str(trainer.precision), _view_key(data, view))
-            views.append(self._obtain(trainer, model, wanted, partial(data.view_loader, view), train, of))
-        wanted = self._wanted(model, data, "val", "32-true", [])
-        val = self._obtain(trainer, model, wanted, data.val_dataloader, exact, "val images")
+            cache_key = self._key(model, data, "train", str(trainer.precision), _view_key(data, view))
+            views.append(self._get_or_compute(trainer, model, cache_key, partial(data.view_loader, view), train, of))
+        cache_key = self._key(model, data, "val", "32-true", [])
+        val = self._get_or_compute(trainer, model, cache_key, data.val_dataloader, exact, "val images")
         train_labels, val_labels = (data.image_set.labels[part] for part in (data.splits.train, data.splits.val))
         data.serve_cached((TrainFeatures(views, train_labels), EvalFeatures(val, val_labels)))
         model.split = self._split
 
-    def _obtain(
+    def _get_or_compute(
         self,
         trainer: pl.Trainer,
         model: Any,
-        wanted: Wanted,
+        cache_key: CacheKey,
         loader: Callable[[], DataLoader[Batch]],
         context: Callable[[], Any],
         of: str,
@@ -180,7 +181,7 @@ class FeatureCache(pl.Callback):
 
         def compute() -> Iterator[torch.Tensor]:
             """Yields the features of each batch, on the CPU."""
-            bar = tqdm(total=wanted.shape[0], desc=f"features of {of}", unit="img", file=sys.stderr, delay=1)
+            bar = tqdm(total=cache_key.shape[0], desc=f"features of {of}", unit="img", file=sys.stderr, delay=1)
             with bar, torch.inference_mode():
                 for images, _ in loader():
                     yield self._frozen(model, images, context).cpu()
@@ -192,11 +193,11 @@ class FeatureCache(pl.Callback):
                     callback.stop_if_signalled()
 
         max_bytes = int(model.hparams["feature_cache_gb"] * 1e9)
-        features, found = obtain(wanted, compute, max_bytes, check_stop)
+        features, found = get_or_compute(cache_key, compute, max_bytes, check_stop)
         self._features.append(features)
         how = "found" if found else "computed"
-        size = f"{wanted.num_bytes / 1e6:,.1f} MB as {wanted.stored_as}"
-        print(f"features of {wanted.shape[0]:,} {of} {how}: {size} in {store_folder()}", file=sys.stderr)
+        size = f"{cache_key.num_bytes / 1e6:,.1f} MB as {cache_key.stored_as}"
+        print(f"features of {cache_key.shape[0]:,} {of} {how}: {size} in {store_folder()}", file=sys.stderr)
         with torch.inference_mode():
             size_of_image = (1, *(model.hparams[name] for name in ("in_channels", "image_size", "image_size")))
             dtype = self._frozen(model, torch.zeros(size_of_image, dtype=torch.uint8), context).dtype
@@ -207,7 +208,7 @@ class FeatureCache(pl.Callback):
         with context():
             return self._split.frozen(model.normalize(images.to(model.device)))
 
-    def _wanted(self, model: Any, data: ImageDataModule, part: Split, precision: str, view: list[Any]) -> Wanted:
+    def _key(self, model: Any, data: ImageDataModule, part: Split, precision: str, view: list[Any]) -> CacheKey:
         indices = data.splits[part]
         image_hashes = hashlib.sha256("\n".join(data.image_set.hashes[index] for index in indices).encode())
         key = {
@@ -224,7 +225,7 @@ class FeatureCache(pl.Callback):
             "device": model.device.type,
             "versions": {name: _version(name) for name in _PACKAGES},
         }
-        return Wanted(key, (len(indices), *self._shape), model.hparams["feature_cache"])
+        return CacheKey(key, (len(indices), *self._shape), model.hparams["feature_cache"])
 
 
 class EvalFeatures(Dataset[Batch]):
@@ -280,16 +281,13 @@ def why_off(trainer: pl.Trainer, options: Any, data: ImageDataModule) -> str | N
     if options["transfer"] == "gradual":
         return "what is frozen changes from epoch to epoch in gradual"
     if options["mixup"] or options["cutmix"]:
-        return "--model.mixup and --model.cutmix change the pixels of each batch"
+        return "`mixup` and `cutmix` change the pixels of each batch"
     if data.views is None and data.train_transform.steps:
-        return (
-            "each epoch augments anew; give --config configs/augment/none.yaml, or --data.views K for K fixed views of "
-            "each image"
-        )
+        return "each epoch augments anew; give `augment=[]`, or `views=K` for K fixed views of each image"
     if trainer.world_size > 1:
         return "it serves one device"
     if str(trainer.precision) not in _PRECISIONS:
-        return f"--trainer.precision {trainer.precision} is not one of {', '.join(_PRECISIONS)}"
+        return f"`precision={trainer.precision}` is not one of {', '.join(_PRECISIONS)}"
     return None
 
 

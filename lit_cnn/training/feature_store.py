@@ -41,8 +41,8 @@ class NoRoomError(Exception):
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """An entry as it is asked for.
+class CacheKey:
+    """Which entry: all that its numbers depend on, and their shape and type.
 
     Attributes:
         key: All that the numbers depend on, plain values.
@@ -93,18 +93,18 @@ def store_folder() -> Path:
     return default_cache_file().parent / "features"
 
 
-def obtain(
-    wanted: Wanted,
+def get_or_compute(
+    key: CacheKey,
     compute: Callable[[], Iterable[torch.Tensor]],
     max_bytes: int,
     check_stop: Callable[[], None] = lambda: None,
 ) -> tuple[Features, bool]:
     """Returns an entry's features; computes them, once for all runs that ask at the same time, if they are not there.
 
-    An entry whose bytes are not those that were written is said, removed and computed anew.
+    An entry whose bytes are not those that were written is removed and computed anew, with a line about it.
 
     Args:
-        wanted: Which.
+        key: Which.
         compute: Gives the rows in order, in parts of any length.
         max_bytes: Of all entries together; those longest unused go to make room.
         check_stop: Called while it waits or computes; ends that by raising.
@@ -115,7 +115,7 @@ def obtain(
     Raises:
         NoRoomError: If they cannot be kept.
     """
-    entry, found = store_folder() / wanted.name, True
+    entry, found = store_folder() / key.name, True
     while True:
         try:
             entry.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def obtain(
             if not _is_folder(lock, entry):
                 continue
             if (entry / "entry.json").exists():
-                if (values := _read(entry, wanted)) is not None:
+                if (values := _read(entry, key)) is not None:
                     os.utime(entry / "entry.json")
                     features, lock = Features(values, lock), -1
                     return features, found
@@ -138,14 +138,14 @@ def obtain(
             fcntl.flock(lock, fcntl.LOCK_UN)
             _acquire(lock, fcntl.LOCK_EX, "another run computes the features; waiting for it", check_stop)
             if _is_folder(lock, entry) and not (entry / "entry.json").exists():
-                _write(entry, wanted, compute, max_bytes, check_stop)
+                _write(entry, key, compute, max_bytes, check_stop)
                 found = False
         finally:
             if lock >= 0:
                 os.close(lock)
 
 
-def _acquire(lock: int, kind: int, says: str, check_stop: Callable[[], None]) -> None:
+def _acquire(lock: int, kind: int, notice: str, check_stop: Callable[[], None]) -> None:
     """Waits for a lock by trying, as a signal would not end a blocking wait."""
     started, has_said = time.monotonic(), False
     while True:
@@ -155,7 +155,7 @@ def _acquire(lock: int, kind: int, says: str, check_stop: Callable[[], None]) ->
         except BlockingIOError:
             check_stop()
             if not has_said and time.monotonic() - started > _SAY_AFTER:
-                print(f"lit-cnn: {says}", file=sys.stderr, flush=True)
+                print(f"lit-cnn: {notice}", file=sys.stderr, flush=True)
                 has_said = True
             time.sleep(_TRY_EVERY)
 
@@ -166,15 +166,15 @@ def _is_folder(lock: int, folder: Path) -> bool:
     return False
 
 
-def _read(entry: Path, wanted: Wanted) -> torch.Tensor | None:
+def _read(entry: Path, key: CacheKey) -> torch.Tensor | None:
     """Returns an entry's features; None, and a line about it, if they are not what was written."""
     file = entry / "features.npy"
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # numpy opens an archive as something else
         note = json.loads((entry / "entry.json").read_text(encoding="utf-8"))
         # Copied on write: torch warns of memory that it may not write to.
         values = np.load(file, mmap_mode="c", allow_pickle=False)
-        if note["sha256"] == sha256_of_file(file) and values.shape == wanted.shape:
-            return torch.from_numpy(values).view(_TORCH_TYPES[wanted.stored_as])
+        if note["sha256"] == sha256_of_file(file) and values.shape == key.shape:
+            return torch.from_numpy(values).view(_TORCH_TYPES[key.stored_as])
     print(f"lit-cnn: {file} was changed after it was written (SHA-256 differs): computing it anew", file=sys.stderr)
     return None
 
@@ -193,7 +193,7 @@ def _set_aside(entry: Path) -> None:
 
 def _write(
     entry: Path,
-    wanted: Wanted,
+    key: CacheKey,
     compute: Callable[[], Iterable[torch.Tensor]],
     max_bytes: int,
     check_stop: Callable[[], None],
@@ -203,23 +203,23 @@ def _write(
         for left_over in entry.iterdir():  # by a run that was killed
             left_over.unlink()
         with replace_atomically(file) as temporary, temporary.open("w+b") as output:
-            header = {"descr": np.dtype(_NUMPY_TYPES[wanted.stored_as]).str, "fortran_order": False}
-            np.lib.format.write_array_header_1_0(output, header | {"shape": wanted.shape})
+            header = {"descr": np.dtype(_NUMPY_TYPES[key.stored_as]).str, "fortran_order": False}
+            np.lib.format.write_array_header_1_0(output, header | {"shape": key.shape})
             start = output.tell()
             with _bookkeeping():
-                _make_room(wanted.num_bytes, max_bytes)
+                _make_room(key.num_bytes, max_bytes)
                 # Room is taken at once, so that a full disk shows now, and no other run counts on it.
-                os.posix_fallocate(output.fileno(), 0, start + wanted.num_bytes)
+                os.posix_fallocate(output.fileno(), 0, start + key.num_bytes)
             output.seek(0)
             digest.update(output.read(start))
             for rows in compute():
                 check_stop()
-                stored = rows.to(_TORCH_TYPES[wanted.stored_as]).contiguous().view(torch.uint8).numpy().data
+                stored = rows.to(_TORCH_TYPES[key.stored_as]).contiguous().view(torch.uint8).numpy().data
                 digest.update(stored)
                 output.write(stored)
-            if output.tell() != start + wanted.num_bytes:
-                raise RuntimeError(f"{output.tell() - start} bytes of features, not {wanted.num_bytes}")
-        note = {"sha256": digest.hexdigest(), "shape": wanted.shape, "type": wanted.stored_as, "key": dict(wanted.key)}
+            if output.tell() != start + key.num_bytes:
+                raise RuntimeError(f"{output.tell() - start} bytes of features, not {key.num_bytes}")
+        note = {"sha256": digest.hexdigest(), "shape": key.shape, "type": key.stored_as, "key": dict(key.key)}
         write_text_atomically(entry / "entry.json", json.dumps(note))
         sync_to_disk(entry.parent)
     except OSError as error:
@@ -248,7 +248,7 @@ def _make_room(num_bytes: int, max_bytes: int) -> None:
     if total + num_bytes > max_bytes:
         raise NoRoomError(
             f"{num_bytes / 1e9:.3g} GB of features, beside {total / 1e9:.3g} GB in use, pass "
-            f"--model.feature_cache_gb {max_bytes / 1e9:g}"
+            f"`feature_cache_gb={max_bytes / 1e9:g}`"
         )
 
 

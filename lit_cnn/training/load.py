@@ -12,14 +12,14 @@ def load_classifier(path: Path) -> tuple[LitClassifier, dict[str, Any]]:
     """Rebuilds a classifier from its checkpoint.
 
     Returns:
-        The classifier in eval mode on the CPU, and what the checkpoint says of its run.
+        The classifier in eval mode on the CPU, and the checkpoint's record of its run.
 
     Raises:
         UsageError: If the file is no checkpoint of lit_cnn.
     """
     checkpoint = load_checkpoint(path)
     if "lit_cnn" not in checkpoint:
-        raise UsageError(f"--ckpt_path {path}: holds no configuration of lit_cnn; give one that lit-cnn fit wrote")
+        raise UsageError("ckpt_path", path, "holds no record of lit_cnn", "give one of a LitClassifier")
     # The weights come from the file: nothing is fetched that would only be overwritten.
     model = LitClassifier(**{**checkpoint["hyper_parameters"], "weights": None, "transfer": None})
     model.load_state_dict(checkpoint["state_dict"])

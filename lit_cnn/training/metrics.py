@@ -1,15 +1,13 @@
-"""The metrics of an evaluation: loss, accuracy, and what classes of unequal size ask for."""
+"""The metrics of training and of an evaluation, and the one way by which they reach the loggers during a fit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from torchmetrics import MetricCollection
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassStatScores
-
-from lit_cnn.core.errors import UsageError
 
 
 class BalancedAccuracy(MulticlassStatScores):
@@ -31,39 +29,6 @@ class BalancedAccuracy(MulticlassStatScores):
         return (found[there] / support[there]).mean()
 
 
-def balanced_weights(class_counts: Sequence[int] | None) -> torch.Tensor:
-    """Returns the weight of each class, `(num_classes,)` float32: n / (num_classes * count), and 0 for a class of none.
-
-    Over the n images the mean weight is 1.
-
-    Raises:
-        UsageError: If there are no counts to tell them from.
-    """
-    if not class_counts:
-        raise UsageError("--model.class_weights balanced: needs class_counts, which lit-cnn fit takes from the data")
-    counts = torch.tensor(class_counts, dtype=torch.float64)
-    there = counts > 0
-    return torch.where(there, counts.sum() / (there.sum() * counts.clamp(min=1)), 0.0).float()
-
-
-def cross_entropy(
-    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None, label_smoothing: float
-) -> torch.Tensor:
-    """Returns the mean cross-entropy of a batch in training.
-
-    Args:
-        logits: `(N, num_classes)`, float.
-        targets: `(N,)`, int64, or `(N, num_classes)`, float, that add up to 1.
-        weights: Of each class, see `balanced_weights`; None is equal ones.
-        label_smoothing: Share of the target spread evenly over all classes.
-    """
-    if weights is None:
-        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
-    # Not torch's weighted mean, which divides by the batch's own sum of weights: that depends on who shares a batch,
-    # and so on the number of devices.
-    return F.cross_entropy(logits, targets, weights, reduction="none", label_smoothing=label_smoothing).mean()
-
-
 def evaluation_metrics(num_classes: int, prefix: str) -> MetricCollection:
     """Returns `loss` (a mean of given values), `acc`, `balanced_acc`, `f1` and, with more than five classes, `acc5`.
 
@@ -81,3 +46,48 @@ def evaluation_metrics(num_classes: int, prefix: str) -> MetricCollection:
     if num_classes > 5:
         metrics["acc5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)
+
+
+class TrainSums:
+    """Sums over the training images of an epoch so far: how many, how many of them right, the losses.
+
+    Summed by hand: torchmetrics costs more per step than LeNet-5's own backward pass. No buffer of the model: with
+    several devices, those of the first would overwrite the others' at every step.
+
+    Args:
+        num_losses: The classifier's own and one for each side branch.
+    """
+
+    def __init__(self, num_losses: int) -> None:
+        self.values = torch.zeros(2 + num_losses, dtype=torch.float64)
+
+    def add(self, num_images: int, means: Sequence[float]) -> None:
+        """Adds a batch of so many images, given its accuracy and its losses."""
+        sums = [num_images, *(mean * num_images for mean in means)]
+        self.values += torch.tensor(sums, dtype=torch.float64)
+
+    def reset(self) -> None:
+        """Starts anew."""
+        self.values.zero_()
+
+    def on_all_devices(self, trainer: pl.Trainer) -> list[float]:
+        """Returns the sums over all devices; each of them has to call it."""
+        own = self.values.to(trainer.strategy.root_device, copy=True)
+        return torch.as_tensor(trainer.strategy.reduce(own, reduce_op="sum")).tolist()
+
+
+def train_means(sums: Sequence[float]) -> dict[str, float]:
+    """Returns `train/loss`, `train/loss_aux1` and so on for the side branches, and `train/acc`, from `TrainSums`."""
+    count, accuracy, *losses = sums
+    names = ["train/loss", *(f"train/loss_aux{number + 1}" for number in range(len(losses) - 1))]
+    means = {name: loss / max(count, 1) for name, loss in zip(names, losses, strict=True)}
+    return {**means, "train/acc": accuracy / max(count, 1)}
+
+
+def log_now(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
+    """Gives metrics to all loggers at once, as those of the last step made.
+
+    Lightning's `self.log` hands them on only after the epoch's checkpoint is written; a kill in between loses them.
+    """
+    for logger in trainer.loggers:
+        logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, step=trainer.global_step - 1)

@@ -27,7 +27,7 @@ def build_mixing(mixup: float, cutmix: float, num_classes: int) -> Mixing | None
     """
     for option, alpha in (("mixup", mixup), ("cutmix", cutmix)):
         if not 0 <= alpha < float("inf"):
-            raise UsageError(f"--model.{option} {alpha}: give 0 (off) or a number above, for example 0.2")
+            raise UsageError(option, alpha, "give 0 (off) or a number above, for example 0.2")
     if not mixup and not cutmix:
         return None
     # torchvision's transforms take a second to import.

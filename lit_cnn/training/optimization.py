@@ -13,6 +13,7 @@ from torch import nn
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.precision import has_native_bf16
+from lit_cnn.data.datamodule import ImageDataModule
 
 Schedule = Literal["constant", "one_cycle", "cyclic"]
 HeadSolver = Literal["sgd", "lbfgs"]
@@ -112,7 +113,7 @@ def build_optimizer(
     Args:
         model: Whose trainable parameters are optimised.
         name: timm's name, for example `adamw` or `sgd` (with Nesterov momentum; `momentum` is SGD without it).
-        lr: Peak learning rate.
+        lr: Learning rate; a schedule multiplies it.
         weight_decay: Decoupled or coupled, as the optimizer has it.
         options: More of the optimizer's own arguments.
         layer_decay: See `parameter_groups`.
@@ -125,9 +126,7 @@ def build_optimizer(
     from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
 
     if name not in list_optimizers():
-        raise UsageError(
-            f"--model.optimizer {name}: timm has no such optimizer; for example adamw, sgd, momentum, lamb"
-        )
+        raise UsageError("optimizer", name, "timm has no such optimizer", "for example adamw, sgd, momentum, lamb")
     groups = parameter_groups(model, lr, weight_decay, layer_decay, head, head_lr_factor)
     if "muon" in name:
         _let_muon_use_native_precision()
@@ -137,11 +136,38 @@ def build_optimizer(
         fused = {"fused": True} if has_fused and not options.get("foreach") else {}
         return create_optimizer_v2(groups, opt=name, lr=lr, **{**fused, **options})
     except (TypeError, ValueError, AssertionError) as error:
-        raise UsageError(f"--model.optimizer_options {options}: {name} refuses them: {error}") from error
+        raise UsageError("optimizer_options", options, f"{name} refuses them: {error}") from error
+
+
+def optimizer_of(net: nn.Module, hparams: Mapping[str, Any], head: Iterable[str]) -> torch.optim.Optimizer:
+    """Returns the optimizer that a classifier's hyperparameters describe; see `build_optimizer`."""
+    return build_optimizer(
+        net,
+        hparams["optimizer"],
+        hparams["lr"],
+        hparams["weight_decay"],
+        hparams["optimizer_options"] or {},
+        hparams["layer_decay"],
+        head,
+        hparams["head_lr_factor"],
+    )
+
+
+def with_schedule(optimizer: torch.optim.Optimizer, hparams: Mapping[str, Any], num_steps: int) -> dict[str, Any]:
+    """Returns what Lightning takes from `configure_optimizers`: the optimizer, and its schedule for every step.
+
+    Args:
+        optimizer: Whose learning rates the schedule sets.
+        hparams: The classifier's.
+        num_steps: Optimizer steps of the whole run.
+    """
+    shape = hparams["schedule"], hparams["warmup_fraction"], hparams["cycles"]
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, num_steps, *shape))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def _let_muon_use_native_precision() -> None:
-    """Has timm's Muon orthogonalize in float32 where bfloat16, its choice everywhere, is emulated."""
+    """Makes timm's Muon orthogonalize in float32 where bfloat16, its choice everywhere, is emulated."""
     from timm.optim import muon
 
     original = unwrap(muon.zeropower_via_newtonschulz)
@@ -182,9 +208,7 @@ def check_same_optimizer(saved: Mapping[str, Any], now: Mapping[str, Any]) -> No
     for name in _DECIDES_OPTIMIZER:
         value = saved.get(name, now[name])  # older checkpoints lack what was not there yet
         if value != now[name]:
-            raise UsageError(
-                f"--model.{name} {now[name]}: the checkpoint was trained with {value}; keep it, or start anew"
-            )
+            raise UsageError(name, now[name], f"the checkpoint was trained with {value}", "keep it, or start anew")
 
 
 def check_numbers(
@@ -201,50 +225,44 @@ def check_numbers(
         UsageError: If there is one.
     """
     if not (lr > 0 and math.isfinite(lr)):
-        raise UsageError(f"--model.lr {lr}: give a number above 0, for example 0.001")
+        raise UsageError("lr", lr, "give a number above 0, for example 0.001")
     if not weight_decay >= 0:
-        raise UsageError(f"--model.weight_decay {weight_decay}: give 0 or more")
+        raise UsageError("weight_decay", weight_decay, "give 0 or more")
     if not 0 <= warmup_fraction < 1:
-        raise UsageError(f"--model.warmup_fraction {warmup_fraction}: give a share from 0 to below 1")
+        raise UsageError("warmup_fraction", warmup_fraction, "give a share from 0 to below 1")
     if not 0 <= label_smoothing < 1:
-        raise UsageError(f"--model.label_smoothing {label_smoothing}: give a share from 0 to below 1")
+        raise UsageError("label_smoothing", label_smoothing, "give a share from 0 to below 1")
     if not 0 < layer_decay <= 1:
-        raise UsageError(f"--model.layer_decay {layer_decay}: give a factor above 0, at most 1 (no decay)")
+        raise UsageError("layer_decay", layer_decay, "give a factor above 0, at most 1 (no decay)")
     if not (head_lr_factor > 0 and math.isfinite(head_lr_factor)):
-        raise UsageError(f"--model.head_lr_factor {head_lr_factor}: give a number above 0, for example 10")
+        raise UsageError("head_lr_factor", head_lr_factor, "give a number above 0, for example 10")
 
 
 def epochs_of_cycle(model: Any, trainer: Any) -> int | None:
     """Returns the epochs of each of a run's cycles; None if its rate has none.
 
     Args:
-        model: The options of `--model`: schedule, cycles.
-        trainer: The options of `--trainer`: max_epochs, max_steps, check_val_every_n_epoch.
+        model: A classifier's options: schedule, cycles.
+        trainer: A trainer, or its options: max_epochs, max_steps, check_val_every_n_epoch.
 
     Raises:
         UsageError: If the cycles would not end with an epoch that is validated, or there are cycles without `cyclic`.
     """
     if (model.schedule == "cyclic") != (model.cycles is not None):
-        raise UsageError(
-            f"--model.cycles {model.cycles}: goes with --model.schedule cyclic, and that with a number of cycles; give "
-            "both or neither"
-        )
+        reason = "goes with `schedule=cyclic`, and that with a number of cycles"
+        raise UsageError("cycles", model.cycles, reason, "give both or neither")
     if model.cycles is None:
         return None
     if model.cycles < 1:
-        raise UsageError(f"--model.cycles {model.cycles}: give a whole number of at least 1")
+        raise UsageError("cycles", model.cycles, "give a whole number of at least 1")
     epochs = trainer.max_epochs or 0
     if epochs < model.cycles or epochs % model.cycles or trainer.max_steps not in (None, -1):
-        raise UsageError(
-            f"--model.cycles {model.cycles}: cycles are equal and end with an epoch; give a multiple of it as "
-            "--trainer.max_epochs, and no --trainer.max_steps"
-        )
+        remedy = "give a multiple of it as `max_epochs`, and no `max_steps`"
+        raise UsageError("cycles", model.cycles, "cycles are equal and end with an epoch", remedy)
     found: int = epochs // model.cycles
     if found % (trainer.check_val_every_n_epoch or 1):
-        raise UsageError(
-            f"--trainer.check_val_every_n_epoch {trainer.check_val_every_n_epoch}: each cycle of {found} epochs ends "
-            "with a validation; leave it out"
-        )
+        reason = f"each cycle of {found} epochs ends with a validation"
+        raise UsageError("check_val_every_n_epoch", trainer.check_val_every_n_epoch, reason, "leave it out")
     return found
 
 
@@ -255,7 +273,7 @@ def check_has_end(trainer: pl.Trainer) -> None:
         UsageError: If neither max_epochs nor max_steps is given.
     """
     if (trainer.max_epochs or -1) <= 0 and trainer.max_steps <= 0:
-        raise UsageError(f"--trainer.max_epochs {trainer.max_epochs}: the schedule needs an end; give 1 or more")
+        raise UsageError("max_epochs", trainer.max_epochs, "the schedule needs an end", "give 1 or more")
 
 
 def total_steps(trainer: pl.Trainer) -> int:
@@ -265,7 +283,10 @@ def total_steps(trainer: pl.Trainer) -> int:
     run's place in the epoch is restored.
     """
     check_has_end(trainer)
-    batches = trainer.datamodule.num_train_batches  # type: ignore[attr-defined]  # set by Trainer.fit
+    data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
+    if not isinstance(data, ImageDataModule):
+        return max(1, int(trainer.estimated_stepping_batches))
+    batches = data.num_train_batches
     limit = trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)

@@ -47,6 +47,8 @@ def quiet_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
         # The tuner of --find_batch_size restores what was before there was an average.
         warnings.filterwarnings("ignore", message=".*was not created with WeightAveraging.*")
+        # A checkpoint that Lightning's own callback wrote is read without that callback.
+        warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided.*")
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         yield
 

@@ -15,13 +15,14 @@ from lit_cnn.data.audit import Report
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.tracking.run import Run
-from lit_cnn.training.averaging import check_average_of
 from lit_cnn.training.before_fit import check_before_fit
 from lit_cnn.training.callbacks import RunInterrupted
+from lit_cnn.training.callbacks.averaging import check_average_of
+from lit_cnn.training.callbacks.snapshots import check_same_cycles
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.distillation import Distillation
-from lit_cnn.training.optimization import check_has_end, path_of_penalties, total_steps
+from lit_cnn.training.optimization import check_has_end, check_same_optimizer, path_of_penalties, total_steps
 from lit_cnn.training.parents import ParentRun
 from lit_cnn.training.process import (
     failures_in_words,
@@ -50,7 +51,6 @@ from lit_cnn.training.resume import (
     mark_unfinished,
 )
 from lit_cnn.training.run_options import RunOptions
-from lit_cnn.training.snapshots import check_same_cycles
 from lit_cnn.training.trainer import RunTrainer, build_trainer, evaluation_trainer
 
 # How the first process of a distributed run tells the others.
@@ -236,15 +236,12 @@ def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> N
     if start.path is not None:
         check_classes(start.checkpoint, data, start.path)
         check_randomness(start.checkpoint)
-        model.check_optimizer_of(start.checkpoint)
+        check_same_optimizer(start.checkpoint["hyper_parameters"], model.hparams)
         check_same_cycles(start.checkpoint, parts.cycle_epochs)
         check_average_of(start.checkpoint, options.ema_decay, options.swa_start)
     check_has_end(parts.trainer)
     if isinstance(model, Distillation):
         model.check_split(data)
-    if model.solves_head and parts.average is not None:
-        option = "ema_decay" if options.swa_start is None else "swa_start"
-        raise UsageError(option, None, "a head that lbfgs solves for has no path to average over", "leave it out")
     model.build_optimizer()  # only to see now, before anything is written, that it can be built
     parts.feature_cache.plan(parts.trainer, model, data)
 

@@ -11,16 +11,13 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.tracking.logger import JournalLogger
-from lit_cnn.training.averaging import EqualAverage, RunAverage, average_of_run
-from lit_cnn.training.callbacks import RunCheckpoints, StepMetrics
+from lit_cnn.training.callbacks import FitProgress, RunAverage, RunCheckpoints, default_callbacks
+from lit_cnn.training.callbacks.averaging import check_average
 from lit_cnn.training.checkpoints import CheckpointIO256
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.feature_cache import FeatureCache
-from lit_cnn.training.fit_progress import FitProgress
 from lit_cnn.training.optimization import epochs_of_cycle
 from lit_cnn.training.run_options import RunOptions
-from lit_cnn.training.snapshots import Snapshots
-from lit_cnn.training.whitening import Whitening
 
 
 @dataclass(frozen=True)
@@ -58,26 +55,22 @@ def build_trainer(
     Raises:
         UsageError: If Lightning refuses an option, or an average or cycles cannot be had with these.
     """
-    checkpoints = RunCheckpoints(
-        options.monitor, options.monitor_mode, options.checkpoint_seconds, options.on_full_disk
+    ours = default_callbacks(
+        monitor=options.monitor,
+        monitor_mode=options.monitor_mode,
+        checkpoint_seconds=options.checkpoint_seconds,
+        on_full_disk=options.on_full_disk,
+        ema_decay=options.ema_decay,
+        swa_start=options.swa_start,
+        progress_bar=given.get("enable_progress_bar") is not False,
+        tracked=True,
     )
-    feature_cache = FeatureCache()
+    (checkpoints,) = (each for each in ours if isinstance(each, RunCheckpoints))
+    (feature_cache,) = (each for each in ours if isinstance(each, FeatureCache))
+    average = next((each for each in ours if isinstance(each, RunAverage)), None)
     schedule = SimpleNamespace(**{"max_steps": -1, "check_val_every_n_epoch": 1, **given})
     cycle_epochs = epochs_of_cycle(model.hparams, schedule)
-    average = average_of_run(
-        options.ema_decay, options.swa_start, model.hparams["schedule"], cycle_epochs or 1, given.get("max_epochs") or 0
-    )
-    # The first layer is whitened before features are computed with it.
-    ours: list[Callback] = [StepMetrics(), checkpoints, Whitening(), feature_cache]
-    if average is not None:
-        ours.append(average)
-    if isinstance(average, EqualAverage):
-        # best.ckpt is to be the best of the averages, not of what was before them.
-        average.begins = checkpoints.best.clear
-    if cycle_epochs is not None:
-        ours.append(Snapshots(checkpoints, cycle_epochs))
-    if given.get("enable_progress_bar") is not False:
-        ours.append(FitProgress())
+    check_average(average, model.hparams, schedule)
     trainer = _trainer(given, ours, logger)
     return RunTrainer(trainer, checkpoints, feature_cache, average, cycle_epochs, logger)
 

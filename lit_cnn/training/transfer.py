@@ -51,15 +51,11 @@ def resolve_regime(
     if transfer is None:
         return "full" if weights else "scratch"
     if transfer == "scratch" and weights:
-        raise UsageError(
-            f"--model.transfer scratch: starts from no weights, and --model.weights is {weights}; leave one of them "
-            "out, or give --model.transfer full"
-        )
+        reason = f"starts from no weights, and `weights` is {weights}"
+        raise UsageError("transfer", transfer, reason, "leave one of them out, or give `transfer=full`")
     if transfer != "scratch" and not weights:
-        raise UsageError(
-            f"--model.transfer {transfer}: needs weights to start from; give --model.weights pretrained, offline, a "
-            "file or runs:/RUN_ID, or --model.transfer scratch"
-        )
+        remedy = "give `weights=pretrained`, offline, a file or runs:/RUN_ID, or `transfer=scratch`"
+        raise UsageError("transfer", transfer, "needs weights to start from", remedy)
     assert transfer != "auto", "class_counts are linked from the data"
     return transfer
 
@@ -131,7 +127,7 @@ class Freezer:
 
     def __init__(self, net: nn.Module, arch: str, regime: Regime, train_stages: int, unfreeze_every: int) -> None:
         if unfreeze_every < 1:
-            raise UsageError(f"--model.unfreeze_every {unfreeze_every}: give 1 epoch or more")
+            raise UsageError("unfreeze_every", unfreeze_every, "give 1 epoch or more")
         self.regime = regime
         self._net = net
         self._numbers = (train_stages, unfreeze_every)
@@ -139,19 +135,16 @@ class Freezer:
             self._stages, self.head = split_head(net)
         except ValueError as error:
             if self.freezes:
-                raise UsageError(f"--model.transfer {regime}: {arch} {error}; give full") from error
+                raise UsageError("transfer", regime, f"{arch} {error}", "give full") from error
             self._stages, self.head = [], []
         count = len(self._stages)
         if regime == "last_stages" and not 1 <= train_stages < count:
-            raise UsageError(
-                f"--model.train_stages {train_stages}: {arch} has {count} stages before its head (lit-cnn describe "
-                f"{arch} --stages); give 1 to {count - 1}, or --model.transfer full for all"
-            )
+            reason = f"{arch} has {count} stages before its head (lit-cnn describe {arch} --stages)"
+            remedy = f"give 1 to {count - 1}, or `transfer=full` for all"
+            raise UsageError("train_stages", train_stages, reason, remedy)
         if regime == "head_only" and not self.head:
-            raise UsageError(
-                f"--model.transfer head_only: leaves nothing to train, as the last layer of {arch} has no weights; "
-                "give last_stages"
-            )
+            reason = f"leaves nothing to train, as the last layer of {arch} has no weights"
+            raise UsageError("transfer", regime, reason, "give last_stages")
         self._first: int | None = None
         self._held: list[nn.Module] = []
         self.begin_epoch(0)
@@ -176,14 +169,14 @@ class Freezer:
         self._held = list(_modules_without(self._net, trained))
         return True
 
-    def free_all_that_ever_train(self) -> None:
+    def unfreeze_for_optimizer(self) -> None:
         """Unfreezes what trains in the last epoch, for an optimizer that is to know it from the start.
 
         Until its stage trains, a parameter gets no gradient; so it gets neither state nor weight decay.
         """
         self.begin_epoch(sys.maxsize)
 
-    def hold(self) -> None:
+    def keep_frozen_in_eval(self) -> None:
         """Puts what is frozen into evaluation mode; to be called whenever the network is put into train mode."""
         for module in self._held:
             module.eval()

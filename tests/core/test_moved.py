@@ -16,6 +16,11 @@ from lit_cnn.core.moved import new_name
         ("lit_cnn.datasets.folders", "lit_cnn.data.sources.folders"),
         ("lit_cnn.datasets.decoding", "lit_cnn.data.decoding"),
         ("lit_cnn.exported", "lit_cnn.portable"),
+        ("lit_cnn.callbacks", "lit_cnn.training.callbacks"),
+        ("lit_cnn.averaging", "lit_cnn.training.callbacks.averaging"),
+        ("lit_cnn.fit_progress", "lit_cnn.training.callbacks.fit_progress"),
+        ("lit_cnn.snapshots", "lit_cnn.training.callbacks.snapshots"),
+        ("lit_cnn.whitening", "lit_cnn.training.callbacks.whitening"),
         ("lit_cnn.cli.resume", "lit_cnn.training.resume"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 
 from lit_cnn.cli import main
 from lit_cnn.models import create_model
-from lit_cnn.training.averaging import average_step, equal_step
+from lit_cnn.training.callbacks.averaging import average_step, equal_step
 from lit_cnn.training.checkpoints import load_checkpoint
 from tests.runs import SHORT, TrackedRun, fit, tracked_runs
 

@@ -40,7 +40,7 @@ def test_waiting_for_slow_images_is_measured_and_told_once(capsys: pytest.Captur
     # Lightning asks for one batch ahead, so two of an epoch's four are asked for after the first step has begun.
     assert all(0.5 < share < 1 for _, share in waited)
     told = re.findall(
-        r"lit-cnn: training waited for images (\d+)% of the time; more --data.num_workers \(now 0",
+        r"lit-cnn: training waited for images (\d+)% of the time; more num_workers \(now 0",
         capsys.readouterr().err,
     )
     assert len(told) == 1 and int(told[0]) > 50

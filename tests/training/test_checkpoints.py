@@ -35,7 +35,7 @@ def refused(path: Path) -> str:
     with pytest.raises(UsageError) as caught:
         load_checkpoint(path)
     message = str(caught.value)
-    assert message.startswith(f"--ckpt_path {path}: ") and "\n" not in message
+    assert message.startswith(f"ckpt_path={path}: ") and "\n" not in message
     return message
 
 

@@ -135,11 +135,11 @@ def test_last_is_written_by_time_within_an_epoch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"lr": 0.0}, "--model.lr 0.0"),
-        ({"lr": math.nan}, "--model.lr nan"),
-        ({"weight_decay": -1.0}, "--model.weight_decay -1.0"),
-        ({"warmup_fraction": 1.0}, "--model.warmup_fraction 1.0"),
-        ({"label_smoothing": 1.5}, "--model.label_smoothing 1.5"),
+        ({"lr": 0.0}, "lr=0"),
+        ({"lr": math.nan}, "lr=nan"),
+        ({"weight_decay": -1.0}, "weight_decay=-1"),
+        ({"warmup_fraction": 1.0}, "warmup_fraction=1"),
+        ({"label_smoothing": 1.5}, "label_smoothing=1.5"),
     ],
 )
 def test_numbers_out_of_range_are_refused(options: dict[str, float], says: str) -> None:

@@ -89,7 +89,7 @@ def test_the_first_steps_loss_is_the_sum_of_both_on_the_students_own_views(teach
     images = torch.randint(0, 256, (4, 1, 32, 32), dtype=torch.uint8)
     targets = torch.tensor([1, 2, 3, 4])
     seen = []
-    student._mix = lambda views, labels: (seen.append(views.flip(0)) or views.flip(0), F.one_hot(labels, 10).float())  # type: ignore[func-returns-value]
+    student.mix = lambda views, labels: (seen.append(views.flip(0)) or views.flip(0), F.one_hot(labels, 10).float())  # type: ignore[func-returns-value]
     loss, _ = student.losses(images, targets)
     logits = student.net(seen[0])
     teachers_say = torch.stack([(one(images.flip(0)) / 3).softmax(1) for one in student.teachers.networks]).mean(0)
@@ -117,7 +117,7 @@ def test_a_stopped_student_goes_on_bit_for_bit(teachers: list[TrackedRun], tmp_p
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--model.temperature=0"], "--model.temperature 0.0: give a number above 0"),
+        (["--model.temperature=0"], "--model.temperature 0: give a number above 0"),
         (["--model.alpha=1.5"], "--model.alpha 1.5: give a number above 0 and at most 1"),
         (["--data.image_size=28"], "takes images of image_size 32, the student 28"),
         (["--data.in_channels=3"], "takes images of in_channels 1, the student 3"),

@@ -207,11 +207,11 @@ def test_a_balanced_epoch_reads_an_image_that_comes_again(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("model_options", "data_options", "says"),
     [
-        ({"transfer": "head_only"}, {"augment": FLIP}, "each epoch augments anew; give --config configs/augment/none"),
+        ({"transfer": "head_only"}, {"augment": FLIP}, "each epoch augments anew; give augment=[], or views=K"),
         ({"transfer": "head_only"}, {"train_crop": "random"}, "each epoch augments anew"),
-        ({"transfer": "head_only", "mixup": 0.2}, {}, "--model.mixup and --model.cutmix change the pixels"),
+        ({"transfer": "head_only", "mixup": 0.2}, {}, "mixup and cutmix change the pixels"),
         ({"transfer": "gradual"}, {}, "what is frozen changes from epoch to epoch"),
-        ({"transfer": "head_only", "feature_cache_gb": 1e-6}, {}, "GB of features pass --model.feature_cache_gb 1e-06"),
+        ({"transfer": "head_only", "feature_cache_gb": 1e-6}, {}, "GB of features pass feature_cache_gb=1e-06"),
     ],
 )
 def test_where_features_cannot_be_cached_the_run_says_why(
@@ -361,14 +361,14 @@ def test_lbfgs_finds_the_minimum_that_scikit_learn_finds(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("model_options", "data_options", "says"),
     [
-        ({"transfer": "last_stages"}, {}, "--model.transfer is last_stages"),
+        ({"transfer": "last_stages"}, {}, "transfer is last_stages"),
         ({"transfer": "full"}, {}, "nothing is frozen"),
-        ({"feature_cache": "off"}, {}, "--model.feature_cache off"),
+        ({"feature_cache": "off"}, {}, "feature_cache=off"),
         ({"head": "mlp"}, {}, "is not one fully connected layer"),
-        ({"mixup": 0.5}, {}, "--model.mixup"),
+        ({"mixup": 0.5}, {}, "mixup"),
         ({}, {"augment": FLIP}, "each epoch augments anew"),
-        ({}, {"augment": FLIP, "views": 2}, "--data.augment and --data.train_crop change the images"),
-        ({}, {"sampler": "balanced"}, "--data.sampler balanced"),
+        ({}, {"augment": FLIP, "views": 2}, "augment and train_crop change the images"),
+        ({}, {"sampler": "balanced"}, "sampler=balanced"),
         ({"arch": "test_efficientnet", "arch_options": {"drop_rate": 0.5}}, {}, "there is a dropout before the head"),
     ],
 )
@@ -376,7 +376,7 @@ def test_lbfgs_is_refused_where_it_has_no_one_minimum(
     model_options: dict[str, Any], data_options: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     model = classifier(tmp_path, **{"transfer": "head_only", "head_solver": "lbfgs", **model_options})
-    with pytest.raises(UsageError, match=f"^--model.head_solver lbfgs: .*{re.escape(says)}") as caught:
+    with pytest.raises(UsageError, match=f"^head_solver=lbfgs: .*{re.escape(says)}") as caught:
         FeatureCache().plan(trainer(max_epochs=1), model, digits(**data_options))
     assert "\n" not in str(caught.value)
 
@@ -388,10 +388,10 @@ def test_lbfgs_is_refused_where_it_has_no_one_minimum(
 def test_a_network_is_cut_where_its_frozen_part_ends(arch: str, size: int, regime: Any) -> None:
     net = create_model(arch, num_classes=10, in_channels=3, image_size=size)
     freezer = Freezer(net.train(), arch, regime, 1, 1)
-    freezer.hold()
+    freezer.keep_frozen_in_eval()
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     split = split_net(net)
-    freezer.hold()
+    freezer.keep_frozen_in_eval()
     check_split(net, split, torch.rand(2, 3, size, size))
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in net.named_buffers())
     assert not any(parameter.requires_grad for parameter in split.frozen.parameters())
@@ -403,7 +403,7 @@ def test_a_network_is_cut_where_its_frozen_part_ends(arch: str, size: int, regim
 
 def test_parts_that_differ_from_the_whole_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     net = create_model("lenet5", num_classes=10, in_channels=1, image_size=32)
-    freezer: Callable[[], None] = Freezer(net.train(), "lenet5", "head_only", 1, 1).hold
+    freezer: Callable[[], None] = Freezer(net.train(), "lenet5", "head_only", 1, 1).keep_frozen_in_eval
     freezer()
     split = split_net(net)
     (classifier_of_it,) = [name for name, module in net.named_modules() if module is net.get_classifier()]  # type: ignore[operator]

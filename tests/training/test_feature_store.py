@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from lit_cnn.training.feature_store import Features, NoRoomError, Wanted, obtain, store_folder
+from lit_cnn.training.feature_store import CacheKey, Features, NoRoomError, get_or_compute, store_folder
 
 PLENTY = 10**9
 
 
-def wanted(name: str = "a", rows: int = 8, stored_as: Literal["bf16", "fp16", "fp32"] = "fp32") -> Wanted:
-    return Wanted({"name": name}, (rows, 3), stored_as)
+def wanted(name: str = "a", rows: int = 8, stored_as: Literal["bf16", "fp16", "fp32"] = "fp32") -> CacheKey:
+    return CacheKey({"name": name}, (rows, 3), stored_as)
 
 
 def parts(rows: int = 8, fill: float = 1.5) -> Iterator[torch.Tensor]:
@@ -27,8 +27,8 @@ def parts(rows: int = 8, fill: float = 1.5) -> Iterator[torch.Tensor]:
     yield from values.split(5)
 
 
-def get(entry: Wanted, max_bytes: int = PLENTY) -> tuple[Features, bool]:
-    return obtain(entry, lambda: parts(entry.shape[0]), max_bytes)
+def get(entry: CacheKey, max_bytes: int = PLENTY) -> tuple[Features, bool]:
+    return get_or_compute(entry, lambda: parts(entry.shape[0]), max_bytes)
 
 
 @pytest.mark.parametrize("stored_as", ["bf16", "fp16", "fp32"])
@@ -57,9 +57,9 @@ def test_a_computation_that_fails_or_is_stopped_leaves_nothing_that_is_taken_for
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        obtain(wanted(), stops, PLENTY)
+        get_or_compute(wanted(), stops, PLENTY)
     with pytest.raises(RuntimeError, match="60 bytes of features, not 96"):
-        obtain(wanted(), lambda: [next(parts())], PLENTY)
+        get_or_compute(wanted(), lambda: [next(parts())], PLENTY)
     assert not list(store_folder().glob("*/*"))
     assert get(wanted())[1] is False
 
@@ -75,7 +75,7 @@ if not (child := os.fork()):
         yield next(parts())
         os.write(writer, b"x")
         time.sleep(600)
-    obtain(wanted(), half, PLENTY)
+    get_or_compute(wanted(), half, PLENTY)
 os.read(reader, 1)
 (entry,) = [each for each in store_folder().iterdir() if each.is_dir()]
 print(sorted(each.name.partition(".npy")[0] for each in entry.iterdir()))
@@ -118,7 +118,7 @@ for number in range(8):
             os.write(writer, b"computed ")
             time.sleep(2)
             yield from parts()
-        features, found = obtain(wanted(), slow, PLENTY)
+        features, found = get_or_compute(wanted(), slow, PLENTY)
         same = torch.equal(features.values, torch.cat(list(parts())))
         os.write(writer, b"found " if found and same else b"")
         os._exit(0)
@@ -144,7 +144,7 @@ def test_the_longest_unused_entries_go_and_never_one_in_use() -> None:
     kept, _ = get(wanted("d"), size)
     names = {file.parent.name for file in store_folder().glob("*/entry.json")}
     assert wanted("b").name not in names and {wanted("a").name, wanted("d").name} <= names
-    with pytest.raises(NoRoomError, match=r"in use, pass --model.feature_cache_gb"):
+    with pytest.raises(NoRoomError, match=r"in use, pass `feature_cache_gb="):
         get(wanted("e"), wanted().num_bytes + 100)
     assert {file.parent.name for file in store_folder().glob("*/entry.json")} == {wanted("d").name}
     assert torch.equal(kept.values, torch.cat(list(parts())))

@@ -8,7 +8,8 @@ from sklearn.utils.class_weight import compute_class_weight
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.training.classifier import LitClassifier
-from lit_cnn.training.metrics import balanced_weights, evaluation_metrics
+from lit_cnn.training.losses import balanced_weights
+from lit_cnn.training.metrics import evaluation_metrics
 
 UNEVEN = [0] * 30 + [1] * 9 + [2] * 3
 
@@ -45,7 +46,7 @@ def test_weights_are_sklearns_and_1_on_average() -> None:
     np.testing.assert_allclose(weights, compute_class_weight("balanced", classes=np.arange(3), y=UNEVEN), rtol=1e-6)
     assert float(weights[UNEVEN].mean()) == pytest.approx(1)
     assert balanced_weights([2, 0, 2]).tolist() == [1, 0, 1]
-    with pytest.raises(UsageError, match=r"--model.class_weights balanced: needs class_counts"):
+    with pytest.raises(UsageError, match="class_weights=balanced: needs class_counts"):
         LitClassifier(class_weights="balanced")
 
 
@@ -54,7 +55,7 @@ def test_the_loss_of_a_whole_set_is_the_weighted_one_and_its_parts_add_up(label_
     counts = [30, 9, 3]
     options = {"num_classes": 3, "label_smoothing": label_smoothing, "class_counts": counts}
     model = LitClassifier(class_weights="balanced", **options).eval()  # type: ignore[arg-type]
-    images = torch.randint(0, 256, (42, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(0, 256, (42, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     targets = torch.tensor(UNEVEN)
     with torch.no_grad():
         whole = model.losses(images, targets)[0]
@@ -74,7 +75,7 @@ def test_label_smoothing_is_the_papers(label_smoothing: float) -> None:
     # q'(k) = (1 - e) [k is the label] + e / K, and the loss is -sum over k of q'(k) log p(k).
     options = {"num_classes": 3, "label_smoothing": label_smoothing}
     model = LitClassifier(**options).eval()  # type: ignore[arg-type]
-    images = torch.randint(0, 256, (42, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(0, 256, (42, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         loss = float(model.losses(images, torch.tensor(UNEVEN))[0])
         logits = model(images).double().numpy()

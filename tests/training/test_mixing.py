@@ -53,14 +53,14 @@ def test_with_both_a_batch_gets_one_of_them() -> None:
 
 def test_off_is_off_and_nonsense_is_refused() -> None:
     assert build_mixing(0.0, 0.0, 8) is None
-    for mixup, cutmix, option in ((-1.0, 0.0, "mixup -1.0"), (0.0, float("inf"), "cutmix inf")):
-        with pytest.raises(UsageError, match=f"--model.{option}: give 0"):
+    for mixup, cutmix, option in ((-1.0, 0.0, "mixup=-1"), (0.0, float("inf"), "cutmix=inf")):
+        with pytest.raises(UsageError, match=f"{option}: give 0"):
             build_mixing(mixup, cutmix, 8)
 
 
 def test_a_step_mixes_alike_whenever_it_is_made_and_evaluation_never_does() -> None:
     model = LitClassifier(mixup=0.4, cutmix=1.0)
-    images = torch.randint(0, 256, (8, 1, 28, 28), dtype=torch.uint8)
+    images = torch.randint(0, 256, (8, 1, 32, 32), dtype=torch.uint8)
     losses = []
     for step in (3, 4, 3):
         torch.manual_seed(torch_seed("step", 0, step, 0))
@@ -79,13 +79,13 @@ def test_mixed_targets_meet_label_smoothing_and_side_branches() -> None:
 
 def test_mixed_targets_meet_class_weights() -> None:
     model = LitClassifier(mixup=0.4, class_weights="balanced", class_counts=[1, *[9] * 9], arch="lenet5").eval()
-    images = torch.randint(0, 256, (8, 1, 28, 28), dtype=torch.uint8)
+    images = torch.randint(0, 256, (8, 1, 32, 32), dtype=torch.uint8)
     torch.manual_seed(0)
     with torch.no_grad():
         loss = float(model.losses(images, LABELS)[0])
         torch.manual_seed(0)
-        assert model._mix is not None and model.loss_weights is not None
-        views, targets = model._mix(model.normalize(images), LABELS)
+        assert model.mix is not None and model.loss_weights is not None
+        views, targets = model.mix(model.normalize(images), LABELS)
         # Each class's share of an image counts with the weight of that class.
         terms = -targets * model.loss_weights * torch.log_softmax(model.net(views), 1)
     assert loss == pytest.approx(float(terms.sum(1).mean()), rel=1e-5)

@@ -153,9 +153,9 @@ def test_the_fused_step_ends_where_the_other_does() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "expected"),
     [
-        ("adamww", {}, "--model.optimizer adamww: timm has no such optimizer; for example adamw"),
-        ("adamw", {"bettas": (0.9, 0.99)}, "--model.optimizer_options {'bettas': (0.9, 0.99)}: adamw refuses them"),
-        ("adamw", {"eps": -1.0}, "--model.optimizer_options {'eps': -1.0}: adamw refuses them"),
+        ("adamww", {}, "optimizer=adamww: timm has no such optimizer; for example adamw"),
+        ("adamw", {"bettas": (0.9, 0.99)}, "optimizer_options={'bettas': (0.9, 0.99)}: adamw refuses them"),
+        ("adamw", {"eps": -1.0}, "optimizer_options={'eps': -1.0}: adamw refuses them"),
     ],
 )
 def test_a_mistake_is_named_in_one_line(name: str, options: dict[str, object], expected: str) -> None:

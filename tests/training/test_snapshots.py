@@ -16,8 +16,8 @@ from lit_cnn.evaluation.members import checkpoint_of, find_networks
 from lit_cnn.evaluation.predict import Loading, load_member, predict_views
 from lit_cnn.tracking import resolve_store
 from lit_cnn.training.callbacks import RunInterrupted
+from lit_cnn.training.callbacks.snapshots import Snapshots
 from lit_cnn.training.checkpoints import load_checkpoint
-from lit_cnn.training.snapshots import Snapshots
 from tests.runs import TrackedRun, copy_empty_store, fit, inside, same_weights, tracked_runs
 
 CYCLIC = ("--model.schedule=cyclic", "--model.cycles=3", "--model.warmup_fraction=0", "--trainer.max_epochs=6")
@@ -125,7 +125,7 @@ def test_a_resumed_run_leaves_the_same_snapshots(
     [
         (["--trainer.max_epochs=5"], "--model.cycles 3: cycles are equal and end with an epoch"),
         (["--trainer.max_steps=7"], "--model.cycles 3: cycles are equal and end with an epoch"),
-        (["--model.cycles=null"], "--model.cycles None: goes with --model.schedule cyclic"),
+        (["--model.cycles=null"], "--model.cycles: goes with --model.schedule cyclic"),
         (["--model.schedule=constant"], "--model.cycles 3: goes with --model.schedule cyclic"),
         (["--model.cycles=0"], "--model.cycles 0: give a whole number"),
         (["--trainer.check_val_every_n_epoch=4"], "--trainer.check_val_every_n_epoch 4: each cycle of 2 epochs"),

@@ -1,5 +1,6 @@
 """Transfer regimes: what trains, when, and that the rest stays as it is, bit for bit."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from lit_cnn.models import create_model
 from lit_cnn.training.callbacks import RunCheckpoints
 from lit_cnn.training.checkpoints import digest_of_weights, load_checkpoint
 from lit_cnn.training.classifier import LitClassifier
-from lit_cnn.training.optimization import build_optimizer, parameter_groups
+from lit_cnn.training.optimization import build_optimizer, check_same_optimizer, parameter_groups
 from lit_cnn.training.process import quiet_lightning
 from lit_cnn.training.transfer import Freezer, Regime, first_trained_stage, split_head, starting_guess
 from tests.training.test_classifier import trainer
 
 SIZE = 32
+HALF: dict[str, Any] = {"mean": [0.5] * 3, "std": [0.5] * 3}
 ARCHS = [("test_resnet", {}), ("lenet5", {"batch_norm": True}), ("torchvision/shufflenet_v2_x0_5", {})]
 # What of three epochs stays frozen, in numbers of stages from the stem, given all of them.
 FROZEN: dict[Regime, Any] = {
@@ -29,7 +31,8 @@ FROZEN: dict[Regime, Any] = {
 
 
 def digits(**options: Any) -> ImageDataModule:
-    return ImageDataModule(image_size=SIZE, in_channels=3, num_workers=0, limit_train=64, batch_size=16, **options)
+    size: dict[str, Any] = {"image_size": SIZE, "in_channels": 3, **HALF}
+    return ImageDataModule(num_workers=0, limit_train=64, batch_size=16, **size, **options)
 
 
 def weights_file(folder: Path, arch: str, arch_options: dict[str, Any]) -> str:
@@ -47,7 +50,7 @@ def weights_file(folder: Path, arch: str, arch_options: dict[str, Any]) -> str:
 def classifier(folder: Path, arch: str = "test_resnet", **options: Any) -> LitClassifier:
     arch_options = options.pop("arch_options", {})
     file = weights_file(folder, arch, arch_options)
-    size: dict[str, Any] = {"num_classes": 10, "in_channels": 3, "image_size": SIZE}
+    size: dict[str, Any] = {"num_classes": 10, "in_channels": 3, "image_size": SIZE, **HALF}
     return LitClassifier(arch=arch, arch_options=arch_options, weights=file, **size, **options)
 
 
@@ -109,7 +112,8 @@ def test_what_is_frozen_stays_bit_for_bit_and_the_rest_trains(
 
 @pytest.mark.parametrize("regime", ["scratch", "full"])
 def test_all_layers_train(regime: Regime, tmp_path: Path) -> None:
-    model = classifier(tmp_path) if regime == "full" else LitClassifier("test_resnet", in_channels=3, image_size=SIZE)
+    fresh = partial(LitClassifier, "test_resnet", in_channels=3, image_size=SIZE, **HALF)
+    model = classifier(tmp_path) if regime == "full" else fresh()
     assert model.hparams["transfer"] == regime
     before = {name: tensor.clone() for name, tensor in model.net.named_parameters()}
     trainer(max_epochs=1).fit(model, datamodule=digits())
@@ -178,7 +182,7 @@ def test_dropout_is_off_in_frozen_layers_and_on_before_the_head() -> None:
     net = Net()
     freezer = Freezer(net, "net", "head_only", 1, 1)
     net.train()
-    freezer.hold()
+    freezer.keep_frozen_in_eval()
     assert [net.stem[1].training, net.between.training, net.last.training] == [False, False, True]
 
 
@@ -223,13 +227,13 @@ def test_learning_rates_fall_layer_by_layer_and_the_heads_is_a_multiple(tmp_path
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"transfer": "last_stages", "train_stages": 9}, "--model.train_stages 9: .* has 5 stages .* give 1 to 4"),
-        ({"transfer": "last_stages", "train_stages": 0}, "--model.train_stages 0"),
-        ({"transfer": "gradual", "unfreeze_every": 0}, "--model.unfreeze_every 0"),
-        ({"transfer": "scratch"}, "--model.transfer scratch: starts from no weights"),
-        ({"layer_decay": 0.0}, "--model.layer_decay 0.0"),
-        ({"layer_decay": 1.5}, "--model.layer_decay 1.5"),
-        ({"head_lr_factor": 0.0}, "--model.head_lr_factor 0.0"),
+        ({"transfer": "last_stages", "train_stages": 9}, "train_stages=9: .* has 5 stages .* give 1 to 4"),
+        ({"transfer": "last_stages", "train_stages": 0}, "train_stages=0"),
+        ({"transfer": "gradual", "unfreeze_every": 0}, "unfreeze_every=0"),
+        ({"transfer": "scratch"}, "transfer=scratch: starts from no weights"),
+        ({"layer_decay": 0.0}, "layer_decay=0"),
+        ({"layer_decay": 1.5}, "layer_decay=1.5"),
+        ({"head_lr_factor": 0.0}, "head_lr_factor=0"),
     ],
 )
 def test_a_regime_that_cannot_be_is_refused_in_one_line(options: dict[str, Any], says: str, tmp_path: Path) -> None:
@@ -240,18 +244,18 @@ def test_a_regime_that_cannot_be_is_refused_in_one_line(options: dict[str, Any],
 
 @pytest.mark.parametrize("regime", ["auto", "head_only", "last_stages", "full", "gradual"])
 def test_a_regime_without_weights_is_refused(regime: Regime) -> None:
-    with pytest.raises(UsageError, match=f"--model.transfer {regime}: needs weights"):
+    with pytest.raises(UsageError, match=f"transfer={regime}: needs weights"):
         LitClassifier(transfer=regime)
 
 
 def test_a_head_without_weights_leaves_nothing_to_train() -> None:
     net = create_model("lenet5_1998", num_classes=10, in_channels=1, image_size=32)
-    with pytest.raises(UsageError, match=r"--model.transfer head_only: leaves nothing to train"):
+    with pytest.raises(UsageError, match=r"transfer=head_only: leaves nothing to train"):
         Freezer(net, "lit/lenet5_1998", "head_only", 1, 1)
 
 
 def test_another_regime_does_not_go_on_from_a_checkpoint(tmp_path: Path) -> None:
     model = classifier(tmp_path, transfer="gradual")
     saved = {"hyper_parameters": dict(classifier(tmp_path, transfer="head_only").hparams)}
-    with pytest.raises(UsageError, match=r"--model.transfer gradual: the checkpoint was trained with head_only"):
-        model.check_optimizer_of(saved)
+    with pytest.raises(UsageError, match=r"transfer=gradual: the checkpoint was trained with head_only"):
+        check_same_optimizer(saved["hyper_parameters"], model.hparams)

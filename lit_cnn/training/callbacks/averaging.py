@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 
 from lit_cnn.core.errors import UsageError
+from lit_cnn.training.classifier import LitClassifier
+from lit_cnn.training.optimization import epochs_of_cycle
 
 
 def average_step(
@@ -40,37 +42,52 @@ def equal_step(average: Any, weights: Any, num_averaged: torch.Tensor | int) -> 
     torch._foreach_lerp_(list(average), list(weights), 1 / (int(num_averaged) + 1))
 
 
-def average_of_run(
-    decay: float | None, first_epoch: int | None, schedule: str, cycle_epochs: int, max_epochs: int
-) -> "RunAverage | None":
+def average_of_run(ema_decay: float | None, swa_start: int | None) -> "RunAverage | None":
     """Returns the average that a run is to have, or None.
 
     Args:
-        decay: `--ema_decay`; None is off.
-        first_epoch: `--swa_start`; None is off.
-        schedule: `--model.schedule`.
-        cycle_epochs: Epochs in a cycle of the learning rate; 1 without cycles.
-        max_epochs: Epochs of the whole run.
+        ema_decay: Of the moving average; None is off.
+        swa_start: The first epoch of the equal average, from 1; None is off.
 
     Raises:
-        UsageError: If both are given, a number is out of its range, or the learning rate falls to 0 only once.
+        UsageError: If both are given, or the decay is out of its range.
     """
-    if first_epoch is None:
-        return None if decay is None else MovingAverage(decay)
-    if decay is not None:
-        raise UsageError(f"--swa_start {first_epoch}: --ema_decay {decay} is another average; give one of the two")
-    if schedule == "one_cycle":
-        raise UsageError(
-            f"--swa_start {first_epoch}: averages weights at a constant or cyclic rate; give --model.schedule constant "
-            "or cyclic"
-        )
-    if not 1 <= first_epoch <= max_epochs // cycle_epochs * cycle_epochs:
-        raise UsageError(f"--swa_start {first_epoch}: give an epoch from 1 to {max_epochs}, --trainer.max_epochs")
-    return EqualAverage(first_epoch, cycle_epochs)
+    if ema_decay is not None and swa_start is not None:
+        raise UsageError("swa_start", swa_start, f"`ema_decay={ema_decay}` is another average", "give one of the two")
+    if swa_start is not None:
+        return EqualAverage(swa_start)
+    return None if ema_decay is None else MovingAverage(ema_decay)
+
+
+def check_average(average: "RunAverage | None", model: Any, trainer: Any) -> None:
+    """Refuses an average that a run cannot have.
+
+    Args:
+        average: The run's, if it has one.
+        model: A classifier's options: head_solver, schedule, cycles.
+        trainer: A trainer, or its options: max_epochs, max_steps, check_val_every_n_epoch.
+
+    Raises:
+        UsageError: If there is no path to average over, the first epoch is out of its range, or the learning rate falls
+            to 0 only once.
+    """
+    if average is None:
+        return
+    option, value = ("swa_start", average.first_epoch) if isinstance(average, EqualAverage) else ("ema_decay", None)
+    if model.head_solver == "lbfgs":
+        raise UsageError(option, None, "a head that lbfgs solves for has no path to average over", "leave it out")
+    if value is None:
+        return
+    if model.schedule == "one_cycle":
+        reason = "averages weights at a constant or cyclic rate"
+        raise UsageError(option, value, reason, "give `schedule=constant` or cyclic")
+    epochs, cycle = trainer.max_epochs or 0, epochs_of_cycle(model, trainer) or 1
+    if not 1 <= value <= epochs // cycle * cycle:
+        raise UsageError(option, value, f"give an epoch from 1 to {epochs}, `max_epochs`")
 
 
 class RunAverage(WeightAveraging):
-    """Lightning's `WeightAveraging` as both averages here use it: without a part of their own in how a run trains.
+    """Lightning's `WeightAveraging` as both averages here use it: a run trains as it would without.
 
     Averaged are all parameters, and the buffers too: BatchNorm's running statistics become those of the averaged
     network without another pass over the images. What is frozen is the average of equal numbers and stays. Validation,
@@ -79,7 +96,13 @@ class RunAverage(WeightAveraging):
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Copies the network, to where it is going to train: Lightning moves it there only later."""
+        """Copies the network, to where it is going to train: Lightning moves it there only later.
+
+        Raises:
+            UsageError: If the run cannot have this average.
+        """
+        if stage == "fit" and isinstance(pl_module, LitClassifier):
+            check_average(self, pl_module.hparams, trainer)
         self._device = trainer.strategy.root_device
         super().setup(trainer, pl_module, stage)
 
@@ -105,7 +128,7 @@ class MovingAverage(RunAverage):
 
     def __init__(self, decay: float) -> None:
         if not 0 < decay < 1:
-            raise UsageError(f"--ema_decay {decay}: give a number above 0 and below 1, for example 0.999")
+            raise UsageError("ema_decay", decay, "give a number above 0 and below 1, for example 0.999")
 
         def step(average: Any, weights: Any, num_averaged: torch.Tensor | int) -> None:
             average_step(average, weights, int(num_averaged), decay)
@@ -122,19 +145,25 @@ class EqualAverage(RunAverage):
 
     Args:
         first_epoch: The first epoch that counts, from 1.
-        every_epochs: Epochs from one end that counts to the next: c of the paper, in epochs. They are multiples of
-            this number, so with a cyclic learning rate the ends of its cycles.
 
     Attributes:
+        every_epochs: Epochs from one end that counts to the next: c of the paper, in epochs. They are multiples of
+            this number: with a cyclic learning rate the ends of its cycles, else 1.
         begins: Called when the first weights are in it, before they are validated.
     """
 
-    def __init__(self, first_epoch: int, every_epochs: int) -> None:
+    def __init__(self, first_epoch: int) -> None:
         self.first_epoch = first_epoch
-        self.every_epochs = every_epochs
+        self.every_epochs = 1
         self.begins: Callable[[], None] = lambda: None
         self._counts = False
         super().__init__(multi_avg_fn=equal_step)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Finds out how long the cycles of the learning rate are, if there are any; see `RunAverage.setup`."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and isinstance(pl_module, LitClassifier):
+            self.every_epochs = epochs_of_cycle(pl_module.hparams, trainer) or 1
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """Whether the average changes after a step: at the end of an epoch that counts, or while there is none yet."""
@@ -166,7 +195,7 @@ class EqualAverage(RunAverage):
 def averaged(trainer: pl.Trainer) -> Iterator[None]:
     """Gives a run's network its averaged weights for a while, if the run averages.
 
-    Lightning's callback does so during validation only, and has no part in a checkpoint of the weights alone.
+    Lightning's callback does so during validation only, and is left out of a checkpoint of the weights alone.
     """
     with contextlib.ExitStack() as stack:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
@@ -180,8 +209,8 @@ def check_average_of(checkpoint: dict[str, Any], decay: float | None, first_epoc
 
     Args:
         checkpoint: With all that training needs.
-        decay: `--ema_decay` of the run; None is off.
-        first_epoch: `--swa_start` of the run; None is off.
+        decay: `ema_decay` of the run; None is off.
+        first_epoch: `swa_start` of the run; None is off.
 
     Raises:
         UsageError: If so: either way the run would go on with the wrong weights.
@@ -189,15 +218,13 @@ def check_average_of(checkpoint: dict[str, Any], decay: float | None, first_epoc
     saved = checkpoint.get("callbacks", {}).get(EqualAverage.__name__, {}).get("first_epoch")
     held = None
     if "averaging_state" in checkpoint:
-        held = "--ema_decay" if saved is None else "--swa_start"
-    for option, value in (("--ema_decay", decay), ("--swa_start", first_epoch)):
+        held = "ema_decay" if saved is None else "swa_start"
+    for option, value in (("ema_decay", decay), ("swa_start", first_epoch)):
         if held == option and value is None:
-            raise UsageError(
-                f"{option}: the checkpoint holds an average of the weights; give it as its run did, or start anew"
-            )
+            reason = "the checkpoint holds an average of the weights"
+            raise UsageError(option, None, reason, "give it as its run did, or start anew")
         if value is not None and held != option:
-            raise UsageError(
-                f"{option} {value}: the checkpoint holds no average of the weights made so; leave it out, or start anew"
-            )
+            reason = "the checkpoint holds no average of the weights made so"
+            raise UsageError(option, value, reason, "leave it out, or start anew")
     if saved != first_epoch:
-        raise UsageError(f"--swa_start {first_epoch}: the checkpoint's run has {saved}; keep that, or start anew")
+        raise UsageError("swa_start", first_epoch, f"the checkpoint's run has {saved}", "keep that, or start anew")

@@ -5,7 +5,10 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.training.callbacks import RunCheckpoints
+from lit_cnn.training.callbacks.run_checkpoints import RunCheckpoints
+from lit_cnn.training.classifier import LitClassifier
+from lit_cnn.training.metrics import log_now
+from lit_cnn.training.optimization import epochs_of_cycle
 
 
 class Snapshots(pl.Callback):
@@ -13,30 +16,43 @@ class Snapshots(pl.Callback):
 
     Huang et al. 2017, "Snapshot ensembles: train 1, get M for free", section 3. Logs `snapshot_1/val/acc` and so on.
 
+    Without cycles it does nothing.
+
     Args:
-        checkpoints: Who knows the run's folder.
-        cycle_epochs: Epochs in a cycle.
+        checkpoints: Knows the run's folder.
+
+    Attributes:
+        cycle_epochs: Epochs in a cycle; None without cycles.
     """
 
-    def __init__(self, checkpoints: RunCheckpoints, cycle_epochs: int) -> None:
+    def __init__(self, checkpoints: RunCheckpoints) -> None:
         self.checkpoints = checkpoints
-        self.cycle_epochs = cycle_epochs
+        self.cycle_epochs: int | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Finds out how long the cycles are.
+
+        Raises:
+            UsageError: If they would not end with an epoch that is validated.
+        """
+        if stage == "fit" and isinstance(pl_module, LitClassifier):
+            self.cycle_epochs = epochs_of_cycle(pl_module.hparams, trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keeps a snapshot if a cycle ends here: before the `last.ckpt` that is written at the epoch's end."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking or not self.cycle_epochs:
+            return
         number, rest = divmod(trainer.current_epoch + 1, self.cycle_epochs)
-        if trainer.state.fn != "fit" or trainer.sanity_checking or self.checkpoints.folder is None or rest:
+        if rest or self.checkpoints.folder is None:
             return
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
         self.checkpoints.keep(trainer, f"snapshot_{number}.ckpt")
-        accuracy = {f"snapshot_{number}/val/acc": float(trainer.callback_metrics["val/acc"])}
-        for logger in trainer.loggers:
-            logger.log_metrics(accuracy, trainer.global_step - 1)
+        log_now(trainer, {f"snapshot_{number}/val/acc": float(trainer.callback_metrics["val/acc"])})
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns how long a cycle is."""
-        return {"cycle_epochs": self.cycle_epochs}
+        """Returns how long a cycle is, if there are any."""
+        return {"cycle_epochs": self.cycle_epochs} if self.cycle_epochs else {}
 
 
 def check_same_cycles(checkpoint: dict[str, Any], cycle_epochs: int | None) -> None:
@@ -51,7 +67,5 @@ def check_same_cycles(checkpoint: dict[str, Any], cycle_epochs: int | None) -> N
     """
     saved = checkpoint.get("callbacks", {}).get(Snapshots.__name__, {}).get("cycle_epochs", cycle_epochs)
     if cycle_epochs is not None and saved != cycle_epochs:
-        raise UsageError(
-            f"--model.cycles: would be {cycle_epochs} epochs each, and the checkpoint's are {saved}; keep "
-            "--trainer.max_epochs and --model.cycles, or start anew"
-        )
+        reason = f"would be {cycle_epochs} epochs each, and the checkpoint's are {saved}"
+        raise UsageError("cycles", None, reason, "keep `max_epochs` and `cycles`, or start anew")

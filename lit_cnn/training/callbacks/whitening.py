@@ -8,7 +8,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from lit_cnn.core.errors import UsageError
 from lit_cnn.data.batches import EvalImages
+from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.models.airbench import AirBench
 
 _MOST_IMAGES = 5000  # as many as the paper looks at
@@ -43,18 +45,24 @@ class Whitening(pl.Callback):
     """
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Computes it, after a checkpoint was restored and before the first step."""
+        """Computes it, after a checkpoint was restored and before the first step.
+
+        Raises:
+            UsageError: If there is no `ImageDataModule` to compute it from.
+        """
         model: Any = pl_module
         net = model.net
         if not isinstance(net, AirBench) or net.is_whitened:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
+        if not isinstance(data, ImageDataModule):
+            raise UsageError("arch", "airbench", "its first layer is computed from the images of an ImageDataModule")
         train = np.sort(data.splits.train)
         chosen = train[np.linspace(0, len(train) - 1, min(len(train), _MOST_IMAGES)).astype(np.int64)]
         images = EvalImages(data.image_set, chosen, data.image_size, data.interpolation)
         places = np.array_split(np.arange(len(chosen)), -(-len(chosen) // _BATCH))
         patch = net.whitening.kernel_size[0]
         covariance = patch_covariance((images.__getitems__(part.tolist())[0] for part in places), patch)
-        # Of pixels as the network gets them: divided by their deviation.
-        deviations = model.std.double().flatten().cpu().repeat_interleave(patch**2)
-        net.whiten(covariance / (deviations[:, None] * deviations))
+        # Of pixels as the network gets them: divided by their standard deviation.
+        stds = model.std.double().flatten().cpu().repeat_interleave(patch**2)
+        net.whiten(covariance / (stds[:, None] * stds))
