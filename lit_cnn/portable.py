@@ -26,7 +26,7 @@ SCHEMA_VERSION = 1
 FILES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "torch": ("model.safetensors",)}
 )
-"""The files of each format, beside `model.json`."""
+"""The files of each format, besides `model.json`."""
 
 INPUT, OUTPUT = "images", "probabilities"
 """What the graph calls its input, `(N, C, S, S)` uint8, and its output, `(N, num_classes)` float32."""
@@ -61,7 +61,7 @@ class ImageClassifier:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What `model.json` says of the model beside it.
+    """What `model.json` says of the model in its folder.
 
     Attributes:
         format: A key of `FILES`.
@@ -72,7 +72,7 @@ class ModelCard:
         views: 1, or 2 with the mirror image; inside the graph.
         temperature: What the logarithm of the probabilities is divided by; inside the graph; 1 if none was fitted.
         combine: `mean` of the members' probabilities or of their `logits`.
-        members: Each network's weight, run, architecture, mean and deviation.
+        members: Each network's weight, run, architecture, mean and standard deviation.
         versions: Package -> version that wrote the export.
         parity: How far the model agreed with the stored predictions of its members.
         sha256: File name -> SHA-256 of its bytes.

@@ -24,7 +24,7 @@ def activation_maps(model: LitClassifier, images: torch.Tensor, labels: np.ndarr
     Args:
         model: In evaluation mode; `why_no_maps` has nothing against it.
         images: `(N, C, S, S)` uint8, C 1 or 3.
-        labels: `(N,)` int, the class that is asked about of each.
+        labels: `(N,)` int, the class of each that is explained.
 
     Returns:
         `(N, S, S, 3)` uint8.

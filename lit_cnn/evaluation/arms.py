@@ -68,7 +68,7 @@ def train_missing(arms: Sequence[Arm], experiment: str, seeds: Sequence[int], *m
         *more: Further arguments of `lit-cnn fit`, for every arm; they win.
 
     Raises:
-        subprocess.CalledProcessError: If a run fails; what it said stands above.
+        subprocess.CalledProcessError: If a run fails; its own messages are above.
     """
     for arm in arms:
         done = finished_runs(arm, experiment)
@@ -195,8 +195,8 @@ def plot_by_images(values: Mapping[str, Mapping[int, Sequence[float]]], path: Pa
     for place, ((label, by_images), color) in enumerate(zip(values.items(), _COLORS, strict=False)):
         # Side by side, or one bar would hide the other.
         sizes = np.array(list(by_images)) * 1.05 ** (place - (len(values) - 1) / 2)
-        _, means, deviations = zip(*(mean_std(own) for own in by_images.values()), strict=True)
-        axes.errorbar(sizes, means, deviations, color=color, linewidth=2, marker="o", capsize=3, label=label)
+        _, means, stds = zip(*(mean_std(own) for own in by_images.values()), strict=True)
+        axes.errorbar(sizes, means, stds, color=color, linewidth=2, marker="o", capsize=3, label=label)
     _label(axes, "training images, log scale", ylabel)
     axes.set_xscale("log")
     ticks = sorted({size for by_images in values.values() for size in by_images})

@@ -64,7 +64,7 @@ class Cost:
     """What a row of the table costs.
 
     Attributes:
-        parameters: Of all networks that are asked.
+        parameters: Of all networks that are run.
         multiply_adds: For one image, over all networks and views.
         latency: By images at a time (`BATCHES`); empty if it was not measured.
         machine: On which it was measured.
@@ -92,7 +92,7 @@ def passes_needed(num_views: int, num_images: int) -> tuple[int, float]:
 def time_networks(models: Sequence[LitClassifier], view_counts: Sequence[int]) -> Timing:
     """Times forward passes from uint8 views in memory to logits, in float32 and with the threads that torch has.
 
-    The networks take turns, so that what else the machine does falls on all of them. After 3 rounds of warm-up come
+    The networks are cycled through, so that other load slows all of them. After 3 rounds of warm-up come
     100, or as many as fit into 3 seconds, but at least 3, for each size of a pass.
 
     Args:
@@ -112,11 +112,11 @@ def cost_of(networks: Sequence[Network], used: np.ndarray, num_views: int, timin
 
     Args:
         networks: Of all M members.
-        used: `(n,)` int, the members that are asked.
+        used: `(n,)` int, the members that are run.
         num_views: V, views of each image.
         timing: Of all M members, if they were timed.
     """
-    asked = [networks[member] for member in used]
+    run = [networks[member] for member in used]
     latency = {}
     for batch in BATCHES if timing is not None else ():
         assert timing is not None
@@ -124,8 +124,8 @@ def cost_of(networks: Sequence[Network], used: np.ndarray, num_views: int, timin
         seconds = timing.seconds[size][:, used].sum(axis=1) * num_passes
         latency[batch] = Latency(float(np.median(seconds)), float(np.quantile(seconds, 0.95)), len(seconds))
     return Cost(
-        sum(network.parameters for network in asked),
-        sum(network.multiply_adds for network in asked) * num_views,
+        sum(network.parameters for network in run),
+        sum(network.multiply_adds for network in run) * num_views,
         latency,
         timing.machine if timing is not None else "",
     )

@@ -16,6 +16,7 @@ from lit_cnn.evaluation.report.result import (
     markdown_grid,
     text_grid,
     text_notes,
+    with_limits,
     write_texts,
 )
 from lit_cnn.evaluation.report.wording import p_text, rounded, signed
@@ -162,7 +163,7 @@ def build_leaderboard(groups: Sequence[Group], experiment: str, split: str, note
         groups: At least one, all about the same images.
         experiment: Name of the experiment.
         split: Name of the split.
-        notes: What is to be said besides.
+        notes: Sentences for below the table.
     """
     reference = max(groups, key=lambda group: group.val_accuracy)
     compared = [_standing(group, reference) for group in groups]
@@ -212,7 +213,7 @@ def _cells(standing: Standing, reference: Group) -> tuple[str, ...]:
 
 
 def _record(standing: Standing, reference: Group) -> dict[str, Any]:
-    accuracy, limits, difference = standing.accuracy, standing.limits, standing.difference
+    accuracy, limits = standing.accuracy, standing.limits
     return {
         "name": standing.group.name,
         "is_reference": standing.group is reference,
@@ -222,9 +223,7 @@ def _record(standing: Standing, reference: Group) -> dict[str, Any]:
         "low": limits and limits[0],
         "high": limits and limits[1],
         "val_mean": standing.group.val_accuracy,
-        "difference": difference and difference.mean,
-        "difference_low": difference and difference.low,
-        "difference_high": difference and difference.high,
+        **with_limits("difference", standing.difference),
         "p": standing.p_value,
         "p_holm": standing.p_holm,
         "test": standing.test,

@@ -84,7 +84,7 @@ def average_probabilities(logits: np.ndarray) -> np.ndarray:
     if not np.isfinite(logits).all():
         raise UsageError(None, None, "logits hold NaN or infinity: this network has diverged", "leave it out")
     total = np.zeros(logits.shape[1:], dtype=np.float64)
-    for of_view in logits:  # one at a time: ten views of 1,000 classes in float64 would not fit beside the logits
+    for of_view in logits:  # one at a time: in float64 all views may not fit into memory
         total += softmax(of_view.astype(np.float64), axis=-1)
     return total / len(logits)
 

@@ -13,7 +13,7 @@ from lit_cnn.data.preview import write_png
 from lit_cnn.evaluation.mistakes import Predictions
 from lit_cnn.evaluation.report.mistakes import write_mistakes
 from lit_cnn.evaluation.report.page import bullets, heading, page, picture
-from lit_cnn.evaluation.report.result import Result, json_text, write_texts
+from lit_cnn.evaluation.report.result import Result, json_text, with_limits, write_texts
 from lit_cnn.evaluation.report.wording import accuracy_text, p_text, points, rounded_up
 from lit_cnn.evaluation.statistics import (
     Interval,
@@ -99,21 +99,15 @@ class Pair(Result):
 
     def records(self) -> list[dict[str, Any]]:
         """Returns one row: fractions, in full precision; None where there is no number."""
-        accuracies = {
-            f"{which}_{name}": value
-            for which, accuracy in zip(("first", "second"), self.accuracies, strict=True)
-            for name, value in zip(("accuracy", "accuracy_low", "accuracy_high"), accuracy, strict=True)
-        }
         return [
             {
                 "first": self.first.name,
                 "second": self.second.name,
                 "split": self.split,
                 "num_images": len(self.first.labels),
-                **accuracies,
-                "difference": self.difference.mean,
-                "difference_low": self.difference.low,
-                "difference_high": self.difference.high,
+                **with_limits("first_accuracy", self.accuracies[0]),
+                **with_limits("second_accuracy", self.accuracies[1]),
+                **with_limits("difference", self.difference),
                 "won": self.mcnemar.only_a,
                 "lost": self.mcnemar.only_b,
                 "p": self.mcnemar.p_value,

@@ -119,7 +119,7 @@ def forward(network: Network, views: ViewImages, loading: Loading = LOADING, lab
         network: What is run, such as `logits_of(model)`.
         views: The views.
         loading: How many at a time, and how they are read.
-        label: What the progress bar says.
+        label: Of the progress bar.
 
     Returns:
         `(V, N, K)` float32.
@@ -180,7 +180,7 @@ class Member:
 
     @cached_property
     def model(self) -> LitClassifier:
-        """The network; activation maps take its gradients, wherever it was first asked for."""
+        """The network; activation maps take its gradients, wherever it was first loaded."""
         with torch.inference_mode(False):
             return self.load()
 
@@ -270,7 +270,7 @@ def predict_views(
         view_counts: Known numbers of views, such as 1 and 10.
         folder: Where logits are stored.
         loading: How many views at a time, and how images are read.
-        label: What the progress bar calls this member.
+        label: Of the progress bar.
 
     Returns:
         Logits `(V, N, num_classes)` float32 for each V in `view_counts`.

@@ -271,25 +271,6 @@ def images_for_power(
     return math.ceil((root / delta) ** 2)
 
 
-def expected_calibration_error(probabilities: np.ndarray, targets: np.ndarray, num_bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins of confidence (Guo et al. 2017, section 2).
-
-    Args:
-        probabilities: `(N, K)`, rows sum to 1.
-        targets: `(N,)` int labels in [0, K).
-        num_bins: Bins between 0 and 1, each open below and closed above.
-
-    Returns:
-        A fraction in [0, 1]; 0 is calibrated.
-    """
-    # Not torchmetrics': it takes all rows for logits as soon as rounding makes one mean of probabilities 1 + 2e-16.
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == targets
-    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
-    gaps = np.bincount(bins, weights=confidence - correct, minlength=num_bins)
-    return float(np.abs(gaps).sum() / len(targets))
-
-
 def brier_score(probabilities: np.ndarray, targets: np.ndarray) -> float:
     """Mean squared distance to the one-hot target, summed over classes (Brier 1950).
 

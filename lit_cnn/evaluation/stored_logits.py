@@ -51,14 +51,14 @@ class NetworkRecord:
 class RunLogits:
     """The logits that a tracked run keeps among its files, and records of the networks that they are of.
 
-    Nothing here ends an evaluation: what cannot be fetched or kept is said in a line.
+    Nothing here ends an evaluation: a warning names what cannot be fetched or kept.
 
     Args:
         store: Where the run is.
         run: As `find_networks` found it; what belongs to a snapshot is kept with its run.
 
     Attributes:
-        new_record: A record to keep beside the first logits, and its file here; None for none.
+        new_record: A record to keep with the first logits, and its file here; None for none.
     """
 
     def __init__(self, store: Store, run: RunInfo) -> None:
@@ -70,7 +70,7 @@ class RunLogits:
 
     @cached_property
     def names(self) -> set[str]:
-        """Names of the files that the run had when this was first asked."""
+        """Names of the files that the run had when this was first read."""
         try:
             return queries.artifact_names(self._store, self._run, FOLDER)
         except UsageError as error:
@@ -149,7 +149,7 @@ def find_stored(file: Path, read: Callable[[Path], Stored | None], run_logits: R
 
 
 def _here_only(file: Path) -> Path:
-    """Returns the empty file that says that the run does not have a file yet."""
+    """Returns the empty file that marks one that the run does not have yet."""
     return file.with_name(f"{file.name}.here_only")
 
 

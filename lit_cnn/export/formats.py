@@ -37,7 +37,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 """What each format needs besides torch: packages of the extra `export`."""
 
 OF_NETWORK = ("arch", "arch_options", "cut_at", "head", "mean", "std")
-"""The hyperparameters of a classifier that say what its network is, beside its images and number of classes."""
+"""The hyperparameters of a classifier that define its network, besides its images and number of classes."""
 
 _LARGEST_ONNX = 2**31 - 2**20  # bytes of weights; the file holds 2 GiB with the graph
 

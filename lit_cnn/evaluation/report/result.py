@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import write_text_atomically
+from lit_cnn.evaluation.statistics import Interval
 
 if TYPE_CHECKING:
     import pandas
@@ -99,6 +100,12 @@ class Result(ABC):
 def json_text(document: Mapping[str, Any]) -> str:
     """Returns a document as JSON for people and programs; raises ValueError for NaN, which JSON does not know."""
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def with_limits(name: str, value: Interval | None) -> dict[str, float | None]:
+    """Returns an estimate and its limits under three names: `NAME`, `NAME_low`, `NAME_high`."""
+    mean, low, high = value if value is not None else (None, None, None)
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
 def write_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:

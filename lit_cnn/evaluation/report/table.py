@@ -21,6 +21,7 @@ from lit_cnn.evaluation.report.result import (
     markdown_grid,
     text_grid,
     text_notes,
+    with_limits,
     write_texts,
 )
 from lit_cnn.evaluation.report.wording import (
@@ -194,8 +195,7 @@ def _markdown_grid(columns: Sequence[Column], lines: Sequence[Line]) -> list[str
 
 
 def _record(line: Line) -> dict[str, Any]:
-    row, difference, test = line.row, line.difference, line.mcnemar
-    marginal, optimism, calibration = line.marginal, line.optimism, line.row.calibration
+    row, test, calibration = line.row, line.mcnemar, line.row.calibration
     scaled = calibration and calibration.scaled
     cost, latency = row.cost, row.cost.latency if row.cost else {}
     return {
@@ -205,12 +205,8 @@ def _record(line: Line) -> dict[str, Any]:
         "num_views": row.num_views,
         "forward_passes": row.forward_passes,
         "val_accuracy": row.val_accuracy,
-        "accuracy": line.accuracy.mean,
-        "accuracy_low": line.accuracy.low,
-        "accuracy_high": line.accuracy.high,
-        "difference": difference and difference.mean,
-        "difference_low": difference and difference.low,
-        "difference_high": difference and difference.high,
+        **with_limits("accuracy", line.accuracy),
+        **with_limits("difference", line.difference),
         "only_this_correct": test and test.only_a,
         "only_reference_correct": test and test.only_b,
         "p": test and test.p_value,
@@ -218,14 +214,10 @@ def _record(line: Line) -> dict[str, Any]:
         "images_needed": line.images_needed,
         "num_images": len(row.correct),
         "fewer_views": line.fewer_views,
-        "marginal": marginal and marginal.mean,
-        "marginal_low": marginal and marginal.low,
-        "marginal_high": marginal and marginal.high,
+        **with_limits("marginal", line.marginal),
         "composition": row.composition or None,
         "weights": " ".join(map(repr, row.weights)) or None,
-        "optimism": optimism and optimism.mean,
-        "optimism_low": optimism and optimism.low,
-        "optimism_high": optimism and optimism.high,
+        **with_limits("optimism", line.optimism),
         "ece": calibration and calibration.ece,
         "brier": calibration and calibration.brier,
         "nll": calibration and calibration.nll,
