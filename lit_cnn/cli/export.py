@@ -28,7 +28,7 @@ def export(arguments: list[str]) -> int:
     add_loading_options(parser, batch_size=64)
     options = parser.parse_args(arguments)
 
-    from lit_cnn.export import export as export_model
+    from lit_cnn.exports import export as export_model
 
     card = export_model(
         options.runs,

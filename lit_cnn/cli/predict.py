@@ -35,7 +35,7 @@ def predict(arguments: list[str]) -> int:
     if least is not None and not 0 <= least <= 1:
         raise UsageError("min_confidence", least, "give a probability from 0 to 1")
 
-    from lit_cnn.export.load import load
+    from lit_cnn.exports.load import load
     from lit_cnn.tracking import resolve_store
     from lit_cnn.training.resume import checkpoint_file
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lit_cnn.export.formats import write_export
-from lit_cnn.export.network import CombinedNet
+from lit_cnn.exports.formats import write_export
+from lit_cnn.exports.network import CombinedNet
 from lit_cnn.portable import INPUT, OUTPUT, ModelCard, load_graph, needed_package
 from lit_cnn.training.classifier import LitClassifier
 from tests.benchmarks.common import interleave, report, save_result

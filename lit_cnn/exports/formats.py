@@ -13,7 +13,7 @@ import torch
 from lit_cnn import __version__
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import sha256_of_file
-from lit_cnn.export.network import CombinedNet
+from lit_cnn.exports.network import CombinedNet
 from lit_cnn.portable import (
     CARD,
     INPUT,
@@ -108,7 +108,7 @@ def _write_openvino(folder: Path, net: CombinedNet, card: ModelCard) -> None:
 
 
 def load_folder(folder: Path) -> ImageClassifier:
-    """Loads an export of any format from the folder that has `model.json`; see `lit_cnn.export.load`."""
+    """Loads an export of any format from the folder that has `model.json`; see `lit_cnn.exports.load`."""
     card = read_card(folder)
     return _load_torch(folder, card) if card.format == "torch" else load_graph(folder)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.evaluation.predictor import Predictor, checkpoint_classifier
-from lit_cnn.export.formats import load_folder
+from lit_cnn.exports.formats import load_folder
 from lit_cnn.portable import ImageClassifier, export_folder
 from lit_cnn.tracking import registry, resolve_store
 from lit_cnn.tracking.run import Run, id_of

@@ -16,8 +16,8 @@ from lit_cnn.core.resize import resize_and_center_crop
 from lit_cnn.data.sources import FileImages, load_digits
 from lit_cnn.evaluation.predict import ViewImages
 from lit_cnn.evaluation.predictor import Prediction, PredictionList, Predictor
-from lit_cnn.export import export
-from lit_cnn.export.load import load
+from lit_cnn.exports import export
+from lit_cnn.exports.load import load
 from lit_cnn.portable import ImageClassifier
 from lit_cnn.tracking.run import Run
 from lit_cnn.training.load import load_classifier

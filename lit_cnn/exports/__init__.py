@@ -14,10 +14,10 @@ from pathlib import Path
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import replace_folder_atomically
 from lit_cnn.evaluation.predict import LOADING, Loading, Member
-from lit_cnn.export.formats import OF_NETWORK, PACKAGES, load_folder, write_export
-from lit_cnn.export.network import CombinedNet
-from lit_cnn.export.parity import check_parity, stored_probabilities
-from lit_cnn.export.recipe import Recipe, find_recipe, load_members
+from lit_cnn.exports.formats import OF_NETWORK, PACKAGES, load_folder, write_export
+from lit_cnn.exports.network import CombinedNet
+from lit_cnn.exports.parity import check_parity, stored_probabilities
+from lit_cnn.exports.recipe import Recipe, find_recipe, load_members
 from lit_cnn.portable import CARD, ModelCard, needed_package
 from lit_cnn.tracking import registry, resolve_store
 from lit_cnn.tracking.run import Run

@@ -18,7 +18,7 @@ from lit_cnn.evaluation.predict import (
     probabilities_of,
     split_by_path,
 )
-from lit_cnn.export.recipe import Recipe
+from lit_cnn.exports.recipe import Recipe
 from lit_cnn.portable import ImageClassifier
 
 NEAR_TIE = 1e-4

@@ -32,7 +32,7 @@ from lit_cnn.core.files import replace_folder_atomically
 from lit_cnn.data.sources import load_digits
 from lit_cnn.evaluation.predict import load_member, split_by_path
 from lit_cnn.evaluation.stored_logits import read_logits, write_logits
-from lit_cnn.export.load import load
+from lit_cnn.exports.load import load
 from lit_cnn.portable import CARD, read_card
 from tests.runs import fit, inside, three_seeds, tracked_runs
 

@@ -1,0 +1,132 @@
+"""`lit_cnn.fit`: one tracked run, or one for each of several seeds, from Python."""
+
+import difflib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from functools import partial
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.memory import keep_freed_memory
+from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.linked import LINKED_FROM_DATA
+from lit_cnn.tracking.run import Run
+from lit_cnn.training.classifier import LitClassifier
+from lit_cnn.training.distillation import Distillation
+from lit_cnn.training.parents import of_seeds
+from lit_cnn.training.process import hush_lightning
+from lit_cnn.training.run import Setup, train, train_children
+from lit_cnn.training.run_options import RunOptions, trainer_options
+
+_OF_RUN = tuple(field.name for field in fields(RunOptions))
+_OF_TRAINER = {
+    name: each.default for name, each in inspect.signature(Trainer.__init__).parameters.items() if name != "self"
+}
+
+
+def fit(model: LitClassifier, data: ImageDataModule, *, seeds: Sequence[int] | None = None, **options: Any) -> Run:
+    """Trains a classifier, tracks the run, keeps its best checkpoint and tests that: what `lit-cnn fit` does.
+
+    Args:
+        model: What to train; `LitClassifier.for_data(data, …)` makes one that fits the data.
+        data: On what.
+        seeds: Train once with each of these, under one run with their mean and standard deviation. Model and data are
+            built anew from their arguments for each.
+        **options: Those of a run (`resume`, `ckpt_path`, `monitor`, `monitor_mode`, `checkpoint_seconds`,
+            `on_full_disk`, `ema_decay`, `swa_start`, `test_after_fit`, `log_preview`, `recipe`, `experiment`, `track`,
+            `tracking_uri`: see `RunOptions`), and those of Lightning's Trainer (`max_epochs`, `precision`,
+            `accelerator`, `devices`, `callbacks`, `logger`, …). Callbacks and loggers work beside ours.
+
+    Returns:
+        The run, with its id, metrics and best checkpoint; with `seeds` the parent, with the runs as its children.
+
+    Raises:
+        UsageError: If it cannot be trained so; nothing is written then.
+        RunFailedError: If a disk or the memory was full; `resume="auto"` goes on.
+        RunInterrupted: If a signal stopped it, after a checkpoint; `resume="auto"` goes on.
+
+    Example:
+        >>> import lit_cnn
+        >>> data = lit_cnn.ImageDataModule("digits", num_workers=0)
+        >>> model = lit_cnn.LitClassifier.for_data(data, arch="lenet5")
+        >>> run = lit_cnn.fit(model, data, max_epochs=1)
+        >>> 0 < run.metrics["test/acc"] < 1
+        True
+    """
+    run_options, given = _split(options)
+    run_options.check(writes=True)
+    hush_lightning()
+    keep_freed_memory()
+    if seeds is None:
+        return train(setup_of(model, data, run_options, given))
+    if isinstance(model, Distillation):
+        raise UsageError("seeds", seeds, "a student is built with its teachers", "call fit for each seed")
+    if run_options.ckpt_path is not None:
+        raise UsageError("seeds", seeds, "does not go with `ckpt_path`", "`resume=auto` is possible")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UsageError("seeds", seeds, "give one or more different whole numbers, such as [0, 1, 2]")
+    parent = of_seeds(seeds, resume=run_options.resume == "auto")
+    setups = ((str(seed), partial(_with_seed, seed, model, data, run_options, given)) for seed in seeds)
+    return train_children(parent, setups)
+
+
+def setup_of(model: LitClassifier, data: ImageDataModule, options: RunOptions, given: Mapping[str, Any]) -> Setup:
+    """Returns the setup of a run.
+
+    Args:
+        model: What is trained.
+        data: On what.
+        options: Of the run.
+        given: Options of Lightning's Trainer.
+
+    Raises:
+        UsageError: If model and data have different seeds.
+    """
+    if model.hparams["seed"] != data.seed:
+        raise UsageError("seed", model.hparams["seed"], f"the model's; the data has {data.seed}", "give both the same")
+    trainer = trainer_options(given)
+    config = {
+        "seed_everything": data.seed,
+        "trainer": _plain({**_OF_TRAINER, **trainer}),
+        "model": _plain(
+            {name: value for name, value in model.hparams.items() if name not in (*LINKED_FROM_DATA, "seed")}
+        ),
+        "data": _plain({**data.options, "weights_expect": data.weights_expect or None}),
+        **asdict(options),
+    }
+    del config["data"]["seed"]
+    return Setup(model, data, options, trainer, config)
+
+
+def _with_seed(
+    seed: int, model: LitClassifier, data: ImageDataModule, options: RunOptions, given: Mapping[str, Any]
+) -> Setup:
+    own_data = ImageDataModule(**{**data.options, "weights_expect": data.weights_expect, "seed": seed})
+    hparams = {name: value for name, value in model.hparams.items() if name not in (*LINKED_FROM_DATA, "seed")}
+    return setup_of(type(model).for_data(own_data, **hparams), own_data, options, given)
+
+
+def _split(options: Mapping[str, Any]) -> tuple[RunOptions, dict[str, Any]]:
+    """Returns the options of the run, and those of the Trainer."""
+    for name, value in options.items():
+        if name not in _OF_RUN and name not in _OF_TRAINER:
+            near = difflib.get_close_matches(name, (*_OF_RUN, *_OF_TRAINER), 3, 0.6)
+            hint = f"did you mean {', '.join(near)}?" if near else "see the docstring of lit_cnn.fit"
+            raise UsageError(name, value, "is an option neither of a run nor of Lightning's Trainer", hint)
+    of_run = {name: value for name, value in options.items() if name in _OF_RUN}
+    return RunOptions(**of_run), {name: value for name, value in options.items() if name not in _OF_RUN}
+
+
+def _plain(value: Any) -> Any:
+    """Returns what YAML can hold: objects, such as callbacks, by the path of their class."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    kind = type(value)
+    return str(value) if kind.__module__ == "pathlib" else f"{kind.__module__}.{kind.__qualname__}"
