@@ -12,6 +12,8 @@ from lit_cnn import __version__
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.randomness import SCHEME_VERSION
 from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.training.feature_cache import FeatureCache
+from lit_cnn.training.optimization import epochs_of_cycle
 from lit_cnn.training.weights import expected_images
 
 LINKED_FROM_DATA = (
@@ -41,7 +43,7 @@ def linked_options(data: ImageDataModule, arch: str, weights: str | None) -> dic
     return {name: getattr(data, name) for name in LINKED_FROM_DATA} | {"seed": data.seed}
 
 
-def check_setup(hparams: Mapping[str, Any], class_names: list[str], trainer: pl.Trainer) -> None:
+def check_setup(hparams: Any, class_names: list[str], trainer: pl.Trainer) -> None:
     """Refuses a trainer that cannot train a classifier, and images that are not those it was made for.
 
     Args:
@@ -51,11 +53,18 @@ def check_setup(hparams: Mapping[str, Any], class_names: list[str], trainer: pl.
 
     Raises:
         UsageError: If several devices are to unfreeze (what they share is settled before the first epoch) or would
-            get their images from Lightning's own sampler; or the data differ from what the classifier was made for.
+            get their images from Lightning's own sampler; if L-BFGS has no cached features, or cycles do not end with
+            an epoch; or if the data differ from what the classifier was made for.
     """
     if hparams["transfer"] == "gradual" and trainer.world_size > 1:
         raise UsageError("transfer", "gradual", "trains on one device", "give `devices=1`, or full")
     data = getattr(trainer, "datamodule", None)
+    if trainer.state.fn == "fit":
+        epochs_of_cycle(hparams, trainer)
+        caches = any(isinstance(each, FeatureCache) for each in trainer.callbacks)  # type: ignore[attr-defined]
+        if hparams["head_solver"] == "lbfgs" and not (caches and isinstance(data, ImageDataModule)):
+            reason = "needs the cached features of an ImageDataModule's images"
+            raise UsageError("head_solver", "lbfgs", reason, "give the trainer lit_cnn.callbacks(), or take sgd")
     if not isinstance(data, ImageDataModule):
         return
     if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
