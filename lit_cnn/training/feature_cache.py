@@ -129,6 +129,7 @@ class FeatureCache(pl.Callback):
         """Puts images back in their place."""
         model: Any = pl_module
         model.split = None
+        self._is_planned = False  # another fit may be on other images
         data = getattr(trainer, "datamodule", None)
         if stage == "fit" and isinstance(data, ImageDataModule):
             data.serve_cached(None)

@@ -12,10 +12,10 @@ from lightning.pytorch import Trainer
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.memory import keep_freed_memory
 from lit_cnn.data.datamodule import ImageDataModule
-from lit_cnn.data.linked import LINKED_FROM_DATA
 from lit_cnn.tracking.run import Run
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.distillation import Distillation
+from lit_cnn.training.linked import own_options, plain_config
 from lit_cnn.training.parents import of_seeds
 from lit_cnn.training.process import hush_lightning
 from lit_cnn.training.run import Setup, train, train_children
@@ -88,16 +88,8 @@ def setup_of(model: LitClassifier, data: ImageDataModule, options: RunOptions, g
     if model.hparams["seed"] != data.seed:
         raise UsageError("seed", model.hparams["seed"], f"the model's; the data has {data.seed}", "give both the same")
     trainer = trainer_options(given)
-    config = {
-        "seed_everything": data.seed,
-        "trainer": _plain({**_OF_TRAINER, **trainer}),
-        "model": _plain(
-            {name: value for name, value in model.hparams.items() if name not in (*LINKED_FROM_DATA, "seed")}
-        ),
-        "data": _plain({**data.options, "weights_expect": data.weights_expect or None}),
-        **asdict(options),
-    }
-    del config["data"]["seed"]
+    of_trainer = {"trainer": _plain({**_OF_TRAINER, **trainer})}
+    config = {**plain_config(model.hparams, data), **of_trainer, **asdict(options)}
     return Setup(model, data, options, trainer, config)
 
 
@@ -105,8 +97,7 @@ def _with_seed(
     seed: int, model: LitClassifier, data: ImageDataModule, options: RunOptions, given: Mapping[str, Any]
 ) -> Setup:
     own_data = ImageDataModule(**{**data.options, "weights_expect": data.weights_expect, "seed": seed})
-    hparams = {name: value for name, value in model.hparams.items() if name not in (*LINKED_FROM_DATA, "seed")}
-    return setup_of(type(model).for_data(own_data, **hparams), own_data, options, given)
+    return setup_of(type(model).for_data(own_data, **own_options(model.hparams)), own_data, options, given)
 
 
 def _split(options: Mapping[str, Any]) -> tuple[RunOptions, dict[str, Any]]:

@@ -13,6 +13,8 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.core.randomness import SCHEME_VERSION
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.linked import LINKED_FROM_DATA
+from lit_cnn.training.feature_cache import FeatureCache
+from lit_cnn.training.optimization import epochs_of_cycle
 from lit_cnn.training.weights import expected_images
 
 _IN_EVERY_FORWARD = tuple(name for name in LINKED_FROM_DATA if name != "class_counts")
@@ -30,7 +32,7 @@ def linked_options(data: ImageDataModule, arch: str, weights: str | None) -> dic
     return {name: getattr(data, name) for name in LINKED_FROM_DATA} | {"seed": data.seed}
 
 
-def check_setup(hparams: Mapping[str, Any], class_names: list[str], trainer: pl.Trainer) -> None:
+def check_setup(hparams: Any, class_names: list[str], trainer: pl.Trainer) -> None:
     """Refuses a trainer that cannot train a classifier, and images that are not those it was made for.
 
     Args:
@@ -40,11 +42,18 @@ def check_setup(hparams: Mapping[str, Any], class_names: list[str], trainer: pl.
 
     Raises:
         UsageError: If several devices are to unfreeze (what they share is settled before the first epoch) or would
-            get their images from Lightning's own sampler; or the data differ from what the classifier was made for.
+            get their images from Lightning's own sampler; if L-BFGS has no cached features, or cycles do not end with
+            an epoch; or if the data differ from what the classifier was made for.
     """
     if hparams["transfer"] == "gradual" and trainer.world_size > 1:
         raise UsageError("transfer", "gradual", "trains on one device", "give `devices=1`, or full")
     data = getattr(trainer, "datamodule", None)
+    if trainer.state.fn == "fit":
+        epochs_of_cycle(hparams, trainer)
+        caches = any(isinstance(each, FeatureCache) for each in trainer.callbacks)  # type: ignore[attr-defined]
+        if hparams["head_solver"] == "lbfgs" and not (caches and isinstance(data, ImageDataModule)):
+            reason = "needs the cached features of an ImageDataModule's images"
+            raise UsageError("head_solver", "lbfgs", reason, "give the trainer lit_cnn.callbacks(), or take sgd")
     if not isinstance(data, ImageDataModule):
         return
     if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
@@ -77,16 +86,26 @@ def record_of(hparams: Mapping[str, Any], class_names: list[str], trainer: pl.Tr
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, ImageDataModule):
         return record
-    linked = (*LINKED_FROM_DATA, "seed")
+    text = yaml.safe_dump(plain_config(hparams, data), sort_keys=False)
+    return {**record, "config": text, "digests": data.digests}
+
+
+def own_options(hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the hyperparameters of a classifier that do not come from its data."""
+    return {name: value for name, value in hparams.items() if name not in (*LINKED_FROM_DATA, "seed")}
+
+
+def plain_config(hparams: Mapping[str, Any], data: ImageDataModule) -> dict[str, Any]:
+    """Returns seed, model and data as the command line would have been given them, in plain values."""
     config: dict[str, Any] = {
         "seed_everything": data.seed,
-        "model": {name: value for name, value in hparams.items() if name not in linked},
-        "data": {**data.options, "weights_expect": data.weights_expect},
+        "model": own_options(hparams),
+        "data": {**data.options, "weights_expect": data.weights_expect or None},
     }
     del config["data"]["seed"]
-    # As JSON first: a path or a tuple becomes what the command line would have been given.
-    text = yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False)
-    return {**record, "config": text, "digests": data.digests}
+    # As JSON first: a path or a tuple becomes what YAML can hold.
+    plain: dict[str, Any] = json.loads(json.dumps(config, default=str))
+    return plain
 
 
 def _as_list(value: Any) -> Any:

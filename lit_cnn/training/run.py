@@ -22,6 +22,7 @@ from lit_cnn.training.callbacks.snapshots import check_same_cycles
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.distillation import Distillation
+from lit_cnn.training.metrics import log_now
 from lit_cnn.training.optimization import check_has_end, check_same_optimizer, path_of_penalties, total_steps
 from lit_cnn.training.parents import ParentRun
 from lit_cnn.training.process import (
@@ -321,14 +322,13 @@ def _train_and_test(setup: Setup, parts: RunTrainer, start: Start) -> dict[str, 
 def _test_best(parts: RunTrainer, model: LitClassifier, data: ImageDataModule) -> dict[str, float]:
     trainer, best_path = parts.trainer, parts.checkpoints.best_path
     assert best_path is not None
-    step, loggers = trainer.global_step - 1, trainer.loggers
+    loggers = trainer.loggers
     model.load_state_dict(load_checkpoint(best_path)["state_dict"])
     # The test's own logging would give it a step of its own; the run's last step is meant.
     trainer.loggers = []
     (metrics,) = trainer.test(model, data, verbose=False)
     trainer.loggers = loggers
-    for logger in loggers:
-        logger.log_metrics(dict(metrics), step=step)
+    log_now(trainer, metrics)
     return dict(metrics)
 
 

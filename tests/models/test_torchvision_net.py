@@ -89,7 +89,7 @@ def test_weights_that_do_not_fit_are_named(change: Any, message: str, tmp_path: 
     weights = theirs("resnet18").state_dict()
     change(weights)
     save_file(weights, tmp_path / "weights.safetensors")
-    with pytest.raises(UsageError, match=rf"weights.* does not hold the weights of torchvision/.*{message}"):
+    with pytest.raises(UsageError, match=rf"weights=.* does not hold the weights of torchvision/.*{message}"):
         from_file("resnet18", str(tmp_path / "weights.safetensors"))
 
 

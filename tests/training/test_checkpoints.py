@@ -97,6 +97,20 @@ def test_a_file_cut_short_or_made_longer_is_refused(path: Path, tmp_path: Path) 
         refused(damaged)
 
 
+def test_no_beginning_of_a_file_passes_for_one_that_needs_no_digest(tmp_path: Path) -> None:
+    hparams = {"arch": "lit/lenet5", "num_classes": 2, "image_size": 8, "class_names": ["a", "b"]}
+    of_classifier = {**checkpoint(), "hyper_parameters": {**hparams, "interpolation": "area"}}
+    save_checkpoint(of_classifier, tmp_path / "whole.ckpt")
+    content, damaged = (tmp_path / "whole.ckpt").read_bytes(), tmp_path / "damaged.ckpt"
+    for length in {*range(0, len(content), 11), *range(len(content) - 300, len(content))}:
+        damaged.write_bytes(content[:length])
+        assert "is not a checkpoint of lit_cnn, or was cut short" in refused(damaged)
+    # What torch alone writes is the same but for the last record's word on the comment, and the comment.
+    torch.save(of_classifier, damaged)
+    assert_is(load_checkpoint(damaged), of_classifier)
+    assert len(damaged.read_bytes()) == len(content) - 71
+
+
 def test_a_plain_torch_file_is_refused(tmp_path: Path) -> None:
     torch.save(checkpoint(), tmp_path / "plain.ckpt")
     assert "is not a checkpoint of lit_cnn" in refused(tmp_path / "plain.ckpt")

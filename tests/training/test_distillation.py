@@ -50,7 +50,7 @@ def test_the_loss_is_that_of_the_paper() -> None:
 
 def test_teachers_say_what_the_ensemble_does_whatever_their_normalisation() -> None:
     networks = [LitClassifier(mean=[0.1], std=[0.3], seed=0), LitClassifier(mean=[0.5], std=[0.2], seed=1)]
-    images = torch.randint(0, 256, (6, 1, 28, 28), dtype=torch.uint8)
+    images = torch.randint(0, 256, (6, 1, 32, 32), dtype=torch.uint8)
     expected = torch.stack([network.eval()(images).softmax(1) for network in networks]).mean(0)
     teachers = Teachers(networks)
     torch.testing.assert_close(teachers.probabilities(images / 255, 1.0), expected, rtol=1e-4, atol=1e-6)

@@ -79,7 +79,7 @@ def test_weights_and_metrics_are_those_of_a_run_on_images(arch: str, options: di
 
 def test_weights_are_the_same_bit_for_bit_where_both_compute_the_same_batches(tmp_path: Path) -> None:
     live, cached = (classifier(tmp_path, transfer="head_only", lr=0.01, feature_cache="fp32") for _ in range(2))
-    data = [ImageDataModule(image_size=SIZE, in_channels=3, num_workers=0, limit_train=64, batch_size=64) for _ in "ab"]
+    data = [digits(batch_size=64) for _ in "ab"]
     run(live, data[0], cached=False)
     run(cached, data[1])
     assert farthest(live, cached) == 0
@@ -89,9 +89,7 @@ def test_where_training_computes_in_bfloat16_to_keep_it_so_changes_nothing(tmp_p
     live, cached, solved = (
         classifier(tmp_path, transfer="head_only", lr=0.01, head_solver=solver) for solver in ("sgd", "sgd", "lbfgs")
     )
-    data = [
-        ImageDataModule(image_size=SIZE, in_channels=3, num_workers=0, limit_train=64, batch_size=64) for _ in "abc"
-    ]
+    data = [digits(batch_size=64) for _ in "abc"]
     run(live, data[0], cached=False, precision="bf16-mixed")
     run(cached, data[1], precision="bf16-mixed")
     assert farthest(live, cached) == 0
@@ -125,6 +123,7 @@ def folder_run(root: Path, model_options: dict[str, Any], **data_options: Any) -
         "in_channels": 3,
         "image_size": data.image_size,
         "interpolation": data.interpolation,
+        "class_names": data.class_names,
     }
     model = LitClassifier("test_resnet", mean=data.mean, std=data.std, **size, **model_options)
     run(model, data, limit_train_batches=1)

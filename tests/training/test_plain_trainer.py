@@ -1,8 +1,9 @@
 """A `lightning.Trainer` of the user's own trains, stores and logs as `lit-cnn fit` does."""
 
 import csv
+import doctest
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,23 @@ def test_weights_bring_the_images_they_expect_wherever_the_data_was_not_given_ot
     # The same data, for a network that expects nothing.
     again = LitClassifier.for_data(data, arch)
     assert (again.hparams["image_size"], again.hparams["std"]) == (32, [0.3])
+
+
+def test_what_needs_a_callback_or_our_images_is_refused_without(tmp_path: Path) -> None:
+    data = digits()
+    with pytest.raises(UsageError, match=r"^head_solver=lbfgs: needs the cached features of an ImageDataModule"):
+        trainer([]).fit(LitClassifier.for_data(data, head_solver="lbfgs"), data)
+    with pytest.raises(UsageError, match=r"^cycles=3: cycles are equal and end with an epoch"):
+        trainer([], 4).fit(LitClassifier.for_data(data, schedule="cyclic", cycles=3), data)
+    with pytest.raises(UsageError, match=r"^arch=airbench: its first layer is computed from the images"):
+        trainer(ours()).fit(LitClassifier("airbench"), DataLoader(TensorDataset(torch.zeros(2, 1, 32, 32))))
+
+
+@pytest.mark.parametrize("of", [LitClassifier.for_data, default_callbacks])
+def test_an_example_runs_and_gives_what_it_shows(of: Callable[..., Any]) -> None:
+    (example,) = doctest.DocTestFinder(recurse=False).find(of, of.__name__)
+    assert len(example.examples) > 1
+    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_every_linked_option_is_the_datas() -> None:

@@ -31,8 +31,8 @@ FROZEN: dict[Regime, Any] = {
 
 
 def digits(**options: Any) -> ImageDataModule:
-    size: dict[str, Any] = {"image_size": SIZE, "in_channels": 3, **HALF}
-    return ImageDataModule(num_workers=0, limit_train=64, batch_size=16, **size, **options)
+    small: dict[str, Any] = {"image_size": SIZE, "in_channels": 3, "num_workers": 0, "limit_train": 64, **HALF}
+    return ImageDataModule(**{**small, "batch_size": 16, **options})
 
 
 def weights_file(folder: Path, arch: str, arch_options: dict[str, Any]) -> str:
