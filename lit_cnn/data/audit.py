@@ -141,8 +141,8 @@ def check_data(data: ImageDataModule | str | Path, level: Level = "full") -> Rep
     """Looks through images before training: damaged files, copies, conflicting labels, classes out of line.
 
     Example:
-        >>> from lit_cnn.data.datamodule import ImageDataModule
-        >>> check_data(ImageDataModule("digits"), level="quick").of("error", "warning")
+        >>> import lit_cnn
+        >>> lit_cnn.check_data(lit_cnn.ImageDataModule("digits"), level="quick").of("error", "warning")
         []
 
     Args:

@@ -41,8 +41,8 @@ class ImageDataModule(pl.LightningDataModule):
     device; another module does so itself, by `mean` and `std` of pixels in [0, 1].
 
     Example:
-        >>> from lit_cnn.data.datamodule import ImageDataModule
-        >>> data = ImageDataModule("digits", image_size=32, num_workers=0)
+        >>> import lit_cnn
+        >>> data = lit_cnn.ImageDataModule("digits", image_size=32, num_workers=0)
         >>> data.num_classes, data.in_channels
         (10, 1)
         >>> images, labels = next(iter(data.train_dataloader()))

@@ -60,6 +60,12 @@ def compare(
     Raises:
         UsageError: If a run is not there, nothing matches, the runs have no common ground, or the folder cannot be
             written.
+
+    Example:
+        >>> pair = lit_cnn.compare([run, other])
+        >>> print(pair)  # doctest: +ELLIPSIS
+        lenet5 seed 0: ...
+        >>> board = lit_cnn.compare(experiment="digits")
     """
     if bool(runs) == bool(experiment):
         raise UsageError(reason="`runs`, `experiment`: give one of the two: `runs=ID ID` or `experiment=NAME`")

@@ -62,6 +62,13 @@ def ensemble(
 
     Raises:
         UsageError: If the members cannot be found or may not be averaged, or an option cannot be used.
+
+    Example:
+        >>> table = lit_cnn.ensemble([run, other], views=[1, 2])
+        >>> table.to_dataframe()["name"].tolist()[:3]
+        ['lenet5 seed 0', 'lenet5 seed 1', 'ensemble of 2']
+        >>> table.report("report").name
+        'report.html'
     """
     if bool(runs) == bool(experiment):
         raise UsageError(

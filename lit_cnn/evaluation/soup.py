@@ -108,6 +108,11 @@ def soup(runs: Sequence[Run | str], *, loading: Loading = LOADING, tracking_uri:
     Raises:
         UsageError: If the networks cannot be averaged, lie in different basins, or no average is as good as the first
             alone; nothing is written then.
+
+    Example:
+        >>> soup = lit_cnn.soup([run, tuned])
+        >>> print(soup)  # doctest: +ELLIPSIS
+        lenet5 ...
     """
     store = resolve_store(tracking_uri)
     check_writable(store)

@@ -59,6 +59,11 @@ def export(
     Raises:
         UsageError: If the runs, the images or a package are not there, or the model does not agree with the stored
             predictions; nothing is written then.
+
+    Example:
+        >>> card = lit_cnn.export(run, "model", "torch")
+        >>> lit_cnn.load("model").class_names == card.class_names
+        True
     """
     output = Path(os.path.abspath(output))
     _check_options(output, format, views, overwrite, register, alias)

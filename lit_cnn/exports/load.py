@@ -15,9 +15,6 @@ from lit_cnn.training.weights import checkpoint_of_run
 def load(source: Run | str | Path, tracking_uri: str | None = None) -> Predictor:
     """Loads a trained network to classify images with it.
 
-    Example:
-        >>> lit_cnn.load("runs:/1f0c2e").predict("tigga.jpg")
-
     Args:
         source: A run or its id, of which 6 characters will do, as it is or as `runs:/ID`; a checkpoint's file; a folder
             that `export` wrote; `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
@@ -25,6 +22,11 @@ def load(source: Run | str | Path, tracking_uri: str | None = None) -> Predictor
 
     Raises:
         UsageError: If it is not there, or is not as it was written.
+
+    Example:
+        >>> network = lit_cnn.load(run)
+        >>> network.predict(image).label in network.class_names
+        True
     """
     return Predictor(_classifier(source, tracking_uri))
 

@@ -133,6 +133,10 @@ def describe(
 
     Raises:
         UsageError: As `create_model`; if a number is too small; or if stages are asked for and there are none.
+
+    Example:
+        >>> lit_cnn.describe("resnet18", num_classes=10).totals["parameters"]
+        11181642
     """
     for option, value, least in (("num_classes", num_classes, 0), ("in_channels", in_channels, 1)):
         if value is not None and value < least:

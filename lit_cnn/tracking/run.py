@@ -16,6 +16,10 @@ class Run:
         checkpoint: The best checkpoint; None where none was written.
         children: The runs of a parent, one a seed, in order.
         is_sent: Whether the store has all of it; else it is kept here, and `lit-cnn sync` sends it.
+
+    Example:
+        >>> run.name, run.metrics["test/acc"] > 0.5
+        ('lenet5_scratch_digits', True)
     """
 
     id: str

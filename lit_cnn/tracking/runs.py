@@ -28,6 +28,10 @@ def runs(experiment: str | None = None, filter: str = "", tracking_uri: str | No
 
     Raises:
         UsageError: If there is no store, no such experiment, or the filter makes no sense to MLflow.
+
+    Example:
+        >>> lit_cnn.runs("digits").loc[0, "name"]
+        'lenet5_scratch_digits_tuned'
     """
     import pandas
 

@@ -87,6 +87,12 @@ class LitClassifier(pl.LightningModule):
 
     Raises:
         UsageError: If the architecture, its options, its weights, the regime or the optimizer cannot be had.
+
+    Example:
+        >>> data = lit_cnn.ImageDataModule("digits")
+        >>> model = lit_cnn.LitClassifier.for_data(data, arch="lenet5", lr=0.002)
+        >>> model.hparams["num_classes"], model.hparams["image_size"]
+        (10, 32)
     """
 
     mean: torch.Tensor

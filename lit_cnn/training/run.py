@@ -329,6 +329,9 @@ def _test_best(parts: RunTrainer, model: LitClassifier, data: ImageDataModule) -
     (metrics,) = trainer.test(model, data, verbose=False)
     trainer.loggers = loggers
     log_now(trainer, metrics)
+    for logger in loggers:
+        if not isinstance(logger, JournalLogger):
+            logger.finalize("success")  # some write only then what they were given
     return dict(metrics)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.precision import default_precision
@@ -70,8 +70,12 @@ class RunOptions:
         Raises:
             UsageError: If no such metric is logged, or the store cannot be written.
         """
-        if self.monitor not in MONITORS:
-            raise UsageError("monitor", self.monitor, f"choose one of {', '.join(MONITORS)}")
+        choices = {name: get_args(kind) for name, kind in get_type_hints(RunOptions).items()}
+        for name, kinds in {**choices, "monitor": MONITORS}.items():
+            words = [word for kind in kinds for word in (get_args(kind) or (kind,)) if isinstance(word, str)]
+            value = getattr(self, name)
+            if words and value is not None and value not in words:
+                raise UsageError(name, value, f"choose one of {', '.join(words)}")
         if writes and self.track:
             check_writable(self.store)
 

@@ -59,8 +59,8 @@ def default_callbacks(
 
     Example:
         >>> from lightning.pytorch import Trainer
-        >>> from lit_cnn.training.callbacks import default_callbacks
-        >>> trainer = Trainer(max_epochs=3, logger=False, callbacks=default_callbacks(monitor="val/f1"))
+        >>> import lit_cnn
+        >>> trainer = Trainer(max_epochs=3, logger=False, callbacks=lit_cnn.callbacks(monitor="val/f1"))
     """
     checkpoints = RunCheckpoints(monitor, monitor_mode, checkpoint_seconds, on_full_disk, tracked)
     # The first layer is whitened before features are computed with it.
