@@ -53,7 +53,8 @@ def is_one_line_or_a_value(function: Callable[..., Any], *arguments: Any) -> Any
     try:
         return function(*arguments)
     except UsageError as error:
-        assert str(error).startswith("--") and len(str(error)) < 2_000
+        names_its_option = error.option is not None or str(error).startswith("--")
+        assert names_its_option and len(str(error)) < 2_000
         return None
 
 

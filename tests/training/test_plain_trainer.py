@@ -248,7 +248,10 @@ def test_what_needs_a_callback_or_our_images_is_refused_without(tmp_path: Path) 
     with pytest.raises(UsageError, match=r"^cycles=3: cycles are equal and end with an epoch"):
         trainer([], 4).fit(LitClassifier.for_data(data, schedule="cyclic", cycles=3), data)
     with pytest.raises(UsageError, match=r"^arch=airbench: its first layer is computed from the images"):
-        trainer(ours()).fit(LitClassifier("airbench"), DataLoader(TensorDataset(torch.zeros(2, 1, 32, 32))))
+        loader = DataLoader(
+            TensorDataset(torch.zeros(2, 1, 32, 32, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
+        )
+        trainer(ours()).fit(LitClassifier("airbench"), loader, loader)
 
 
 @pytest.mark.parametrize("of", [LitClassifier.for_data, default_callbacks])
