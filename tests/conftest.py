@@ -6,9 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "2"
 
 import pytest
+
+from tests import forks
 
 # A shell starts what it puts in the background with Ctrl-C ignored, and every process would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -80,12 +83,30 @@ def two_threads() -> None:
         sys.modules["torch"].set_num_threads(2)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def forked_senders() -> Iterator[None]:
+    """Spares the senders that runs in this process start the import of MLflow; tests/tracking starts real ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "posix_spawn", forks.spawn_sender)
+        yield
+
+
 @pytest.fixture
 def lit_cnn_cli(tmp_path: Path) -> Callable[..., Finished]:
-    """Runs `python -m lit_cnn ARGUMENTS…` as a process of its own in the test's folder and waits for its end."""
+    """Runs `python -m lit_cnn ARGUMENTS…` in the test's folder and waits for its end.
 
-    def run(*arguments: str | Path, timeout: float = 240, **environment: str) -> Finished:
+    `fresh=True` starts Python anew, as does a variable of the environment; else it is a fork of tests/forks.py.
+    """
+
+    def run(*arguments: str | Path, timeout: float = 240, fresh: bool = False, **environment: str) -> Finished:
         start = time.monotonic()
+        if not fresh and not environment:
+            with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+                process = forks.start(*arguments, cwd=tmp_path, log=out.fileno(), errors=err.fileno())
+                code = process.wait(timeout)
+                for file in (out, err):
+                    file.seek(0)
+                return Finished(out.read(), err.read(), code, time.monotonic() - start)
         done = subprocess.run(
             [sys.executable, "-m", "lit_cnn", *map(str, arguments)],
             cwd=tmp_path,
