@@ -1,4 +1,4 @@
-"""What holds for every test: its own folder and MLflow store, two threads, and no network but this machine's own."""
+"""What holds for every test: its own folder and MLflow store, few threads, and no network but this machine's own."""
 
 import ipaddress
 import os
@@ -18,7 +18,11 @@ from typing import Any
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["OMP_NUM_THREADS"] = "2"
+# Two workers of pytest on two cores have one thread each: with two, they wait for each other most of the time. Tests of
+# kills and of determinism have two in any case.
+os.environ["OMP_NUM_THREADS"] = str(
+    max(1, min(2, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+)
 
 import pytest
 
@@ -77,10 +81,10 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def two_threads() -> None:
-    """Keeps torch, where the test has it loaded, to two threads."""
+def few_threads() -> None:
+    """Keeps torch, where the test has it loaded, to its share of the cores."""
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(2)
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,8 @@
 
 That process has imported and computed nothing else, and its forks become children of the tests' own process, so kills,
 signals and exit codes are real. But what libraries read from the environment as they are imported is what it was for
-the first fork: a test of such a variable, of the imports or of the time they take starts a process of its own.
+the first fork, OMP_NUM_THREADS aside: a test of such a variable, of the imports or of the time that they take starts a
+process of its own.
 """
 
 import atexit
@@ -175,6 +176,8 @@ def _become(
     command: Sequence[str], cwd: str, env: Mapping[str, str], new_session: bool, descriptors: Sequence[int]
 ) -> None:
     """Makes this fork a process as `subprocess.Popen` starts it, and does what its command says."""
+    import torch
+
     from lit_cnn.tracking import sender
 
     if new_session:
@@ -186,6 +189,8 @@ def _become(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    if (threads := int(env.get("OMP_NUM_THREADS", os.cpu_count() or 1))) != torch.get_num_threads():
+        torch.set_num_threads(threads)  # not else: it starts threads
     sys.path[:0] = [] if "-P" in command else [cwd]
     place = command.index("-m") + 1
     sys.argv[1:] = command[place + 1 :]
