@@ -96,6 +96,14 @@ def forked_senders() -> Iterator[None]:
 
 
 @pytest.fixture
+def empty_store(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """An MLflow store without runs in the test's folder: for tests that track, as making one takes a second."""
+    from tests.runs import copy_empty_store
+
+    copy_empty_store(tmp_path_factory.getbasetemp(), tmp_path)
+
+
+@pytest.fixture
 def lit_cnn_cli(tmp_path: Path) -> Callable[..., Finished]:
     """Runs `python -m lit_cnn ARGUMENTS…` in the test's folder and waits for its end.
 
