@@ -20,10 +20,10 @@ ui: $(INSTALLED)  ## Open MLflow on 127.0.0.1 and print the links to the runs
 	$(BIN)/lit-cnn ui
 
 test: $(INSTALLED)  ## The quick tests
-	$(BIN)/python -m pytest -m "not slow and not debian" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not debian" -n 2 --dist worksteal
 
 test-full: debian $(INSTALLED)  ## Every test; installs the Debian packages they need
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check

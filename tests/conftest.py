@@ -1,4 +1,4 @@
-"""What holds for every test: its own folder and MLflow store, two threads, and no network but this machine's own."""
+"""What holds for every test: its own folder and MLflow store, few threads, and no network but this machine's own."""
 
 import ipaddress
 import os
@@ -6,9 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,15 @@ from typing import Any
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["OMP_NUM_THREADS"] = "2"
+# Two workers of pytest on two cores have one thread each: with two, they wait for each other most of the time. Tests of
+# kills and of determinism have two in any case.
+os.environ["OMP_NUM_THREADS"] = str(
+    max(1, min(2, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+)
 
 import pytest
+
+from tests import forks
 
 # A shell starts what it puts in the background with Ctrl-C ignored, and every process would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -74,18 +81,44 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def two_threads() -> None:
-    """Keeps torch, where the test has it loaded, to two threads."""
+def few_threads() -> None:
+    """Keeps torch, where the test has it loaded, to its share of the cores."""
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(2)
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_senders() -> Iterator[None]:
+    """Spares the senders that runs in this process start the import of MLflow; tests/tracking starts real ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "posix_spawn", forks.spawn_sender)
+        yield
+
+
+@pytest.fixture
+def empty_store(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """An MLflow store without runs in the test's folder: for tests that track, as making one takes a second."""
+    from tests.runs import copy_empty_store
+
+    copy_empty_store(tmp_path_factory.getbasetemp(), tmp_path)
 
 
 @pytest.fixture
 def lit_cnn_cli(tmp_path: Path) -> Callable[..., Finished]:
-    """Runs `python -m lit_cnn ARGUMENTS…` as a process of its own in the test's folder and waits for its end."""
+    """Runs `python -m lit_cnn ARGUMENTS…` in the test's folder and waits for its end.
 
-    def run(*arguments: str | Path, timeout: float = 240, **environment: str) -> Finished:
+    `fresh=True` starts Python anew, as does a variable of the environment; else it is a fork of tests/forks.py.
+    """
+
+    def run(*arguments: str | Path, timeout: float = 240, fresh: bool = False, **environment: str) -> Finished:
         start = time.monotonic()
+        if not fresh and not environment:
+            with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+                process = forks.start(*arguments, cwd=tmp_path, log=out.fileno(), errors=err.fileno())
+                code = process.wait(timeout)
+                for file in (out, err):
+                    file.seek(0)
+                return Finished(out.read(), err.read(), code, time.monotonic() - start)
         done = subprocess.run(
             [sys.executable, "-m", "lit_cnn", *map(str, arguments)],
             cwd=tmp_path,

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from lit_cnn.training.checkpoints import digest_of_weights
-from tests.faults import CONFIG, outcome, start, wait
+from tests.faults import CONFIG, outcome, start
 
 PRECISIONS = ("32-true", "bf16-mixed")
 _NO_KERNEL = re.compile(r"(\S+) does not have a deterministic implementation")
@@ -46,7 +46,7 @@ def compare(precision: str, workers: tuple[int, ...], folder: Path, epochs: int 
     reference = None
     for number, num_workers in enumerate((0, *workers)):
         place = folder / f"{precision}_{number}"
-        code = wait(start(arguments(precision, num_workers, epochs), place))
+        code = start(arguments(precision, num_workers, epochs), place).wait()
         log = (place / "log.txt").read_text(errors="replace")
         if code != 0:
             raise RuntimeError(f"the run with {num_workers} workers ended with {code}: {log[-2000:]}")
@@ -87,8 +87,6 @@ def main() -> int:
     parser.add_argument("--num_workers", type=int, nargs="+", default=[0, 1, 2, 4])
     parser.add_argument("--precision", nargs="+", default=list(PRECISIONS))
     options = parser.parse_args()
-    torch.set_num_threads(1)  # see tests.faults.kills
-    import lit_cnn.cli.train  # noqa: F401  # imported before the forks
 
     print(f"{'precision':12} {'workers':>7}  {'weights':16}  as without workers")
     differ, operations = 0, set()

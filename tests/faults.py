@@ -1,14 +1,10 @@
 """Fault injection: `make faults` kills training runs and takes their tracking server away; compares what comes out.
 
-Each try is a real process that gets a real SIGKILL. It is forked from one that has imported everything but computed
-nothing, which spares the tries ten seconds of imports each.
+Each try is a real process that gets a real SIGKILL, started by tests/forks.py.
 """
 
 import argparse
-import contextlib
-import os
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -21,6 +17,7 @@ import torch
 from lit_cnn.core.errors import UsageError
 from lit_cnn.tracking.journal import read_journal
 from lit_cnn.training.checkpoints import load_checkpoint
+from tests import forks
 from tests.outages import FAULTS, UNDISTURBED, outages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,52 +55,20 @@ def fit_arguments(num_workers: int, epochs: int, images: int) -> list[str]:
     ]
 
 
-def start(arguments: list[str], folder: Path) -> int:
-    """Forks a process that runs `lit-cnn` in a folder; returns its pid."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 70
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        os.chdir(folder)
-        os.setsid()
-        log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        torch.set_num_threads(os.cpu_count() or 1)
-        from lit_cnn.cli import main
-
-        code = main(arguments)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def wait(pid: int, timeout: float = 300) -> int:
-    """Returns the exit code of a process, negative for a signal."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(pid, signal.SIGKILL)
-    raise TimeoutError(f"process {pid} did not end within {timeout} s")
+def start(arguments: list[str], folder: Path) -> forks.Forked:
+    """Starts `lit-cnn` in a folder, which gets a `log.txt`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("ab") as log:
+        return forks.start(*arguments, cwd=folder, log=log.fileno())
 
 
 def kill_at_random(arguments: list[str], folder: Path, rng: random.Random, longest: float) -> None:
     """Runs until a random moment after the run's first checkpoint, then kills."""
-    pid = start(arguments, folder)
+    process = start(arguments, folder)
     wait_until(lambda: has_checkpoint(folder))
     time.sleep(rng.uniform(0, longest))
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    wait(pid)
+    process.kill()
+    process.wait()
 
 
 def has_checkpoint(folder: Path) -> bool:
@@ -169,12 +134,12 @@ def why_lost(reference: Outcome, place: Path, code: int) -> str:
 
 def uninterrupted(arguments: list[str], place: Path) -> float:
     """Runs to the end; returns the seconds from the run's first checkpoint to its end."""
-    pid = start(arguments, place)
+    process = start(arguments, place)
     wait_until(lambda: has_checkpoint(place))
     began = time.monotonic()
     wait_until(lambda: not is_unfinished(place))
     seconds = time.monotonic() - began
-    if (code := wait(pid)) != 0:
+    if (code := process.wait()) != 0:
         raise RuntimeError(f"the uninterrupted run ended with {code}: see {place / 'log.txt'}")
     return seconds
 
@@ -183,10 +148,7 @@ def kills(
     tries: int, num_workers: int, folder: Path, seed: int = 0, epochs: int = 4, images: int = 400
 ) -> Iterator[bool]:
     """Yields for each try whether a run that was killed once or twice came out as the uninterrupted one did."""
-    # A process with a pool of OpenMP threads cannot be forked into one that computes: this one never makes a pool.
-    torch.set_num_threads(1)
     arguments = fit_arguments(num_workers, epochs, images)
-    uninterrupted(arguments, folder / "warm_up")  # the first fork of all is slow, and would let kills come too late
     longest = uninterrupted(arguments, folder / "reference")
     reference = outcome(folder / "reference")
     rng = random.Random(seed)
@@ -200,7 +162,7 @@ def kills(
                 break
         if not is_unfinished(place):
             continue  # came to its end before a kill: the next launch would rightly start anew
-        code = wait(start(arguments, place))
+        code = start(arguments, place).wait()
         done += 1
         reason = why_lost(reference, place, code)
         if reason:
@@ -217,7 +179,6 @@ def main() -> int:
     parser.add_argument("--outages", type=int, default=2, help="tries of each outage of the tracking server")
     parser.add_argument("--outage_seconds", type=float, default=60)
     options = parser.parse_args()
-    import lit_cnn.cli.train  # noqa: F401  # imported before the forks
 
     print(f"{'fault':40} {'tries':>6} {'survived':>9} {'lost':>6} {'stall':>6} {'warned':>7}")
     lost = 0

@@ -124,7 +124,7 @@ def test_a_test_reaches_this_machine_and_no_other() -> None:
 
 def test_a_command_runs_in_the_tests_own_folder(lit_cnn_cli: Callable[..., Any], tmp_path: Path) -> None:
     assert Path.cwd() == tmp_path
-    right = lit_cnn_cli("--version")
+    right = lit_cnn_cli("--version", fresh=True)
     assert (right.returncode, right.stderr) == (0, "")
     assert right.stdout.startswith("lit-cnn ")
-    assert lit_cnn_cli("no-such-command").returncode == 2
+    assert lit_cnn_cli("no-such-command", fresh=True).returncode == 2

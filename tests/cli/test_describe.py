@@ -135,7 +135,7 @@ def test_a_mistake_is_one_line(arguments: list[str], said: str, capsys: pytest.C
 
 def test_help_names_the_options_and_answers_within_a_second(lit_cnn_cli: Callable[..., Finished]) -> None:
     for _ in range(3):  # as in test_help: the machine may be busy
-        done = lit_cnn_cli("describe", "--help")
+        done = lit_cnn_cli("describe", "--help", fresh=True)
         assert (done.returncode, done.stderr) == (0, "")
         if done.seconds < 1:
             break

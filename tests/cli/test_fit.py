@@ -236,7 +236,7 @@ def test_side_branches_train_with_the_classifier_and_are_tracked(tmp_path: Path)
 def test_two_devices_make_one_run_with_the_figures_of_one(lit_cnn_cli: Callable[..., Finished], tmp_path: Path) -> None:
     exact = "--trainer.precision=32-true"  # two halves of a batch add up to the whole, but for rounding
     two = ("--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp")
-    done = lit_cnn_cli("fit", *SHORT, exact, *two)
+    done = lit_cnn_cli("fit", *SHORT, exact, *two, fresh=True)
     assert done.returncode == 0, done.stderr
     assert fit(exact) == 0
     shared, single = tracked_runs(tmp_path)

@@ -1,10 +1,7 @@
 """Interrupted runs: real signals, real kills, and what MLflow and the weights look like after the resume."""
 
 import os
-import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,8 +19,9 @@ from lit_cnn.core.randomness import SCHEME_VERSION
 from lit_cnn.models import create_model
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.record import check_randomness
-from tests.faults import wait_until
-from tests.runs import ROOT, SHORT, TrackedRun, fit, run_of_its_own, same_weights, tracked_runs
+from tests.faults import kills, wait_until
+from tests.forks import Forked, start
+from tests.runs import SHORT, TrackedRun, fit, run_of_its_own, same_weights, tracked_runs
 
 # Long enough to be caught in the middle, with a checkpoint after nearly every step.
 LONGER = ("--trainer.max_epochs=12", "--checkpoint_seconds=0.02", "--trainer.log_every_n_steps=1")
@@ -36,11 +34,12 @@ pytestmark = pytest.mark.usefixtures("empty_store")
 
 
 class Unhurried(pl.Callback):
-    """Makes every step last long enough for somebody outside to act on it."""
+    """Makes every step of a `background_fit` last long enough for somebody outside to act on it."""
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Waits."""
-        time.sleep(0.05)
+        """Waits in a process that leads its session; the same run is resumed in the tests' own."""
+        if os.getsid(0) == os.getpid():
+            time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -251,12 +250,14 @@ def test_kill_while_several_seeds_train_loses_only_what_was_not_finished(
 
 
 def test_kill_at_a_random_moment_is_resumed_bit_for_bit(tmp_path: Path) -> None:
-    assert survived_kills("--tries", "1", "--num_workers", "0") == [(1, 0)]
+    assert list(kills(1, 0, tmp_path)) == [True]
 
 
 @pytest.mark.slow
-def test_more_kills_without_and_with_workers(tmp_path: Path) -> None:
-    assert survived_kills("--tries", "2", "--num_workers", "0", "2") == [(2, 0), (2, 0)]
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_more_kills_without_and_with_workers(num_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert list(kills(2, num_workers, tmp_path, seed=1)) == [True, True]
 
 
 def interrupted(number: signal.Signals, folder: Path, *arguments: str) -> int:
@@ -283,37 +284,16 @@ def interrupted(number: signal.Signals, folder: Path, *arguments: str) -> int:
 
 
 @contextmanager
-def background_fit(folder: Path, *arguments: str) -> "Iterator[subprocess.Popen[bytes]]":
+def background_fit(folder: Path, *arguments: str) -> Iterator[Forked]:
     """Starts a fit as a process of its own, killed at the end if it still runs."""
-    command = [sys.executable, "-m", "lit_cnn", "fit", *SHORT, *arguments]
     with (folder / "log.txt").open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        process = start("fit", *SHORT, *arguments, cwd=folder, log=log.fileno())
     try:
         yield process
     finally:
         if process.poll() is None:
             process.kill()
             process.wait()
-
-
-def survived_kills(*arguments: str) -> list[tuple[int, int]]:
-    """Runs tests.faults, in a process that can fork; returns (survived, lost) of each line of its table."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.faults", "--outages", "0", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [(int(survived), int(lost)) for survived, lost in re.findall(r"resume +\d+ +(\d+) +(\d+)", done.stdout)]
 
 
 def assert_same_run(run: TrackedRun, reference: TrackedRun) -> None:

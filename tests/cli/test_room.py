@@ -16,6 +16,7 @@ from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.process import failures_in_words
 from tests.cli.test_resume import LONGER, WATCHED, assert_same_run, background_fit
 from tests.faults import wait_until
+from tests.forks import Forked
 from tests.runs import (
     ROOT,
     SHORT,
@@ -214,7 +215,7 @@ def test_a_run_at_whose_end_the_disk_is_still_full_fails_and_a_resume_goes_on(
     assert_same_run(run, longer_reference)
 
 
-def fill_during(process: "subprocess.Popen[bytes]", disk: Path, log: Path) -> Path:
+def fill_during(process: Forked, disk: Path, log: Path) -> Path:
     """Fills the disk after a run's first checkpoint; returns once the run has said so."""
     wait_until(lambda: any(disk.glob("mlruns/journal/*/last.ckpt")), timeout=120)
     filler = fill(disk)

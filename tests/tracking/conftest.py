@@ -14,8 +14,15 @@ import pytest
 from lit_cnn.tracking.client import connect
 from lit_cnn.tracking.journal import Journal, RunHeader
 from lit_cnn.tracking.store import Store, resolve_store
+from tests.forks import posix_spawn
 
 REPO = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def real_senders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starts each sender as a process of its own, and not as the fork that it is in other tests."""
+    monkeypatch.setattr(os, "posix_spawn", posix_spawn)
 
 
 @pytest.fixture(scope="session")

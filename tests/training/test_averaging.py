@@ -13,6 +13,8 @@ from lit_cnn.training.callbacks.averaging import average_step, equal_step
 from lit_cnn.training.checkpoints import load_checkpoint
 from tests.runs import SHORT, TrackedRun, fit, tracked_runs
 
+pytestmark = pytest.mark.usefixtures("empty_store")
+
 DECAY = 0.6
 AVERAGED = (f"--ema_decay={DECAY}", "--model.arch_options={batch_norm: true}", "--trainer.max_epochs=3")
 

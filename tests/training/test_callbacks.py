@@ -13,6 +13,8 @@ from lit_cnn.cli import main
 from lit_cnn.training.callbacks import waits_too_long
 from tests.runs import SHORT, tracked_runs
 
+pytestmark = pytest.mark.usefixtures("empty_store")
+
 SECONDS = 0.05  # an image
 
 

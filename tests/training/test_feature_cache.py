@@ -1,9 +1,6 @@
 """Training on cached features: the same run, computed once, never stale, and said where it cannot be."""
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from lit_cnn.training.feature_store import store_folder
 from lit_cnn.training.optimization import path_of_penalties
 from lit_cnn.training.process import quiet_lightning
 from lit_cnn.training.transfer import Freezer, check_split, split_net
+from tests.forks import start
 from tests.runs import image_folder, tracked_runs
 from tests.training.test_classifier import trainer
 from tests.training.test_transfer import SIZE, classifier, digits
@@ -320,21 +318,16 @@ def test_the_commands_run_is_the_same_with_and_without_and_predicts_on_images(
 
 
 @pytest.mark.slow
-def test_of_eight_runs_at_once_one_computes_and_all_finish(tmp_path: Path, repo_root: Path) -> None:
+def test_of_eight_runs_at_once_one_computes_and_all_finish(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "images", CLASSES, per_class=15)
     torch.manual_seed(0)
     torch.save(create_model("timm/test_resnet", num_classes=3, in_channels=3, image_size=SIZE).state_dict(), "w.pth")
     given = ["--data.dataset=image_folder", f"--data.root={root}", "--data.image_size=32", "--data.num_workers=0"]
     given += ["--model.arch=test_resnet", "--model.weights=w.pth", "--model.transfer=head_only", "--track=false"]
-    command = [sys.executable, "-m", "lit_cnn", "fit", *given, "--trainer.max_epochs=2"]
-    environment = os.environ | {"PYTHONPATH": str(repo_root)}
-    runs = [
-        subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
-        for _ in range(8)
-    ]
-    said = [each.communicate()[1] for each in runs]
-    assert [each.returncode for each in runs] == [0] * 8, said
-    together = "".join(said)
+    with Path("log.txt").open("ab") as log:
+        runs = [start("fit", *given, "--trainer.max_epochs=2", cwd=tmp_path, log=log.fileno()) for _ in range(8)]
+    codes, together = [each.wait() for each in runs], Path("log.txt").read_text()
+    assert codes == [0] * 8, together
     for of in ("training images", "val images"):
         assert together.count(f"{of} computed") == 1 and together.count(f"{of} found") == 7
     assert len(entries()) == 2

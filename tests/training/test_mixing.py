@@ -10,6 +10,8 @@ from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.mixing import build_mixing
 from tests.runs import SHORT, same_weights, tracked_runs
 
+pytestmark = pytest.mark.usefixtures("empty_store")
+
 LABELS = torch.arange(8)
 
 

@@ -15,6 +15,8 @@ from tests.cli.test_resume import LONGER, assert_same_run, interrupted
 from tests.models.test_airbench import patches
 from tests.runs import TrackedRun, fit, tracked_runs
 
+pytestmark = pytest.mark.usefixtures("empty_store")
+
 FAST = ("--model.arch=airbench", "--model.arch_options={widths: [4, 8]}", "--data.augment=[]")
 WEIGHT, OTHER = "net.whitening.weight", "net.classifier.weight"
 
