@@ -1,6 +1,7 @@
 """The house: a module imports those above it, files stay small, what is public is annotated and documented."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -187,3 +188,16 @@ def test_a_package_finds_its_own_relative_imports() -> None:
 )
 def test_what_is_undocumented_is_found(source: str, found: str) -> None:
     assert undocumented(source) == [found]
+
+
+@every_module
+def test_a_mistake_says_which_argument_and_never_with_dashes(module: str) -> None:
+    """The command line alone knows how options are spelt."""
+    source = SOURCES[module].read_text("utf-8")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "UsageError":
+            given = {keyword.arg for keyword in node.keywords}
+            assert len(node.args) >= 3 or given & {"reason", "message"}, ast.get_source_segment(source, node)
+            texts = [each.value for each in ast.walk(node) if isinstance(each, ast.Constant)]
+            dashed = [text for text in texts if isinstance(text, str) and re.search(r"(?<![\w-])--[a-z]", text)]
+            assert room_of(module) == "cli" or all("lit-cnn " in text for text in dashed), dashed

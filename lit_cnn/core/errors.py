@@ -43,8 +43,6 @@ class UsageError(Exception):
         *,
         message: str | None = None,
     ) -> None:
-        if message is None and value is None and not reason and not remedy:
-            message, option = option, None
         reason = reason if message is None else message
         super().__init__(option, value, reason, remedy)
         self.option = option
