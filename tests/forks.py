@@ -74,20 +74,19 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def start(*arguments: str | Path, cwd: Path, log: int, errors: int | None = None, new_session: bool = True) -> Forked:
-    """Starts `python -m lit_cnn ARGUMENTS…` by a fork.
+def start(*arguments: str | Path, cwd: Path, log: int, errors: int | None = None) -> Forked:
+    """Starts `python -m lit_cnn ARGUMENTS…` by a fork, in a session of its own.
 
     Args:
         arguments: What follows `python -m lit_cnn`.
         cwd: Its working directory.
         log: Descriptor of a file for what it prints.
         errors: The same for stderr; by default `log`.
-        new_session: Whether it gets a session of its own, and with it a process group.
     """
     command = [sys.executable, "-m", "lit_cnn", *map(str, arguments)]
     with open(os.devnull) as nothing:
         descriptors = [nothing.fileno(), log, log if errors is None else errors]
-        return Forked(_server().fork(command, cwd, os.environ, descriptors, new_session))
+        return Forked(_server().fork(command, cwd, os.environ, descriptors))
 
 
 def spawn_sender(path: str, argv: list[str], env: Mapping[str, str], **options: Any) -> int:
@@ -96,9 +95,9 @@ def spawn_sender(path: str, argv: list[str], env: Mapping[str, str], **options: 
         return posix_spawn(path, argv, env, **options)
     descriptors = _opened(options["file_actions"])
     try:
-        return _server().fork(argv, Path.cwd(), env, descriptors, options["setsid"])
+        return _server().fork(argv, Path.cwd(), env, descriptors)
     finally:
-        for descriptor in set(descriptors) - {0, 1, 2, descriptors[0]}:
+        for descriptor in descriptors[1:]:
             os.close(descriptor)
 
 
@@ -106,7 +105,7 @@ posix_spawn = os.posix_spawn  # the real one
 
 
 def _opened(file_actions: Sequence[tuple[Any, ...]]) -> list[int]:
-    """Returns what shall be descriptors 0, 1 and 2 of a new process."""
+    """Returns what shall be descriptors 0, 1 and 2 of a sender: a pipe, and two files that are opened for it."""
     descriptors = [0, 1, 2]
     for action, *values in file_actions:
         if action == os.POSIX_SPAWN_DUP2:
@@ -132,10 +131,9 @@ class _Server:
         self._connection.close()
         self._process.wait()
 
-    def fork(
-        self, command: Sequence[str], cwd: Path, env: Mapping[str, str], descriptors: Sequence[int], new_session: bool
-    ) -> int:
-        order = [list(command), str(cwd), {**env, "PYTHONPATH": str(ROOT)}, new_session]
+    def fork(self, command: Sequence[str], cwd: Path, env: Mapping[str, str], descriptors: Sequence[int]) -> int:
+        """Returns the number of the new process, a child of this one, which adopts it from the server's own fork."""
+        order = [list(command), str(cwd), {**env, "PYTHONPATH": str(ROOT)}]
         adopt = ctypes.CDLL(None).prctl
         adopt(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         try:
@@ -172,16 +170,13 @@ def _serve(connection: socket.socket) -> list[Any] | None:
             os.close(descriptor)
 
 
-def _become(
-    command: Sequence[str], cwd: str, env: Mapping[str, str], new_session: bool, descriptors: Sequence[int]
-) -> None:
+def _become(command: Sequence[str], cwd: str, env: Mapping[str, str], descriptors: Sequence[int]) -> None:
     """Makes this fork a process as `subprocess.Popen` starts it, and does what its command says."""
     import torch
 
     from lit_cnn.tracking import sender
 
-    if new_session:
-        os.setsid()
+    os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
@@ -210,7 +205,7 @@ def _fork_sender(path: str, argv: list[str], env: Mapping[str, str], **options: 
     if pid := os.fork():
         return pid
     try:
-        _become(argv, os.getcwd(), env, options["setsid"], _opened(options["file_actions"]))
+        _become(argv, os.getcwd(), env, _opened(options["file_actions"]))
     except BaseException:
         traceback.print_exc()
     finally:
