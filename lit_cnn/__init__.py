@@ -17,6 +17,7 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.core.moved import MovedModules
 
 if TYPE_CHECKING:
+    from lit_cnn.cli.fit_config import fit_config
     from lit_cnn.data.audit import check_data
     from lit_cnn.data.datamodule import ImageDataModule
     from lit_cnn.evaluation.compare import compare
@@ -44,6 +45,7 @@ __all__ = [
     "ensemble",
     "export",
     "fit",
+    "fit_config",
     "load",
     "runs",
     "soup",
@@ -61,6 +63,7 @@ _PLACES = {
     "ensemble": "evaluation.ensemble",
     "export": "exports",
     "fit": "training.fit",
+    "fit_config": "cli.fit_config",
     "load": "exports.load",
     "runs": "tracking.runs",
     "soup": "evaluation.soup",

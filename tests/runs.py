@@ -24,14 +24,14 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 DIGITS = CONFIGS / "experiment" / "lenet5_scratch_digits.yaml"
 # Two epochs of eight steps, over in a second.
-SHORT = (
-    f"--config={DIGITS}",
-    "--trainer.max_epochs=2",
-    "--data.limit_train=128",
-    "--data.batch_size=16",
-    "--data.num_workers=0",
-    "--trainer.log_every_n_steps=2",
-)
+SHORT_OPTIONS = {
+    "trainer.max_epochs": 2,
+    "data.limit_train": 128,
+    "data.batch_size": 16,
+    "data.num_workers": 0,
+    "trainer.log_every_n_steps": 2,
+}
+SHORT = (f"--config={DIGITS}", *(f"--{name}={value}" for name, value in SHORT_OPTIONS.items()))
 
 
 def fit(*arguments: str | Path) -> int:

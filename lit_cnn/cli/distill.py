@@ -7,6 +7,7 @@ from lit_cnn.cli.verbs import CommandParser
 from lit_cnn.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from lit_cnn.tracking.run import Run
     from lit_cnn.tracking.store import Store
 
 
@@ -28,23 +29,39 @@ def distill(arguments: list[str]) -> int:
     )
     options, of_fit = parser.parse_known_args(arguments)
 
-    from lit_cnn.cli.precheck import precheck, take_seeds, value_of
+    from lit_cnn.cli.precheck import precheck, take_seeds
 
     seeds, of_fit = take_seeds(of_fit)
     precheck(of_fit)
     from lit_cnn.cli.train import run_trainer_command
-    from lit_cnn.tracking import resolve_store
     from lit_cnn.training.distillation import Distillation
 
-    teachers = _addresses(resolve_store(value_of(of_fit, "tracking_uri")), options.teachers)
-    given = ["--recipe=student", f"--model.teachers=[{', '.join(teachers)}]", *of_fit]
-    return run_trainer_command("fit", given, seeds, Distillation)
+    return run_trainer_command("fit", with_teachers(options.teachers, of_fit), seeds, Distillation)
 
 
-def _addresses(store: "Store", names: Sequence[str]) -> list[str]:
+def with_teachers(teachers: "Sequence[Run | str]", arguments: Sequence[str]) -> list[str]:
+    """Returns options of `lit-cnn fit` with those that make a `Distillation` of the run.
+
+    Args:
+        teachers: Runs or their ids; that of an ensemble stands for its members.
+        arguments: Options of `lit-cnn fit`.
+
+    Raises:
+        UsageError: If one is not there, or is no network or plain mean of networks.
+    """
+    from lit_cnn.cli.precheck import value_of
+    from lit_cnn.tracking import resolve_store
+
+    addresses = _addresses(resolve_store(value_of(arguments, "tracking_uri")), teachers)
+    return ["--recipe=student", f"--model.teachers=[{', '.join(addresses)}]", *arguments]
+
+
+def _addresses(store: "Store", teachers: "Sequence[Run | str]") -> list[str]:
     """Returns `runs:/RUN_ID` of each teacher, with whole ids: the same run however it was named."""
     from lit_cnn.evaluation.members import KINDS, find_networks
+    from lit_cnn.tracking.run import id_of
 
+    names = [id_of(teacher) for teacher in teachers]
     found: list[str] = []
     for name in names:
         for run in find_networks(store, [name]):

@@ -43,7 +43,7 @@ def precheck(arguments: Sequence[str]) -> None:
         _check_names_in(layer, known)
     for name, value in _pairs(options):
         if not _is_known(name, known):
-            raise UsageError(name, value, "no such option", _hint(name, known, "--"))
+            raise UsageError(name, value, "no such option", _hint(name, known, "`"))
         if name in _LEAST and value not in (None, "null"):
             _check_whole_number(name, value, _LEAST[name])
     _check_root(options)
@@ -130,10 +130,11 @@ def _check_names_in(layer: Layer, known: frozenset[str]) -> None:
                 raise UsageError("config", layer.file, f"{name}: no such option", _hint(name, known, ""))
 
 
-def _hint(name: str, known: frozenset[str], dashes: str) -> str:
+def _hint(name: str, known: frozenset[str], quote: str) -> str:
     elsewhere = sorted(option for option in known if option.rpartition(".")[2] == name.rpartition(".")[2])
     near = elsewhere or difflib.get_close_matches(name, known, 3, 0.6)
-    return f"did you mean {', '.join(dashes + option for option in near)}?" if near else "see lit-cnn fit --help"
+    quoted = ", ".join(f"{quote}{option}{quote}" for option in near)
+    return f"did you mean {quoted}?" if near else "see lit-cnn fit --help"
 
 
 def _check_whole_number(name: str, value: str, least: int) -> None:

@@ -5,7 +5,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -69,11 +69,7 @@ def _run_one(command: Command, arguments: list[str], model_class: type[LitClassi
 
 
 def _run_seeds(seeds: list[int], arguments: list[str], model_class: type[LitClassifier]) -> None:
-    if any(text.startswith(("--seed_everything", "--ckpt_path")) for text in arguments):
-        raise UsageError("seeds", None, "goes with neither `seed` nor `ckpt_path`; `resume=auto` is possible")
-    parent = of_seeds(seeds, resume="auto" in arguments or "--resume=auto" in arguments)
-    setups = ((str(seed), partial(_setup_of, seed, arguments, model_class)) for seed in seeds)
-    run = train_children(parent, setups, after_each=print_run)
+    run = train_seeds(seeds, arguments, model_class, after_each=print_run)
     means = [
         f"{name} {run.metrics[name]:.4f} +- {run.metrics[f'{name}_std']:.4f}"
         for name in ("best/val/acc", "test/acc")
@@ -82,7 +78,31 @@ def _run_seeds(seeds: list[int], arguments: list[str], model_class: type[LitClas
     print(f"{counted(len(seeds), 'seed')} (mean +- std): {'  '.join(means)}")
 
 
-def _setup_of(seed: int, arguments: list[str], model_class: type[LitClassifier]) -> Setup:
+def train_seeds(
+    seeds: Sequence[int],
+    arguments: Sequence[str],
+    model_class: type[LitClassifier],
+    after_each: Callable[[Run], None] = lambda run: None,
+) -> Run:
+    """Trains once with each seed, under one run with their mean and standard deviation, which it returns.
+
+    Args:
+        seeds: Different whole numbers.
+        arguments: Options of `lit-cnn fit`, without `--seeds`.
+        model_class: What is trained.
+        after_each: Called with each run that has ended.
+
+    Raises:
+        UsageError: If the options choose a seed or a checkpoint themselves, or as `train`.
+    """
+    if any(text.startswith(("--seed_everything", "--ckpt_path")) for text in arguments):
+        raise UsageError("seeds", None, "goes with neither `seed` nor `ckpt_path`; `resume=auto` is possible")
+    parent = of_seeds(seeds, resume="auto" in arguments or "--resume=auto" in arguments)
+    setups = ((str(seed), partial(_setup_of, seed, arguments, model_class)) for seed in seeds)
+    return train_children(parent, setups, after_each)
+
+
+def _setup_of(seed: int, arguments: Sequence[str], model_class: type[LitClassifier]) -> Setup:
     return LitCLI("fit", [*arguments, f"--seed_everything={seed}"], model_class).setup
 
 

@@ -1,15 +1,14 @@
 """Arms of an experiment: configurations that are trained with the same seeds and differ in one thing.
 
-Their runs are found in MLflow by name, so that an experiment that stopped goes on with what is missing; their learning
-curves are drawn over each other, and differences are taken seed by seed.
+Their runs are found in MLflow by name, so that an experiment that stopped goes on with what is missing (`train_missing`
+in the room of the command line); their learning curves are drawn over each other, and differences are taken seed by
+seed.
 """
 
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from lit_cnn.evaluation.report.figure import new_figure, save_png
 from lit_cnn.evaluation.statistics import mean_std, paired_difference
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.queries import RunInfo, metric_history, search_runs
+from lit_cnn.tracking.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,14 +33,16 @@ class Arm:
     Attributes:
         label: What tables and pictures call it.
         run_name: The name that its runs have in MLflow: `{arch}_{transfer}_{dataset}[_{recipe}]`.
-        arguments: What `lit-cnn fit` is given, apart from seeds and experiment.
-        command: `fit`, or another that trains: `distill` with its teachers.
+        configs: Names or files of the configurations that it is trained with, by `lit_cnn.fit_config`.
+        options: Its options, apart from seeds and experiment.
+        teachers: Those of a student.
     """
 
     label: str
     run_name: str
-    arguments: tuple[str, ...]
-    command: tuple[str, ...] = ("fit",)
+    configs: Sequence[str]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    teachers: Sequence[Run | str] = ()
 
 
 @dataclass(frozen=True)
@@ -56,27 +58,6 @@ class Curve:
     seed: int
     steps: np.ndarray
     values: np.ndarray
-
-
-def train_missing(arms: Sequence[Arm], experiment: str, seeds: Sequence[int], *more: str) -> None:
-    """Trains, arm by arm, with those seeds of which the experiment has no finished run yet.
-
-    Args:
-        arms: What to train.
-        experiment: Name of the MLflow experiment, in the store that `resolve_store` finds.
-        seeds: Training seeds.
-        *more: Further arguments of `lit-cnn fit`, for every arm; they win.
-
-    Raises:
-        subprocess.CalledProcessError: If a run fails; its own messages are above.
-    """
-    for arm in arms:
-        done = finished_runs(arm, experiment)
-        missing = [str(seed) for seed in seeds if seed not in done]
-        print(f"{arm.label}: {len(seeds) - len(missing)} of {len(seeds)} runs are there", flush=True)
-        if missing:
-            command = [sys.executable, "-m", "lit_cnn", *arm.command, "--experiment", experiment, *arm.arguments, *more]
-            subprocess.run([*command, "--seeds", *missing], check=True)
 
 
 def finished_runs(arm: Arm, experiment: str) -> dict[int, RunInfo]:

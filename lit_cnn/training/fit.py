@@ -66,8 +66,6 @@ def fit(model: LitClassifier, data: ImageDataModule, *, seeds: Sequence[int] | N
         raise UsageError("seeds", seeds, "a student is built with its teachers", "call fit for each seed")
     if run_options.ckpt_path is not None:
         raise UsageError("seeds", seeds, "does not go with `ckpt_path`", "`resume=auto` is possible")
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise UsageError("seeds", seeds, "give one or more different whole numbers, such as [0, 1, 2]")
     parent = of_seeds(seeds, resume=run_options.resume == "auto")
     setups = ((str(seed), partial(_with_seed, seed, model, data, run_options, given)) for seed in seeds)
     return train_children(parent, setups)

@@ -107,7 +107,12 @@ def of_seeds(seeds: Sequence[int], resume: bool) -> ParentRun:
     Args:
         seeds: The training seeds.
         resume: See `ParentRun`.
+
+    Raises:
+        UsageError: If there is none, or one is given twice.
     """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UsageError("seeds", seeds, "give one or more different whole numbers, such as [0, 1, 2]")
     return ParentRun(
         "seeds",
         resume,

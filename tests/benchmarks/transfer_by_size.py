@@ -11,8 +11,10 @@ trained again.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from lit_cnn.evaluation.arms import Arm, comparison, finished_runs, plot_by_images, train_missing
+from lit_cnn.cli.fit_config import train_missing
+from lit_cnn.evaluation.arms import Arm, comparison, finished_runs, plot_by_images
 from lit_cnn.evaluation.statistics import mean_std
 from tests.benchmarks.common import save_result
 
@@ -31,47 +33,43 @@ SCRATCH_BATCH_SIZES = {50: 10, 500: 50, 5_000: 128, ALL: 128}
 Key = tuple[int, str]  # number of images, regime
 
 
-def arm(size: int, regime: str, arch: str, setting: str, epochs: int, *arguments: str) -> Arm:
+def arm(
+    size: int, regime: str, arch: str, setting: str, epochs: int, configs: Sequence[str], options: dict[str, Any]
+) -> Arm:
     """Returns a configuration with the options that all have."""
     recipe = f"{size}_{setting}"
     run_name = f"{arch}_{'scratch' if regime == SCRATCH else regime}_fashion_mnist_{recipe}"
-    common = (
-        *(() if size == ALL else (f"--data.limit_train={size}",)),
-        "--data.val_fraction=0.0333",
-        "--data.split_seed=seed",
-        f"--trainer.max_epochs={epochs}",
-        f"--trainer.check_val_every_n_epoch={epochs}",  # the rates end at nothing: the last weights are taken
-        f"--recipe={recipe}",
-    )
-    return Arm(f"{regime}: {arch} {setting}", run_name, (*arguments, *common))
+    common = {
+        **({} if size == ALL else {"data.limit_train": size}),
+        "data.val_fraction": 0.0333,
+        "data.split_seed": "seed",
+        "trainer.max_epochs": epochs,
+        "trainer.check_val_every_n_epoch": epochs,  # the rates end at nothing: the last weights are taken
+        "recipe": recipe,
+    }
+    return Arm(f"{regime}: {arch} {setting}", run_name, configs, {**options, **common})
 
 
-def pretrained(size: int, regime: str, setting: str, epochs: int, *arguments: str) -> Arm:
+def pretrained(size: int, regime: str, setting: str, epochs: int, options: dict[str, Any]) -> Arm:
     """Returns EfficientNet-Lite0 in a regime."""
-    own = (
-        f"--config=configs/transfer/{regime}.yaml",
-        "--config=configs/experiment/tf_efficientnet_lite0_fashion_mnist.yaml",
-    )
-    return arm(size, regime, "tf_efficientnet_lite0", setting, epochs, *own, *arguments)
+    configs = [f"transfer/{regime}", "tf_efficientnet_lite0_fashion_mnist"]
+    return arm(size, regime, "tf_efficientnet_lite0", setting, epochs, configs, options)
 
 
 def candidates(size: int, regime: str) -> list[Arm]:
     """Returns what a regime chooses from at this size; none if it is not tried there."""
     if regime == HEAD:
-        return [pretrained(size, HEAD, "lbfgs", 20, "--model.head_solver=lbfgs")]
+        return [pretrained(size, HEAD, "lbfgs", 20, {"model.head_solver": "lbfgs"})]
     if regime == SCRATCH:
-        epochs, batch_size = SCRATCH_EPOCHS[size], f"--data.batch_size={SCRATCH_BATCH_SIZES[size]}"
-        lenet5 = "--config=configs/experiment/lenet5_scratch_fashion_mnist.yaml"
-        fast = ("--config=configs/experiment/airbench_scratch_fashion_mnist.yaml", "--ema_decay=0.98", batch_size)
+        epochs, options = SCRATCH_EPOCHS[size], {"data.batch_size": SCRATCH_BATCH_SIZES[size]}
+        fast, fast_options = ["airbench_scratch_fashion_mnist"], {**options, "ema_decay": 0.98}
         return [
-            arm(size, SCRATCH, "lenet5", "adamw", epochs, lenet5, batch_size),
-            arm(size, SCRATCH, "airbench", "lr_0.3", epochs, *fast),
-            arm(size, SCRATCH, "airbench", "lr_0.05", epochs, *fast, "--model.lr=0.05"),
+            arm(size, SCRATCH, "lenet5", "adamw", epochs, ["lenet5_scratch_fashion_mnist"], options),
+            arm(size, SCRATCH, "airbench", "lr_0.3", epochs, fast, fast_options),
+            arm(size, SCRATCH, "airbench", "lr_0.05", epochs, fast, {**fast_options, "model.lr": 0.05}),
         ]
     if size == ALL:
         return []
-    flips = "--data.augment=[{class_path: albumentations.HorizontalFlip}]"
-    batch_size = f"--data.batch_size={BATCH_SIZES[size]}"
     # With a decay of 0.8 EfficientNet-Lite0's first layers have 2 % of the last one's rate.
     decays = {"": 0.8, "_decay_1": 1.0} if regime == FULL else {"": 1.0}
     return [
@@ -80,13 +78,15 @@ def candidates(size: int, regime: str) -> list[Arm]:
             regime,
             f"lr_{rate}{name}",
             EPOCHS[size],
-            flips,
-            batch_size,
-            f"--model.lr={rate}",
-            f"--model.layer_decay={decay}",
+            {
+                "data.augment": [{"class_path": "albumentations.HorizontalFlip"}],
+                "data.batch_size": BATCH_SIZES[size],
+                "model.lr": rate,
+                "model.layer_decay": decay,
+            },
         )
         for name, decay in decays.items()
-        for rate in ("0.0003", "0.001", "0.003")
+        for rate in (0.0003, 0.001, 0.003)
     ]
 
 
@@ -102,7 +102,7 @@ def choose(sizes: Sequence[int]) -> dict[Key, Arm]:
             if regime in (LAST, FULL) and size == 5_000 and (500, regime) in chosen:
                 tried = [tried[candidates(500, regime).index(chosen[500, regime])]]
             if len(tried) > 1:
-                train_missing(tried, EXPERIMENT, TUNING_SEEDS, "--test_after_fit=false")
+                train_missing(tried, EXPERIMENT, TUNING_SEEDS, {"test_after_fit": False})
                 tried.sort(key=val_accuracy, reverse=True)
                 for each in tried:
                     print(f"{size:6,} images  val/acc {val_accuracy(each):.4f}  {each.label}", flush=True)

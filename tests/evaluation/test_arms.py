@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lit_cnn.cli.fit_config import train_missing
 from lit_cnn.evaluation.arms import (
     Arm,
     Curve,
@@ -16,11 +17,11 @@ from lit_cnn.evaluation.arms import (
     plot_curves,
     smoothed,
     steps_to,
-    train_missing,
 )
-from tests.runs import SHORT
+from tests.runs import SHORT_OPTIONS
 
-LENET = Arm("LeNet-5", "lenet5_scratch_digits", SHORT)
+NAME = "lenet5_scratch_digits"
+LENET = Arm("LeNet-5", NAME, [NAME], SHORT_OPTIONS)
 SEEDS = (0, 1, 2)
 
 
@@ -56,8 +57,10 @@ def test_what_cannot_be_compared_is_refused(store_copy: Path) -> None:
         final_values([LENET], "digits", "train/nonsense", SEEDS)
     with pytest.raises(ValueError, match="LeNet-5: has no metric train/nonsense"):
         learning_curves([LENET], "digits", "train/nonsense", SEEDS)
-    longer = Arm("longer", "lenet5_scratch_digits_longer", (*SHORT, "--recipe=longer", "--trainer.max_epochs=3"))
-    train_missing([longer], "digits", [0])
+    longer = Arm(
+        "longer", "lenet5_scratch_digits_longer", ["lenet5_scratch_digits"], {**SHORT_OPTIONS, "recipe": "longer"}
+    )
+    train_missing([longer], "digits", [0], {"trainer.max_epochs": 3})
     with pytest.raises(ValueError, match=r"differ in trainer.max_epochs"):
         final_values([LENET, longer], "digits", "train/loss", [0])
 
