@@ -35,6 +35,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 REPO_ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts first what has a limit of its own, as it takes minutes: last, one worker would be at it alone."""
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
 @dataclass(frozen=True)
 class Finished:
     """A `lit-cnn` command that has ended: what it printed, how it ended, how long it took."""
