@@ -21,19 +21,6 @@ PICTURES = "pictures"
 SIZES = [50]
 CYCLES, SWA_START = 1, 1
 """
-# Its trainings run in the kernel itself, which has imported all that `python -m lit_cnn fit` would import once more.
-TRAIN_HERE = """
-import subprocess, sys
-real_run = subprocess.run
-
-def run(command, **options):
-    if command[:4] != [sys.executable, "-m", "lit_cnn", "fit"]:
-        return real_run(command, **options)
-    from lit_cnn.cli import main
-    return subprocess.CompletedProcess(command, main(command[3:])).check_returncode()
-
-subprocess.run = run
-"""
 
 
 def parameters(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -66,7 +53,7 @@ def test_the_committed_notebook_was_run_as_a_whole(file: Path) -> None:
 def test_the_notebook_runs_in_its_short_form(file: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     book = nbformat.read(file, as_version=4)
-    parameters(book).source += SHORT_FORM + TRAIN_HERE
+    parameters(book).source += SHORT_FORM
     NotebookClient(book, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     text = "".join(output.get("text", "") for cell in book.cells for output in cell.get("outputs", ()))
     assert re.search(r"\n.*  2  \d", text), "two seeds"

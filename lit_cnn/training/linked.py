@@ -77,17 +77,22 @@ def record_of(hparams: Mapping[str, Any], class_names: list[str], trainer: pl.Tr
         class_names: Likewise, in label order.
         trainer: Lightning's, with its data module.
     """
-    record = {
-        "class_names": class_names,
-        "randomness_scheme": SCHEME_VERSION,
-        "albumentations": importlib.metadata.version("albumentations"),
-        "lit_cnn": __version__,
-    }
+    record = made_by(class_names)
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, ImageDataModule):
         return record
     text = yaml.safe_dump(plain_config(hparams, data), sort_keys=False)
     return {**record, "config": text, "digests": data.digests}
+
+
+def made_by(class_names: list[str]) -> dict[str, Any]:
+    """Returns what every checkpoint says: the classes in label order, and what its draws depend on."""
+    return {
+        "class_names": class_names,
+        "randomness_scheme": SCHEME_VERSION,
+        "albumentations": importlib.metadata.version("albumentations"),
+        "lit_cnn": __version__,
+    }
 
 
 def own_options(hparams: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What a run says of itself: its tags and inputs in MLflow, and its record in every checkpoint."""
 
 import hashlib
-import importlib.metadata
 import json
 import subprocess
 import sys
@@ -132,20 +131,6 @@ def log_preview(logger: JournalLogger, datamodule: ImageDataModule) -> None:
     file = logger.run_folder / "preview.png"
     write_png(file, preview(datamodule))
     logger.log_artifact(file)
-
-
-def run_record(datamodule: ImageDataModule, config_text: str, digest: str, key: str) -> dict[str, Any]:
-    """Returns what a checkpoint says about its run, in plain values."""
-    return {
-        "key": key,
-        "config": config_text,
-        "config_digest": digest,
-        "class_names": datamodule.class_names,
-        "digests": datamodule.digests,
-        "randomness_scheme": SCHEME_VERSION,
-        "albumentations": importlib.metadata.version("albumentations"),
-        "lit_cnn": __version__,
-    }
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -22,6 +22,7 @@ from lit_cnn.training.callbacks.snapshots import check_same_cycles
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.distillation import Distillation
+from lit_cnn.training.linked import made_by
 from lit_cnn.training.metrics import log_now
 from lit_cnn.training.optimization import check_has_end, check_same_optimizer, path_of_penalties, total_steps
 from lit_cnn.training.parents import ParentRun
@@ -41,7 +42,6 @@ from lit_cnn.training.record import (
     log_inputs,
     log_preview,
     run_name,
-    run_record,
     run_tags,
 )
 from lit_cnn.training.resume import (
@@ -283,7 +283,8 @@ def _begin(setup: Setup, parts: RunTrainer, start: Start, report: Report | None,
     parts.checkpoints.folder = logger.run_folder
     os.environ[_RUN_FOLDER] = str(logger.run_folder)
     config_text = yaml.safe_dump(setup.config, sort_keys=False)
-    setup.model.run_record = run_record(setup.data, config_text, setup.digest, logger.key)
+    of_run = {"key": logger.key, "config": config_text, "config_digest": setup.digest, "digests": setup.data.digests}
+    setup.model.run_record = {**made_by(setup.data.class_names), **of_run}
     if folder is None:
         log_inputs(logger, setup.model, setup.data, config_text, store.splits_dir)
         log_check(logger, setup.data, report)

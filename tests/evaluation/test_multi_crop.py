@@ -116,7 +116,7 @@ def test_a_number_of_views_holds_the_smaller_one_it_shares_its_blocks_with() -> 
 
 @pytest.mark.parametrize("num_views", [0, 7, -1, 143])
 def test_an_unknown_number_of_views_is_named_with_the_known_ones(num_views: int) -> None:
-    with pytest.raises(UsageError, match=rf"^--views {num_views}: the known numbers of views are 1, 2, 5, 10, 144$"):
+    with pytest.raises(UsageError, match=rf"^views={num_views}: known numbers of crops are 1, 2, 5, 10, 144$"):
         views_of(numbered(8, 8), SIZE, num_views)
 
 

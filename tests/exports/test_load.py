@@ -163,4 +163,4 @@ def test_predict_writes_what_the_network_says(
     assert "below/torn.png: this image cannot be decoded" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["predict", "--ckpt_path", str(checkpoint), "--folder", "empty"]) == 2
-    assert "--folder empty: holds no images" in capsys.readouterr().err
+    assert "FOLDER empty: holds no images" in capsys.readouterr().err

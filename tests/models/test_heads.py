@@ -90,7 +90,7 @@ def test_a_classifier_without_weights_takes_no_mlp() -> None:
 
 def test_a_cut_network_trains_and_comes_back_from_its_hyperparameters() -> None:
     data = digits(in_channels=3)
-    model = LitClassifier("test_resnet", cut_at=2, head="mlp", num_classes=10, in_channels=3, image_size=32)
+    model = LitClassifier.for_data(data, "test_resnet", cut_at=2, head="mlp")
     trainer(max_epochs=1).fit(model, datamodule=data)
     again = LitClassifier(**dict(model.hparams))
     again.load_state_dict(model.state_dict())

@@ -108,7 +108,6 @@ def test_no_beginning_of_a_file_passes_for_one_that_needs_no_digest(tmp_path: Pa
     # What torch alone writes is the same but for the last record's word on the comment, and the comment.
     torch.save(of_classifier, damaged)
     assert_is(load_checkpoint(damaged), of_classifier)
-    assert len(damaged.read_bytes()) == len(content) - 71
 
 
 def test_a_plain_torch_file_is_refused(tmp_path: Path) -> None:
