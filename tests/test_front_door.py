@@ -156,11 +156,14 @@ def test_a_mistake_makes_sense_without_the_command_line(options: dict[str, Any],
     assert not list(tmp_path.glob("mlruns/journal/*"))
 
 
-def test_model_and_data_of_different_seeds_are_refused() -> None:
+def test_model_and_data_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     data = lit_cnn.ImageDataModule("digits", **SMALL)
     model = lit_cnn.LitClassifier.for_data(data)
     with pytest.raises(lit_cnn.UsageError, match=r"^seed=0: the model's; the data has 3"):
         lit_cnn.fit(model, lit_cnn.ImageDataModule("digits", **SMALL, seed=3), max_epochs=1)
+    with pytest.raises(lit_cnn.UsageError, match=r"^mean=None: the data has .*LitClassifier.for_data"):
+        lit_cnn.fit(lit_cnn.LitClassifier(), data, max_epochs=1)
+    assert not list(tmp_path.glob("mlruns/journal/*"))
 
 
 def test_a_plain_trainer_trains_and_keeps_what_a_run_does(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ answers at once.
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -109,6 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = error.in_words(spelling_of(arguments[0])).rpartition("lit_cnn.core.errors.UsageError: ")[2]
         print(f"lit-cnn: error: {' '.join(message.split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever reads has seen enough: lit-cnn configs | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise

@@ -59,6 +59,20 @@ def check_setup(hparams: Any, class_names: list[str], trainer: pl.Trainer) -> No
     if trainer.world_size > 1 and trainer._accelerator_connector.use_distributed_sampler:
         reason = "Lightning would share out the images anew, and ImageDataModule does so itself"
         raise UsageError("use_distributed_sampler", "True", reason, "give `use_distributed_sampler=False`")
+    check_data_of(hparams, class_names, data)
+
+
+def check_data_of(hparams: Mapping[str, Any], class_names: list[str], data: ImageDataModule) -> None:
+    """Refuses images that are not those a classifier was made for.
+
+    Args:
+        hparams: The classifier's.
+        class_names: Likewise, in label order.
+        data: The images.
+
+    Raises:
+        UsageError: Naming what differs.
+    """
     own = {**hparams, "class_names": class_names}
     other = [name for name in _IN_EVERY_FORWARD if _as_list(own[name]) != getattr(data, name)]
     if other:

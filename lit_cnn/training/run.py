@@ -22,7 +22,7 @@ from lit_cnn.training.callbacks.snapshots import check_same_cycles
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.distillation import Distillation
-from lit_cnn.training.linked import made_by
+from lit_cnn.training.linked import check_data_of, made_by
 from lit_cnn.training.metrics import log_now
 from lit_cnn.training.optimization import check_has_end, check_same_optimizer, path_of_penalties, total_steps
 from lit_cnn.training.parents import ParentRun
@@ -228,6 +228,7 @@ def _choose_checkpoint(setup: Setup) -> Path | None:
 def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> None:
     """Refuses, before anything is written, what would fail or mean nothing later."""
     model, data, options = setup.model, setup.data, setup.options
+    check_data_of(model.hparams, model.class_names, data)
     if data.sampler == "balanced" and model.hparams["class_weights"] == "balanced":
         raise UsageError("class_weights", "balanced", "`sampler=balanced` evens out the classes", "take one")
     if parts.trainer.world_size > 1 and has_parent:
@@ -293,7 +294,8 @@ def _begin(setup: Setup, parts: RunTrainer, start: Start, report: Report | None,
     if setup.model.weights_note:
         print(setup.model.weights_note, file=sys.stderr)
     verb = "resuming" if start.path else "training"
-    print(f"{verb} {setup.name} (seed {setup.config['seed_everything']}), run {logger.key}", file=sys.stderr)
+    # Without an id: MLflow's is not known yet, and a run is to be known by one.
+    print(f"{verb} {setup.name} (seed {setup.config['seed_everything']})", file=sys.stderr)
 
 
 def _train_and_test(setup: Setup, parts: RunTrainer, start: Start) -> dict[str, float]:
