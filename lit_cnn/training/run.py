@@ -241,11 +241,20 @@ def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> N
         check_same_optimizer(start.checkpoint["hyper_parameters"], model.hparams)
         check_same_cycles(start.checkpoint, parts.cycle_epochs)
         check_average_of(start.checkpoint, options.ema_decay, options.swa_start)
+        _check_not_beyond(start, parts.trainer.max_epochs)
     check_has_end(parts.trainer)
     if isinstance(model, Distillation):
         model.check_split(data)
     model.build_optimizer()  # only to see now, before anything is written, that it can be built
     parts.feature_cache.plan(parts.trainer, model, data)
+
+
+def _check_not_beyond(start: Start, max_epochs: int | None) -> None:
+    loop = start.checkpoint.get("loops", {}).get("fit_loop", {})
+    done = loop.get("epoch_progress", {}).get("current", {}).get("processed", 0)
+    if max_epochs is not None and 0 <= max_epochs < done:
+        reason = f"the run of {start.path} has trained {done} epochs already"
+        raise UsageError("max_epochs", max_epochs, reason, "give more, or start anew: neither `resume` nor `ckpt_path`")
 
 
 def _require_room(setup: Setup, parts: RunTrainer, start: Start) -> None:

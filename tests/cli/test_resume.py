@@ -214,6 +214,17 @@ def test_a_resumed_run_may_train_longer(tmp_path: Path) -> None:
     assert [step for step, _ in run.history["val/acc"]] == list(range(7, 64, 8))
 
 
+def test_a_resumed_run_cannot_have_fewer_epochs_than_it_has_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit("--trainer.max_epochs=3") == 0
+    run = only_run(tmp_path)
+    checkpoint = run.artifacts / "checkpoints" / "last.ckpt"
+    message = refused(capsys, f"--ckpt_path={checkpoint}", "--trainer.max_epochs=2")
+    assert message.startswith("--trainer.max_epochs 2: the run of ") and "has trained 3 epochs already" in message
+    assert only_run(tmp_path) == run
+
+
 def test_another_learning_rate_from_a_checkpoint_opens_a_run_that_names_the_first(tmp_path: Path) -> None:
     assert fit("--trainer.max_epochs=1", "--trainer.log_every_n_steps=1") == 0
     first = only_run(tmp_path)
