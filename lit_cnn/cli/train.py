@@ -21,8 +21,9 @@ from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.run import Run
 from lit_cnn.training.callbacks import RunInterrupted
 from lit_cnn.training.checkpoints import load_checkpoint
-from lit_cnn.training.classifier import LitClassifier, NonFiniteLossError
+from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.distillation import OPTIONS as DISTILLATION_OPTIONS
+from lit_cnn.training.losses import NonFiniteLossError
 from lit_cnn.training.parents import of_seeds
 from lit_cnn.training.process import RunFailedError, hush_lightning, is_first_process, notes_of
 from lit_cnn.training.resume import checkpoint_file

@@ -114,7 +114,8 @@ class ImageDataModule(pl.LightningDataModule):
         limit_train: int | None = None,
         sampler: Sampler = "shuffled",
         train_crop: TrainCrop = "center",
-        augment: list[dict] | None = None,  # of Any, jsonargparse would build the transforms inside a OneOf itself
+        # Of Any, jsonargparse would build the transforms inside a OneOf itself.
+        augment: list[dict] | None = None,  # type: ignore[type-arg]
         views: int | None = None,
         interpolation: Interpolation | None = None,
         normalize: Literal["train", "imagenet"] | None = None,

@@ -13,7 +13,8 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.training.callbacks import RunCheckpoints
 from lit_cnn.training.checkpoints import CheckpointIO256, load_checkpoint
-from lit_cnn.training.classifier import LitClassifier, NonFiniteLossError
+from lit_cnn.training.classifier import LitClassifier
+from lit_cnn.training.losses import NonFiniteLossError
 
 
 def digits(**options: object) -> ImageDataModule:
