@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from lit_cnn.core.errors import UsageError, in_python, spelt
 from lit_cnn.core.file_hashes import NO_BYTES
@@ -256,6 +254,9 @@ def _of_near_copies(image_set: ImageSet, split_of: np.ndarray, seen: Sequence[In
 
 def _linked(candidates: np.ndarray, pairs: np.ndarray) -> list[list[int]]:
     """Returns the candidates that hang together by pairs of them, two or more each."""
+    from scipy.sparse import coo_array  # not at every start
+    from scipy.sparse.csgraph import connected_components
+
     size = len(candidates)
     links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(size, size))
     groups = defaultdict(list)
