@@ -222,7 +222,7 @@ def test_a_tracked_run_passes_on_its_weights_and_preprocessing(
         model = LitClassifier(weights=given, image_size=32, class_names=[str(n) for n in range(10)])
         other = LitClassifier(weights=given, image_size=32, class_names=list("abcdefghij"))
         refused("resnet18", given, f"weights={given}: are those of lit/lenet5, not of timm/resnet18")
-        refused("lenet5", "runs:/abcdef999", "weights=runs:/abcdef999: run abcdef999: not in")
+        refused("lenet5", "runs:/abcdef999", "weights=runs:/abcdef999: not in")
     saved_state = weights_module.load_checkpoint(source.artifacts / "checkpoints" / "best.ckpt")
     assert expected["mean"] == saved_state["hyper_parameters"]["mean"] and expected["image_size"] == 32
     state = {name.removeprefix("net."): tensor for name, tensor in saved_state["state_dict"].items()}
