@@ -202,7 +202,8 @@ def save_result(name: str, figures: Figures, folder: Path = RESULTS) -> Path:
     where = machine()
     result = {
         "name": name,
-        "arguments": sys.argv[1:],
+        # No path of one machine.
+        "arguments": [Path(each).name if each.startswith("/") else each for each in sys.argv[1:]],
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
         "machine": where,
