@@ -109,8 +109,8 @@ def _setups(
         print(f"trial {number} of {len(planned)}: {arch}, {regime}, {size:,} images", file=sys.stderr)
         begun, label = time.monotonic(), _label(arch, regime, size)
         yield label, partial(_setup, arch, regime, size, of_fit, weights)
-        seconds = taken[arch, regime] = time.monotonic() - begun
         run = parent.children[label]
+        seconds = taken[arch, regime] = run.seconds or time.monotonic() - begun
         correct = round(run.metrics["best/val/acc"] * num_val)
         trials.append(Trial(arch, regime, size, correct, num_val, seconds, run.id))
     if not trials:

@@ -16,6 +16,7 @@ class Run:
         checkpoint: The best checkpoint; None where none was written.
         children: The runs of a parent, one a seed, in order.
         is_sent: Whether the store has all of it; else it is kept here, and `lit-cnn sync` sends it.
+        seconds: How long a child took, test and sending included; None where nobody has measured it.
 
     Example:
         >>> run.name, run.metrics["test/acc"] > 0.5
@@ -28,6 +29,7 @@ class Run:
     checkpoint: Path | None = None
     children: tuple["Run", ...] = field(default=(), repr=False)
     is_sent: bool = True
+    seconds: float | None = None
 
 
 def id_of(run: Run | str) -> str:

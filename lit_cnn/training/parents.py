@@ -145,7 +145,13 @@ def summarize(results: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _plain(run: Run) -> dict[str, Any]:
     checkpoint = str(run.checkpoint) if run.checkpoint else None
-    return {"id": run.id, "name": run.name, "metrics": dict(run.metrics), "checkpoint": checkpoint}
+    return {
+        "id": run.id,
+        "name": run.name,
+        "metrics": dict(run.metrics),
+        "checkpoint": checkpoint,
+        "seconds": run.seconds,
+    }
 
 
 def _read_children(file: Path) -> dict[str, Run]:

@@ -2,8 +2,9 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -165,7 +166,10 @@ def train_children(
     status = "FAILED"
     try:
         for label, make in setups:
+            began = time.monotonic()
             run = train(make(), parent, label)
+            if run is not parent.children.get(label):  # else it was trained before the parent was resumed
+                run = replace(run, seconds=time.monotonic() - began)
             parent.add(label, run)
             after_each(run)
         status = "FINISHED"

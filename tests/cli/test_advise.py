@@ -62,6 +62,10 @@ def test_every_trial_is_a_run_and_the_advice_one_that_names_them(
         assert run.params["model.lr"] == ("0.003" if row["regime"] == "head_only" else "0.001")
         assert run.params["trainer.max_epochs"] == "2"
     (advice,) = tracked_runs(tmp_path, "advice")
+    # What a resume would go on from: each trial, with the time that it took.
+    (kept,) = [json.loads(file.read_text("utf-8")) for file in tmp_path.glob("mlruns/journal/*/results.json")]
+    assert [each["id"] for each in kept.values()] == [row["run"] for row in found["trials"]]
+    assert all(each["seconds"] > 0 for each in kept.values())
     assert {run.tags["mlflow.parentRunId"] for run in runs.values()} == {advice.run_id}
     assert advice.tags["members"].split() == [row["run"] for row in found["trials"]]
     assert advice.tags["mlflow.note.content"] == found["advice"] and found["advice"].startswith("With 60 training")
