@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_cnn.cli.output import console
 from lit_cnn.cli.verbs import CommandParser
 from lit_cnn.core.errors import UsageError
 
@@ -45,10 +46,12 @@ def advise(arguments: list[str]) -> int:
     parser.add_argument("--format", choices=["table", "json"], default="table", help="default: table")
     options, of_fit = parser.parse_known_args(arguments)
 
-    from lit_cnn.cli.precheck import precheck
+    from lit_cnn.cli.precheck import precheck, value_of
     from lit_cnn.training.process import hush_lightning
 
     precheck(of_fit)
+    if (value_of(of_fit, "track") or "true").lower() == "false":
+        raise UsageError("track", False, "every trial is a tracked run", "leave it out")
     hush_lightning()
     from lit_cnn.cli.train import exit_code
 
@@ -140,7 +143,8 @@ def _parent_of(
     archs = sorted({arch for arch, _, _ in planned})
     data = parsed.datamodule
 
-    def conclude(parent: "ParentRun") -> None:
+    def keep(parent: "ParentRun") -> None:
+        """Logs what the trials come to."""
         plot_trials(trials, picture)
         assert parent.logger is not None
         parent.logger.log_text(json.dumps(rows_of(trials), indent=2), "advice/trials.json")
@@ -157,12 +161,11 @@ def _parent_of(
         },
         tags={"arch": " + ".join(archs), "transfer": " + ".join(sorted({regime for _, regime, _ in planned}))},
         name_of=lambda name: f"advice_{data.image_set.name}",
-        conclude=conclude,
+        conclude=keep,
     )
 
 
 def _print_table(trials: Sequence["Trial"]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("network", "regime", "images", "val % [95 %]", "time, s", "run")
@@ -170,8 +173,7 @@ def _print_table(trials: Sequence["Trial"]) -> None:
         accuracy = trial.accuracy
         percent = f"{100 * accuracy.mean:.1f} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
         table.add_row(trial.arch, trial.regime, f"{trial.size:,}", percent, f"{trial.seconds:.1f}", trial.run[:8])
-    # In a file or a pipe there is no width to keep to.
-    (Console() if sys.stdout.isatty() else Console(width=120)).print(table, markup=False)
+    console().print(table, markup=False)
 
 
 def _size(text: str) -> int:

@@ -66,7 +66,7 @@ class LitCLI(LightningCLI):
         )
         # Taken out of the arguments before they are parsed (take_seeds): the parser only has to tell of it.
         if self._command == "fit":
-            parser.epilog = "--seeds N [N ...]: train once with each seed, under one run with their mean and deviation"
+            parser.epilog = "--seeds N [N ...]: train once with each, under one run with mean and standard deviation"
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the given arguments only; Lightning would warn that this process has others."""

@@ -103,7 +103,6 @@ class Start:
     Attributes:
         path: The checkpoint's file; None for the first step.
         checkpoint: What is in it.
-        digest: Digest of the configuration that it was written by.
     """
 
     path: Path | None
@@ -201,7 +200,8 @@ def evaluate(setup: Setup, stage: Literal["validate", "test"]) -> dict[str, floa
 
 def largest_batch_size(setup: Setup) -> tuple[int, bool]:
     """Returns the largest batch size that trains in this memory, and whether that is the whole training set."""
-    trainer = build_trainer(setup.model, setup.options, setup.trainer, None).trainer
+    # Without the user's loggers: nothing is trained that stays.
+    trainer = build_trainer(setup.model, setup.options, {**setup.trainer, "logger": None}, None).trainer
     return find_batch_size(trainer, setup.model, setup.data)
 
 

@@ -93,6 +93,7 @@ def test_no_trial_begins_that_would_end_after_the_budget(
         (["--regimes", "gradual"], "argument --regimes: invalid choice"),
         (["--model.weights=null"], "--model.weights: the regimes but scratch need weights"),
         (["--model.lrr", "1"], "--model.lrr"),
+        (["--track=false"], "--track false: every trial is a tracked run"),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_is_trained(
