@@ -45,6 +45,7 @@ class ImageClassifier:
         image_size: S, pixels of the square that it takes.
         in_channels: 1 (gray) or 3 (RGB).
         interpolation: How images are resized.
+        crop_pct: Share of the shorter side that the square shows, in (0, 1].
         probabilities: From images `(N, C, S, S)` uint8 to `(N, num_classes)` float32, rows sum to 1.
     """
 
@@ -52,11 +53,18 @@ class ImageClassifier:
     image_size: int
     in_channels: int
     interpolation: Interpolation
+    crop_pct: float
     probabilities: Callable[[np.ndarray], np.ndarray]
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What decides how an image is seen: `image_size`, `interpolation` and `crop_pct`."""
+        return {name: getattr(self, name) for name in ("image_size", "interpolation", "crop_pct")}
 
     def view(self, image: np.ndarray) -> np.ndarray:
         """Returns an `(H, W, C)` uint8 image of any size as validation sees it: `(C, S, S)` uint8."""
-        return resize_and_center_crop(image, self.image_size, self.interpolation).transpose(2, 0, 1)
+        view = resize_and_center_crop(image, self.image_size, self.interpolation, self.crop_pct)
+        return view.transpose(2, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class ModelCard:
     Attributes:
         format: A key of `FILES`.
         class_names: In label order.
-        image_size: S: the shorter side is resized to S pixels, the central square taken.
+        image_size: S: the shorter side is resized to round(S / crop_pct) pixels, the central S x S taken.
         in_channels: 1 (gray) or 3 (RGB).
         interpolation: How; see `lit_cnn.data.transforms.resize_shorter_side`.
         views: 1, or 2 with the mirror image; inside the graph.
@@ -76,6 +84,7 @@ class ModelCard:
         versions: Package -> version that wrote the export.
         parity: How far the model agreed with the stored predictions of its members.
         sha256: File name -> SHA-256 of its bytes.
+        crop_pct: Share of the shorter side that the square shows, in (0, 1]; 1 in exports that do not say it.
         schema: Raised when these fields mean something else.
         registered: Its addresses in MLflow's registry, such as `models:/NAME/3`; not in `model.json`.
     """
@@ -92,6 +101,7 @@ class ModelCard:
     versions: dict[str, str]
     parity: dict[str, Any] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
+    crop_pct: float = 1.0
     schema: int = SCHEMA_VERSION
     registered: tuple[str, ...] = ()
 
@@ -102,7 +112,9 @@ class ModelCard:
 
     def classifier(self, probabilities: Callable[[np.ndarray], np.ndarray]) -> ImageClassifier:
         """Returns the classifier whose network is given."""
-        return ImageClassifier(self.class_names, self.image_size, self.in_channels, self.interpolation, probabilities)
+        return ImageClassifier(
+            self.class_names, self.image_size, self.in_channels, self.interpolation, self.crop_pct, probabilities
+        )
 
 
 def export_folder(folder: Path) -> Path:
@@ -130,7 +142,7 @@ def read_card(folder: Path) -> ModelCard:
     except (OSError, ValueError) as error:
         raise UsageError("source", folder, f"{CARD} cannot be read as JSON ({error})", _EXPORT_AGAIN) from error
     wrong = CARD
-    if isinstance(found, dict) and set(found) == set(_CHECKS):
+    if isinstance(found, dict) and set(found := {**_ADDED, **found}) == set(_CHECKS):
         wrong = next((name for name, is_right in _CHECKS.items() if not is_right(found[name])), "")
         if not wrong and set(found["sha256"]) != set(FILES[found["format"]]):
             wrong = f"sha256, which names {', '.join(found['sha256'])}"
@@ -281,6 +293,10 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
         "versions": lambda value: isinstance(value, dict),
         "parity": lambda value: isinstance(value, dict),
         "sha256": _are_digests,
+        "crop_pct": lambda value: _is_positive(value) and value <= 1,
     }
 )
 """What each field of `model.json` has to be."""
+
+_ADDED: Mapping[str, Any] = MappingProxyType({"crop_pct": 1.0})
+"""Fields that an export of an earlier version lacks -> what they are there."""

@@ -17,6 +17,7 @@ from lit_cnn.cli.output import warn_not_sent
 from lit_cnn.cli.spelling import spelling_of
 from lit_cnn.core.errors import UsageError, spelt
 from lit_cnn.core.words import counted
+from lit_cnn.data.datamodule import stored_options
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.run import Run
 from lit_cnn.training.callbacks import RunInterrupted
@@ -155,7 +156,7 @@ def _with_config_of_checkpoint(arguments: list[str]) -> list[str]:
         # The weights come from the checkpoint, what training started from need not be there any more, and an evaluation
         # augments nothing.
         kept["model"] |= {"weights": None, "transfer": None}
-        kept["data"] |= {"augment": None}
+        kept["data"] = {**stored_options(kept["data"]), "augment": None}
         # A student is a network like any other once it is trained.
         kept["model"] = {name: value for name, value in kept["model"].items() if name not in DISTILLATION_OPTIONS}
     except (yaml.YAMLError, KeyError, TypeError) as error:

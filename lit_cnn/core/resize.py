@@ -43,6 +43,18 @@ def center_crop(image: np.ndarray, height: int, width: int | None = None) -> np.
     return image[top : top + height, left : left + width]
 
 
-def resize_and_center_crop(image: np.ndarray, size: int, interpolation: Interpolation = "area") -> np.ndarray:
-    """The validation view: shorter side to `size`, then the central square. `(H, W, C)` to `(S, S, C)`, uint8."""
-    return center_crop(resize_shorter_side(image, size, interpolation), size)
+def resize_and_center_crop(
+    image: np.ndarray, size: int, interpolation: Interpolation = "area", crop_pct: float = 1.0
+) -> np.ndarray:
+    """The validation view: shorter side to round(S / crop_pct), then the central square.
+
+    Args:
+        image: `(H, W, C)` uint8.
+        size: S, pixels of the square.
+        interpolation: See `resize_shorter_side`.
+        crop_pct: Share of the shorter side that the square shows, in (0, 1]; timm's name for it.
+
+    Returns:
+        `(S, S, C)` uint8.
+    """
+    return center_crop(resize_shorter_side(image, round(size / crop_pct), interpolation), size)

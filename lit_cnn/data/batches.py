@@ -102,14 +102,18 @@ class EvalImages(Dataset[Batch]):
         indices: `(n,)` the images to give, in this order.
         size: S, pixels of the square.
         interpolation: How to resize.
+        crop_pct: Share of the shorter side that is shown, in (0, 1].
     """
 
-    def __init__(self, image_set: ImageSet, indices: np.ndarray, size: int, interpolation: Interpolation) -> None:
+    def __init__(
+        self, image_set: ImageSet, indices: np.ndarray, size: int, interpolation: Interpolation, crop_pct: float
+    ) -> None:
         self.images = image_set.images
         self.labels = image_set.labels
         self.indices = indices
         self.size = size
         self.interpolation = interpolation
+        self.crop_pct = crop_pct
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -117,7 +121,8 @@ class EvalImages(Dataset[Batch]):
     def __getitems__(self, positions: Sequence[int]) -> Batch:
         """Returns images `(N, C, S, S)` uint8 and labels `(N,)` int64."""
         chosen = self.indices[positions]
-        views = [resize_and_center_crop(self.images[index], self.size, self.interpolation) for index in chosen]
+        how = (self.size, self.interpolation, self.crop_pct)
+        views = [resize_and_center_crop(self.images[index], *how) for index in chosen]
         return stack_images(views), torch.from_numpy(self.labels[chosen])
 
 

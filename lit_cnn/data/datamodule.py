@@ -1,7 +1,7 @@
 """`ImageDataModule`: splits, worker processes and the order of images, all of it a pure function of seeds."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from lit_cnn.data.sources import (
     load_image_set,
 )
 from lit_cnn.data.splits import Splits, draw_splits, manifest, manifest_digest
-from lit_cnn.data.transforms import TrainCrop, TrainTransform
+from lit_cnn.data.transforms import CROP_RATIO, CROP_SCALE, RANDOM_CROP_PCT, TrainCrop, TrainTransform
 
 EVAL_BATCH_SIZE = 256
 Check = Literal["off", "quick", "full"]
@@ -66,7 +66,14 @@ class ImageDataModule(pl.LightningDataModule):
             seeds includes which images one happens to have. What the source prescribes stays.
         limit_train: Train on that many images in all, stratified; the first 50 are among the first 500.
         sampler: `shuffled`: an epoch is every training image once; `balanced`: as many, but equally many of each class.
-        train_crop: `center`, `random` or `random_resized`: how a training image becomes a square.
+        train_crop: How a training image becomes a square: `center` (as in validation), `random` (shorter side to
+            256 / 224 of the square, then a random square) or `random_resized` (see `crop_scale`).
+        crop_scale: Least and largest share of an image's area that `random_resized` cuts out; by default 0.35 and 1.
+            0.08 and 1 are common for a million images.
+        crop_ratio: Least and largest width / height of what it cuts out; by default 3 / 4 and 4 / 3.
+        crop_pct: Share of the shorter side that validation, test and `predict` see, in (0, 1]; 1 is the whole central
+            square. By default that of training: 224 / 256 with `train_crop=random`; else that of the weights, else 1.
+            Five, ten and 144 crops are cut at the same scale.
         augment: albumentations transforms by class_path, applied to the training square in this order.
         views: Cycle through that many fixed views of each training image: epoch e sees view e modulo this number.
             By default each epoch draws anew. Features of a frozen backbone can be cached for fixed views only.
@@ -78,8 +85,8 @@ class ImageDataModule(pl.LightningDataModule):
         std: Standard deviation per channel, likewise.
         class_names: The order of the classes; all of the data's, perhaps with more. By default the source's own, or
             sorted. Where the source has numbers only, these are the names of 0, 1, 2 and so on.
-        weights_expect: What the weights that training starts from expect: image_size, mean, std, interpolation; filled
-            in by the command line. Each of the options above wins over it.
+        weights_expect: What the weights that training starts from expect: image_size, mean, std, interpolation,
+            crop_pct; filled in by the command line. Each of the options above wins over it.
         check: What is looked at before the first step: `quick` (headers, copies by their bytes, classes), `full` (every
             image decoded, near copies too) or `off`. See `lit_cnn.data.audit.check_data`.
         on_bad_image: `raise` ends the run at a file that cannot be decoded. `skip` decodes every file once (what was
@@ -116,6 +123,9 @@ class ImageDataModule(pl.LightningDataModule):
         train_crop: TrainCrop = "center",
         # Of Any, jsonargparse would build the transforms inside a OneOf itself.
         augment: list[dict] | None = None,  # type: ignore[type-arg]
+        crop_scale: tuple[float, float] | None = None,
+        crop_ratio: tuple[float, float] | None = None,
+        crop_pct: float | None = None,
         views: int | None = None,
         interpolation: Interpolation | None = None,
         normalize: Literal["train", "imagenet"] | None = None,
@@ -139,6 +149,9 @@ class ImageDataModule(pl.LightningDataModule):
         for option, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             if not 0 < share < 1:
                 raise UsageError(option, share, "give a share above 0 and below 1, for example 0.1")
+        if crop_pct is not None and not 0 < crop_pct <= 1:
+            raise UsageError("crop_pct", crop_pct, "give a share above 0 and at most 1, for example 0.875")
+        _check_crop(train_crop, crop_scale=crop_scale, crop_ratio=crop_ratio)
         check_source(dataset)
         self.dataset = dataset
         self.root = Path(root).expanduser() if root is not None else None
@@ -163,15 +176,26 @@ class ImageDataModule(pl.LightningDataModule):
         """Serves the images that weights expect, in all that was not given otherwise; see `weights_expect`.
 
         Args:
-            expected: `image_size`, `mean`, `std`, `interpolation`; None is what this data module has by itself.
+            expected: `image_size`, `mean`, `std`, `interpolation`, `crop_pct`; None is what this data module has by
+                itself.
         """
         self.weights_expect, given = dict(expected or {}), self.options
         size = self.weights_expect.get("image_size", 32) if given["image_size"] is None else given["image_size"]
         at_least(1, image_size=size)
         self.image_size: int = size
         self.interpolation: Interpolation = given["interpolation"] or self.weights_expect.get("interpolation", "area")
-        self.train_transform = TrainTransform(size, given["train_crop"], given["augment"] or (), self.interpolation)
         expects = self.weights_expect.get
+        of_training = RANDOM_CROP_PCT if given["train_crop"] == "random" else expects("crop_pct", 1.0)
+        self.crop_pct: float = given["crop_pct"] or of_training
+        self.train_transform = TrainTransform(
+            size,
+            given["train_crop"],
+            given["augment"] or (),
+            self.interpolation,
+            self.crop_pct,
+            given["crop_scale"] or CROP_SCALE,
+            given["crop_ratio"] or CROP_RATIO,
+        )
         self._normalization = Normalization(
             given["normalize"], given["mean"], given["std"], expects("mean"), expects("std")
         )
@@ -260,7 +284,8 @@ class ImageDataModule(pl.LightningDataModule):
         if isinstance(images, ArrayImages):
             parts = np.array_split(np.sort(train), -(-len(train) // 4096))
             return measure_pixels(images.array[part] for part in parts)
-        key = (self.image_set.digest_of(train), self.in_channels, self.image_size, self.interpolation)
+        view = (self.image_size, self.interpolation, *([str(self.crop_pct)] if self.crop_pct != 1 else []))
+        key = (self.image_set.digest_of(train), self.in_channels, *view)
         if (statistics := cached(key)) is None:
             loader = self.plain_train_loader()
             shown = tqdm(loader, desc="measuring pixels", unit="batch", file=sys.stderr, disable=len(loader) < 10)
@@ -342,9 +367,33 @@ class ImageDataModule(pl.LightningDataModule):
         return indices[self.trainer.global_rank :: self.trainer.world_size]
 
     def _eval_loader(self, indices: np.ndarray, cached: Dataset[Batch] | None = None) -> DataLoader[Batch]:
-        images = cached or EvalImages(self.image_set, indices, self.image_size, self.interpolation)
+        images = cached or EvalImages(self.image_set, indices, self.image_size, self.interpolation, self.crop_pct)
         positions = np.arange(len(indices))
         batches = [positions[start : start + EVAL_BATCH_SIZE] for start in range(0, len(indices), EVAL_BATCH_SIZE)]
         # Images in memory are cut faster than a worker process hands them over.
         in_memory = cached is not None or isinstance(self.image_set.images, ArrayImages)
         return batch_loader(images, batches, 0 if in_memory else self.num_workers)
+
+
+def stored_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options of a data module as a checkpoint or a record has them, with what they mean in this version.
+
+    Args:
+        options: As stored; those of an earlier version lack what came later.
+    """
+    return {"crop_pct": 1.0, **options}
+
+
+def _check_crop(train_crop: TrainCrop, **ranges: Sequence[float] | None) -> None:
+    for option, values in ranges.items():
+        if values is None:
+            continue
+        least, largest = values
+        if not 0 < least <= largest or (option == "crop_scale" and largest > 1):
+            advice = "give two shares above 0 and up to 1" if option == "crop_scale" else "give two numbers above 0"
+            raise UsageError(option, f"[{least}, {largest}]", f"{advice}, the smaller first")
+        if train_crop != "random_resized":
+            reason = f"is ignored by `train_crop={train_crop}`"
+            raise UsageError(
+                option, f"[{least}, {largest}]", reason, "leave it out, or give `train_crop=random_resized`"
+            )

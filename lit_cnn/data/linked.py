@@ -9,5 +9,6 @@ LINKED_FROM_DATA = (
     "mean",
     "std",
     "interpolation",
+    "crop_pct",
 )
 """Arguments of `LitClassifier` that are properties of `ImageDataModule`."""

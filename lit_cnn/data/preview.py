@@ -34,7 +34,8 @@ def preview(data: ImageDataModule, num_images: int = 8, num_draws: int = 7) -> n
     images, train, labels = data.train_images(), data.splits.train, data.image_set.labels
     rows, names, period = [], [], data.views or num_draws
     for position in _spread_over_classes(labels[train], num_images):
-        original = resize_and_center_crop(data.image_set.images[train[position]], data.image_size, data.interpolation)
+        image = data.image_set.images[train[position]]
+        original = resize_and_center_crop(image, data.image_size, data.interpolation, data.crop_pct)
         draws, _ = images.__getitems__([(epoch % period, position) for epoch in range(num_draws)])
         rows.append([original, *draws.permute(0, 2, 3, 1).numpy()])
         names.append(data.class_names[labels[train[position]]])

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     import albumentations
 
 TrainCrop = Literal["center", "random", "random_resized"]
+RANDOM_CROP_PCT = 224 / 256
+"""Share of the shorter side that a `random` training crop shows."""
+CROP_SCALE, CROP_RATIO = (0.35, 1.0), (3 / 4, 4 / 3)
+"""Shares of the area, and aspect ratios, of a `random_resized` training crop."""
 
 # On gray images albumentations does something else with these, nothing at all, or stops.
 _RGB_ONLY = {
@@ -41,11 +45,14 @@ class TrainTransform:
     Args:
         size: S, pixels of the square that the network takes.
         crop: `center` (as validation), `random` (shorter side to round(S * 256 / 224), then a random square:
-            Krizhevsky et al. 2012, section 4.1) or `random_resized` (35 to 100 % of the area at a random aspect ratio,
-            after Szegedy et al. 2014, section 6).
+            Krizhevsky et al. 2012, section 4.1) or `random_resized` (a random share of the area at a random aspect
+            ratio, after Szegedy et al. 2014, section 6).
         augment: albumentations transforms as `{"class_path": …, "init_args": {…}}`, applied in order to the square;
             the `transforms` of a OneOf and the like are given in the same way.
         interpolation: See `resize_shorter_side`.
+        crop_pct: Share of the shorter side that validation sees, in (0, 1].
+        crop_scale: Least and largest share of the area of `random_resized`.
+        crop_ratio: Its least and largest aspect ratio, width / height.
 
     Attributes:
         augment: As given.
@@ -62,12 +69,17 @@ class TrainTransform:
         crop: TrainCrop = "center",
         augment: Sequence[Mapping[str, Any]] = (),
         interpolation: Interpolation = "area",
+        crop_pct: float = 1.0,
+        crop_scale: Sequence[float] = CROP_SCALE,
+        crop_ratio: Sequence[float] = CROP_RATIO,
     ) -> None:
         self.size = size
         self.crop = crop
         self.augment = [dict(spec) for spec in augment]
         self.interpolation: Interpolation = interpolation
-        self.steps = _crop_transforms(size, crop, interpolation) + [_instantiate(spec) for spec in augment]
+        self.crop_pct = crop_pct
+        crops = _crop_transforms(size, crop, interpolation, crop_scale, crop_ratio)
+        self.steps = crops + [_instantiate(spec) for spec in augment]
         self.all_steps = list(_flatten(self.steps))
         self._compose = _compose(self.steps) if self.steps else None
         self._random = KeyedRandom()
@@ -103,7 +115,7 @@ class TrainTransform:
     def resize(self, image: np.ndarray) -> np.ndarray:
         """Returns the `(H', W', C)` uint8 image that the crop is cut from: what comes before all that is drawn."""
         if self.crop == "center":
-            return resize_and_center_crop(image, self.size, self.interpolation)
+            return resize_and_center_crop(image, self.size, self.interpolation, self.crop_pct)
         if self.crop == "random":
             return resize_shorter_side(image, self._shorter_side, self.interpolation)
         return image
@@ -132,7 +144,9 @@ class TrainTransform:
 
     @property
     def _shorter_side(self) -> int:
-        return round(self.size * 256 / 224) if self.crop == "random" else self.size
+        """Returns to how many pixels the shorter side is scaled; of `random_resized`, what it has at least."""
+        share = {"center": self.crop_pct, "random": RANDOM_CROP_PCT, "random_resized": 1.0}[self.crop]
+        return round(self.size / share)
 
     def _random_crop(self, height: int, width: int, *key: int | str) -> tuple[int, int]:
         """Returns the height and width of what RandomResizedCrop will cut from an image of this size."""
@@ -154,14 +168,17 @@ class TrainTransform:
         return image
 
 
-def _crop_transforms(size: int, crop: TrainCrop, interpolation: Interpolation) -> list["albumentations.BasicTransform"]:
+def _crop_transforms(
+    size: int, crop: TrainCrop, interpolation: Interpolation, scale: Sequence[float], ratio: Sequence[float]
+) -> list["albumentations.BasicTransform"]:
     if crop == "center":
         return []
     albumentations = _import_albumentations()
     if crop == "random":
         return [albumentations.RandomCrop(size, size)]
     method = CV2_INTERPOLATION[interpolation]
-    return [albumentations.RandomResizedCrop(size=(size, size), scale=(0.35, 1.0), interpolation=method)]
+    options = {"scale": tuple(scale), "ratio": tuple(ratio), "interpolation": method}
+    return [albumentations.RandomResizedCrop(size=(size, size), **options)]
 
 
 def _instantiate(spec: Mapping[str, Any]) -> "albumentations.BasicTransform":

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.file_hashes import hash_files
-from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.datamodule import ImageDataModule, stored_options
 from lit_cnn.data.sources import ArrayImages
 from lit_cnn.data.splits import Split
 from lit_cnn.evaluation.cost import network_of
@@ -44,7 +44,7 @@ SCHEMA_VERSION = 2
 1: a file for each number of views. 2: a file for each block of views, which numbers of views share.
 """
 
-_PREPROCESSING = ("image_size", "in_channels", "mean", "std", "interpolation")
+_PREPROCESSING = ("image_size", "in_channels", "mean", "std", "interpolation", "crop_pct")
 
 
 Network = Callable[[torch.Tensor], torch.Tensor]
@@ -85,7 +85,7 @@ class ViewImages(Dataset[torch.Tensor]):
     Args:
         images: `images[i]` is an `(H, W, C)` uint8 array.
         indices: `(N,)` which of them.
-        preprocessing: `image_size` and `interpolation`; see `NetworkRecord`.
+        preprocessing: `image_size`, `interpolation` and `crop_pct`; see `NetworkRecord`.
         blocks: Which views; by default the one of validation.
     """
 
@@ -106,9 +106,9 @@ class ViewImages(Dataset[torch.Tensor]):
 
     def __getitems__(self, positions: Sequence[int]) -> torch.Tensor:
         """Returns the views of the images at these positions."""
-        size, interpolation = self.preprocessing["image_size"], self.preprocessing["interpolation"]
+        size, *how = (self.preprocessing[name] for name in ("image_size", "interpolation", "crop_pct"))
         images = [self.images[index] for index in self.indices[positions]]
-        views = [blocks_of(image, size, self.blocks, interpolation) for image in images]
+        views = [blocks_of(image, size, self.blocks, *how) for image in images]
         return torch.from_numpy(np.stack(views)).permute(0, 1, 4, 2, 3).contiguous()
 
 
@@ -241,9 +241,12 @@ def load_network(store: Store, run: RunInfo, splits: Sequence[Split], root: Path
 
 def store_key(member: Member, image_digest: str, block: Block) -> str:
     """Returns the digest of what stored logits depend on: weights, preprocessing, precision, images, views, schema."""
+    preprocessing = member.record.preprocessing
+    if preprocessing["crop_pct"] == 1:  # what was stored before there was this option is found as it was
+        preprocessing = {name: value for name, value in preprocessing.items() if name != "crop_pct"}
     depends_on = {
         "weights": member.record.weights_digest,
-        "preprocessing": member.record.preprocessing,
+        "preprocessing": preprocessing,
         "precision": "fp32",
         "images": image_digest,
         "views": block,
@@ -330,7 +333,9 @@ def _load_known(store: Store, run: RunInfo, record: NetworkRecord) -> LitClassif
 
 
 def _data_of(record: NetworkRecord, root: Path | str | None) -> ImageDataModule:
-    options = {**record.data, "augment": None, "train_crop": "center"}
+    # Without what training did to images; what validation sees does not follow from it then.
+    of_training = {"augment": None, "train_crop": "center", "crop_scale": None, "crop_ratio": None}
+    options = {**stored_options(record.data), **of_training, "crop_pct": record.preprocessing["crop_pct"]}
     if root is not None:
         options["root"] = str(root)
     return ImageDataModule(**options)

@@ -124,8 +124,7 @@ class Predictor:
         return self._predict(FileImages(files, self.classifier.in_channels), files, Loading(batch_size, num_workers))
 
     def _predict(self, images: Sequence[np.ndarray], files: Sequence[Path | None], loading: Loading) -> PredictionList:
-        preprocessing = {"image_size": self.classifier.image_size, "interpolation": self.classifier.interpolation}
-        views = ViewImages(images, np.arange(len(images)), preprocessing)
+        views = ViewImages(images, np.arange(len(images)), self.classifier.preprocessing)
         (probabilities,) = forward(probabilities_of(self.classifier), views, loading, "predicting")
         names, found = self.class_names, PredictionList()
         for file, row in zip(files, probabilities, strict=True):
@@ -146,7 +145,7 @@ def checkpoint_classifier(path: Path) -> ImageClassifier:
     """Returns a checkpoint's network as what classifies images, on the GPU if there is one; see `load_classifier`."""
     model, record = load_classifier(path)
     logits = logits_of(to_device(model))
-    seen = {name: model.hparams[name] for name in ("image_size", "in_channels", "interpolation")}
+    seen = {name: model.hparams[name] for name in ("image_size", "in_channels", "interpolation", "crop_pct")}
     return ImageClassifier(
         record["class_names"],
         **seen,

@@ -182,7 +182,9 @@ def read_record(file: Path) -> NetworkRecord | None:
     try:
         written = json.loads(file.read_text(encoding="utf-8"))
         record = NetworkRecord(**written["record"])
-        return record if _digest_of(record) == written["sha256"] else None
+        if _digest_of(record) != written["sha256"]:
+            return None
+        return replace(record, preprocessing={"crop_pct": 1.0, **record.preprocessing})  # earlier versions had no other
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 

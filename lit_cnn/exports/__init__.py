@@ -125,6 +125,7 @@ def _card(recipe: Recipe, members: Sequence[Member]) -> ModelCard:
         combine=recipe.rule,
         members=described,
         versions={},
+        crop_pct=first.preprocessing["crop_pct"],
     )
 
 

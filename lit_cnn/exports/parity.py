@@ -70,8 +70,7 @@ def check_parity(
         UsageError: If a class differs that is no near tie, or a probability differs by more than `MOST_DIFFERENCE`.
     """
     indices = split_by_path(member, "test")
-    preprocessing = {"image_size": exported.image_size, "interpolation": exported.interpolation}
-    views = ViewImages(member.data.image_set.images, indices, preprocessing)
+    views = ViewImages(member.data.image_set.images, indices, exported.preprocessing)
     found = forward(probabilities_of(exported), views, loading, "comparing")[0]
     places = np.arange(len(indices))
     gap = expected.max(axis=1) - expected[places, found.argmax(axis=1)]

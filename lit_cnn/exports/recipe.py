@@ -67,7 +67,7 @@ def load_members(store: Store, recipe: Recipe, root: Path | str | None) -> list[
             given one.
     """
     members = [load_network(store, run, ["test"], root) for run in recipe.runs]
-    for name in ("image_size", "in_channels", "interpolation"):
+    for name in ("image_size", "in_channels", "interpolation", "crop_pct"):
         values = sorted({str(member.record.preprocessing[name]) for member in members})
         if len(values) > 1:
             reason = f"the members differ in {name} ({', '.join(values)})"

@@ -83,6 +83,7 @@ class LitClassifier(pl.LightningModule):
         mean: Mean per channel of pixels in [0, 1]; linked from the data.
         std: Standard deviation per channel; linked from the data.
         interpolation: How images are resized; linked from the data.
+        crop_pct: Share of the shorter side that validation sees; linked from the data.
         seed: Training seed, for initial weights and dropout; linked from the data's.
 
     Raises:
@@ -133,6 +134,7 @@ class LitClassifier(pl.LightningModule):
         mean: list[float] | None = None,
         std: list[float] | None = None,
         interpolation: str = "area",
+        crop_pct: float = 1.0,
         seed: int = 0,
     ) -> None:
         # Not as save_hyperparameters finds them by itself: a subclass's own are no part of the checkpoint.

@@ -219,6 +219,8 @@ class FeatureCache(pl.Callback):
             "in_channels": data.in_channels,
             "image_size": data.image_size,
             "interpolation": data.interpolation,
+            # What was cached before there was this option is found as it was.
+            **({"crop_pct": data.crop_pct} if data.crop_pct != 1 else {}),
             "mean": model.mean.flatten().tolist(),
             "std": model.std.flatten().tolist(),
             "view": view,

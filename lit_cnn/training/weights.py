@@ -50,6 +50,7 @@ OFFLINE = {
 # What timm and torchvision call bilinear or bicubic is Pillow's, which averages where it shrinks. OpenCV's of these
 # names does not: with `area` the logits of photographs are nearer to Pillow's (tests/training/test_weights.py).
 _ANTIALIASED = "area"
+_EXPECTED = ("image_size", "mean", "std", "interpolation", "crop_pct")
 _STORE: ContextVar[Store | None] = ContextVar("store of runs:/ and models:/", default=None)
 
 
@@ -79,9 +80,10 @@ def use_store(store: Store) -> Iterator[None]:
 
 
 def expected_images(arch: str, weights: str) -> dict[str, Any] | None:
-    """Returns what images the weights expect: `image_size` in pixels, `mean`, `std`, `interpolation`.
+    """Returns what images the weights expect: `image_size` in pixels, `mean`, `std`, `interpolation`, `crop_pct`.
 
-    Mean and standard deviation are those of pixels in [0, 1]. A tracked run's weights expect what it was trained on.
+    Mean and standard deviation are those of pixels in [0, 1]; crop_pct is the share of the shorter side that the
+    network was validated on, in (0, 1]. A tracked run's weights expect what it was trained on.
     Those in a file are taken for the architecture's published ones: timm's or torchvision's. Of a file for an
     architecture of ours nothing is known: None.
 
@@ -94,7 +96,8 @@ def expected_images(arch: str, weights: str) -> dict[str, Any] | None:
     """
     if weights.startswith(("runs:/", "models:/")) or weights.endswith(".ckpt"):
         hparams = _load_checkpoint(weights)["hyper_parameters"]
-        return {name: hparams[name] for name in ("image_size", "mean", "std", "interpolation")}
+        # A checkpoint of an earlier version has no crop_pct: there, validation saw whole images.
+        return {name: {"crop_pct": 1.0, **hparams}[name] for name in _EXPECTED}
     origin, name = resolve_arch(arch).split("/", 1)
     if origin == "timm":
         import timm
@@ -102,15 +105,17 @@ def expected_images(arch: str, weights: str) -> dict[str, Any] | None:
         config = timm.get_pretrained_cfg(name)
         if config is None or not config.input_size:
             return None
-        size, mean, std = config.input_size[-1], config.mean, config.std
+        size, mean, std, crop_pct = config.input_size[-1], config.mean, config.std, config.crop_pct
     elif origin == "torchvision":
         from torchvision.models import get_model_weights
 
         transforms = get_model_weights(name).DEFAULT.transforms()
         size, mean, std = transforms.crop_size[0], transforms.mean, transforms.std
+        crop_pct = size / transforms.resize_size[0]
     else:
         return None
-    return {"image_size": size, "mean": list(mean), "std": list(std), "interpolation": _ANTIALIASED}
+    values = (size, list(mean), list(std), _ANTIALIASED, crop_pct)
+    return dict(zip(_EXPECTED, values, strict=True))
 
 
 def find_weights(arch: str, weights: str) -> Loaded:

@@ -14,7 +14,7 @@ from lit_cnn.core.randomness import epoch_permutation
 from lit_cnn.core.resize import resize_and_center_crop
 from lit_cnn.data.audit import check_data
 from lit_cnn.data.batches import Batch, TrainImages, stack_images
-from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.datamodule import ImageDataModule, stored_options
 from lit_cnn.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from lit_cnn.data.sampling import TrainBatches
 from lit_cnn.data.sources import ArrayImages, ImageSet
@@ -206,6 +206,51 @@ def test_evaluation_reads_folders_in_workers(tmp_path: Path) -> None:
     batches = list(loader)
     loader._iterator = None
     assert_same_batches(batches, list(without.test_dataloader()))
+
+
+@pytest.mark.parametrize(
+    ("options", "crop_pct"),
+    [
+        ({}, 1.0),
+        ({"train_crop": "random"}, 224 / 256),
+        ({"train_crop": "random_resized"}, 1.0),
+        ({"train_crop": "random", "weights_expect": {"crop_pct": 0.95}}, 224 / 256),
+        ({"weights_expect": {"crop_pct": 0.95}}, 0.95),
+        ({"weights_expect": {"crop_pct": 0.95}, "crop_pct": 0.5}, 0.5),
+        ({"train_crop": "random", "crop_pct": 1.0}, 1.0),
+    ],
+)
+def test_validation_sees_images_at_the_scale_of_training(options: dict[str, Any], crop_pct: float) -> None:
+    data = data_module(image_size=16, augment=None, **options)
+    assert data.crop_pct == crop_pct
+    for split, loader in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+        indices = data.splits[split]  # type: ignore[index]
+        views = [resize_and_center_crop(data.image_set.images[index], 16, "area", crop_pct) for index in indices]
+        assert torch.equal(next(iter(loader))[0], stack_images(views)[:256])
+    if data.options["train_crop"] == "center":
+        images, _ = data.train_images().__getitems__([(0, 0)])
+        view = resize_and_center_crop(data.image_set.images[data.splits.train[0]], 16, "area", crop_pct)
+        assert torch.equal(images, stack_images([view]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"crop_pct": 0.0}, "crop_pct=0: give a share above 0 and at most 1, for example 0.875"),
+        ({"crop_pct": 1.1}, "crop_pct=1.1: give a share"),
+        ({"crop_scale": (0.5, 1.5), "train_crop": "random_resized"}, r"crop_scale=\[0.5, 1.5\]: give two shares"),
+        ({"crop_ratio": (2.0, 1.0), "train_crop": "random_resized"}, r"crop_ratio=\[2.0, 1.0\]: give two numbers"),
+        ({"crop_scale": (0.08, 1.0)}, r"crop_scale=\[0.08, 1.0\]: is ignored by train_crop=center; leave it out"),
+    ],
+)
+def test_a_crop_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=f"^{message}"):
+        data_module(**options)
+
+
+def test_a_data_module_of_an_earlier_version_saw_whole_images() -> None:
+    assert stored_options({"train_crop": "random"})["crop_pct"] == 1.0
+    assert stored_options({"train_crop": "random", "crop_pct": None})["crop_pct"] is None
 
 
 def test_stacking_moves_the_channels_to_the_front() -> None:

@@ -185,6 +185,14 @@ def test_a_random_resized_crop_keeps_35_to_100_percent() -> None:
     assert 0.3 < min(areas) < 0.45 and 0.85 < max(areas) <= 1
 
 
+def test_scale_and_ratio_of_a_random_resized_crop_can_be_given() -> None:
+    transform = TrainTransform(8, "random_resized", crop_scale=(0.04, 0.06), crop_ratio=(0.9, 1.1))
+    sizes = np.array([transform._random_crop(100, 100, 0, 0, number) for number in range(200)])
+    areas, ratios = sizes.prod(1) / 100**2, sizes[:, 1] / sizes[:, 0]
+    assert areas.min() > 0.038 and areas.max() < 0.064
+    assert ratios.min() > 0.85 and ratios.max() < 1.15
+
+
 @pytest.mark.parametrize("crop", ["random", "random_resized"])
 def test_the_key_draws_the_view(crop: TrainCrop) -> None:
     image = noise(64, 64)

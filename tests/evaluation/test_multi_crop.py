@@ -114,6 +114,24 @@ def test_a_number_of_views_holds_the_smaller_one_it_shares_its_blocks_with() -> 
         assert sum(block.num_views for block in blocks) == num_views
 
 
+@pytest.mark.parametrize(("height", "width"), [(40, 50), (50, 40), (40, 40)])
+def test_crops_are_cut_at_the_scale_that_validation_sees(height: int, width: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    resized = resize_shorter_side(image, 32, "area")  # 24 / 0.75
+    (validation,) = views_of(image, 24, 1, "area", 0.75)
+    top, left = (resized.shape[0] - 24) // 2, (resized.shape[1] - 24) // 2
+    assert np.array_equal(validation, resized[top : top + 24, left : left + 24])
+    assert np.array_equal(views_of(image, 24, 2, "area", 0.75), [validation, validation[:, ::-1]])
+    five = views_of(image, 24, 5, "area", 0.75)
+    assert np.array_equal(five[4], validation) and np.array_equal(five[0], resized[:24, :24])
+    assert np.array_equal(views_of(image, 24, 10, "area", 0.75)[:5], five)
+    # The first of four scales, and the middle one of its three squares.
+    assert np.array_equal(views_of(image, 24, 144, "area", 0.75)[10], validation)
+    # A whole image leaves nothing to cut from: then they are those of 224 of 256.
+    for many in (5, 10, 144):
+        assert np.array_equal(views_of(image, 24, many), views_of(image, 24, many, "area", 224 / 256))
+
+
 @pytest.mark.parametrize("num_views", [0, 7, -1, 143])
 def test_an_unknown_number_of_views_is_named_with_the_known_ones(num_views: int) -> None:
     with pytest.raises(UsageError, match=rf"^views={num_views}: known numbers of crops are 1, 2, 5, 10, 144$"):

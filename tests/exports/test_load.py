@@ -130,7 +130,7 @@ def test_images_to_predict_come_as_validation_sees_them(tmp_path: Path) -> None:
     for number in range(3):
         Image.new("RGB", (4, 2), (number, 0, 0)).save(tmp_path / f"{number}.png")
     files = FileImages(sorted(tmp_path.glob("*.png")), 3)
-    views = ViewImages(files, np.array([2, 0]), {"image_size": 2, "interpolation": "area"})
+    views = ViewImages(files, np.array([2, 0]), {"image_size": 2, "interpolation": "area", "crop_pct": 1.0})
     batch = views.__getitems__([1, 0])
     assert len(views) == 2 and batch.shape == (2, 1, 3, 2, 2) and batch.dtype == torch.uint8
     assert batch[:, 0, 0, 0, 0].tolist() == [0, 2]

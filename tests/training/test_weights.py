@@ -78,6 +78,36 @@ def test_area_is_nearer_to_pillows_bicubic_than_opencvs(lite: LitClassifier) -> 
         assert distance(name, "area") < distance(name, "bicubic")
 
 
+@pytest.mark.parametrize(
+    ("arch", "weights", "crop_pct"),
+    [
+        (LITE, "offline", 0.875),
+        ("resnet18", "pretrained", 0.95),
+        ("torchvision/resnet50", "pretrained", 224 / 232),
+        ("torchvision/inception_v3", "pretrained", 299 / 342),
+    ],
+)
+def test_weights_expect_the_scale_that_they_were_validated_at(arch: str, weights: str, crop_pct: float) -> None:
+    assert expected_of(arch, weights)["crop_pct"] == crop_pct
+
+
+def test_the_validation_view_is_timms_own(lite: LitClassifier) -> None:
+    config = timm.data.resolve_data_config(
+        {}, model=create_model(LITE, num_classes=1000, in_channels=3, image_size=224)
+    )
+    theirs = timm.data.create_transform(**config, is_training=False)
+    how = [lite.hparams[name] for name in ("image_size", "interpolation", "crop_pct")]
+    for name in SHOWN:
+        image = photograph(name)
+        normalised = theirs(Image.fromarray(image)).permute(1, 2, 0).numpy()
+        expected = (normalised * config["std"] + config["mean"]) * 255
+
+        same, other = (resize_and_center_crop(image, *some) for some in (how, how[:2]))
+        # Pillow's bicubic and OpenCV's area differ by a few gray values at edges; another scale by much more.
+        assert np.abs(same - expected).mean() < 5
+        assert np.abs(other - expected).mean() > 7
+
+
 def test_the_offline_file_is_checked_and_its_absence_told(monkeypatch: pytest.MonkeyPatch) -> None:
     package, _ = OFFLINE[LITE]
     monkeypatch.setitem(OFFLINE, LITE, (package, "0" * 64))
@@ -198,10 +228,18 @@ def test_the_data_follow_the_weights_unless_told_otherwise(tmp_path: Path) -> No
     expected = expected_of(LITE, "offline")
     follows = ImageDataModule("image_folder", root, weights_expect=expected)
     assert (follows.image_size, follows.mean, follows.std, follows.interpolation) == (224, [0.5] * 3, [0.5] * 3, "area")
+    assert follows.crop_pct == 0.875
     told = ImageDataModule(
-        "image_folder", root, 64, weights_expect=expected, normalize="imagenet", interpolation="bicubic"
+        "image_folder",
+        root,
+        64,
+        weights_expect=expected,
+        normalize="imagenet",
+        interpolation="bicubic",
+        crop_pct=0.9,
+        train_crop="random",
     )
-    assert (told.image_size, told.mean[0], told.interpolation) == (64, 0.485, "bicubic")
+    assert (told.image_size, told.mean[0], told.interpolation, told.crop_pct) == (64, 0.485, "bicubic", 0.9)
     assert ImageDataModule("digits", weights_expect=expected_of("resnet18", "pretrained")).mean == [
         pytest.approx((0.485 + 0.456 + 0.406) / 3)
     ]

@@ -112,12 +112,9 @@ def plot_confusion(predictions: Predictions, path: Path) -> None:
 
 
 def _activation_sheet(predictions: Predictions, worst: np.ndarray, model: LitClassifier) -> np.ndarray:
-    size, interpolation = model.hparams["image_size"], model.hparams["interpolation"]
+    how = [model.hparams[name] for name in ("image_size", "interpolation", "crop_pct")]
     images = np.stack(
-        [
-            resize_and_center_crop(predictions.image_set.images[index], size, interpolation)
-            for index in predictions.indices[worst]
-        ]
+        [resize_and_center_crop(predictions.image_set.images[index], *how) for index in predictions.indices[worst]]
     )
     maps = activation_maps(model, torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), predictions.labels[worst])
     return captioned_images(list(maps), [_caption(predictions, place) for place in worst])

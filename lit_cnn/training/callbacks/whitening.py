@@ -59,7 +59,7 @@ class Whitening(pl.Callback):
             raise UsageError("arch", "airbench", "its first layer is computed from the images of an ImageDataModule")
         train = np.sort(data.splits.train)
         chosen = train[np.linspace(0, len(train) - 1, min(len(train), _MOST_IMAGES)).astype(np.int64)]
-        images = EvalImages(data.image_set, chosen, data.image_size, data.interpolation)
+        images = EvalImages(data.image_set, chosen, data.image_size, data.interpolation, data.crop_pct)
         places = np.array_split(np.arange(len(chosen)), -(-len(chosen) // _BATCH))
         patch = net.whitening.kernel_size[0]
         covariance = patch_covariance((images.__getitems__(part.tolist())[0] for part in places), patch)
