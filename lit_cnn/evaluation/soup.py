@@ -27,7 +27,10 @@ from lit_cnn.training.checkpoints import digest_of_weights, load_checkpoint, sav
 MOST_BARRIER = 0.02
 """Accuracy that may be lost between two networks of one basin: below it is noise (Frankle et al. 2020, section 2)."""
 
-_SAME = ("arch", "arch_options", "cut_at", "head", "num_classes", "in_channels", "image_size", "mean", "std", "crop_pct")
+_SAME = (
+    *("arch", "arch_options", "cut_at", "head", "num_classes"),
+    *("in_channels", "image_size", "mean", "std", "crop_pct"),
+)
 State = dict[str, torch.Tensor]
 
 
