@@ -17,6 +17,7 @@ from lit_cnn.cli.output import warn_not_sent
 from lit_cnn.cli.spelling import spelling_of
 from lit_cnn.core.errors import UsageError, spelt
 from lit_cnn.core.words import counted
+from lit_cnn.data.stored_options import completed
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.run import Run
 from lit_cnn.training.callbacks import RunInterrupted
@@ -27,7 +28,8 @@ from lit_cnn.training.losses import NonFiniteLossError
 from lit_cnn.training.parents import of_seeds
 from lit_cnn.training.process import RunFailedError, hush_lightning, is_first_process, notes_of
 from lit_cnn.training.resume import checkpoint_file
-from lit_cnn.training.run import Setup, evaluate, largest_batch_size, train, train_children
+from lit_cnn.training.run import evaluate, largest_batch_size, train, train_children
+from lit_cnn.training.setup import Setup
 
 Command = Literal["fit", "validate", "test"]
 
@@ -155,7 +157,7 @@ def _with_config_of_checkpoint(arguments: list[str]) -> list[str]:
         # The weights come from the checkpoint, what training started from need not be there any more, and an evaluation
         # augments nothing.
         kept["model"] |= {"weights": None, "transfer": None}
-        kept["data"] |= {"augment": None}
+        kept["data"] = completed(kept["data"]) | {"augment": None}
         # A student is a network like any other once it is trained.
         kept["model"] = {name: value for name, value in kept["model"].items() if name not in DISTILLATION_OPTIONS}
     except (yaml.YAMLError, KeyError, TypeError) as error:

@@ -20,6 +20,7 @@ from lit_cnn.core.file_hashes import hash_files
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.sources import ArrayImages
 from lit_cnn.data.splits import Split
+from lit_cnn.data.stored_options import completed
 from lit_cnn.evaluation.cost import network_of
 from lit_cnn.evaluation.members import checkpoint_of, checkpoint_sha256
 from lit_cnn.evaluation.multi_crop import VIEWS, Block, blocks_of
@@ -330,7 +331,7 @@ def _load_known(store: Store, run: RunInfo, record: NetworkRecord) -> LitClassif
 
 
 def _data_of(record: NetworkRecord, root: Path | str | None) -> ImageDataModule:
-    options = {**record.data, "augment": None, "train_crop": "center"}
+    options = {**completed(record.data), "augment": None, "train_crop": "center"}
     if root is not None:
         options["root"] = str(root)
     return ImageDataModule(**options)

@@ -9,6 +9,7 @@ from typing import Any
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import write_text_atomically
+from lit_cnn.data.stored_options import MEANT_BEFORE
 from lit_cnn.tracking.journal import read_owner
 from lit_cnn.tracking.store import LAST, UNFINISHED, Store
 
@@ -67,6 +68,8 @@ def config_digest(config: Mapping[str, Any], data_digest: str) -> str:
     for section in ("model", "data", "trainer"):
         left_out = _LEFT_OUT.get(section, frozenset())
         kept[section] = {name: value for name, value in config[section].items() if name not in left_out}
+    # What does as versions did that had no such option has their digest.
+    kept["data"] = {name: value for name, value in kept["data"].items() if (name, value) not in MEANT_BEFORE.items()}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -100,25 +103,21 @@ def unfinished_runs(store: Store, digest: str, needs_checkpoint: bool = True) ->
     return sorted(found, key=lambda run: -run.modified)
 
 
-def last_checkpoint(store: Store, digest: str, *, required: bool) -> Path | None:
-    """Returns `last.ckpt` of the one unfinished run of this configuration.
+def last_checkpoint(store: Store, digest: str) -> Path | None:
+    """Returns `last.ckpt` of the one unfinished run of this configuration; None if there is none.
 
     Args:
         store: Where runs are kept.
         digest: See `config_digest`.
-        required: Whether none is a mistake (`--ckpt_path last`) or a reason to start anew (`--resume auto`).
 
     Raises:
-        UsageError: If there are several, with their list, or none and one is required.
+        UsageError: If there are several, with their list.
     """
     runs = unfinished_runs(store, digest)
     if len(runs) > 1:
         listed = "; ".join(f"{run.run_name} {run.checkpoint}" for run in runs)
         reason = f"{len(runs)} unfinished runs have this configuration"
         raise UsageError(None, None, reason, f"give `ckpt_path` one of: {listed}")
-    if not runs and required:
-        reason = f"no unfinished run of this configuration in {store.journal_dir}"
-        raise UsageError("ckpt_path", "last", reason, "leave it out to start anew, or give `ckpt_path=FILE`")
     return runs[0].checkpoint if runs else None
 
 

@@ -15,10 +15,12 @@ import pytest
 import torch
 
 from lit_cnn.cli import main
+from lit_cnn.cli.lit_cli import LitCLI
 from lit_cnn.core.randomness import SCHEME_VERSION
 from lit_cnn.models import create_model
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.record import check_randomness
+from lit_cnn.training.start import find_start
 from tests.faults import kills, wait_until
 from tests.forks import Forked, start
 from tests.runs import SHORT, TrackedRun, fit, run_of_its_own, same_weights, tracked_runs
@@ -129,6 +131,43 @@ def test_several_unfinished_runs_are_listed(choice: str, tmp_path: Path, capsys:
     checkpoints = list(tmp_path.glob("mlruns/journal/*/last.ckpt"))
     assert len(checkpoints) == 2
     assert all(str(path) in message for path in checkpoints)
+
+
+# A run of the first scheme has the digest of a run of 0.2: see test_kept_checkpoint.py.
+OF_0_2 = "--data.split_scheme=1"
+
+
+def test_a_run_of_the_first_scheme_goes_on_with_its_own_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = (*LONGER, "--data.normalize=train")
+    assert fit(*options, OF_0_2) == 0
+    interrupted(signal.SIGINT, tmp_path, *options, OF_0_2)
+    (last,) = (path for path in tmp_path.glob("mlruns/journal/*/last.ckpt") if not is_finished(path.parent))
+    for how in ("--resume=auto", "--ckpt_path=last", f"--ckpt_path={last}"):
+        setup, start = find_start(LitCLI("fit", [*SHORT, *options, how]).setup)
+        assert start.path == last
+        assert setup.config["data"]["split_scheme"] == setup.data.options["split_scheme"] == 1
+        assert setup.model.hparams["class_counts"] == setup.data.class_counts
+    capsys.readouterr()
+    assert fit(*options, "--resume=auto") == 0
+    assert "going on as lit_cnn" in capsys.readouterr().err
+    whole, resumed = tracked_runs(tmp_path)
+    assert resumed.params["data.split_scheme"] == "1"
+    assert resumed.tags["split_digest"] == whole.tags["split_digest"]
+    assert_same_run(resumed, whole)
+
+
+@pytest.mark.slow
+def test_seeds_that_an_earlier_version_began_all_have_its_split(tmp_path: Path) -> None:
+    seeds = ("--seeds", "0", "1")
+    assert interrupted(signal.SIGINT, tmp_path, *LONGER, OF_0_2, *seeds) == 128 + signal.SIGINT
+    assert fit(*LONGER, *seeds, "--resume", "auto") == 0
+    (parent,) = tracked_runs(tmp_path, "seeds")
+    children = tracked_runs(tmp_path, "fit")
+    assert [child.tags["seed"] for child in children] == ["0", "1"]
+    assert {run.tags["split_digest"] for run in (parent, *children)} == {children[0].tags["split_digest"]}
+    assert {run.status for run in (parent, *children)} == {"FINISHED"}
 
 
 def test_resume_auto_starts_anew_where_there_is_nothing_to_resume(tmp_path: Path) -> None:
