@@ -16,11 +16,13 @@ from lit_cnn.core.errors import UsageError, at_least
 from lit_cnn.core.resize import Interpolation
 from lit_cnn.data.batches import Batch, EvalImages, TrainImages, batch_loader
 from lit_cnn.data.inspection import without_bad_images
+from lit_cnn.data.labels import with_looked_at_names
 from lit_cnn.data.normalization import Normalization
 from lit_cnn.data.pixel_statistics import PixelStatistics, cached, keep, measure_pixels
 from lit_cnn.data.sampling import Sampler, TrainBatches, next_batch
 from lit_cnn.data.sources import (
     MAX_PIXELS,
+    NAMES_AS_TEXT,
     ArrayImages,
     EncodedImages,
     ImageSet,
@@ -203,7 +205,10 @@ class ImageDataModule(pl.LightningDataModule):
 
     def load(self) -> ImageSet:
         """Reads the images, whatever may be wrong with them."""
-        return self._load()
+        found = self._load()
+        if self.dataset not in NAMES_AS_TEXT or self.options["split_scheme"] == 1:  # versions before took any name
+            return found
+        return with_looked_at_names(found, are_given=self.options["class_names"] is not None)
 
     @cached_property
     def splits(self) -> Splits:

@@ -56,8 +56,10 @@ class ParentRun:
         """Returns the digest of the run's configuration; see `config_digest`."""
         return config_digest(self.config_of(child), data_digest)
 
-    def find_begun(self, child: Mapping[str, Any], before: Mapping[str, Any], data_digest: str, store: Store) -> None:
+    def find_begun(self, child: Mapping[str, Any], before: Mapping[str, Any], data_digest: str, store: Store) -> bool:
         """Takes over the options of the data with which an earlier version began this run, if it is to be resumed.
+
+        Returns whether there is a run to resume, of this version or an earlier one, or no such run is asked for.
 
         Args:
             child: Configuration of a child.
@@ -65,21 +67,24 @@ class ParentRun:
             data_digest: Digest of the images.
             store: Where runs are kept.
         """
-        if self.logger is not None or not self.resume or self.data_options:
-            return
+        if self.logger is not None or not self.resume:
+            return True
         if unfinished_runs(store, self.digest_of(child, data_digest), needs_checkpoint=False):
-            return
+            return True
         older = replace(self, data_options=dict(before))
         if unfinished_runs(store, older.digest_of(child, data_digest), needs_checkpoint=False):
             self.data_options = dict(before)
+            return True
+        return False
 
-    def open(self, logger: JournalLogger, digest: str, run_name: str, **begin: Any) -> str:
+    def open(self, logger: JournalLogger, digest: str, run_name: str, digests: Mapping[str, str], **begin: Any) -> str:
         """Opens the run once, or goes on with the unfinished one; returns its key.
 
         Args:
             logger: What the run logs with, not yet begun; kept at the first call.
             digest: Digest of the configuration and all children.
             run_name: The run's name.
+            digests: Of the images and their split.
             **begin: More arguments of `JournalLogger.begin`.
 
         Raises:
@@ -97,7 +102,7 @@ class ParentRun:
         if folder is not None:
             self.children = _read_children(folder / _RESULTS)
         logger.begin(run_name=run_name, **begin, resume_folder=folder)
-        mark_unfinished(logger.run_folder, digest, run_name)
+        mark_unfinished(logger.run_folder, digest, run_name, digests)
         self.logger = logger
         return logger.key
 

@@ -41,11 +41,15 @@ class Unfinished:
         folder: Its journal's folder, with `last.ckpt`.
         run_name: What it is called.
         modified: When it last wrote a checkpoint, seconds since 1970.
+        config_digest: See `config_digest`.
+        digests: Of its images and their split, as `ImageDataModule.digests`; empty for a run of 0.2.
     """
 
     folder: Path
     run_name: str
     modified: float
+    config_digest: str
+    digests: Mapping[str, str]
 
     @property
     def checkpoint(self) -> Path:
@@ -73,9 +77,17 @@ def config_digest(config: Mapping[str, Any], data_digest: str) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def mark_unfinished(folder: Path, digest: str, run_name: str) -> None:
-    """Notes in a run's folder that it can be gone on with, by whoever has the same configuration."""
-    write_text_atomically(folder / UNFINISHED, json.dumps({"config_digest": digest, "run_name": run_name}))
+def mark_unfinished(folder: Path, digest: str, run_name: str, digests: Mapping[str, str] | None = None) -> None:
+    """Notes in a run's folder that it can be gone on with, by whoever has the same configuration.
+
+    Args:
+        folder: The run's.
+        digest: See `config_digest`.
+        run_name: What it is called.
+        digests: See `Unfinished`.
+    """
+    note = {"config_digest": digest, "run_name": run_name, "digests": dict(digests or {})}
+    write_text_atomically(folder / UNFINISHED, json.dumps(note))
 
 
 def mark_finished(folder: Path) -> None:
@@ -83,12 +95,12 @@ def mark_finished(folder: Path) -> None:
     (folder / UNFINISHED).unlink(missing_ok=True)
 
 
-def unfinished_runs(store: Store, digest: str, needs_checkpoint: bool = True) -> list[Unfinished]:
+def unfinished_runs(store: Store, digest: str | None, needs_checkpoint: bool = True) -> list[Unfinished]:
     """Returns the runs of this configuration that ended early, the newest first.
 
     Args:
         store: Where runs are kept.
-        digest: See `config_digest`.
+        digest: See `config_digest`; None for those of any configuration.
         needs_checkpoint: Leave out runs that have no `last.ckpt`.
     """
     found = []
@@ -98,8 +110,9 @@ def unfinished_runs(store: Store, digest: str, needs_checkpoint: bool = True) ->
         except ValueError as error:
             raise UsageError("resume", None, f"{marker} is no JSON ({error})", "remove it") from error
         newest = marker.parent / LAST if needs_checkpoint else marker
-        if note["config_digest"] == digest and newest.exists() and read_owner(marker.parent) is None:
-            found.append(Unfinished(marker.parent, note["run_name"], newest.stat().st_mtime))
+        if digest in (None, note["config_digest"]) and newest.exists() and read_owner(marker.parent) is None:
+            begun = (note["run_name"], newest.stat().st_mtime, note["config_digest"], note.get("digests", {}))
+            found.append(Unfinished(marker.parent, *begun))
     return sorted(found, key=lambda run: -run.modified)
 
 

@@ -52,13 +52,19 @@ from lit_cnn.training.trainer import RunTrainer, build_trainer, evaluation_train
 _RUN_FOLDER = "LIT_CNN_RUN_FOLDER"
 
 
-def train(setup: Setup, parent: ParentRun | None = None, label: str = "") -> Run:
+def train(
+    setup: Setup,
+    parent: ParentRun | None = None,
+    label: str = "",
+    before: Callable[[Setup], None] = lambda setup: None,
+) -> Run:
     """Trains one run to its end, from its first step or from where an earlier one stands, and tests its best epoch.
 
     Args:
         setup: What it is made of.
         parent: The run under which it is shown.
         label: What the parent calls it. One that the parent has already is not trained again.
+        before: Called with the setup when nothing refuses it, before the run is opened.
 
     Returns:
         The run. In all but the first process of a distributed run, its metrics alone.
@@ -78,6 +84,8 @@ def train(setup: Setup, parent: ParentRun | None = None, label: str = "") -> Run
         parent_key = _open_parent(parent, setup) if parent is not None else None
     if parent is not None and label in parent.children:
         return parent.children[label]
+    if is_first_process():
+        before(setup)
     if parts.logger is not None:
         _begin(setup, parts, start, report, parent_key)
     with signals_stop(parts.trainer, parts.checkpoints), quiet_lightning(), failures_in_words(setup.data.batch_size):
@@ -89,6 +97,7 @@ def train_children(
     parent: ParentRun,
     setups: Iterable[tuple[str, Callable[[], Setup]]],
     after_each: Callable[[Run], None] = lambda run: None,
+    before_each: Callable[[Setup], None] = lambda setup: None,
 ) -> Run:
     """Trains runs one after the other under a parent, and returns the parent with the runs as its children.
 
@@ -96,6 +105,7 @@ def train_children(
         parent: Not yet opened.
         setups: Label and setup of each child; made when its turn has come.
         after_each: Called with each child that has ended.
+        before_each: Called with the setup of each child that is about to begin.
 
     Raises:
         UsageError: As `train`, and so do the others.
@@ -104,7 +114,7 @@ def train_children(
     try:
         for label, make in setups:
             began = time.monotonic()
-            run = train(make(), parent, label)
+            run = train(make(), parent, label, before_each)
             if run is not parent.children.get(label):  # else it was trained before the parent was resumed
                 run = replace(run, seconds=time.monotonic() - began)
             parent.add(label, run)
@@ -188,7 +198,8 @@ def _open_parent(parent: ParentRun, setup: Setup) -> str:
     assert logger is not None
     config, digest = parent.config_of(setup.config), parent.digest_of(setup.config, setup.data.digests["data"])
     tags = {**run_tags(setup.model, setup.data, digest), "kind": parent.kind, **parent.tags}
-    return parent.open(logger, digest, parent.name_of(setup.name), params=flatten(config), tags=tags)
+    name = parent.name_of(setup.name)
+    return parent.open(logger, digest, name, setup.data.digests, params=flatten(config), tags=tags)
 
 
 def _begin(setup: Setup, parts: RunTrainer, start: Start, report: Report | None, parent_key: str | None) -> None:
@@ -206,7 +217,7 @@ def _begin(setup: Setup, parts: RunTrainer, start: Start, report: Report | None,
         tags["resumed_from"] = str(start.record.get("run_id") or start.record.get("key") or start.path)
     params = {**flatten(setup.config), "feature_cache": parts.feature_cache.used}
     logger.begin(run_name=setup.name, params=params, tags=tags, parent_key=parent_key, resume_folder=folder)
-    mark_unfinished(logger.run_folder, setup.digest, setup.name)
+    mark_unfinished(logger.run_folder, setup.digest, setup.name, setup.data.digests)
     parts.checkpoints.folder = logger.run_folder
     os.environ[_RUN_FOLDER] = str(logger.run_folder)
     config_text = yaml.safe_dump(setup.config, sort_keys=False)

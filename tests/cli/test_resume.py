@@ -1,6 +1,8 @@
 """Interrupted runs: real signals, real kills, and what MLflow and the weights look like after the resume."""
 
 import os
+import re
+import shutil
 import signal
 import threading
 import time
@@ -23,7 +25,7 @@ from lit_cnn.training.record import check_randomness
 from lit_cnn.training.start import find_start
 from tests.faults import kills, wait_until
 from tests.forks import Forked, start
-from tests.runs import SHORT, TrackedRun, fit, run_of_its_own, same_weights, tracked_runs
+from tests.runs import SHORT, TrackedRun, fit, image_folder, run_of_its_own, same_weights, tracked_runs
 
 # Long enough to be caught in the middle, with a checkpoint after nearly every step.
 LONGER = ("--trainer.max_epochs=12", "--checkpoint_seconds=0.02", "--trainer.log_every_n_steps=1")
@@ -168,6 +170,35 @@ def test_seeds_that_an_earlier_version_began_all_have_its_split(tmp_path: Path) 
     assert [child.tags["seed"] for child in children] == ["0", "1"]
     assert {run.tags["split_digest"] for run in (parent, *children)} == {children[0].tags["split_digest"]}
     assert {run.status for run in (parent, *children)} == {"FINISHED"}
+
+
+def test_resume_auto_on_other_images_says_what_has_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = image_folder(tmp_path / "pets", ["cat", "dog"], 40, size=16)
+    options = ("--data.dataset=image_folder", f"--data.root={root}", "--data.in_channels=1", "--resume=auto")
+    options = (*options, "--data.limit_train=null", "--trainer.max_epochs=40", "--checkpoint_seconds=0.02")
+    assert interrupted(signal.SIGINT, tmp_path, *options) == 128 + signal.SIGINT
+
+    def told(*more: str) -> tuple[str, bool]:
+        """What is said where the run would start now, and whether that is where the unfinished one stands."""
+        capsys.readouterr()
+        _, start = find_start(LitCLI("fit", [*SHORT, *options, *more]).setup)
+        return capsys.readouterr().err, start.path is not None
+
+    begun = "lenet5_scratch_pets in .* is unfinished and of other images: {}; this run starts anew\n"
+
+    def assert_told(what: str) -> None:
+        said, is_resumed = told()
+        assert re.fullmatch(begun.format(re.escape(what)), said) and not is_resumed
+
+    assert told() == ("", True)
+    shutil.copy(root / "cat" / "01.png", root / "cat" / "02.png")
+    assert_told("the bytes of some changed")
+    (root / "cat" / "02.png").unlink()
+    assert_told("1 image removed (cat/02.png)")
+    assert told("--data.batch_size=3") == ("", False)
+    shutil.copy(root / "cat" / "01.png", root / "dog" / "new.png")
+    (root / "cat" / "00.png").unlink()
+    assert_told("1 image added (dog/new.png), 2 images removed (cat/00.png (and 1 more))")
 
 
 def test_resume_auto_starts_anew_where_there_is_nothing_to_resume(tmp_path: Path) -> None:
