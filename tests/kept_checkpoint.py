@@ -11,9 +11,11 @@ import tempfile
 from pathlib import Path
 
 import torch
+import yaml
 
 from lit_cnn.cli import main as lit_cnn
 from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.stored_options import completed
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.classifier import LitClassifier
 
@@ -28,7 +30,7 @@ def logits_of(checkpoint: Path) -> torch.Tensor:
     hparams["weights"] = hparams["transfer"] = None
     model = LitClassifier(**hparams)
     model.load_state_dict(loaded["state_dict"])
-    data = ImageDataModule("digits", image_size=hparams["image_size"], num_workers=0)
+    data = ImageDataModule(**completed(yaml.safe_load(loaded["lit_cnn"]["config"])["data"]))
     images, _ = next(iter(data.test_dataloader()))
     with torch.inference_mode():
         return model.eval()(images[:20])

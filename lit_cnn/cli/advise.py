@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lit_cnn.data.datamodule import ImageDataModule
     from lit_cnn.evaluation.advice import Trial
     from lit_cnn.training.parents import ParentRun
-    from lit_cnn.training.run import Setup
+    from lit_cnn.training.setup import Setup
     from lit_cnn.training.transfer import Regime
 
 Planned = tuple[str, "Regime", int]

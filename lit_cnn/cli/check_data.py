@@ -11,6 +11,7 @@ from lit_cnn.cli.verbs import CommandParser, check_picture_file, write_picture
 from lit_cnn.core.errors import spelt
 from lit_cnn.data.audit import Report
 from lit_cnn.data.audit import check_data as check
+from lit_cnn.data.class_table import class_table
 from lit_cnn.data.contact_sheet import contact_sheet
 from lit_cnn.training.process import hush_lightning
 
@@ -59,6 +60,8 @@ def _print_table(report: Report) -> None:
 
     terminal = console()
     terminal.print(report.summary, markup=False, highlight=False)
+    if report.num_by_class:
+        terminal.print(class_table(report.num_by_class), markup=False, highlight=False)
     if not report.findings:
         return
     table = Table()

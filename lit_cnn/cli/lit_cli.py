@@ -12,8 +12,8 @@ from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.linked import LINKED_FROM_DATA
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.resume import checkpoint_file
-from lit_cnn.training.run import Setup
 from lit_cnn.training.run_options import TRAINER_DEFAULTS, RunOptions, trainer_options
+from lit_cnn.training.setup import Setup
 from lit_cnn.training.weights import expected_images, use_store
 
 _OPTIONS = tuple(field.name for field in dataclasses.fields(RunOptions))

@@ -17,7 +17,9 @@ from lit_cnn.cli.output import warn_not_sent
 from lit_cnn.cli.spelling import spelling_of
 from lit_cnn.core.errors import UsageError, spelt
 from lit_cnn.core.words import counted
-from lit_cnn.data.datamodule import stored_options
+from lit_cnn.data.class_table import class_table, count_classes
+from lit_cnn.data.splits import SPLIT_NAMES
+from lit_cnn.data.stored_options import completed
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.run import Run
 from lit_cnn.training.callbacks import RunInterrupted
@@ -28,7 +30,8 @@ from lit_cnn.training.losses import NonFiniteLossError
 from lit_cnn.training.parents import of_seeds
 from lit_cnn.training.process import RunFailedError, hush_lightning, is_first_process, notes_of
 from lit_cnn.training.resume import checkpoint_file
-from lit_cnn.training.run import Setup, evaluate, largest_batch_size, train, train_children
+from lit_cnn.training.run import evaluate, largest_batch_size, train, train_children
+from lit_cnn.training.setup import Setup
 
 Command = Literal["fit", "validate", "test"]
 
@@ -67,11 +70,11 @@ def _run_one(command: Command, arguments: list[str], model_class: type[LitClassi
         size, is_whole = largest_batch_size(cli.setup)
         print(f"--data.batch_size {size}{'; the training set has no more images' if is_whole else ''}")
     else:
-        print_run(train(cli.setup))
+        print_run(train(cli.setup, before=_split_printer()))
 
 
 def _run_seeds(seeds: list[int], arguments: list[str], model_class: type[LitClassifier]) -> None:
-    run = train_seeds(seeds, arguments, model_class, after_each=print_run)
+    run = train_seeds(seeds, arguments, model_class, after_each=print_run, before_each=_split_printer())
     means = [
         f"{name} {run.metrics[name]:.4f} +- {run.metrics[f'{name}_std']:.4f}"
         for name in ("best/val/acc", "test/acc")
@@ -85,6 +88,7 @@ def train_seeds(
     arguments: Sequence[str],
     model_class: type[LitClassifier],
     after_each: Callable[[Run], None] = lambda run: None,
+    before_each: Callable[[Setup], None] = lambda setup: None,
 ) -> Run:
     """Trains once with each seed, under one run with their mean and standard deviation, which it returns.
 
@@ -93,6 +97,7 @@ def train_seeds(
         arguments: Options of `lit-cnn fit`, without `--seeds`.
         model_class: What is trained.
         after_each: Called with each run that has ended.
+        before_each: Called with the setup of each run that is about to begin.
 
     Raises:
         UsageError: If the options choose a seed or a checkpoint themselves, or as `train`.
@@ -101,11 +106,26 @@ def train_seeds(
         raise UsageError("seeds", None, "goes with neither `seed` nor `ckpt_path`; `resume=auto` is possible")
     parent = of_seeds(seeds, resume="auto" in arguments or "--resume=auto" in arguments)
     setups = ((str(seed), partial(_setup_of, seed, arguments, model_class)) for seed in seeds)
-    return train_children(parent, setups, after_each)
+    return train_children(parent, setups, after_each, before_each)
 
 
 def _setup_of(seed: int, arguments: Sequence[str], model_class: type[LitClassifier]) -> Setup:
     return LitCLI("fit", [*arguments, f"--seed_everything={seed}"], model_class).setup
+
+
+def _split_printer() -> Callable[[Setup], None]:
+    """Returns what prints the images of each class in each split; of several runs, where they differ from the last."""
+    printed = ""
+
+    def print_split(setup: Setup) -> None:
+        nonlocal printed
+        data = setup.data
+        text = class_table(count_classes(data.image_set, {split: data.splits[split] for split in SPLIT_NAMES}))
+        if text != printed:
+            print(text, file=sys.stderr)
+        printed = text
+
+    return print_split
 
 
 def print_run(run: Run) -> None:
@@ -156,7 +176,7 @@ def _with_config_of_checkpoint(arguments: list[str]) -> list[str]:
         # The weights come from the checkpoint, what training started from need not be there any more, and an evaluation
         # augments nothing.
         kept["model"] |= {"weights": None, "transfer": None}
-        kept["data"] = {**stored_options(kept["data"]), "augment": None}
+        kept["data"] = completed(kept["data"]) | {"augment": None}
         # A student is a network like any other once it is trained.
         kept["model"] = {name: value for name, value in kept["model"].items() if name not in DISTILLATION_OPTIONS}
     except (yaml.YAMLError, KeyError, TypeError) as error:

@@ -12,7 +12,9 @@ import numpy as np
 
 from lit_cnn.core.errors import UsageError, in_python, spelt
 from lit_cnn.core.file_hashes import NO_BYTES
+from lit_cnn.core.intervals import wilson_interval
 from lit_cnn.core.words import counted
+from lit_cnn.data.class_table import count_classes
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.findings import ABSENT, Severity
 from lit_cnn.data.inspection import THUMBNAIL, Inspection, inspect_images
@@ -25,6 +27,7 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 _LEAST_SIDE = 8  # pixels
 _LONGEST_SHAPE = 10  # times as long as wide
 _IMBALANCE = 10  # times as many
+_FEW_TEST_IMAGES = 5  # of a class, from which a result says something
 _SHOWN = 8  # findings in a printed report
 # What still counts as the same picture: shrunk, enlarged, saved again as JPEG, made gray, of a little other contrast.
 # Unrelated photographs differ in 22 of the 64 bits and more.
@@ -74,6 +77,7 @@ class Report:
     Attributes:
         level: `quick` (headers, copies by their bytes, classes) or `full` (every image decoded, near copies too).
         num_images: Images by split; `all` for those not in a split yet.
+        num_by_class: The same of each class.
         findings: What was found, errors first.
         seconds: How long it took.
         image_set: The images.
@@ -81,6 +85,7 @@ class Report:
 
     level: Level
     num_images: Mapping[str, int]
+    num_by_class: Mapping[str, Mapping[str, int]]
     findings: Sequence[Finding]
     seconds: float
     image_set: ImageSet = field(repr=False, compare=False)
@@ -94,6 +99,7 @@ class Report:
         return {
             "level": self.level,
             "num_images": dict(self.num_images),
+            "num_by_class": {name: dict(counts) for name, counts in self.num_by_class.items()},
             "findings": [finding.to_dict() for finding in self.findings],
             "seconds": round(self.seconds, 3),
         }
@@ -191,8 +197,10 @@ def audit(image_set: ImageSet, splits: Mapping[str, np.ndarray], level: Level) -
         findings += _of_near_copies(image_set, split_of, seen)
     findings += [*_of_single_images(image_set, seen), *image_set.findings, *_of_classes(image_set, splits)]
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
-    counts = {split: len(members) for split, members in splits.items()} or {"all": len(image_set.labels)}
-    return Report(level, counts, findings, time.monotonic() - started, image_set)
+    parts = splits or {"all": np.arange(len(image_set.labels))}
+    counts = {split: len(members) for split, members in parts.items()}
+    by_class = count_classes(image_set, parts)
+    return Report(level, counts, by_class, findings, time.monotonic() - started, image_set)
 
 
 def _of_single_images(image_set: ImageSet, seen: Sequence[Inspection]) -> Iterator[Finding]:
@@ -337,6 +345,8 @@ def _of_classes(image_set: ImageSet, splits: Mapping[str, np.ndarray]) -> Iterat
             if lacking.any():
                 cases = tuple((names[label],) for label in np.flatnonzero(lacking))
                 yield Finding(f"class_not_in_{split}", "note", f"has no images in {split}: nothing is measured", cases)
+    if "test" in splits:
+        yield from _of_few_test_images(image_set, splits["test"])
     most, least = int(train.argmax()), int(np.where(train > 0, train, train.max() + 1).argmin())
     if train[most] >= _IMBALANCE * train[least] > 0:
         message = (
@@ -344,3 +354,17 @@ def _of_classes(image_set: ImageSet, splits: Mapping[str, np.ndarray]) -> Iterat
             "`class_weights=balanced` and `monitor=val/balanced_acc`"
         )
         yield Finding("imbalance", "note", message, ((names[most], names[least]),))
+
+
+def _of_few_test_images(image_set: ImageSet, test: np.ndarray) -> Iterator[Finding]:
+    tested = np.bincount(image_set.labels[test], minlength=len(image_set.class_names))
+    few = [int(label) for label in np.argsort(tested, kind="stable") if 0 < tested[label] < _FEW_TEST_IMAGES]
+    if few:
+        fewest = int(tested[few[0]])
+        low, high = (f"{100 * limit:.0f}" for limit in wilson_interval(fewest, fewest))
+        message = (
+            f"has {counted(fewest, 'test image')}, below {_FEW_TEST_IMAGES}: {fewest} of {fewest} right would mean an "
+            f"accuracy anywhere from {low} to {high} % [95 %]; add images"
+            + ("" if "test" in image_set.splits else ", or give a larger `test_fraction`")
+        )
+        yield Finding("few_test_images", "warning", message, tuple((image_set.class_names[label],) for label in few))

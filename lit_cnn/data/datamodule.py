@@ -1,10 +1,11 @@
 """`ImageDataModule`: splits, worker processes and the order of images, all of it a pure function of seeds."""
 
+import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import numpy as np
@@ -15,11 +16,13 @@ from lit_cnn.core.errors import UsageError, at_least
 from lit_cnn.core.resize import Interpolation
 from lit_cnn.data.batches import Batch, EvalImages, TrainImages, batch_loader
 from lit_cnn.data.inspection import without_bad_images
+from lit_cnn.data.labels import with_looked_at_names
 from lit_cnn.data.normalization import Normalization
 from lit_cnn.data.pixel_statistics import PixelStatistics, cached, keep, measure_pixels
 from lit_cnn.data.sampling import Sampler, TrainBatches, next_batch
 from lit_cnn.data.sources import (
     MAX_PIXELS,
+    NAMES_AS_TEXT,
     ArrayImages,
     EncodedImages,
     ImageSet,
@@ -27,7 +30,7 @@ from lit_cnn.data.sources import (
     check_source,
     load_image_set,
 )
-from lit_cnn.data.splits import Splits, draw_splits, manifest, manifest_digest
+from lit_cnn.data.splits import Splits, SplitScheme, draw_splits, manifest, manifest_digest
 from lit_cnn.data.transforms import CROP_RATIO, CROP_SCALE, RANDOM_CROP_PCT, TrainCrop, TrainTransform
 
 EVAL_BATCH_SIZE = 256
@@ -59,11 +62,14 @@ class ImageDataModule(pl.LightningDataModule):
         in_channels: 1 (gray) or 3 (RGB); by default what the source has, 3 for a folder.
         batch_size: Training images per step, over all devices.
         num_workers: Worker processes that decode and augment; the result does not depend on it.
-        val_fraction: Share of the images that are not test set aside for validation, where the source has no val.
-        test_fraction: Share of all images set aside for the test, where the source has no test.
+        val_fraction: Share of the images that are not test set aside for validation, of each class, where the source
+            has no val.
+        test_fraction: Share of all images set aside for the test, of each class, where the source has no test.
         split_seed: Seed of the split; independent of the training seed, unless this is the word `seed`: then each of
             `--seeds` has its own val and (with `limit_train`, say) training images, and the standard deviation over
             seeds includes which images one happens to have. What the source prescribes stays.
+        split_scheme: How the split is drawn: 2 by exact quotas, see `lit_cnn.data.splits.draw_splits`; 1 as by 0.2 and
+            before, to repeat a split of theirs.
         limit_train: Train on that many images in all, stratified; the first 50 are among the first 500.
         sampler: `shuffled`: an epoch is every training image once; `balanced`: as many, but equally many of each class.
         train_crop: How a training image becomes a square: `center` (as in validation), `random` (shorter side to
@@ -118,6 +124,7 @@ class ImageDataModule(pl.LightningDataModule):
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
         split_seed: int | Literal["seed"] = 0,
+        split_scheme: SplitScheme = 2,
         limit_train: int | None = None,
         sampler: Sampler = "shuffled",
         train_crop: TrainCrop = "center",
@@ -152,6 +159,8 @@ class ImageDataModule(pl.LightningDataModule):
         if crop_pct is not None and not 0 < crop_pct <= 1:
             raise UsageError("crop_pct", crop_pct, "give a share above 0 and at most 1, for example 0.875")
         _check_crop(train_crop, crop_scale=crop_scale, crop_ratio=crop_ratio)
+        if split_scheme not in get_args(SplitScheme):
+            raise UsageError("split_scheme", split_scheme, "give 2, or 1 for the draw of 0.2 and before")
         check_source(dataset)
         self.dataset = dataset
         self.root = Path(root).expanduser() if root is not None else None
@@ -168,9 +177,13 @@ class ImageDataModule(pl.LightningDataModule):
         source = (dataset, self.root, in_channels, class_names, columns)
         self._load = partial(load_image_set, *source, max_pixels=max_pixels, checked=False, outside_root=outside_root)
         split_seed = seed if split_seed == "seed" else split_seed
-        self._split = (val_fraction, test_fraction, split_seed, limit_train)
+        self._split = (val_fraction, test_fraction, split_seed, limit_train, split_scheme)
         self._cached: tuple[Dataset[Batch], Dataset[Batch]] | None = None
         self._has_told_why = False  # the search for a batch size asks for many loaders
+
+    def is_default(self, option: str) -> bool:
+        """Returns whether an argument has its default value."""
+        return bool(self.options[option] == inspect.signature(type(self)).parameters[option].default)
 
     def expect_images(self, expected: Mapping[str, Any] | None) -> None:
         """Serves the images that weights expect, in all that was not given otherwise; see `weights_expect`.
@@ -216,7 +229,10 @@ class ImageDataModule(pl.LightningDataModule):
 
     def load(self) -> ImageSet:
         """Reads the images, whatever may be wrong with them."""
-        return self._load()
+        found = self._load()
+        if self.dataset not in NAMES_AS_TEXT or self.options["split_scheme"] == 1:  # versions before took any name
+            return found
+        return with_looked_at_names(found, are_given=self.options["class_names"] is not None)
 
     @cached_property
     def splits(self) -> Splits:
@@ -373,15 +389,6 @@ class ImageDataModule(pl.LightningDataModule):
         # Images in memory are cut faster than a worker process hands them over.
         in_memory = cached is not None or isinstance(self.image_set.images, ArrayImages)
         return batch_loader(images, batches, 0 if in_memory else self.num_workers)
-
-
-def stored_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the options of a data module as a checkpoint or a record has them, with what they mean in this version.
-
-    Args:
-        options: As stored; those of an earlier version lack what came later.
-    """
-    return {"crop_pct": 1.0, **options}
 
 
 def _check_crop(train_crop: TrainCrop, **ranges: Sequence[float] | None) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -188,8 +188,13 @@ class ImageSet:
 
     def digest_of(self, indices: np.ndarray) -> str:
         """Returns the digest of a part of the images; it does not depend on their order."""
-        rows = (f"{self.paths[i]}\t{self.class_names[self.labels[i]]}\t{self.hashes[i]}\n" for i in indices)
-        return hashlib.sha256("".join(sorted(rows)).encode()).hexdigest()
+        return digest_of_rows((self.paths[i], self.class_names[self.labels[i]], self.hashes[i]) for i in indices)
+
+
+def digest_of_rows(rows: Iterable[tuple[str, str, str]]) -> str:
+    """Returns the digest of images, in any order, by path, class name and SHA-256; see `ImageSet.digest`."""
+    lines = (f"{path}\t{class_name}\t{sha256}\n" for path, class_name, sha256 in rows)
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
 def from_arrays(

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -10,12 +11,16 @@ from typing import Literal, get_args
 import numpy as np
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.core.randomness import key_words, many_key_words
+from lit_cnn.core.file_hashes import NO_BYTES
+from lit_cnn.core.randomness import many_key_words
 from lit_cnn.core.words import counted
 from lit_cnn.data.sources import ImageSet
+from lit_cnn.data.split_scheme_1 import set_aside_1
 
 Split = Literal["train", "val", "test"]
 SPLIT_NAMES: tuple[Split, ...] = get_args(Split)
+SplitScheme = Literal[1, 2]
+"""Raised when a release draws another split from the same images; see `draw_splits`."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +42,24 @@ class Splits:
 
 
 def draw_splits(
-    image_set: ImageSet, val_fraction: float, test_fraction: float, split_seed: int, limit_train: int | None = None
+    image_set: ImageSet,
+    val_fraction: float,
+    test_fraction: float,
+    split_seed: int,
+    limit_train: int | None = None,
+    scheme: SplitScheme = 2,
 ) -> Splits:
     """Sets test and val aside, class by class, then orders what is left for training.
 
-    Splits that the source prescribes are kept; a missing val or test is drawn from its train. An image's place
-    depends on `split_seed` and on its own bytes, not on how many images there are: images added later move none of the
-    others, and exact copies of one image share a split. So a share is met on average: a fifth of 100 images is 20 give
-    or take 4. Only in a class so small that its draw would leave a split empty does an image change its place.
+    Splits that the source prescribes are kept; a missing val or test is drawn from its train, test first. Each image
+    has a draw, a function of `split_seed` and its own bytes. Of each class the `round(fraction * n)` images with the
+    lowest draws are taken, one at least, as long as one is left for each split to come. So one image more or less moves
+    at most one other image of its class into or out of test, and one into or out of val.
 
-    Where the source knows groups, whole groups are drawn, by their names; exact copies in two groups make them one. The
-    share is then one of the groups.
+    What must not be torn apart has one draw: exact copies, whatever their labels, and where the source knows groups
+    the images of a group (exact copies in two groups make them one). By rising draw each is taken that fits into what
+    its classes' quotas still miss; then, while that brings all classes together nearer to their quotas, the one that
+    does so most. One image more or less may then move as many others as some of the largest groups hold.
 
     Args:
         image_set: The images.
@@ -55,23 +67,21 @@ def draw_splits(
         test_fraction: Share of all images that goes to test, in (0, 1), where none is prescribed; at least one a class.
         split_seed: The seed of the draw.
         limit_train: Keep that many training images, stratified; the first 50 are among the first 500.
+        scheme: 2 is the above; 1 repeats the draw of 0.2 and before, see `lit_cnn.data.split_scheme_1`.
 
     Raises:
         UsageError: If a class is too small, or in too few groups, to be in all three, or there are fewer training
             images than `limit_train`.
     """
-    units = None if image_set.groups is None else bound_together(image_set.groups, image_set.hashes)
+    names = _drawn_by(image_set, scheme)
     remaining = image_set.splits.get("train", np.arange(len(image_set.labels)))
     parts = dict(image_set.splits)
     to_draw = [split for split in ("test", "val") if split not in parts]
     for num_later, split in zip(range(len(to_draw), 0, -1), to_draw, strict=True):
         fraction = test_fraction if split == "test" else val_fraction
-        if units is None:
-            draws = _draw(image_set, remaining, split, split_seed)
-            taken = _set_aside(image_set, remaining, draws, fraction, num_later)
-        else:
-            key = ("split", split, split_seed)
-            taken = _set_units_aside(image_set, remaining, units[remaining], key, fraction, num_later)
+        draws = _draw([names[index] for index in remaining], split, split_seed)
+        choose = set_aside_1 if scheme == 1 else _set_aside
+        taken = choose(image_set, remaining, draws, fraction, num_later)
         parts[split], remaining = remaining[taken], remaining[~taken]
     train = stratified_order(image_set, remaining, split_seed)
     if limit_train is not None:
@@ -79,6 +89,14 @@ def draw_splits(
             raise UsageError("limit_train", limit_train, f"there are {len(train)} training images", "give fewer")
         train = train[:limit_train]
     return Splits(train, np.sort(parts["val"]), np.sort(parts["test"]))
+
+
+def _drawn_by(image_set: ImageSet, scheme: SplitScheme) -> Sequence[str]:
+    """Returns for each image what its draw is a function of; images with the same are never torn apart."""
+    hashes = image_set.hashes
+    if scheme != 1 and NO_BYTES in hashes:  # images that are not there are no copies of each other
+        hashes = [path if digest == NO_BYTES else digest for path, digest in zip(image_set.paths, hashes, strict=True)]
+    return hashes if image_set.groups is None else bound_together(image_set.groups, hashes).tolist()
 
 
 def bound_together(groups: Sequence[str], hashes: Sequence[str]) -> np.ndarray:
@@ -105,7 +123,7 @@ def stratified_order(image_set: ImageSet, indices: np.ndarray, split_seed: int) 
     """Orders images so that every prefix has the classes in their proportions and each class gets its turn early."""
     places = np.empty(len(indices))
     labels = image_set.labels[indices]
-    draws = _draw(image_set, indices, split_seed)
+    draws = _draw([image_set.hashes[index] for index in indices], split_seed)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         order = members[np.lexsort((indices[members], draws[members]))]
@@ -133,72 +151,94 @@ def manifest_digest(text: str) -> str:
 
 
 def _set_aside(
-    image_set: ImageSet, indices: np.ndarray, draws: np.ndarray, fraction: float, num_left: int
+    image_set: ImageSet, indices: np.ndarray, draws: np.ndarray, fraction: float, num_later: int
 ) -> np.ndarray:
-    """Returns a mask of the images to take: of each class at least one, and at least `num_left` are left."""
-    labels = image_set.labels[indices]
-    inside = draws < fraction * 2.0**64
-    taken = np.zeros(len(indices), bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        count = min(max(1, int(inside[members].sum())), len(members) - num_left)
-        if count < 1:
-            raise UsageError(
-                "root",
-                None,
-                (
-                    f"class {image_set.class_names[label]} has {counted(len(members), 'image')} to share "
-                    "between train, val and test"
-                ),
-                "add images, or leave the class out",
-            )
-        order = members[np.lexsort((indices[members], draws[members]))]
-        taken[order[:count]] = True
-    return taken
+    """Returns a mask of the images to take: of each class its quota, by rising draw; see `draw_splits`.
 
+    Args:
+        image_set: All images.
+        indices: `(n,)` those to choose from.
+        draws: `(n,)` uint64; images of one draw are taken together or not at all.
+        fraction: The quota, as a share of each class.
+        num_later: Splits that are to be filled from what is left: so many units of each class stay behind.
+    """
+    labels, num_classes = image_set.labels[indices], len(image_set.class_names)
+    ordered, unit_of = np.unique(draws, return_inverse=True)
+    pairs, sizes = np.unique(unit_of * num_classes + labels, return_counts=True)  # the images of a class in a unit
+    units, classes = np.divmod(pairs, num_classes)
+    starts = np.searchsorted(units, np.arange(len(ordered)))
+    num_units, num_images = (np.bincount(each, minlength=num_classes) for each in (classes, labels))
+    if len(few := np.flatnonzero((num_images > 0) & (num_units <= num_later))):
+        raise _too_few(image_set, few[0], num_images[few[0]], num_units[few[0]])
+    missing, free = np.maximum(1, np.rint(fraction * num_images)).astype(np.int64), num_units - num_later
+    taken = _that_fit(classes, sizes, [*starts, len(pairs)], missing, free)
 
-def _set_units_aside(
-    image_set: ImageSet, indices: np.ndarray, units: np.ndarray, key: tuple[int | str, ...], fraction: float, left: int
-) -> np.ndarray:
-    """Returns a mask of the images to take: whole units, of each class at least one, and at least `left` are left."""
-    names, unit_of = np.unique(units, return_inverse=True)
-    draws = np.fromiter((key_words(*key, str(name))[0] for name in names), np.uint64, len(names))
-    taken = draws < fraction * 2.0**64
-    # Which units hold which classes; the units from the lowest draw to the highest.
-    pairs = np.unique(np.stack([unit_of, image_set.labels[indices]], axis=1), axis=0)
-    pairs = pairs[np.argsort(draws[pairs[:, 0]], kind="stable")]
-    classes = np.unique(pairs[:, 1])
-    for label in classes:
-        holders = pairs[pairs[:, 1] == label, 0]
-        if len(holders) <= left:
-            raise _too_few_groups(image_set, label, f"is in {counted(len(holders), 'group')}")
-        inside = holders[taken[holders]]
-        taken[inside[max(0, len(holders) - left) :]] = False  # those drawn last stay behind
-    for label in classes:
-        holders = pairs[pairs[:, 1] == label, 0]
-        if not taken[holders].any():
-            free = [unit for unit in holders if _can_be_taken(pairs, taken, unit, left)]
-            if not free:
-                raise _too_few_groups(image_set, label, "shares its groups with other rare classes")
-            taken[free[0]] = True
+    # What is missing now is less than any unit has: one more is taken where that is nearer to the quotas.
+    missing -= np.bincount(classes[taken[units]], sizes[taken[units]], num_classes).astype(np.int64)
+    free -= np.bincount(classes[taken[units]], minlength=num_classes)
+    while (missing[num_images > 0] > 0).any():
+        gain = np.add.reduceat(np.abs(missing[classes]) - np.abs(missing[classes] - sizes), starts)
+        cannot = taken | (np.minimum.reduceat(free[classes], starts) < 1)
+        gain[cannot] = np.iinfo(np.int64).min
+        if gain.max() <= 0:
+            # Only units much larger than the quota: a class of which none is taken gets the one that is nearest.
+            without = np.setdiff1d(classes, classes[taken[units]])
+            if not len(without):
+                break
+            holds = np.zeros(len(ordered), bool)
+            holds[units[classes == without[0]]] = True
+            if (cannot | ~holds).all():
+                raise _too_few(image_set, without[0], num_images[without[0]], num_units[without[0]], is_bound=True)
+            gain[~holds] = np.iinfo(np.int64).min
+        unit = gain.argmax()
+        taken[unit] = True
+        missing[classes[units == unit]] -= sizes[units == unit]
+        free[classes[units == unit]] -= 1
     return taken[unit_of]
 
 
-def _can_be_taken(pairs: np.ndarray, taken: np.ndarray, unit: int, left: int) -> bool:
-    """Returns whether each class of the unit is in more than `left` units that are not taken."""
-    remaining = pairs[~taken[pairs[:, 0]]]
-    return all((remaining[:, 1] == label).sum() > left for label in pairs[pairs[:, 0] == unit, 1])
+def _that_fit(
+    classes: np.ndarray, sizes: np.ndarray, starts: Sequence[int], missing: np.ndarray, free: np.ndarray
+) -> np.ndarray:
+    """Returns a mask of units: each in turn, if it has no more images of a class than that one's quota still misses.
+
+    Args:
+        classes: `(m,)` the class of each pair (unit, class), by units.
+        sizes: `(m,)` the images of each pair.
+        starts: Where each unit's pairs begin; then m.
+        missing: Images that each class is to give.
+        free: Units that each class can give.
+    """
+    of_class, of_pair = classes.tolist(), sizes.tolist()
+    to_give, can_give = missing.tolist(), free.tolist()
+    taken = np.zeros(len(starts) - 1, bool)
+    num_open = len(set(of_class))
+    for unit, (start, end) in enumerate(itertools.pairwise(map(int, starts))):
+        if all(of_pair[at] <= to_give[of_class[at]] and can_give[of_class[at]] for at in range(start, end)):
+            taken[unit] = True
+            for at in range(start, end):
+                to_give[of_class[at]] -= of_pair[at]
+                can_give[of_class[at]] -= 1
+                num_open -= not to_give[of_class[at]]
+        if not num_open:
+            break
+    return taken
 
 
-def _too_few_groups(image_set: ImageSet, label: int, reason: str) -> UsageError:
-    return UsageError(
-        "root",
-        None,
-        f"class {image_set.class_names[label]} {reason}: they cannot be shared between train, val and test",
-        "add groups, leave the class out, or give the split in the manifest",
-    )
+def _too_few(
+    image_set: ImageSet, label: np.intp, num_images: np.intp, num_units: np.intp, is_bound: bool = False
+) -> UsageError:
+    name, between = image_set.class_names[label], "between train, val and test"
+    if image_set.groups is not None:
+        what = "shares its groups with other rare classes" if is_bound else f"is in {counted(int(num_units), 'group')}"
+        remedy = "add groups, leave the class out, or give the split in the manifest"
+        return UsageError("root", None, f"class {name} {what}: they cannot be shared {between}", remedy)
+    what = counted(int(num_images), "image")
+    if is_bound or num_units < num_images:
+        what += ", copies under other labels among them," if is_bound else f" ({num_units:,} without copies)"
+    return UsageError("root", None, f"class {name} has {what} to share {between}", "add images, or leave the class out")
 
 
-def _draw(image_set: ImageSet, indices: np.ndarray, *key: int | str) -> np.ndarray:
-    """Returns a number in [0, 2**64) for each image, `(n,)` uint64: a function of the key and the image's bytes."""
-    return many_key_words("split", ((*key, image_set.hashes[index]) for index in indices))[:, 0]
+def _draw(names: Sequence[str], *key: int | str) -> np.ndarray:
+    """Returns a number in [0, 2**64) for each name, `(n,)` uint64: a function of the key and the name."""
+    return many_key_words("split", ((*key, name) for name in names))[:, 0]

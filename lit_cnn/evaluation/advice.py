@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from lit_cnn.core.intervals import wilson_interval
 from lit_cnn.evaluation.report.figure import new_figure, save_png
-from lit_cnn.evaluation.statistics import Interval, unpaired_difference, wilson_interval
+from lit_cnn.evaluation.statistics import Interval, unpaired_difference
 from lit_cnn.training.transfer import Regime
 
 _LEAST_PER_CLASS = 5

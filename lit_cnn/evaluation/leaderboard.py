@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from lit_cnn.core.intervals import wilson_interval
 from lit_cnn.evaluation.report.page import bullets, grid, page, paragraph
 from lit_cnn.evaluation.report.result import (
     Result,
@@ -27,7 +28,6 @@ from lit_cnn.evaluation.statistics import (
     mean_std,
     paired_mean_difference,
     welch_difference,
-    wilson_interval,
 )
 from lit_cnn.tracking.run import Run
 

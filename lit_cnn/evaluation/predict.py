@@ -17,9 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.file_hashes import hash_files
-from lit_cnn.data.datamodule import ImageDataModule, stored_options
+from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.sources import ArrayImages
 from lit_cnn.data.splits import Split
+from lit_cnn.data.stored_options import completed
 from lit_cnn.evaluation.cost import network_of
 from lit_cnn.evaluation.members import checkpoint_of, checkpoint_sha256
 from lit_cnn.evaluation.multi_crop import VIEWS, Block, blocks_of
@@ -335,7 +336,7 @@ def _load_known(store: Store, run: RunInfo, record: NetworkRecord) -> LitClassif
 def _data_of(record: NetworkRecord, root: Path | str | None) -> ImageDataModule:
     # Without what training did to images; what validation sees does not follow from it then.
     of_training = {"augment": None, "train_crop": "center", "crop_scale": None, "crop_ratio": None}
-    options = {**stored_options(record.data), **of_training, "crop_pct": record.preprocessing["crop_pct"]}
+    options = {**completed(record.data), **of_training, "crop_pct": record.preprocessing["crop_pct"]}
     if root is not None:
         options["root"] = str(root)
     return ImageDataModule(**options)

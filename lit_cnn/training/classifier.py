@@ -15,7 +15,7 @@ from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.models import resolve_arch
 from lit_cnn.models.heads import Head
 from lit_cnn.training.feature_cache import FeatureCacheMode
-from lit_cnn.training.linked import check_setup, linked_options, record_of
+from lit_cnn.training.linked import check_setup, linked_options, own_options, record_of
 from lit_cnn.training.losses import NonFiniteLossError, balanced_weights, cross_entropy, losses_of_step
 from lit_cnn.training.metrics import TrainSums, evaluation_metrics, log_now, train_means
 from lit_cnn.training.mixing import build_mixing
@@ -198,6 +198,10 @@ class LitClassifier(pl.LightningModule):
             (10, 32, True)
         """
         return cls(arch=arch, weights=weights, transfer=transfer, **linked_options(data, arch, weights), **options)
+
+    def for_other_data(self, data: ImageDataModule) -> Self:
+        """Returns a classifier built anew by the same arguments, for the images of another data module."""
+        return type(self).for_data(data, **own_options(self.hparams))
 
     def train(self, mode: bool = True) -> "LitClassifier":
         """Puts what trains into train mode; what is frozen stays in evaluation mode."""

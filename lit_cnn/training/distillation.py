@@ -1,7 +1,7 @@
 """Distillation: one student learns what the networks of an ensemble predict together."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.training.classifier import LitClassifier
+from lit_cnn.training.linked import own_options
 from lit_cnn.training.load import load_classifier
 from lit_cnn.training.weights import checkpoint_file
 
@@ -112,6 +113,16 @@ class Distillation(LitClassifier):
             return soft
         return self.alpha * soft + (1 - self.alpha) * super().loss(logits, targets, views)
 
+    def for_other_data(self, data: ImageDataModule) -> Self:
+        """Returns a student of the same teachers, built anew by the same arguments, for other images."""
+        own: dict[str, Any] = {
+            "teachers": list(self._digests),
+            "temperature": self.temperature,
+            "alpha": self.alpha,
+            **own_options(self.hparams),
+        }
+        return type(self).for_data(data, **own)
+
     def check_split(self, data: ImageDataModule) -> None:
         """Refuses teachers that were trained on what is val or test here.
 
@@ -125,7 +136,8 @@ class Distillation(LitClassifier):
                         "teachers",
                         address,
                         f"was trained with other {what} images",
-                        "take one of the same split, or the options of the data that it was trained with",
+                        "take one of the same split, or the options of the data that it was trained with "
+                        "(`split_scheme=1` for one of 0.2)",
                     )
 
     def _refuse_other(self, address: str, network: LitClassifier) -> None:

@@ -15,11 +15,12 @@ from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.tracking.run import Run
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.distillation import Distillation
-from lit_cnn.training.linked import own_options, plain_config
+from lit_cnn.training.linked import plain_config
 from lit_cnn.training.parents import of_seeds
 from lit_cnn.training.process import hush_lightning
-from lit_cnn.training.run import Setup, train, train_children
+from lit_cnn.training.run import train, train_children
 from lit_cnn.training.run_options import RunOptions, trainer_options
+from lit_cnn.training.setup import Setup
 
 _OF_RUN = tuple(field.name for field in fields(RunOptions))
 _OF_TRAINER = {
@@ -95,7 +96,7 @@ def _with_seed(
     seed: int, model: LitClassifier, data: ImageDataModule, options: RunOptions, given: Mapping[str, Any]
 ) -> Setup:
     own_data = ImageDataModule(**{**data.options, "weights_expect": data.weights_expect, "seed": seed})
-    return setup_of(type(model).for_data(own_data, **own_options(model.hparams)), own_data, options, given)
+    return setup_of(model.for_other_data(own_data), own_data, options, given)
 
 
 def _split(options: Mapping[str, Any]) -> tuple[RunOptions, dict[str, Any]]:

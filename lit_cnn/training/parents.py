@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import write_text_atomically
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.tracking.run import Run
-from lit_cnn.training.resume import mark_finished, mark_unfinished, unfinished_runs
+from lit_cnn.tracking.store import Store
+from lit_cnn.training.resume import config_digest, mark_finished, mark_unfinished, unfinished_runs
 
 _RESULTS = "results.json"
 
@@ -30,6 +31,8 @@ class ParentRun:
         conclude: Logs what the children come to together, when all are done.
 
     Attributes:
+        data_options: Options of the data that all children have, whatever they are given: those of the version that
+            began the run.
         children: Label, such as the seed, -> the child's run, in the order in which they ended.
         logger: What the run logs with; None before it is opened, and where nothing is tracked.
     """
@@ -40,20 +43,48 @@ class ParentRun:
     tags: Mapping[str, str]
     name_of: Callable[[str], str]
     conclude: Callable[["ParentRun"], None]
+    data_options: dict[str, Any] = field(default_factory=dict)
     children: dict[str, Run] = field(default_factory=dict)
     logger: JournalLogger | None = None
 
     def config_of(self, child: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the configuration of the run, from that of a child."""
-        return {**child, **self.differs}
+        config = {**child, **self.differs}
+        return {**config, "data": {**config["data"], **self.data_options}}
 
-    def open(self, logger: JournalLogger, digest: str, run_name: str, **begin: Any) -> str:
+    def digest_of(self, child: Mapping[str, Any], data_digest: str) -> str:
+        """Returns the digest of the run's configuration; see `config_digest`."""
+        return config_digest(self.config_of(child), data_digest)
+
+    def find_begun(self, child: Mapping[str, Any], before: Mapping[str, Any], data_digest: str, store: Store) -> bool:
+        """Takes over the options of the data with which an earlier version began this run, if it is to be resumed.
+
+        Returns whether there is a run to resume, of this version or an earlier one, or no such run is asked for.
+
+        Args:
+            child: Configuration of a child.
+            before: What an earlier version meant by the options that it did not have.
+            data_digest: Digest of the images.
+            store: Where runs are kept.
+        """
+        if self.logger is not None or not self.resume:
+            return True
+        if unfinished_runs(store, self.digest_of(child, data_digest), needs_checkpoint=False):
+            return True
+        older = replace(self, data_options=dict(before))
+        if unfinished_runs(store, older.digest_of(child, data_digest), needs_checkpoint=False):
+            self.data_options = dict(before)
+            return True
+        return False
+
+    def open(self, logger: JournalLogger, digest: str, run_name: str, digests: Mapping[str, str], **begin: Any) -> str:
         """Opens the run once, or goes on with the unfinished one; returns its key.
 
         Args:
             logger: What the run logs with, not yet begun; kept at the first call.
             digest: Digest of the configuration and all children.
             run_name: The run's name.
+            digests: Of the images and their split.
             **begin: More arguments of `JournalLogger.begin`.
 
         Raises:
@@ -71,7 +102,7 @@ class ParentRun:
         if folder is not None:
             self.children = _read_children(folder / _RESULTS)
         logger.begin(run_name=run_name, **begin, resume_folder=folder)
-        mark_unfinished(logger.run_folder, digest, run_name)
+        mark_unfinished(logger.run_folder, digest, run_name, digests)
         self.logger = logger
         return logger.key
 

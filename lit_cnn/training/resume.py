@@ -9,6 +9,7 @@ from typing import Any
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import write_text_atomically
+from lit_cnn.data.stored_options import MEANT_BEFORE
 from lit_cnn.tracking.journal import read_owner
 from lit_cnn.tracking.store import LAST, UNFINISHED, Store
 
@@ -40,11 +41,15 @@ class Unfinished:
         folder: Its journal's folder, with `last.ckpt`.
         run_name: What it is called.
         modified: When it last wrote a checkpoint, seconds since 1970.
+        config_digest: See `config_digest`.
+        digests: Of its images and their split, as `ImageDataModule.digests`; empty for a run of 0.2.
     """
 
     folder: Path
     run_name: str
     modified: float
+    config_digest: str
+    digests: Mapping[str, str]
 
     @property
     def checkpoint(self) -> Path:
@@ -67,12 +72,22 @@ def config_digest(config: Mapping[str, Any], data_digest: str) -> str:
     for section in ("model", "data", "trainer"):
         left_out = _LEFT_OUT.get(section, frozenset())
         kept[section] = {name: value for name, value in config[section].items() if name not in left_out}
+    # What does as versions did that had no such option has their digest.
+    kept["data"] = {name: value for name, value in kept["data"].items() if (name, value) not in MEANT_BEFORE.items()}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def mark_unfinished(folder: Path, digest: str, run_name: str) -> None:
-    """Notes in a run's folder that it can be gone on with, by whoever has the same configuration."""
-    write_text_atomically(folder / UNFINISHED, json.dumps({"config_digest": digest, "run_name": run_name}))
+def mark_unfinished(folder: Path, digest: str, run_name: str, digests: Mapping[str, str] | None = None) -> None:
+    """Notes in a run's folder that it can be gone on with, by whoever has the same configuration.
+
+    Args:
+        folder: The run's.
+        digest: See `config_digest`.
+        run_name: What it is called.
+        digests: See `Unfinished`.
+    """
+    note = {"config_digest": digest, "run_name": run_name, "digests": dict(digests or {})}
+    write_text_atomically(folder / UNFINISHED, json.dumps(note))
 
 
 def mark_finished(folder: Path) -> None:
@@ -80,12 +95,12 @@ def mark_finished(folder: Path) -> None:
     (folder / UNFINISHED).unlink(missing_ok=True)
 
 
-def unfinished_runs(store: Store, digest: str, needs_checkpoint: bool = True) -> list[Unfinished]:
+def unfinished_runs(store: Store, digest: str | None, needs_checkpoint: bool = True) -> list[Unfinished]:
     """Returns the runs of this configuration that ended early, the newest first.
 
     Args:
         store: Where runs are kept.
-        digest: See `config_digest`.
+        digest: See `config_digest`; None for those of any configuration.
         needs_checkpoint: Leave out runs that have no `last.ckpt`.
     """
     found = []
@@ -95,30 +110,27 @@ def unfinished_runs(store: Store, digest: str, needs_checkpoint: bool = True) ->
         except ValueError as error:
             raise UsageError("resume", None, f"{marker} is no JSON ({error})", "remove it") from error
         newest = marker.parent / LAST if needs_checkpoint else marker
-        if note["config_digest"] == digest and newest.exists() and read_owner(marker.parent) is None:
-            found.append(Unfinished(marker.parent, note["run_name"], newest.stat().st_mtime))
+        if digest in (None, note["config_digest"]) and newest.exists() and read_owner(marker.parent) is None:
+            begun = (note["run_name"], newest.stat().st_mtime, note["config_digest"], note.get("digests", {}))
+            found.append(Unfinished(marker.parent, *begun))
     return sorted(found, key=lambda run: -run.modified)
 
 
-def last_checkpoint(store: Store, digest: str, *, required: bool) -> Path | None:
-    """Returns `last.ckpt` of the one unfinished run of this configuration.
+def last_checkpoint(store: Store, digest: str) -> Path | None:
+    """Returns `last.ckpt` of the one unfinished run of this configuration; None if there is none.
 
     Args:
         store: Where runs are kept.
         digest: See `config_digest`.
-        required: Whether none is a mistake (`--ckpt_path last`) or a reason to start anew (`--resume auto`).
 
     Raises:
-        UsageError: If there are several, with their list, or none and one is required.
+        UsageError: If there are several, with their list.
     """
     runs = unfinished_runs(store, digest)
     if len(runs) > 1:
         listed = "; ".join(f"{run.run_name} {run.checkpoint}" for run in runs)
         reason = f"{len(runs)} unfinished runs have this configuration"
         raise UsageError(None, None, reason, f"give `ckpt_path` one of: {listed}")
-    if not runs and required:
-        reason = f"no unfinished run of this configuration in {store.journal_dir}"
-        raise UsageError("ckpt_path", "last", reason, "leave it out to start anew, or give `ckpt_path=FILE`")
     return runs[0].checkpoint if runs else None
 
 

@@ -3,11 +3,10 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
@@ -42,85 +41,30 @@ from lit_cnn.training.record import (
     log_check,
     log_inputs,
     log_preview,
-    run_name,
     run_tags,
 )
-from lit_cnn.training.resume import (
-    checkpoint_file,
-    config_digest,
-    last_checkpoint,
-    mark_finished,
-    mark_unfinished,
-)
-from lit_cnn.training.run_options import RunOptions
+from lit_cnn.training.resume import checkpoint_file, mark_finished, mark_unfinished
+from lit_cnn.training.setup import Setup
+from lit_cnn.training.start import Start, find_start
 from lit_cnn.training.trainer import RunTrainer, build_trainer, evaluation_trainer
 
 # How the first process of a distributed run tells the others.
-_RESUME_FROM, _RUN_FOLDER = "LIT_CNN_RESUME_FROM", "LIT_CNN_RUN_FOLDER"
+_RUN_FOLDER = "LIT_CNN_RUN_FOLDER"
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What a run is made of.
-
-    Attributes:
-        model: What is trained.
-        data: On what.
-        options: Of the run.
-        trainer: Options of Lightning's Trainer, complete (see `trainer_options`).
-        config: All of that as plain values, as the run records it.
-    """
-
-    model: LitClassifier
-    data: ImageDataModule
-    options: RunOptions
-    trainer: Mapping[str, Any]
-    config: dict[str, Any]
-
-    @cached_property
-    def digest(self) -> str:
-        """What decides the weights; see `config_digest`."""
-        return config_digest(self.config, self.data.digests["data"])
-
-    @property
-    def name(self) -> str:
-        """The run's name."""
-        return run_name(self.model, self.data, self.options.recipe)
-
-    def new_logger(self) -> JournalLogger | None:
-        """Returns what a run of this setup logs with, not yet begun; None where nothing is tracked."""
-        if not self.options.track:
-            return None
-        experiment = self.options.experiment or self.data.image_set.name
-        waits = self.options.on_full_disk == "continue"
-        return JournalLogger(experiment, tracking_uri=self.options.tracking_uri, buffer_when_disk_full=waits)
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a run starts: from its first step, or from a checkpoint.
-
-    Attributes:
-        path: The checkpoint's file; None for the first step.
-        checkpoint: What is in it.
-    """
-
-    path: Path | None
-    checkpoint: dict[str, Any]
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What the checkpoint says of its run."""
-        return self.checkpoint.get("lit_cnn", {})
-
-
-def train(setup: Setup, parent: ParentRun | None = None, label: str = "") -> Run:
+def train(
+    setup: Setup,
+    parent: ParentRun | None = None,
+    label: str = "",
+    before: Callable[[Setup], None] = lambda setup: None,
+) -> Run:
     """Trains one run to its end, from its first step or from where an earlier one stands, and tests its best epoch.
 
     Args:
         setup: What it is made of.
         parent: The run under which it is shown.
         label: What the parent calls it. One that the parent has already is not trained again.
+        before: Called with the setup when nothing refuses it, before the run is opened.
 
     Returns:
         The run. In all but the first process of a distributed run, its metrics alone.
@@ -130,8 +74,8 @@ def train(setup: Setup, parent: ParentRun | None = None, label: str = "") -> Run
         RunFailedError: If a disk or the memory was full; the run is FAILED.
         RunInterrupted: If a signal stopped it; the run is KILLED, and can be resumed.
     """
+    setup, start = find_start(setup, parent)
     parts = build_trainer(setup.model, setup.options, setup.trainer, setup.new_logger())
-    start = find_start(setup)
     _check(setup, parts, start, has_parent=parent is not None)
     report = check_before_fit(setup.data) if is_first_process() else None
     parent_key = None
@@ -140,6 +84,8 @@ def train(setup: Setup, parent: ParentRun | None = None, label: str = "") -> Run
         parent_key = _open_parent(parent, setup) if parent is not None else None
     if parent is not None and label in parent.children:
         return parent.children[label]
+    if is_first_process():
+        before(setup)
     if parts.logger is not None:
         _begin(setup, parts, start, report, parent_key)
     with signals_stop(parts.trainer, parts.checkpoints), quiet_lightning(), failures_in_words(setup.data.batch_size):
@@ -151,6 +97,7 @@ def train_children(
     parent: ParentRun,
     setups: Iterable[tuple[str, Callable[[], Setup]]],
     after_each: Callable[[Run], None] = lambda run: None,
+    before_each: Callable[[Setup], None] = lambda setup: None,
 ) -> Run:
     """Trains runs one after the other under a parent, and returns the parent with the runs as its children.
 
@@ -158,6 +105,7 @@ def train_children(
         parent: Not yet opened.
         setups: Label and setup of each child; made when its turn has come.
         after_each: Called with each child that has ended.
+        before_each: Called with the setup of each child that is about to begin.
 
     Raises:
         UsageError: As `train`, and so do the others.
@@ -166,7 +114,7 @@ def train_children(
     try:
         for label, make in setups:
             began = time.monotonic()
-            run = train(make(), parent, label)
+            run = train(make(), parent, label, before_each)
             if run is not parent.children.get(label):  # else it was trained before the parent was resumed
                 run = replace(run, seconds=time.monotonic() - began)
             parent.add(label, run)
@@ -203,30 +151,6 @@ def largest_batch_size(setup: Setup) -> tuple[int, bool]:
     # Without the user's loggers: nothing is trained that stays.
     trainer = build_trainer(setup.model, setup.options, {**setup.trainer, "logger": None}, None).trainer
     return find_batch_size(trainer, setup.model, setup.data)
-
-
-def find_start(setup: Setup) -> Start:
-    """Returns where the run starts; the processes of a distributed run start where the first one does.
-
-    Raises:
-        UsageError: If the checkpoint is not there, or it is not clear which is meant.
-    """
-    if is_first_process():
-        path = _choose_checkpoint(setup)
-        # Lightning starts the other processes of a run later, by which time this one holds the run.
-        os.environ[_RESUME_FROM] = str(path or "")
-    else:
-        path = Path(os.environ[_RESUME_FROM]) if os.environ.get(_RESUME_FROM) else None
-    return Start(path, load_checkpoint(path) if path else {})
-
-
-def _choose_checkpoint(setup: Setup) -> Path | None:
-    options = setup.options
-    if options.ckpt_path == "last":
-        return last_checkpoint(options.store, setup.digest, required=True)
-    if options.ckpt_path is None and options.resume == "auto":
-        return last_checkpoint(options.store, setup.digest, required=False)
-    return checkpoint_file(options.ckpt_path, options.store) if options.ckpt_path else None
 
 
 def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> None:
@@ -272,10 +196,10 @@ def _require_room(setup: Setup, parts: RunTrainer, start: Start) -> None:
 def _open_parent(parent: ParentRun, setup: Setup) -> str:
     logger = parent.logger or setup.new_logger()
     assert logger is not None
-    config = parent.config_of(setup.config)
-    digest = config_digest(config, setup.data.digests["data"])
+    config, digest = parent.config_of(setup.config), parent.digest_of(setup.config, setup.data.digests["data"])
     tags = {**run_tags(setup.model, setup.data, digest), "kind": parent.kind, **parent.tags}
-    return parent.open(logger, digest, parent.name_of(setup.name), params=flatten(config), tags=tags)
+    name = parent.name_of(setup.name)
+    return parent.open(logger, digest, name, setup.data.digests, params=flatten(config), tags=tags)
 
 
 def _begin(setup: Setup, parts: RunTrainer, start: Start, report: Report | None, parent_key: str | None) -> None:
@@ -293,7 +217,7 @@ def _begin(setup: Setup, parts: RunTrainer, start: Start, report: Report | None,
         tags["resumed_from"] = str(start.record.get("run_id") or start.record.get("key") or start.path)
     params = {**flatten(setup.config), "feature_cache": parts.feature_cache.used}
     logger.begin(run_name=setup.name, params=params, tags=tags, parent_key=parent_key, resume_folder=folder)
-    mark_unfinished(logger.run_folder, setup.digest, setup.name)
+    mark_unfinished(logger.run_folder, setup.digest, setup.name, setup.data.digests)
     parts.checkpoints.folder = logger.run_folder
     os.environ[_RUN_FOLDER] = str(logger.run_folder)
     config_text = yaml.safe_dump(setup.config, sort_keys=False)

@@ -1,6 +1,8 @@
 """Interrupted runs: real signals, real kills, and what MLflow and the weights look like after the resume."""
 
 import os
+import re
+import shutil
 import signal
 import threading
 import time
@@ -15,13 +17,15 @@ import pytest
 import torch
 
 from lit_cnn.cli import main
+from lit_cnn.cli.lit_cli import LitCLI
 from lit_cnn.core.randomness import SCHEME_VERSION
 from lit_cnn.models import create_model
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.record import check_randomness
+from lit_cnn.training.start import find_start
 from tests.faults import kills, wait_until
 from tests.forks import Forked, start
-from tests.runs import SHORT, TrackedRun, fit, run_of_its_own, same_weights, tracked_runs
+from tests.runs import SHORT, TrackedRun, fit, image_folder, run_of_its_own, same_weights, tracked_runs
 
 # Long enough to be caught in the middle, with a checkpoint after nearly every step.
 LONGER = ("--trainer.max_epochs=12", "--checkpoint_seconds=0.02", "--trainer.log_every_n_steps=1")
@@ -129,6 +133,72 @@ def test_several_unfinished_runs_are_listed(choice: str, tmp_path: Path, capsys:
     checkpoints = list(tmp_path.glob("mlruns/journal/*/last.ckpt"))
     assert len(checkpoints) == 2
     assert all(str(path) in message for path in checkpoints)
+
+
+# A run of the first scheme has the digest of a run of 0.2: see test_kept_checkpoint.py.
+OF_0_2 = "--data.split_scheme=1"
+
+
+def test_a_run_of_the_first_scheme_goes_on_with_its_own_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = (*LONGER, "--data.normalize=train")
+    assert fit(*options, OF_0_2) == 0
+    interrupted(signal.SIGINT, tmp_path, *options, OF_0_2)
+    (last,) = (path for path in tmp_path.glob("mlruns/journal/*/last.ckpt") if not is_finished(path.parent))
+    for how in ("--resume=auto", "--ckpt_path=last", f"--ckpt_path={last}"):
+        setup, start = find_start(LitCLI("fit", [*SHORT, *options, how]).setup)
+        assert start.path == last
+        assert setup.config["data"]["split_scheme"] == setup.data.options["split_scheme"] == 1
+        assert setup.model.hparams["class_counts"] == setup.data.class_counts
+    capsys.readouterr()
+    assert fit(*options, "--resume=auto") == 0
+    assert "going on as lit_cnn" in capsys.readouterr().err
+    whole, resumed = tracked_runs(tmp_path)
+    assert resumed.params["data.split_scheme"] == "1"
+    assert resumed.tags["split_digest"] == whole.tags["split_digest"]
+    assert_same_run(resumed, whole)
+
+
+@pytest.mark.slow
+def test_seeds_that_an_earlier_version_began_all_have_its_split(tmp_path: Path) -> None:
+    seeds = ("--seeds", "0", "1")
+    assert interrupted(signal.SIGINT, tmp_path, *LONGER, OF_0_2, *seeds) == 128 + signal.SIGINT
+    assert fit(*LONGER, *seeds, "--resume", "auto") == 0
+    (parent,) = tracked_runs(tmp_path, "seeds")
+    children = tracked_runs(tmp_path, "fit")
+    assert [child.tags["seed"] for child in children] == ["0", "1"]
+    assert {run.tags["split_digest"] for run in (parent, *children)} == {children[0].tags["split_digest"]}
+    assert {run.status for run in (parent, *children)} == {"FINISHED"}
+
+
+def test_resume_auto_on_other_images_says_what_has_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = image_folder(tmp_path / "pets", ["cat", "dog"], 40, size=16)
+    options = ("--data.dataset=image_folder", f"--data.root={root}", "--data.in_channels=1", "--resume=auto")
+    options = (*options, "--data.limit_train=null", "--trainer.max_epochs=40", "--checkpoint_seconds=0.02")
+    assert interrupted(signal.SIGINT, tmp_path, *options) == 128 + signal.SIGINT
+
+    def told(*more: str) -> tuple[str, bool]:
+        """What is said where the run would start now, and whether that is where the unfinished one stands."""
+        capsys.readouterr()
+        _, start = find_start(LitCLI("fit", [*SHORT, *options, *more]).setup)
+        return capsys.readouterr().err, start.path is not None
+
+    begun = "lenet5_scratch_pets in .* is unfinished and of other images: {}; this run starts anew\n"
+
+    def assert_told(what: str) -> None:
+        said, is_resumed = told()
+        assert re.fullmatch(begun.format(re.escape(what)), said) and not is_resumed
+
+    assert told() == ("", True)
+    shutil.copy(root / "cat" / "01.png", root / "cat" / "02.png")
+    assert_told("the bytes of some changed")
+    (root / "cat" / "02.png").unlink()
+    assert_told("1 image removed (cat/02.png)")
+    assert told("--data.batch_size=3") == ("", False)
+    shutil.copy(root / "cat" / "01.png", root / "dog" / "new.png")
+    (root / "cat" / "00.png").unlink()
+    assert_told("1 image added (dog/new.png), 2 images removed (cat/00.png (and 1 more))")
 
 
 def test_resume_auto_starts_anew_where_there_is_nothing_to_resume(tmp_path: Path) -> None:

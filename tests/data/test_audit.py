@@ -50,7 +50,7 @@ def test_everything_planted_is_found_and_named(tmp_path: Path) -> None:
     missed = {path: kinds for path, kinds in expected.items() if not found[path] & set(kinds.split("|"))}
     assert missed == {}
     # Beside what was planted, only its counterparts are told of, each once.
-    clean = {path for path in found if path not in expected}
+    clean = {path for path in found if path not in expected} - set(pets.class_names)
     assert len(clean) == 6 and all(found[path] <= set("|".join(expected.values()).split("|")) for path in clean)
 
 
@@ -265,14 +265,28 @@ def inside(row: np.ndarray, column: int) -> np.ndarray:
 
 
 def test_a_folder_a_manifest_and_a_data_module_are_checked_alike(tmp_path: Path) -> None:
-    root = photo_set(tmp_path / "pets", 12)
+    root = photo_set(tmp_path / "pets", 25)
     (root / "misty" / "again.png").write_bytes((root / "misty" / "0.png").read_bytes())
     rows = [f"{path.relative_to(tmp_path).as_posix()},{path.parent.name}" for path in sorted(root.rglob("*.png"))]
     listed = write_csv(tmp_path / "pets.csv", "path,label", *rows)
     for data in (root, str(root), listed, ImageDataModule("image_folder", root=root)):
         report = check_data(data, level="quick")
         assert [finding.kind for finding in report.findings] == ["duplicate"]
-        assert sum(report.num_images.values()) == 25 and set(report.num_images) == {"train", "val", "test"}
+        assert sum(report.num_images.values()) == 51
+        assert report.num_by_class["tigga"] == {"train": 18, "val": 2, "test": 5}
+        assert report.to_dict()["num_by_class"]["misty"].keys() == {"train", "val", "test"}
+
+
+@pytest.mark.parametrize(("num_test", "told"), [(1, "21 to 100 %"), (3, "44 to 100 %"), (4, "51 to 100 %"), (5, "")])
+def test_few_test_images_are_told_with_what_they_can_say(num_test: int, told: str, tmp_path: Path) -> None:
+    names = [f"{split}/{name}/{number}.png" for split in ("train", "test") for name in "ab" for number in range(9)]
+    names = [name for name in names if not name.startswith("test/b") or int(name[7]) < num_test]
+    data = ImageDataModule("image_folder", save_images(tmp_path / "pets", *names))
+    found = [finding for finding in check_data(data, "quick").findings if finding.kind == "few_test_images"]
+    assert [finding.cases for finding in found] == ([(("b",),)] if told else [])
+    if found:
+        assert found[0].severity == "warning" and told in found[0].message
+        assert "test_fraction" not in found[0].message  # test is not drawn
 
 
 def test_what_no_split_can_be_drawn_from_is_an_error_of_the_report(tmp_path: Path) -> None:
@@ -288,8 +302,8 @@ def test_what_cannot_be_checked_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_report_says_first_what_to_do(tmp_path: Path) -> None:
-    root = photo_set(tmp_path / "pets", 12)
-    assert str(check_data(root)).startswith("Nothing is wrong with the images (train 1")
+    root = photo_set(tmp_path / "pets", 25)
+    assert str(check_data(root)).startswith("Nothing is wrong with the images (train 36, val 4, test 10;")
     Image.new("RGB", (96, 96), "white").save(root / "misty" / "<white>.png")
     warned = check_data(root)
     assert str(warned).startswith("0 errors, 1 warning, 0 notes (") and "look at the warnings" in warned.summary

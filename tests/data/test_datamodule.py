@@ -14,7 +14,7 @@ from lit_cnn.core.randomness import epoch_permutation
 from lit_cnn.core.resize import resize_and_center_crop
 from lit_cnn.data.audit import check_data
 from lit_cnn.data.batches import Batch, TrainImages, stack_images
-from lit_cnn.data.datamodule import ImageDataModule, stored_options
+from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.normalization import IMAGENET_MEAN, IMAGENET_STD
 from lit_cnn.data.sampling import TrainBatches
 from lit_cnn.data.sources import ArrayImages, ImageSet
@@ -246,11 +246,6 @@ def test_validation_sees_images_at_the_scale_of_training(options: dict[str, Any]
 def test_a_crop_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=f"^{message}"):
         data_module(**options)
-
-
-def test_a_data_module_of_an_earlier_version_saw_whole_images() -> None:
-    assert stored_options({"train_crop": "random"})["crop_pct"] == 1.0
-    assert stored_options({"train_crop": "random", "crop_pct": None})["crop_pct"] is None
 
 
 def test_stacking_moves_the_channels_to_the_front() -> None:

@@ -12,6 +12,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from lit_cnn.core.intervals import wilson_interval
 from lit_cnn.evaluation.calibration import reliability_of
 from lit_cnn.evaluation.statistics import (
     brier_score,
@@ -23,7 +24,6 @@ from lit_cnn.evaluation.statistics import (
     negative_log_likelihood,
     paired_bootstrap,
     paired_difference,
-    wilson_interval,
 )
 
 

@@ -5,9 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from lit_cnn.cli import main
 from lit_cnn.core.errors import UsageError
+from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.stored_options import completed
+from lit_cnn.evaluation.predict import load_member
+from lit_cnn.training.checkpoints import load_checkpoint
+from lit_cnn.training.load import load_classifier
+from lit_cnn.training.resume import config_digest
 from tests.kept_checkpoint import KEPT, logits_of
 
 EVERY_KEPT = sorted(KEPT.parent.glob("*.ckpt"))
@@ -26,10 +33,26 @@ def test_there_is_one_and_it_is_small() -> None:
     assert sum(path.stat().st_size for path in KEPT.parent.iterdir()) < 1e6
 
 
-def test_the_command_line_takes_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_takes_it_with_the_images_that_it_was_tested_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["test", "--ckpt_path", str(KEPT)]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("test/acc ")]
-    assert float(line.split()[1]) > 0.8
+    with torch.inference_mode():
+        model, of_run = load_classifier(KEPT)
+        images, targets = zip(*load_member(KEPT).data.test_dataloader(), strict=True)
+        accuracy = (model(torch.cat(images)).argmax(1) == torch.cat(targets)).double().mean()
+    assert accuracy > 0.8 and float(line.split()[1]) == pytest.approx(float(accuracy), abs=1e-4)
+    for data in (load_member(KEPT).data, ImageDataModule(**completed(yaml.safe_load(of_run["config"])["data"]))):
+        assert data.digests == of_run["digests"]
+
+
+def test_a_run_of_its_configuration_has_its_digest_still() -> None:
+    record = load_checkpoint(KEPT)["lit_cnn"]
+    config = yaml.safe_load(record["config"])
+    assert config_digest(config, record["digests"]["data"]) == record["config_digest"]
+    config["data"] = completed(config["data"])
+    assert config_digest(config, record["digests"]["data"]) == record["config_digest"]
+    config["data"]["split_scheme"] = 2
+    assert config_digest(config, record["digests"]["data"]) != record["config_digest"]
 
 
 def test_a_flipped_byte_of_it_is_refused_by_name(tmp_path: Path) -> None:

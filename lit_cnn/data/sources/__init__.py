@@ -41,6 +41,7 @@ __all__ = [
     "FASHION_MNIST_FOLDER",
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
+    "NAMES_AS_TEXT",
     "SPLIT_FOLDERS",
     "ArrayImages",
     "EncodedImages",
@@ -76,6 +77,8 @@ _NEEDS_ROOT = {
 }
 SOURCES = ("digits", "fashion_mnist", *_NEEDS_ROOT)
 """What `dataset` may be, besides `torchvision/NAME`."""
+NAMES_AS_TEXT = ("image_folder", "manifest", "hf_disk", "webdataset")
+"""Those whose classes are called what somebody typed."""
 
 
 def check_source(name: str) -> None:

@@ -1,0 +1,16 @@
+"""Options of the data as a run or a checkpoint keeps them, perhaps of a version that had fewer."""
+
+from collections.abc import Mapping
+from typing import Any
+
+MEANT_BEFORE: dict[str, Any] = {"split_scheme": 1, "crop_pct": 1.0}
+"""Options of `ImageDataModule` that versions up to 0.2 did not have -> what they did, where the default is another."""
+
+
+def completed(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns stored options of `ImageDataModule` with those that decided the data before they were options.
+
+    Args:
+        stored: As in the configuration of a run or a checkpoint. Not what a user writes: there defaults hold.
+    """
+    return {**MEANT_BEFORE, **stored}

@@ -1,0 +1,58 @@
+"""What one run is made of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.tracking.logger import JournalLogger
+from lit_cnn.training.classifier import LitClassifier
+from lit_cnn.training.record import run_name
+from lit_cnn.training.resume import config_digest
+from lit_cnn.training.run_options import RunOptions
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run is made of.
+
+    Attributes:
+        model: What is trained.
+        data: On what.
+        options: Of the run.
+        trainer: Options of Lightning's Trainer, complete (see `trainer_options`).
+        config: All of that as plain values, as the run records it.
+    """
+
+    model: LitClassifier
+    data: ImageDataModule
+    options: RunOptions
+    trainer: Mapping[str, Any]
+    config: dict[str, Any]
+
+    @cached_property
+    def digest(self) -> str:
+        """What decides the weights; see `config_digest`."""
+        return config_digest(self.config, self.data.digests["data"])
+
+    def with_data_options(self, options: Mapping[str, Any]) -> "Setup":
+        """Returns the setup with other options of the data; data and model are built anew."""
+        if not options:
+            return self
+        data = ImageDataModule(**{**self.data.options, "weights_expect": self.data.weights_expect, **options})
+        config = {**self.config, "data": {**self.config["data"], **options}}
+        return replace(self, model=self.model.for_other_data(data), data=data, config=config)
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return run_name(self.model, self.data, self.options.recipe)
+
+    def new_logger(self) -> JournalLogger | None:
+        """Returns what a run of this setup logs with, not yet begun; None where nothing is tracked."""
+        if not self.options.track:
+            return None
+        experiment = self.options.experiment or self.data.image_set.name
+        waits = self.options.on_full_disk == "continue"
+        return JournalLogger(experiment, tracking_uri=self.options.tracking_uri, buffer_when_disk_full=waits)

@@ -1,0 +1,131 @@
+"""Where a run starts: at its first step, or where the run that it goes on with stands, on the same split."""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_cnn.core.errors import UsageError
+from lit_cnn.data.changes import changes
+from lit_cnn.data.stored_options import MEANT_BEFORE, completed
+from lit_cnn.training.checkpoints import load_checkpoint
+from lit_cnn.training.parents import ParentRun
+from lit_cnn.training.process import is_first_process
+from lit_cnn.training.resume import checkpoint_file, config_digest, last_checkpoint, unfinished_runs
+from lit_cnn.training.setup import Setup
+
+_RESUME_FROM = "LIT_CNN_RESUME_FROM"  # how the first process of a distributed run tells the others
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts: from its first step, or from a checkpoint.
+
+    Attributes:
+        path: The checkpoint's file; None for the first step.
+        checkpoint: What is in it.
+    """
+
+    path: Path | None
+    checkpoint: dict[str, Any]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the checkpoint says of its run."""
+        return self.checkpoint.get("lit_cnn", {})
+
+
+def find_start(setup: Setup, parent: ParentRun | None = None) -> tuple[Setup, Start]:
+    """Returns where the run starts; the processes of a distributed run start where the first one does.
+
+    A run of an earlier version is gone on with on its own split: what data options did before there were such options
+    is then part of the setup, unless the user chose otherwise.
+
+    Args:
+        setup: What the run is made of.
+        parent: The run under which it is shown. All its children have the same split.
+
+    Returns:
+        The setup, and where it starts.
+
+    Raises:
+        UsageError: If the checkpoint is not there, or it is not clear which is meant.
+    """
+    before = _before(setup)
+    if parent is not None:
+        if not parent.find_begun(setup.config, before, setup.data.digests["data"], setup.options.store):
+            _tell_of_other_images(setup, parent.config_of(setup.config), before, needs_checkpoint=False)
+        setup, before = setup.with_data_options(parent.data_options), {}
+    if is_first_process():
+        path = _choose_checkpoint(setup, before)
+        # Lightning starts the other processes of a run later, by which time this one holds the run.
+        os.environ[_RESUME_FROM] = str(path or "")
+        if path is None and parent is None and setup.options.resume == "auto":
+            _tell_of_other_images(setup, setup.config, before)
+    else:
+        path = Path(os.environ[_RESUME_FROM]) if os.environ.get(_RESUME_FROM) else None
+    start = Start(path, load_checkpoint(path) if path else {})
+    own = {name: value for name, value in before.items() if _stored_options(start).get(name) == value}
+    if own:
+        words = ", ".join(f"{name} {value}" for name, value in own.items())
+        print(f"going on as lit_cnn {start.record.get('lit_cnn')} began, with {words}", file=sys.stderr)
+    return setup.with_data_options(own), start
+
+
+def _before(setup: Setup) -> dict[str, Any]:
+    """Returns the options of the data that earlier versions did not have, as they meant them; none that were chosen."""
+    return {name: value for name, value in MEANT_BEFORE.items() if setup.data.is_default(name)}
+
+
+def _stored_options(start: Start) -> dict[str, Any]:
+    """Returns the options of the data of the run that is gone on with; none where its checkpoint has none."""
+    if (config := start.record.get("config")) is None:
+        return {}
+    try:
+        return completed(yaml.safe_load(config)["data"])
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            "ckpt_path", start.path, f"its configuration cannot be read ({reason})", "give another"
+        ) from error
+
+
+def _choose_checkpoint(setup: Setup, before: Mapping[str, Any]) -> Path | None:
+    options = setup.options
+    if options.ckpt_path not in (None, "last"):
+        return checkpoint_file(options.ckpt_path, options.store)
+    if options.ckpt_path is None and options.resume != "auto":
+        return None
+    for config in (setup.config, _with(before, setup.config)):
+        digest = config_digest(config, setup.data.digests["data"])
+        if (path := last_checkpoint(options.store, digest)) is not None:
+            return path
+    if options.ckpt_path == "last":
+        reason = f"no unfinished run of this configuration in {options.store.journal_dir}"
+        raise UsageError("ckpt_path", "last", reason, "leave it out to start anew, or give `ckpt_path=FILE`")
+    return None
+
+
+def _tell_of_other_images(
+    setup: Setup, config: Mapping[str, Any], before: Mapping[str, Any], needs_checkpoint: bool = True
+) -> None:
+    """Says that the newest unfinished run of the same configuration is of other images, and what differs."""
+    store, data = setup.options.store, setup.data
+    for run in unfinished_runs(store, None, needs_checkpoint):
+        digest = run.digests.get("data", "")
+        if run.config_digest not in (config_digest(each, digest) for each in (config, _with(before, config))):
+            continue
+        kept = store.splits_dir / f"{run.digests['split'][:16]}.csv"
+        is_whole = data.options["limit_train"] is None
+        told = changes(data.image_set, kept.read_text(encoding="utf-8"), digest, is_whole) if kept.is_file() else ""
+        what = f"{run.run_name} in {run.folder} is unfinished and of other images" + (f": {told}" if told else "")
+        print(f"{what}; this run starts anew", file=sys.stderr)
+        return
+
+
+def _with(options: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    return {**config, "data": {**config["data"], **options}}
