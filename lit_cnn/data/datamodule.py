@@ -175,6 +175,8 @@ class ImageDataModule(pl.LightningDataModule):
         self._normalization = Normalization(
             given["normalize"], given["mean"], given["std"], expects("mean"), expects("std")
         )
+        if "image_set" in self.__dict__:  # else it is done when they are read
+            self.train_transform.check(self.in_channels)
         for name in ("pixel_statistics", "_mean_and_std"):
             self.__dict__.pop(name, None)
 
@@ -187,7 +189,7 @@ class ImageDataModule(pl.LightningDataModule):
         check_image_set(found)
         if self.reduced_decode and not isinstance(found.images, EncodedImages):
             raise UsageError("reduced_decode", True, "these images are decoded already", "leave it out")
-        self.train_transform.check_channels(found.in_channels)
+        self.train_transform.check(found.in_channels)
         return found
 
     def load(self) -> ImageSet:
