@@ -9,5 +9,7 @@ LINKED_FROM_DATA = (
     "mean",
     "std",
     "interpolation",
+    "pixel_range",
+    "background",
 )
 """Arguments of `LitClassifier` that are properties of `ImageDataModule`."""

@@ -125,6 +125,8 @@ def _card(recipe: Recipe, members: Sequence[Member]) -> ModelCard:
         combine=recipe.rule,
         members=described,
         versions={},
+        pixel_range=first.preprocessing.get("pixel_range"),
+        background=first.preprocessing.get("background"),
     )
 
 

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 
-from lit_cnn.core.errors import UsageError
+from lit_cnn.core.errors import UsageError, in_python, spelt
 from lit_cnn.core.words import and_more, counted
 from lit_cnn.data.audit import Report, audit
 from lit_cnn.data.datamodule import ImageDataModule
@@ -30,11 +30,9 @@ def check_before_fit(datamodule: ImageDataModule) -> Report | None:
         raise UsageError("root", None, reason, remedy)
     warnings = report.of("warning")
     for finding in warnings[:_MOST_WARNINGS]:
-        first = " and ".join(finding.cases[0][:2])
-        print(
-            f"lit-cnn: warning: {finding.kind}, {counted(len(finding.cases), 'time')}: {first} {finding.message}",
-            file=sys.stderr,
-        )
+        first, message = " and ".join(finding.cases[0][:2]), spelt(finding.message, in_python)
+        times = counted(len(finding.cases), "time")
+        print(f"lit-cnn: warning: {finding.kind}, {times}: {first} {message}", file=sys.stderr)
     if len(warnings) > _MOST_WARNINGS:
         print("lit-cnn: warning: there are more; lit-cnn check-data lists them", file=sys.stderr)
     return report
