@@ -16,7 +16,7 @@ from lit_cnn.core.words import counted
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.findings import ABSENT, Severity
 from lit_cnn.data.inspection import THUMBNAIL, Inspection, inspect_images
-from lit_cnn.data.pixel_findings import of_pixels
+from lit_cnn.data.pixel_findings import of_pixels, range_to_give
 from lit_cnn.data.sources import Finding, ImageSet, class_findings
 from lit_cnn.data.splits import SPLIT_NAMES
 
@@ -215,6 +215,8 @@ def _of_single_images(image_set: ImageSet, seen: Sequence[Inspection]) -> Iterat
     for kind, (severity, message) in {**_FAULTS, **_ODDITIES}.items():
         if indices := found[kind]:
             reason = f" ({seen[indices[0]].reason})" if kind in _WITH_REASON else ""
+            if kind == "unsupported_pixels":
+                reason += range_to_give(image_set, indices, seen)
             yield Finding(kind, severity, message + reason, tuple((image_set.paths[index],) for index in indices))
 
 

@@ -48,8 +48,7 @@ def of_pixels(image_set: ImageSet, splits: Mapping[str, np.ndarray], seen: Seque
 def _of_range(
     image_set: ImageSet, images: EncodedImages, train: np.ndarray, seen: Sequence[Inspection]
 ) -> Iterator[Finding]:
-    can_be_scaled = ("", "unsupported_pixels")
-    deep = [index for index in train.tolist() if seen[index].full_scale and seen[index].fault in can_be_scaled]
+    deep = [index for index in train.tolist() if seen[index].full_scale and not seen[index].fault]
     options = images.pixels
     if not deep:
         if options.pixel_range is not None and any(one.file_format for one in seen):
@@ -72,20 +71,35 @@ def _of_range(
         f"is one of {len(deep):,} training images of more than 8 bits whose values lie between {low:g} and {high:g}"
     )
     way_out = "give `pixel_range=[{:.10g},{:.10g}]`".format(*suggested_range(low, high))
-    if white == 1 and options.pixel_range is None:
-        yield _finding("no_range", f"{values}{some}; {way_out}", image_set, looked)
-        return
     black_to_white = (0, white) if options.pixel_range is None else options.pixel_range
     taken = "{:g} to {:g}".format(*black_to_white)
     left = f"{taken} is taken for black to white, which leaves {shades} of 256 shades"
     yield _finding("unused_range", f"{values}{some}; {left}: {way_out}", image_set, looked)
 
 
+def range_to_give(image_set: ImageSet, indices: Sequence[int], seen: Sequence[Inspection]) -> str:
+    """Returns in words which range images have of which nothing says it; empty if that is not known.
+
+    Args:
+        image_set: All images, encoded.
+        indices: Those that cannot be trained on as they are.
+        seen: What was seen of each of all images.
+    """
+    assert isinstance(image_set.images, EncodedImages)
+    unscaled = [index for index in indices if seen[index].full_scale]
+    found = [one for _, one in _looks(image_set.images, unscaled, seen)]
+    if not found:
+        return ""
+    low, high = min(one.low for one in found), max(one.high for one in found)
+    way_out = "give `pixel_range=[{:.10g},{:.10g}]`".format(*suggested_range(low, high))
+    return f"; values lie between {low:g} and {high:g}: {way_out}"
+
+
 def _shades(low: float, high: float, white: int, options: PixelOptions) -> int:
     """Returns how many of the 256 shades the values between two become."""
     black, white = (0, white) if options.pixel_range is None else options.pixel_range  # type: ignore[assignment]
     first, last = (min(max(round(255 * (value - black) / (white - black)), 0), 255) for value in (low, high))
-    return 0 if options.pixel_range is None and white == 1 else last - first + 1
+    return last - first + 1
 
 
 def _of_transparency(

@@ -60,7 +60,7 @@ def folder(root: Path, write: Write, per_class: int = 10) -> Path:
     return root
 
 
-KINDS = ("unused_range", "no_range", "no_use_of_range", "only_transparency", "extra_band", "flat", "unsupported_pixels")
+KINDS = ("unused_range", "no_use_of_range", "only_transparency", "extra_band", "flat", "unsupported_pixels")
 
 
 def found(root: Path, level: Level, **options: Any) -> dict[str, Finding]:
@@ -75,7 +75,7 @@ def found(root: Path, level: Level, **options: Any) -> dict[str, Finding]:
         (of_12_bits, {"unused_range"}, r"and 39\d\d.*leaves 1\d of 256 shades: give `pixel_range=\[0,4095\]`"),
         (colour_of_12_bits, {"unused_range"}, r"39\d\d.*`pixel_range=\[0,4095\]`"),
         (of_16_bits, set(), ""),
-        (floats, {"unsupported_pixels", "no_range"}, r"0.02\d* and 0.9.*give `pixel_range=\[0,1\]`|nothing says"),
+        (floats, {"unsupported_pixels"}, r"0.02\d* and 0.9.*give `pixel_range=\[0,1\]`"),
         (strokes, {"only_transparency"}, "differs only in transparency, which is dropped.*give `background=white`"),
         (photographs, set(), ""),
         (infrared, {"extra_band"}, "has a band besides its colours"),
@@ -106,7 +106,7 @@ def test_with_the_option_nothing_is_left_to_say(level: Level, tmp_path: Path) ->
         ("stroke", strokes, {"background": "white"}),
     ):
         root = folder(tmp_path / name, write)
-        assert found(root, level).keys() & {"unused_range", "no_range", "only_transparency"}
+        assert found(root, level).keys() & {"unused_range", "unsupported_pixels", "only_transparency"}
         assert found(root, level, **options) == {}
     # Another range is said to be wrong, as is a background that no stroke stands out from, and an option for nothing.
     assert "unused_range" in found(tmp_path / "deep", level, pixel_range=[0, 16383])
@@ -137,7 +137,7 @@ def test_a_quick_look_decodes_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_fit_says_it_before_the_first_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check_before_fit(ImageDataModule("image_folder", folder(tmp_path / "deep", of_12_bits)))
     assert "lit-cnn: warning: unused_range, " in (err := capsys.readouterr().err) and "give pixel_range=[0,4095]" in err
-    with pytest.raises(UsageError, match=r"no range to scale from.*pixel_range"):
+    with pytest.raises(UsageError, match=r"no range to scale from.*pixel_range=.0,1."):
         check_before_fit(ImageDataModule("image_folder", folder(tmp_path / "float", floats)))
     check_before_fit(ImageDataModule("image_folder", tmp_path / "float", pixel_range=[0, 1]))
     assert "range" not in capsys.readouterr().err
