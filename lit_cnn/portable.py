@@ -47,6 +47,8 @@ class ImageClassifier:
         interpolation: How images are resized.
         crop_pct: Share of the shorter side that the square shows, in (0, 1].
         probabilities: From images `(N, C, S, S)` uint8 to `(N, num_classes)` float32, rows sum to 1.
+        pixel_range: The values that are black and white in files of more than 8 bits; None: 16 bits are used in full.
+        background: RGB from 0 to 255 behind transparent pixels; None drops transparency.
     """
 
     class_names: Sequence[str]
@@ -55,6 +57,8 @@ class ImageClassifier:
     interpolation: Interpolation
     crop_pct: float
     probabilities: Callable[[np.ndarray], np.ndarray]
+    pixel_range: Sequence[float] | None = None
+    background: Sequence[int] | None = None
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -87,6 +91,9 @@ class ModelCard:
         crop_pct: Share of the shorter side that the square shows, in (0, 1]; 1 in exports that do not say it.
         schema: Raised when these fields mean something else.
         registered: Its addresses in MLflow's registry, such as `models:/NAME/3`; not in `model.json`.
+        pixel_range: The values that are black and white in files of more than 8 bits. Like `background` it is in
+            `model.json` only where it is not None.
+        background: RGB from 0 to 255 behind transparent pixels; None drops transparency.
     """
 
     format: str
@@ -104,16 +111,26 @@ class ModelCard:
     crop_pct: float = 1.0
     schema: int = SCHEMA_VERSION
     registered: tuple[str, ...] = ()
+    pixel_range: list[float] | None = None
+    background: list[int] | None = None
 
     def to_json(self) -> str:
         """Returns the text of `model.json`."""
         fields = {name: value for name, value in asdict(self).items() if name in _CHECKS}
+        fields = {name: value for name, value in fields.items() if value is not None or name not in _OPTIONAL}
         return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
 
     def classifier(self, probabilities: Callable[[np.ndarray], np.ndarray]) -> ImageClassifier:
         """Returns the classifier whose network is given."""
         return ImageClassifier(
-            self.class_names, self.image_size, self.in_channels, self.interpolation, self.crop_pct, probabilities
+            self.class_names,
+            self.image_size,
+            self.in_channels,
+            self.interpolation,
+            self.crop_pct,
+            probabilities,
+            pixel_range=self.pixel_range,
+            background=self.background,
         )
 
 
@@ -142,8 +159,8 @@ def read_card(folder: Path) -> ModelCard:
     except (OSError, ValueError) as error:
         raise UsageError("source", folder, f"{CARD} cannot be read as JSON ({error})", _EXPORT_AGAIN) from error
     wrong = CARD
-    if isinstance(found, dict) and set(found := {**_ADDED, **found}) == set(_CHECKS):
-        wrong = next((name for name, is_right in _CHECKS.items() if not is_right(found[name])), "")
+    if isinstance(found, dict) and set(found := {**_ADDED, **found}) | _OPTIONAL == set(_CHECKS):
+        wrong = next((name for name in found if not _CHECKS[name](found[name])), "")
         if not wrong and set(found["sha256"]) != set(FILES[found["format"]]):
             wrong = f"sha256, which names {', '.join(found['sha256'])}"
     if wrong:
@@ -274,6 +291,15 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(isinstance(name, str) for name in value)
 
 
+def _is_range(value: Any) -> bool:
+    are_numbers = isinstance(value, list) and len(value) == 2 and all(isinstance(each, float) for each in value)
+    return are_numbers and all(map(math.isfinite, value)) and value[0] < value[1]
+
+
+def _is_colour(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(type(each) is int and 0 <= each <= 255 for each in value)
+
+
 def _are_digests(value: Any) -> bool:
     return isinstance(value, dict) and all(re.fullmatch(r"[0-9a-f]{64}", str(digest)) for digest in value.values())
 
@@ -294,9 +320,13 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
         "parity": lambda value: isinstance(value, dict),
         "sha256": _are_digests,
         "crop_pct": lambda value: _is_positive(value) and value <= 1,
+        "pixel_range": _is_range,
+        "background": _is_colour,
     }
 )
 """What each field of `model.json` has to be."""
 
 _ADDED: Mapping[str, Any] = MappingProxyType({"crop_pct": 1.0})
 """Fields that an export of an earlier version lacks -> what they are there."""
+_OPTIONAL = {"pixel_range", "background"}
+"""Fields that are left out where they are None, as they are in an export of before there were any."""

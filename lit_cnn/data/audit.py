@@ -18,6 +18,7 @@ from lit_cnn.data.class_table import count_classes
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.findings import ABSENT, Severity
 from lit_cnn.data.inspection import THUMBNAIL, Inspection, inspect_images
+from lit_cnn.data.pixel_findings import of_pixels, range_to_give
 from lit_cnn.data.sources import Finding, ImageSet, class_findings
 from lit_cnn.data.splits import SPLIT_NAMES
 
@@ -40,7 +41,7 @@ _FAULTS: dict[str, tuple[Severity, str]] = {
     "not_an_image": ("error", "is no image; take it away"),
     "truncated": ("error", "ends too early; copy it again, or take it away"),
     "damaged": ("error", "cannot be decoded; copy it again, or take it away"),
-    "unsupported_pixels": ("error", "has floating-point or 32-bit pixels; save it with 8 or 16 bits a channel"),
+    "unsupported_pixels": ("error", "has pixels of which nothing says what is white"),
     "too_many_pixels": ("error", "has more pixels than `max_pixels`; shrink it, or raise that"),
 }
 _ODDITIES: dict[str, tuple[Severity, str]] = {
@@ -54,7 +55,7 @@ _ODDITIES: dict[str, tuple[Severity, str]] = {
     ),
     "other_suffix": ("note", "is of another format than its name says"),
 }
-_WITH_REASON = ("unreadable", "not_an_image", "truncated", "damaged")
+_WITH_REASON = ("unreadable", "not_an_image", "truncated", "damaged", "unsupported_pixels")
 _FORMATS = {
     ".jpg": ("JPEG", "MPO"),
     ".jpeg": ("JPEG", "MPO"),
@@ -195,7 +196,12 @@ def audit(image_set: ImageSet, splits: Mapping[str, np.ndarray], level: Level) -
     findings = [*class_findings(image_set), *_of_copies(image_set, split_of)]
     if level == "full":
         findings += _of_near_copies(image_set, split_of, seen)
-    findings += [*_of_single_images(image_set, seen), *image_set.findings, *_of_classes(image_set, splits)]
+    findings += [
+        *_of_single_images(image_set, seen),
+        *of_pixels(image_set, splits, seen),
+        *image_set.findings,
+        *_of_classes(image_set, splits),
+    ]
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     parts = splits or {"all": np.arange(len(image_set.labels))}
     counts = {split: len(members) for split, members in parts.items()}
@@ -217,6 +223,8 @@ def _of_single_images(image_set: ImageSet, seen: Sequence[Inspection]) -> Iterat
     for kind, (severity, message) in {**_FAULTS, **_ODDITIES}.items():
         if indices := found[kind]:
             reason = f" ({seen[indices[0]].reason})" if kind in _WITH_REASON else ""
+            if kind == "unsupported_pixels":
+                reason += range_to_give(image_set, indices, seen)
             yield Finding(kind, severity, message + reason, tuple((image_set.paths[index],) for index in indices))
 
 
@@ -225,7 +233,7 @@ def _oddities(path: str, one: Inspection) -> Iterator[str]:
     shorter, longer = sorted((one.width, one.height))
     if 0 < shorter < _LEAST_SIDE:
         yield "tiny"
-    if one.is_flat:
+    if one.is_flat and not one.is_plain:
         yield "flat"
     if one.num_frames > 1 and one.file_format in ("GIF", "PNG", "WEBP", "AVIF"):
         yield "animated"
@@ -250,7 +258,7 @@ def _of_near_copies(image_set: ImageSet, split_of: np.ndarray, seen: Sequence[In
     """Yields what is wrong with images that look the same: near by perceptual hash, and pixel by pixel when shrunk."""
     first: dict[str, int] = {}
     for index, digest in enumerate(image_set.hashes):
-        if seen[index].phash and not seen[index].is_flat:
+        if seen[index].phash and not (seen[index].is_flat or seen[index].is_plain):
             first.setdefault(digest, index)
     candidates = np.array(list(first.values()), np.int64)
     hashes = np.array([int(seen[index].phash, 16) for index in candidates], np.uint64)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from lit_cnn.core.randomness import first_uniforms
+from lit_cnn.data.transform_check import wrong_size
 from lit_cnn.data.transforms import TrainTransform
 
 Draws = Iterator[np.ndarray]
@@ -48,7 +49,9 @@ class BatchTransform:
         draws = iter(first_uniforms("augment", keys, 1 + most).T[1:] if most else ())
         for step in self._steps:
             images = _MOVES[type(step).__name__](step, images, draws)
-        return np.ascontiguousarray(images).reshape(len(images), size, size, images.shape[-1])
+        if images.shape[1:3] != (size, size):
+            raise wrong_size(", ".join(type(step).__name__ for step in self._steps), images[0], size)
+        return np.ascontiguousarray(images)
 
 
 def _can_move(step: Any) -> bool:

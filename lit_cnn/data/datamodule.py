@@ -19,6 +19,7 @@ from lit_cnn.data.inspection import without_bad_images
 from lit_cnn.data.labels import with_looked_at_names
 from lit_cnn.data.normalization import Normalization
 from lit_cnn.data.pixel_statistics import PixelStatistics, cached, keep, measure_pixels
+from lit_cnn.data.pixel_values import AS_IS, pixel_options
 from lit_cnn.data.sampling import Sampler, TrainBatches, next_batch
 from lit_cnn.data.sources import (
     MAX_PIXELS,
@@ -105,6 +106,10 @@ class ImageDataModule(pl.LightningDataModule):
         outside_root: Whether a manifest or Hugging Face's folder may refer to files outside of its own folder.
         columns: A manifest's columns by what they are for: `image`, `label`, `split`, `group`; else found by name.
         seed: The training seed, for order and augmentation.
+        pixel_range: The values that become black and white in files of more than 8 bits: `[0, 4095]` for 12 bits in a
+            16-bit file; floating-point and 32-bit pixels need it. By default 16 bits are taken to be used in full.
+        background: What lies behind transparent pixels: a colour such as `white`, or three numbers from 0 to 255. By
+            default transparency is dropped, and shown is whatever colour was under it.
 
     Attributes:
         options: The arguments, as they were given.
@@ -147,6 +152,8 @@ class ImageDataModule(pl.LightningDataModule):
         reduced_decode: bool = False,
         outside_root: bool = False,
         seed: int = 0,
+        pixel_range: list[float] | None = None,
+        background: list[int] | str | None = None,
     ) -> None:
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -174,8 +181,15 @@ class ImageDataModule(pl.LightningDataModule):
         self.reduced_decode = reduced_decode
         self.seed = seed
         self.skipped: dict[str, str] = {}  # path -> reason, of images that are left out
+        self.pixels = pixel_options(pixel_range, background)
         source = (dataset, self.root, in_channels, class_names, columns)
-        self._load = partial(load_image_set, *source, max_pixels=max_pixels, checked=False, outside_root=outside_root)
+        more: dict[str, Any] = {
+            "max_pixels": max_pixels,
+            "checked": False,
+            "outside_root": outside_root,
+            "pixels": self.pixels,
+        }
+        self._load = partial(load_image_set, *source, **more)
         split_seed = seed if split_seed == "seed" else split_seed
         self._split = (val_fraction, test_fraction, split_seed, limit_train, split_scheme)
         self._cached: tuple[Dataset[Batch], Dataset[Batch]] | None = None
@@ -212,6 +226,8 @@ class ImageDataModule(pl.LightningDataModule):
         self._normalization = Normalization(
             given["normalize"], given["mean"], given["std"], expects("mean"), expects("std")
         )
+        if "image_set" in self.__dict__:  # else it is done when they are read
+            self.train_transform.check(self.in_channels)
         for name in ("pixel_statistics", "_mean_and_std"):
             self.__dict__.pop(name, None)
 
@@ -224,7 +240,7 @@ class ImageDataModule(pl.LightningDataModule):
         check_image_set(found)
         if self.reduced_decode and not isinstance(found.images, EncodedImages):
             raise UsageError("reduced_decode", True, "these images are decoded already", "leave it out")
-        self.train_transform.check_channels(found.in_channels)
+        self.train_transform.check(found.in_channels)
         return found
 
     def load(self) -> ImageSet:
@@ -279,6 +295,16 @@ class ImageDataModule(pl.LightningDataModule):
         return self.image_set.in_channels
 
     @property
+    def pixel_range(self) -> list[float] | None:
+        """The values that become black and white in files of more than 8 bits, if they were given."""
+        return None if self.pixels.pixel_range is None else list(self.pixels.pixel_range)
+
+    @property
+    def background(self) -> list[int] | None:
+        """What lies behind transparent pixels, RGB from 0 to 255, if it was given."""
+        return None if self.pixels.background is None else list(self.pixels.background)
+
+    @property
     def mean(self) -> list[float]:
         """Mean per channel of pixels in [0, 1]."""
         return self._normalization.given("mean", self.in_channels) or self._mean_and_std[0]
@@ -300,8 +326,10 @@ class ImageDataModule(pl.LightningDataModule):
         if isinstance(images, ArrayImages):
             parts = np.array_split(np.sort(train), -(-len(train) // 4096))
             return measure_pixels(images.array[part] for part in parts)
-        view = (self.image_size, self.interpolation, *([str(self.crop_pct)] if self.crop_pct != 1 else []))
-        key = (self.image_set.digest_of(train), self.in_channels, *view)
+        view = [str(self.crop_pct)] if self.crop_pct != 1 else []
+        view += [str(self.pixels)] if self.pixels != AS_IS else []
+        key: tuple[str | int, ...] = (self.image_set.digest_of(train), self.in_channels, self.image_size)
+        key += (self.interpolation, *view)
         if (statistics := cached(key)) is None:
             loader = self.plain_train_loader()
             shown = tqdm(loader, desc="measuring pixels", unit="batch", file=sys.stderr, disable=len(loader) < 10)

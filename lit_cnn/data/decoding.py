@@ -13,6 +13,7 @@ import simplejpeg
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from lit_cnn.core.errors import UsageError
+from lit_cnn.data.pixel_values import AS_IS, PixelOptions, as_8_bit, check_kind, on_background
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".pgm", ".ppm", ".gif"})
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "PPM", "GIF")
@@ -41,12 +42,13 @@ DECODING_ERRORS = (
 """What Pillow raises for files that are damaged, of another kind, or too large."""
 
 
-def read_image(path: Path, in_channels: int) -> np.ndarray:
+def read_image(path: Path, in_channels: int, options: PixelOptions = AS_IS) -> np.ndarray:
     """Decodes one image file; see `decode_file`.
 
     Args:
         path: A file of one of `FORMATS`.
         in_channels: 1 (gray) or 3 (RGB).
+        options: As for `decode_file`.
 
     Returns:
         `(H, W, in_channels)` uint8.
@@ -56,7 +58,7 @@ def read_image(path: Path, in_channels: int) -> np.ndarray:
             message names it.
     """
     with open_file(path) as file:
-        return decode_file(file, in_channels, str(path))
+        return decode_file(file, in_channels, str(path), options=options)
 
 
 def open_file(path: Path | str) -> BinaryIO:
@@ -72,13 +74,14 @@ def open_file(path: Path | str) -> BinaryIO:
         raise UsageError(None, path, f"cannot be read ({reason})", "make it readable, or take it away") from error
 
 
-def decode_image(content: bytes, in_channels: int, name: str) -> np.ndarray:
+def decode_image(content: bytes, in_channels: int, name: str, options: PixelOptions = AS_IS) -> np.ndarray:
     """Decodes an image held in memory; see `decode_file`.
 
     Args:
         content: The bytes of a file of one of `FORMATS`.
         in_channels: 1 (gray) or 3 (RGB).
         name: What an error calls it.
+        options: As for `decode_file`.
 
     Returns:
         `(H, W, in_channels)` uint8.
@@ -86,18 +89,22 @@ def decode_image(content: bytes, in_channels: int, name: str) -> np.ndarray:
     Raises:
         UsageError: As for `decode_file`.
     """
-    return decode_file(io.BytesIO(content), in_channels, name)
+    return decode_file(io.BytesIO(content), in_channels, name, options=options)
 
 
 def decode_file(
-    file: BinaryIO, in_channels: int, name: str, reduction: Callable[[int, int], int] | None = None
+    file: BinaryIO,
+    in_channels: int,
+    name: str,
+    reduction: Callable[[int, int], int] | None = None,
+    options: PixelOptions = AS_IS,
 ) -> np.ndarray:
     """Decodes an image: upright, 8 bits a channel, gray or RGB.
 
     The orientation in EXIF is applied. Of an animation or a file of several pages, the first image counts. Sixteen bits
     are scaled to eight, not clipped. Transparency is dropped and the colour under it kept, as `PIL.Image.convert` and
-    torchvision do: what a fully transparent pixel shows is up to the program that wrote it. CMYK and palettes become
-    RGB; colour profiles are passed over.
+    torchvision do: what a fully transparent pixel shows is up to the program that wrote it. The options say otherwise
+    of both. CMYK and palettes become RGB; colour profiles are passed over.
 
     Args:
         file: The file, of one of `FORMATS`.
@@ -105,21 +112,23 @@ def decode_file(
         name: What an error calls it.
         reduction: From an image's height and width to 1, 2, 4 or 8: how many times smaller it may be decoded. Colour
             JPEGs that stand upright are; it saves most of the work. Others keep their size.
+        options: What values of more than 8 bits, and transparent pixels, become.
 
     Returns:
         `(H, W, in_channels)` uint8.
 
     Raises:
         UsageError: If the file is truncated, no image, of more pixels than `limit_pixels` allows, or of floating-point
-            or 32-bit pixels; the message names it.
+            or 32-bit pixels without a `pixel_range`; the message names it.
     """
     try:
         with Image.open(file, formats=FORMATS) as image:
-            check_pixels(image)
+            check_pixels(image, options)
             factor = reduction(image.height, image.width) if reduction else 1
-            if in_channels == 3 and not _is_turned(image) and (pixels := _jpeg_pixels(image, factor)) is not None:
+            is_jpeg = image.format == "JPEG" and in_channels == 3  # to look for EXIF decodes a PNG
+            if is_jpeg and not _is_turned(image) and (pixels := _jpeg_pixels(image, factor)) is not None:
                 return pixels
-            return to_array(as_8_bit(upright(image)), in_channels)
+            return to_pixels(image, in_channels, options)
     except DECODING_ERRORS as error:
         reason = str(error)
         if name.lower().endswith(".avif") and not features.check("avif"):
@@ -143,7 +152,7 @@ def pixel_limit() -> int:
     return Image.MAX_IMAGE_PIXELS or sys.maxsize
 
 
-def check_pixels(image: Image.Image) -> None:
+def check_pixels(image: Image.Image, options: PixelOptions = AS_IS) -> None:
     """Refuses an image that has been opened, but not decoded, for its number or kind of pixels.
 
     Raises:
@@ -151,10 +160,15 @@ def check_pixels(image: Image.Image) -> None:
     """
     if image.width * image.height > pixel_limit():
         raise TooManyPixelsError
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no range to scale from: save it with 8 or 16 bits a channel")
-    if image.mode == "I" and image.format == "TIFF":
-        raise ValueError("signed or 32-bit pixels have no range to scale from: save it with 8 or 16 bits a channel")
+    check_kind(image, options)
+
+
+def to_pixels(image: Image.Image, in_channels: int, options: PixelOptions = AS_IS) -> np.ndarray:
+    """Returns an image of Pillow as `(H, W, in_channels)` uint8; see `decode_file`."""
+    shown = on_background(as_8_bit(image, options.pixel_range), options.background)
+    if shown is not image and _is_turned(image):
+        shown.getexif()[ExifTags.Base.Orientation] = image.getexif()[ExifTags.Base.Orientation]
+    return to_array(upright(shown), in_channels)
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -184,7 +198,7 @@ def _jpeg_pixels(file: Image.Image, factor: int) -> np.ndarray | None:
     Both sides are divided by the factor and rounded up. simplejpeg gives the same pixels as Pillow in two thirds of the
     time, and refuses what is damaged; but only Pillow says how.
     """
-    if file.format != "JPEG" or file.mode != "RGB":
+    if file.mode != "RGB":
         return None
     stream: BinaryIO = file.fp  # type: ignore[attr-defined]
     stream.seek(0)
@@ -194,11 +208,3 @@ def _jpeg_pixels(file: Image.Image, factor: int) -> np.ndarray | None:
         )
     except ValueError:
         return None
-
-
-def as_8_bit(image: Image.Image) -> Image.Image:
-    """Scales an image of 16 bits to 8; others stay as they are."""
-    if not image.mode.startswith("I"):
-        return image  # Pillow has taken the high byte of 16-bit colour already
-    # The high byte, as Pillow does for colour: a gray image and its copy in RGB come out alike. Its convert() clips.
-    return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))

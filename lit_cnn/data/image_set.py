@@ -15,6 +15,7 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.core.words import and_more
 from lit_cnn.data.decoding import decode_file, open_file
 from lit_cnn.data.findings import ABSENT, Finding
+from lit_cnn.data.pixel_values import AS_IS, PixelOptions
 
 
 class ArrayImages(Sequence[np.ndarray]):
@@ -39,10 +40,12 @@ class EncodedImages(Sequence[np.ndarray], ABC):
 
     Args:
         in_channels: 1 (gray) or 3 (RGB): what every image is converted to.
+        pixels: What values of more than 8 bits, and transparent pixels, become.
     """
 
-    def __init__(self, in_channels: int) -> None:
+    def __init__(self, in_channels: int, pixels: PixelOptions = AS_IS) -> None:
         self.in_channels = in_channels
+        self.pixels = pixels
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]  # Sequence's overloads: an int or a slice
         return self.decode(int(index))
@@ -50,7 +53,7 @@ class EncodedImages(Sequence[np.ndarray], ABC):
     def decode(self, index: int, reduction: Callable[[int, int], int] | None = None) -> np.ndarray:
         """Returns an image as `(H, W, in_channels)` uint8; see `decode_file`."""
         with self.open(index) as file:
-            return decode_file(file, self.in_channels, self.name(index), reduction)
+            return decode_file(file, self.in_channels, self.name(index), reduction, self.pixels)
 
     @abstractmethod
     def open(self, index: int) -> BinaryIO:
@@ -71,10 +74,11 @@ class FileImages(EncodedImages):
     Args:
         files: One file per image.
         in_channels: 1 (gray) or 3 (RGB): what every image is converted to.
+        pixels: What values of more than 8 bits, and transparent pixels, become.
     """
 
-    def __init__(self, files: Sequence[Path | str], in_channels: int) -> None:
-        super().__init__(in_channels)
+    def __init__(self, files: Sequence[Path | str], in_channels: int, pixels: PixelOptions = AS_IS) -> None:
+        super().__init__(in_channels, pixels)
         self.files = files
 
     def __len__(self) -> int:
@@ -134,7 +138,7 @@ class SomeImages(EncodedImages):
     """
 
     def __init__(self, images: EncodedImages, indices: np.ndarray) -> None:
-        super().__init__(images.in_channels)
+        super().__init__(images.in_channels, images.pixels)
         self.images = images
         self.indices = indices
 

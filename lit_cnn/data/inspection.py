@@ -22,16 +22,24 @@ from lit_cnn.data.decoding import (
     DECODING_ERRORS,
     FORMATS,
     TOO_MANY_PIXELS,
-    as_8_bit,
     check_pixels,
     pixel_limit,
     to_array,
-    upright,
+    to_pixels,
 )
 from lit_cnn.data.image_set import ArrayImages, EncodedImages, ImageSet, without_images
+from lit_cnn.data.pixel_values import (
+    AS_IS,
+    PixelOptions,
+    UnsupportedPixelsError,
+    full_scale,
+    is_plain_but_for_transparency,
+    num_extra_bands,
+    used_range,
+)
 
 THUMBNAIL = (16, 16)  # pixels
-_TABLE = "inspections_2"  # another number when the same bytes would be judged otherwise
+_TABLE = "inspections_3"  # another number when the same bytes would be judged otherwise
 _AT_ONCE = 500  # images between two writes to what is remembered
 # A thread decodes an image of up to so many pixels (64 MiB as RGBA) whatever others do; of larger ones there is one at
 # a time, or a thread per core would take half a gigabyte each.
@@ -54,6 +62,12 @@ class Inspection(NamedTuple):
         phash: 64 bits, hexadecimal: what the image looks like by its low frequencies; empty if it was not decoded.
         thumbnail: 16 x 16 gray pixels, one byte each; likewise.
         is_flat: Whether all its pixels are alike.
+        full_scale: See `lit_cnn.data.pixel_values`; 0 for at most 8 bits a channel.
+        has_alpha: Whether it may be transparent.
+        extra_bands: Bands that are neither colour nor transparency, and dropped.
+        low: The least value in the file, but for a thousandth of the pixels; of more than 8 bits, if it was decoded.
+        high: The greatest, likewise.
+        is_plain: Whether it is of one colour but for its transparency; if it was decoded.
     """
 
     is_full: bool = False
@@ -66,14 +80,21 @@ class Inspection(NamedTuple):
     phash: str = ""
     thumbnail: bytes = b""
     is_flat: bool = False
+    full_scale: int = 0
+    has_alpha: bool = False
+    extra_bands: int = 0
+    low: float = 0.0
+    high: float = 0.0
+    is_plain: bool = False
 
 
-def inspect_file(file: BinaryIO, full: bool) -> Inspection:
+def inspect_file(file: BinaryIO, full: bool, options: PixelOptions = AS_IS) -> Inspection:
     """Looks at one image.
 
     Args:
         file: The file, at its start.
         full: Decode it; else its header is all that is read.
+        options: What values of more than 8 bits, and transparent pixels, become.
     """
     if not (start := file.read(512)):
         return Inspection(full, "empty_file", "holds no bytes")
@@ -82,18 +103,26 @@ def inspect_file(file: BinaryIO, full: bool) -> Inspection:
     try:
         with Image.open(file, formats=FORMATS) as image:
             seen = seen._replace(file_format=image.format or "", width=image.width, height=image.height)
-            check_pixels(image)
+            seen = seen._replace(
+                full_scale=full_scale(image),
+                has_alpha=image.has_transparency_data,
+                extra_bands=num_extra_bands(image),
+            )
+            check_pixels(image, options)
             seen = seen._replace(num_frames=getattr(image, "n_frames", 1))
             if not full:
                 return seen
             with _ONE_LARGE if image.width * image.height > _LARGE else contextlib.nullcontext():
-                return _looked_at(seen, to_array(as_8_bit(upright(image)), 1))
+                gray = to_pixels(image, 1, options)
+                seen = seen._replace(is_plain=is_plain_but_for_transparency(image, gray))
+                return _looked_at(_measured(seen, file), gray)
     except TOO_MANY_PIXELS:
         return _too_large(seen)
     except UnidentifiedImageError:
         return seen._replace(fault="not_an_image", reason=f"it is {_kind_of(start)}")
     except DECODING_ERRORS as error:
-        if "no range to scale from" in str(error):
+        if isinstance(error, UnsupportedPixelsError):
+            seen = _measured(seen, file) if full else seen
             return seen._replace(fault="unsupported_pixels", reason=str(error))
         is_cut = any(word in str(error).lower() for word in ("truncated", "not enough", "unexpected end", "eof"))
         return seen._replace(fault="truncated" if is_cut else "damaged", reason=str(error) or type(error).__name__)
@@ -112,8 +141,9 @@ def inspect_images(image_set: ImageSet, full: bool) -> list[Inspection]:
     if not full and not isinstance(images, EncodedImages):
         return [Inspection()] * len(image_set.labels)
     known: dict[str, Inspection] = {}
+    judge = _judge(images)
     with contextlib.suppress(sqlite3.Error, OSError), _open() as database:
-        known = _remembered(database, image_set.hashes, full)
+        known = _remembered(database, image_set.hashes, full, judge)
     # Copies are looked at once.
     missing = list({digest: index for index, digest in enumerate(image_set.hashes) if digest not in known}.values())
     shown = tqdm(
@@ -133,7 +163,7 @@ def inspect_images(image_set: ImageSet, full: bool) -> list[Inspection]:
             known |= fresh
             # Like the hashes: without a cache it takes longer, and nothing else.
             with contextlib.suppress(sqlite3.Error, OSError), _open() as database:
-                _remember(database, fresh)
+                _remember(database, fresh, judge)
     limit = pixel_limit()
     return [_within_limit(known[digest], limit) for digest in image_set.hashes]
 
@@ -196,7 +226,7 @@ def _inspect(images: Sequence[np.ndarray], index: int, full: bool) -> Inspection
         return _looked_at(Inspection(True, width=pixels.shape[1], height=pixels.shape[0]), gray)
     try:
         with images.open(index) as file:
-            return inspect_file(file, full)
+            return inspect_file(file, full, images.pixels)
     except (OSError, UsageError) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
         return Inspection(fault="unreadable", reason=getattr(cause, "strerror", None) or str(error))
@@ -218,6 +248,17 @@ def _within_limit(seen: Inspection, limit: int) -> Inspection:
     """Judges what is remembered by the limit of today."""
     if seen.width * seen.height > limit and not seen.fault:
         return _too_large(seen)
+    return seen
+
+
+def _measured(seen: Inspection, file: BinaryIO) -> Inspection:
+    """Adds between which values the pixels of more than 8 bits are."""
+    if not seen.full_scale:
+        return seen
+    file.seek(0)
+    with contextlib.suppress(UnsupportedPixelsError), Image.open(file, formats=FORMATS) as image:
+        low, high = used_range(image)
+        seen = seen._replace(low=low, high=high)
     return seen
 
 
@@ -254,6 +295,7 @@ def _open() -> Iterator[sqlite3.Connection]:
         database.execute(
             f"CREATE TABLE IF NOT EXISTS {_TABLE} (sha256 TEXT, judge TEXT, is_full INT, fault TEXT, reason TEXT, "
             "file_format TEXT, width INT, height INT, num_frames INT, phash TEXT, thumbnail BLOB, is_flat INT, "
+            "full_scale INT, has_alpha INT, extra_bands INT, low REAL, high REAL, is_plain INT, "
             "PRIMARY KEY (sha256, judge))"
         )
         yield database
@@ -264,32 +306,34 @@ def cache_path() -> Path:
     return default_cache_file().with_name("inspections.sqlite")
 
 
-def _judge() -> str:
+def _judge(images: Sequence[np.ndarray]) -> str:
     """What an inspection depends on besides the bytes: another Pillow may read what this one cannot."""
-    return f"Pillow {PIL.__version__}"
+    options = getattr(images, "pixels", AS_IS)
+    return f"Pillow {PIL.__version__}" + (f", {options}" if options != AS_IS else "")
 
 
-def _remembered(database: sqlite3.Connection, digests: Iterable[str], full: bool) -> dict[str, Inspection]:
+def _remembered(database: sqlite3.Connection, digests: Iterable[str], full: bool, judge: str) -> dict[str, Inspection]:
     known = {}
     # What only a full look needs is most of the bytes.
     looks = "phash, thumbnail" if full else "'', x''"
-    columns = f"sha256, is_full, fault, reason, file_format, width, height, num_frames, {looks}, is_flat"
+    columns = f"sha256, is_full, fault, reason, file_format, width, height, num_frames, {looks}, is_flat, "
+    columns += "full_scale, has_alpha, extra_bands, low, high, is_plain"
     wanted = list(set(digests))
     for start in range(0, len(wanted), 500):
         part = wanted[start : start + 500]
         marks = ",".join("?" * len(part))
         query = f"SELECT {columns} FROM {_TABLE} WHERE judge = ? AND is_full >= ? AND sha256 IN ({marks})"
-        for row in database.execute(query, (_judge(), full, *part)):
+        for row in database.execute(query, (judge, full, *part)):
             known[row[0]] = Inspection._make(row[1:])
     return known
 
 
-def _remember(database: sqlite3.Connection, fresh: dict[str, Inspection]) -> None:
+def _remember(database: sqlite3.Connection, fresh: dict[str, Inspection], judge: str) -> None:
     # What could not be read, or the limit refused, may be welcome tomorrow.
     lasting = {digest: seen for digest, seen in fresh.items() if seen.fault not in ("unreadable", "too_many_pixels")}
     # What had no bytes when they were hashed, and has some now, is no word about all that have none.
     if NO_BYTES in lasting and not lasting[NO_BYTES].fault:
         del lasting[NO_BYTES]
-    rows = [(digest, _judge(), *seen) for digest, seen in lasting.items()]
-    database.executemany(f"INSERT OR REPLACE INTO {_TABLE} VALUES ({','.join('?' * 12)})", rows)
+    rows = [(digest, judge, *seen) for digest, seen in lasting.items()]
+    database.executemany(f"INSERT OR REPLACE INTO {_TABLE} VALUES ({','.join('?' * 18)})", rows)
     database.commit()

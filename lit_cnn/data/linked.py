@@ -10,5 +10,7 @@ LINKED_FROM_DATA = (
     "std",
     "interpolation",
     "crop_pct",
+    "pixel_range",
+    "background",
 )
 """Arguments of `LitClassifier` that are properties of `ImageDataModule`."""

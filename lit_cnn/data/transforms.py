@@ -15,6 +15,7 @@ import numpy as np
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.randomness import KeyedRandom
 from lit_cnn.core.resize import CV2_INTERPOLATION, Interpolation, resize_and_center_crop, resize_shorter_side
+from lit_cnn.data.transform_check import check_transforms, check_view, failure, picture, wrong_size
 
 if TYPE_CHECKING:
     import albumentations
@@ -82,15 +83,22 @@ class TrainTransform:
         self.steps = crops + [_instantiate(spec) for spec in augment]
         self.all_steps = list(_flatten(self.steps))
         self._compose = _compose(self.steps) if self.steps else None
+        self._checked_channels: set[int] = set()
         self._random = KeyedRandom()
         if self._compose is not None:
             self._compose.set_random_state(self._random.generator, self._random.python_random)
 
-    def check_channels(self, in_channels: int) -> None:
-        """Refuses transforms of colour for gray images: albumentations would take them and do something else.
+    def check(self, in_channels: int) -> None:
+        """Refuses transforms that do not give what training takes, having run them on a picture of the size S.
+
+        They are made anew for it: neither they nor what is drawn in training change. Transforms of colour are refused
+        for gray images, too: albumentations would take them and do something else.
+
+        Args:
+            in_channels: 1 (gray) or 3 (RGB).
 
         Raises:
-            UsageError: If there is one.
+            UsageError: If there is one; see `check_transforms`.
         """
         names = {type(transform).__name__ for transform in self.all_steps}
         if in_channels == 1 and (found := sorted(names & _RGB_ONLY)):
@@ -100,6 +108,15 @@ class TrainTransform:
                 "works on colours, and the images are gray",
                 "leave it out, or give `in_channels=3`",
             )
+        if not self.augment or in_channels in self._checked_channels:
+            return
+        check_transforms(self._made_anew, picture(self.size, self.size, in_channels), self.size)
+        self._checked_channels.add(in_channels)
+
+    def _made_anew(self) -> list["albumentations.BasicTransform"]:
+        steps = [_instantiate(spec) for spec in self.augment]
+        _set_covariance(steps, np.diag([0.05] * 3).tolist())  # that of the images is not known yet
+        return steps
 
     @property
     def needs_covariance(self) -> bool:
@@ -108,9 +125,7 @@ class TrainTransform:
 
     def set_covariance(self, covariance: Sequence[Sequence[float]]) -> None:
         """Gives the `(3, 3)` RGB covariance of the training images, pixels in [0, 1], to each PCAColor without one."""
-        for transform in self.all_steps:
-            if getattr(transform, "covariance", ()) is None:
-                transform.covariance = [list(row) for row in covariance]
+        _set_covariance(self.steps, covariance)
 
     def resize(self, image: np.ndarray) -> np.ndarray:
         """Returns the `(H', W', C)` uint8 image that the crop is cut from: what comes before all that is drawn."""
@@ -159,13 +174,31 @@ class TrainTransform:
         return bottom - top, right - left
 
     def __call__(self, image: np.ndarray, *key: int | str) -> np.ndarray:
-        """Returns the `(S, S, C)` uint8 view of an `(H, W, C)` uint8 image that belongs to the key."""
+        """Returns the `(S, S, C)` uint8 view of an `(H, W, C)` uint8 image that belongs to the key.
+
+        Raises:
+            UsageError: If a transform raises an error, or gives something else.
+        """
         image = self.resize(image)
-        if self._compose is not None:
-            self._random.rekey("augment", *key)
-            channels = image.shape[-1]
-            image = self._compose(image=image)["image"].reshape(self.size, self.size, channels)
-        return image
+        if self._compose is None:
+            return image
+        self._random.rekey("augment", *key)
+        try:
+            view = self._compose(image=image)["image"]
+        except (OSError, MemoryError, UsageError):
+            raise
+        except Exception as error:  # whatever a class of the user's own may raise
+            raise failure(error, self._names, image) from error
+        # `check` has seen a few draws, and this may be another one.
+        channels, height_and_width = image.shape[-1], (self.size, self.size)
+        check_view(view, channels, self._names)
+        if view.shape[:2] != height_and_width:
+            raise wrong_size(self._names, view, self.size)
+        return view.reshape(*height_and_width, channels)
+
+    @property
+    def _names(self) -> str:
+        return ", ".join(type(step).__name__ for step in self.steps)
 
 
 def _crop_transforms(
@@ -203,11 +236,19 @@ def _instantiate(spec: Mapping[str, Any]) -> "albumentations.BasicTransform":
             transform = builder(**options)
     except (ImportError, AttributeError) as error:
         raise UsageError("augment", class_path, "no such transform", "see albumentations 2.0.8's list") from error
-    except (ValueError, TypeError, UserWarning) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a class of the user's own may raise
         # pydantic's message has a line per fault and one with a web address: keep it to what went wrong.
         reason = re.sub(r"\s+", " ", re.sub(r"For further information.*", "", str(error))).strip()
-        raise UsageError("augment", class_path, reason) from error
+        raise UsageError("augment", class_path, reason or f"cannot be made ({type(error).__name__})") from error
     return transform
+
+
+def _set_covariance(transforms: Sequence[Any], covariance: Sequence[Sequence[float]]) -> None:
+    for transform in _flatten(transforms):
+        if getattr(transform, "covariance", ()) is None:
+            transform.covariance = [list(row) for row in covariance]
 
 
 def _flatten(transforms: Sequence[Any]) -> Iterator[Any]:

@@ -46,6 +46,7 @@ SCHEMA_VERSION = 2
 """
 
 _PREPROCESSING = ("image_size", "in_channels", "mean", "std", "interpolation", "crop_pct")
+_WHERE_GIVEN = ("pixel_range", "background")  # no part of the key of logits that were stored before there were any
 
 
 Network = Callable[[torch.Tensor], torch.Tensor]
@@ -199,7 +200,8 @@ def load_member(path: Path, root: Path | str | None = None) -> Member:
     record = NetworkRecord(
         data={**config["data"], "seed": config["seed_everything"]},
         class_names=of_run["class_names"],
-        preprocessing={name: model.hparams[name] for name in _PREPROCESSING},
+        preprocessing={name: model.hparams[name] for name in _PREPROCESSING}
+        | {name: value for name in _WHERE_GIVEN if (value := model.hparams[name]) is not None},
         weights_digest=digest_of_weights(dict(model.net.state_dict())),
         parameters=cost.parameters,
         multiply_adds=cost.multiply_adds,

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.data.decoding import DECODING_ERRORS, as_8_bit, check_pixels, to_array, upright
+from lit_cnn.data.decoding import DECODING_ERRORS, check_pixels, to_pixels
+from lit_cnn.data.pixel_values import PixelOptions, pixel_options, scaled
 from lit_cnn.data.sources import FileImages, list_images, read_image
 from lit_cnn.evaluation.predict import Loading, ViewImages, forward, logits_of, probabilities_of, to_device
 from lit_cnn.evaluation.report.page import grid
@@ -121,7 +122,12 @@ class Predictor:
     def predict_folder(self, folder: str | Path, *, batch_size: int = 64, num_workers: int = 2) -> PredictionList:
         """Classifies every image in a folder and its sub-folders; see `predict`."""
         files = list_images(Path(folder))
-        return self._predict(FileImages(files, self.classifier.in_channels), files, Loading(batch_size, num_workers))
+        images = FileImages(files, self.classifier.in_channels, self._pixels)
+        return self._predict(images, files, Loading(batch_size, num_workers))
+
+    @property
+    def _pixels(self) -> PixelOptions:
+        return pixel_options(self.classifier.pixel_range, self.classifier.background)
 
     def _predict(self, images: Sequence[np.ndarray], files: Sequence[Path | None], loading: Loading) -> PredictionList:
         views = ViewImages(images, np.arange(len(images)), self.classifier.preprocessing)
@@ -136,7 +142,9 @@ class Predictor:
         files = [Path(image).expanduser() if isinstance(image, str | Path) else None for image in images]
         in_channels = self.classifier.in_channels
         return [
-            read_image(file, in_channels) if file is not None else _pixels(image, in_channels)
+            read_image(file, in_channels, self._pixels)
+            if file is not None
+            else _pixels(image, in_channels, self._pixels)
             for file, image in zip(files, images, strict=True)
         ], files
 
@@ -145,7 +153,8 @@ def checkpoint_classifier(path: Path) -> ImageClassifier:
     """Returns a checkpoint's network as what classifies images, on the GPU if there is one; see `load_classifier`."""
     model, record = load_classifier(path)
     logits = logits_of(to_device(model))
-    seen = {name: model.hparams[name] for name in ("image_size", "in_channels", "interpolation", "crop_pct")}
+    names = ("image_size", "in_channels", "interpolation", "crop_pct", "pixel_range", "background")
+    seen = {name: model.hparams[name] for name in names}
     return ImageClassifier(
         record["class_names"],
         **seen,
@@ -153,11 +162,13 @@ def checkpoint_classifier(path: Path) -> ImageClassifier:
     )
 
 
-def _pixels(image: Any, in_channels: int) -> np.ndarray:
+def _pixels(image: Any, in_channels: int, options: PixelOptions) -> np.ndarray:
     """Returns an image as `(H, W, in_channels)` uint8; converted as a file with the same pixels would be."""
     if isinstance(image, np.ndarray):
         if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)) or 0 in image.shape:
             raise UsageError("images", None, f"an array of shape {image.shape} is no image", _ADVICE)
+        if image.dtype != np.uint8 and options.pixel_range is not None and image.dtype.kind in "uif":
+            image = scaled(image, *options.pixel_range)
         if image.dtype != np.uint8:
             reason = f"an array of {image.dtype} has no known range"
             raise UsageError("images", None, reason, "give uint8 from 0 to 255")
@@ -165,7 +176,7 @@ def _pixels(image: Any, in_channels: int) -> np.ndarray:
     if not isinstance(image, Image.Image):
         raise UsageError("images", None, f"{type(image).__name__} is no image", _ADVICE)
     try:
-        check_pixels(image)
-        return to_array(as_8_bit(upright(image)), in_channels)
+        check_pixels(image, options)
+        return to_pixels(image, in_channels, options)
     except DECODING_ERRORS as error:
         raise UsageError("images", None, f"an image of PIL cannot be decoded ({error})", _ADVICE) from error

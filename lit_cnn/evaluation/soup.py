@@ -29,7 +29,7 @@ MOST_BARRIER = 0.02
 
 _SAME = (
     *("arch", "arch_options", "cut_at", "head", "num_classes"),
-    *("in_channels", "image_size", "mean", "std", "crop_pct"),
+    *("in_channels", "image_size", "mean", "std", "crop_pct", "pixel_range", "background"),
 )
 State = dict[str, torch.Tensor]
 

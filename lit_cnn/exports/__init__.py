@@ -126,6 +126,8 @@ def _card(recipe: Recipe, members: Sequence[Member]) -> ModelCard:
         members=described,
         versions={},
         crop_pct=first.preprocessing["crop_pct"],
+        pixel_range=first.preprocessing.get("pixel_range"),
+        background=first.preprocessing.get("background"),
     )
 
 

@@ -67,8 +67,8 @@ def load_members(store: Store, recipe: Recipe, root: Path | str | None) -> list[
             given one.
     """
     members = [load_network(store, run, ["test"], root) for run in recipe.runs]
-    for name in ("image_size", "in_channels", "interpolation", "crop_pct"):
-        values = sorted({str(member.record.preprocessing[name]) for member in members})
+    for name in ("image_size", "in_channels", "interpolation", "crop_pct", "pixel_range", "background"):
+        values = sorted({str(member.record.preprocessing.get(name)) for member in members})
         if len(values) > 1:
             reason = f"the members differ in {name} ({', '.join(values)})"
             raise UsageError("runs", None, reason, "export runs of the same images")

@@ -15,6 +15,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import PythonModel
 
 from lit_cnn.core.errors import UsageError
+from lit_cnn.data.pixel_values import pixel_options
 from lit_cnn.data.sources import decode_image
 from lit_cnn.portable import load_graph
 
@@ -41,8 +42,9 @@ class ImageModel(PythonModel):
             MlflowException: If an image cannot be decoded; a server answers 400.
         """
         try:
+            options = pixel_options(self.classifier.pixel_range, self.classifier.background)
             images = [
-                decode_image(content, self.classifier.in_channels, f"image {place}")
+                decode_image(content, self.classifier.in_channels, f"image {place}", options)
                 for place, content in enumerate(model_input["image"])
             ]
         except UsageError as error:

@@ -85,6 +85,8 @@ class LitClassifier(pl.LightningModule):
         interpolation: How images are resized; linked from the data.
         crop_pct: Share of the shorter side that validation sees; linked from the data.
         seed: Training seed, for initial weights and dropout; linked from the data's.
+        pixel_range: Which values of more than 8 bits are black and white; linked from the data.
+        background: What lies behind transparent pixels, RGB from 0 to 255; linked from the data.
 
     Raises:
         UsageError: If the architecture, its options, its weights, the regime or the optimizer cannot be had.
@@ -136,6 +138,8 @@ class LitClassifier(pl.LightningModule):
         interpolation: str = "area",
         crop_pct: float = 1.0,
         seed: int = 0,
+        pixel_range: list[float] | None = None,
+        background: list[int] | None = None,
     ) -> None:
         # Not as save_hyperparameters finds them by itself: a subclass's own are no part of the checkpoint.
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}

@@ -143,7 +143,7 @@ class Distillation(LitClassifier):
     def _refuse_other(self, address: str, network: LitClassifier) -> None:
         if network.class_names != self.class_names:
             raise UsageError("teachers", address, "was trained for other classes", "take one of the same")
-        for name in ("image_size", "in_channels", "interpolation"):
+        for name in ("image_size", "in_channels", "interpolation", "pixel_range", "background"):
             theirs, ours = network.hparams[name], self.hparams[name]
             if theirs != ours:
                 reason = f"takes images of {name} {theirs}, the student {ours}"

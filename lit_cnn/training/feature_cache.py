@@ -29,6 +29,7 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.core.randomness import SCHEME_VERSION
 from lit_cnn.data.batches import Batch
 from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.pixel_values import AS_IS
 from lit_cnn.data.sampling import Key
 from lit_cnn.data.splits import Split
 from lit_cnn.training.checkpoints import digest_of_weights
@@ -228,6 +229,8 @@ class FeatureCache(pl.Callback):
             "device": model.device.type,
             "versions": {name: _version(name) for name in _PACKAGES},
         }
+        if data.pixels != AS_IS:
+            key["pixels"] = str(data.pixels)
         return CacheKey(key, (len(indices), *self._shape), model.hparams["feature_cache"])
 
 

@@ -22,6 +22,7 @@ from lit_cnn.data.image_set import (
     with_class_names,
     without_images,
 )
+from lit_cnn.data.pixel_values import AS_IS, PixelOptions
 from lit_cnn.data.sources.digits import load_digits
 from lit_cnn.data.sources.folders import SPLIT_FOLDERS, list_images, load_image_folder
 from lit_cnn.data.sources.huggingface import load_hf_disk
@@ -100,6 +101,7 @@ def load_image_set(
     max_pixels: int = MAX_PIXELS,
     checked: bool = True,
     outside_root: bool = False,
+    pixels: PixelOptions = AS_IS,
 ) -> ImageSet:
     """Reads an image set.
 
@@ -112,6 +114,7 @@ def load_image_set(
         max_pixels: How many pixels an image may have; see `limit_pixels`.
         checked: Whether to refuse what `check_image_set` refuses.
         outside_root: Whether a `manifest` or `hf_disk` may refer to files outside of its folder.
+        pixels: What values of more than 8 bits, and transparent pixels, become; of image files only.
 
     Raises:
         UsageError: If the source is not there or holds nothing to train on.
@@ -124,6 +127,12 @@ def load_image_set(
         raise UsageError("columns", None, f"{name} has no columns", "leave it out")
     limit_pixels(max_pixels)
     image_set = _load(name, root, in_channels, columns, outside_root)
+    if pixels != AS_IS:
+        if not isinstance(image_set.images, EncodedImages):
+            option = "background" if pixels.pixel_range is None else "pixel_range"
+            value = getattr(pixels, option)
+            raise UsageError(option, value, "these images are decoded already", "leave it out")
+        image_set.images.pixels = pixels
     if in_channels == 3 and image_set.in_channels == 1:
         image_set = gray_to_rgb(image_set)
     if class_names is not None:
