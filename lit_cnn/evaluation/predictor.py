@@ -11,7 +11,8 @@ from PIL import Image
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.decoding import DECODING_ERRORS, as_8_bit, check_pixels, to_array, upright
-from lit_cnn.data.sources import FileImages, list_images, read_image
+from lit_cnn.data.findings import warn_of
+from lit_cnn.data.sources import FileImages, find_images, read_image
 from lit_cnn.evaluation.predict import Loading, ViewImages, forward, logits_of, probabilities_of, to_device
 from lit_cnn.evaluation.report.page import grid
 from lit_cnn.portable import ImageClassifier
@@ -120,7 +121,8 @@ class Predictor:
 
     def predict_folder(self, folder: str | Path, *, batch_size: int = 64, num_workers: int = 2) -> PredictionList:
         """Classifies every image in a folder and its sub-folders; see `predict`."""
-        files = list_images(Path(folder))
+        files, findings = find_images(Path(folder))
+        warn_of(findings)
         return self._predict(FileImages(files, self.classifier.in_channels), files, Loading(batch_size, num_workers))
 
     def _predict(self, images: Sequence[np.ndarray], files: Sequence[Path | None], loading: Loading) -> PredictionList:
