@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lit_cnn.core.errors import in_python, spelt
 from lit_cnn.core.words import counted
 
 Severity = Literal["error", "warning", "note"]
@@ -51,9 +52,9 @@ def warn_of(findings: Sequence[Finding], more: str = "") -> None:
     warnings = [finding for finding in findings if finding.severity == "warning"]
     for finding in warnings[:_MOST_WARNINGS]:
         first = " and ".join(finding.cases[0][:2])
+        what = spelt(finding.message, in_python)
         print(
-            f"lit-cnn: warning: {finding.kind}, {counted(len(finding.cases), 'time')}: {first} {finding.message}",
-            file=sys.stderr,
+            f"lit-cnn: warning: {finding.kind}, {counted(len(finding.cases), 'time')}: {first} {what}", file=sys.stderr
         )
     if len(warnings) > _MOST_WARNINGS and more:
         print(f"lit-cnn: warning: {more}", file=sys.stderr)

@@ -16,8 +16,8 @@ _AS_THEY_ARE = "lit-cnn predict takes them as they are"
 # What a folder without images holds: the suffix of a file -> what to do instead.
 _INSTEAD = {
     ".tar": "tar shards are read with `dataset=webdataset`",
-    ".csv": "a table of images is read with `dataset=manifest`, and its file as `root`",
-    ".parquet": "a table of images is read with `dataset=manifest`, and its file as `root`",
+    ".csv": "a table of images is read with `dataset=manifest`, and that file as `root`",
+    ".parquet": "a table of images is read with `dataset=manifest`, and that file as `root`",
     ".arrow": "what save_to_disk wrote is read with `dataset=hf_disk`",
     ".zip": "unpack the archive first",
     ".gz": "unpack the archive first; IDX files are read with `dataset=idx`",
@@ -119,16 +119,13 @@ def _named_like_splits(root: Path, names: Sequence[str]) -> list[Finding]:
 
 
 def _likely_splits(root: Path, names: Mapping[str, SplitName]) -> UsageError:
-    first = list(names)[:3]
-    readings = " and ".join(f"{name}/ like {' and '.join(names[name].splits)}" for name in first)
-    targets = list(dict.fromkeys(split for name in first for split in names[name].splits))
-    way_out = " and ".join("val/ or test/" if split == VAL_OR_TEST else f"{split}/" for split in targets)
-    return UsageError(
-        "root",
-        root,
-        f"{readings} in its name",
-        f"rename to {way_out} what is a split; if all are classes, name them in `class_names`",
-    )
+    order = (*SPLIT_FOLDERS, VAL_OR_TEST)
+    first = sorted(names, key=lambda name: order.index(names[name].splits[0]))[:3]
+    readings = ", ".join(f"{name}/ sounds like {' and '.join(names[name].splits)}" for name in first)
+    targets = dict.fromkeys(split for name in first for split in names[name].splits)
+    way_out = ", ".join("val/ or test/" if split == VAL_OR_TEST else f"{split}/" for split in targets)
+    remedy = f"rename what is a split to {way_out}; if all are classes, name them in `class_names`"
+    return UsageError("root", root, readings, remedy)
 
 
 def _named_like_a_split(names: Sequence[str], severity: Severity) -> Finding:
@@ -160,7 +157,7 @@ def no_class_folders(folder: Path, root: Path) -> UsageError:
         train = next((name for name in sub_folders(root) if split_of_name(name) == "train"), "train")
         way_out = f"if they have no labels, give `root={root / train}`, and {split} is drawn from it; {_AS_THEY_ARE}"
     reason = f"{folder} holds {counted(len(images), 'image')} in no class folder, such as {images[0]}"
-    return UsageError("root", root, reason, f"{_NEED}, {way_out}")
+    return UsageError("root", root, reason, f"{_NEED}; {way_out}")
 
 
 def check_classes(
