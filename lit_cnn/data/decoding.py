@@ -130,7 +130,7 @@ def decode_file(
                 return pixels
             return to_array(as_8_bit(upright(image)), in_channels)
     except DECODING_ERRORS as error:
-        reason, way_out = str(error), "mend it or take it away"
+        reason, way_out = " ".join(str(error).split()), "mend it or take it away"
         if isinstance(error, TOO_MANY_PIXELS):
             why = f", {error}" if isinstance(error, TooManyPixelsError) and str(error) else ""
             reason = f"it has more pixels than `max_pixels={pixel_limit()}`{why}"

@@ -103,7 +103,8 @@ def inspect_file(file: BinaryIO, full: bool) -> Inspection:
         if NO_RANGE in str(error):
             return seen._replace(fault="unsupported_pixels", reason=str(error))
         is_cut = any(word in str(error).lower() for word in ("truncated", "not enough", "unexpected end", "eof"))
-        return seen._replace(fault="truncated" if is_cut else "damaged", reason=str(error) or type(error).__name__)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return seen._replace(fault="truncated" if is_cut else "damaged", reason=reason)
 
 
 def inspect_images(image_set: ImageSet, full: bool) -> list[Inspection]:

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -52,6 +52,8 @@ names = (
 )
 
 
+@example(first="train", second="train0é", third=None, is_deep=False)
+@example(first="train", second="car", third="test_tube", is_deep=False)
 @given(first=names, second=names, third=names | st.none(), is_deep=st.booleans())
 @settings(
     max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -46,7 +46,7 @@ def split_folders(root: Path, class_names: Collection[str] = ()) -> tuple[dict[s
     if not said:
         return {}, _named_like_splits(root, others)
     if _is_class_called_train(root, list(said), others):
-        return {}, [_named_like_a_split(list(said), "warning")]
+        return {}, [_named_like_a_split([*said, *filter(_speaks_of_splits, others)], "warning")]
     found: dict[str, Path] = {}
     for name, split in said.items():
         if split in found:
@@ -81,8 +81,13 @@ def _is_class_called_train(root: Path, said: Sequence[str], others: Sequence[str
     )
 
 
+def _speaks_of_splits(name: str) -> bool:
+    return bool(read_split_name(name).splits)
+
+
 def _is_plainly_a_class(root: Path, name: str) -> bool:
-    return read_split_name(name).is_word and _holds_images_itself(root / name, root)
+    said = read_split_name(name)
+    return said.is_word and not said.splits and _holds_images_itself(root / name, root)
 
 
 def _holds_images_itself(folder: Path, root: Path) -> bool:
