@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tifffile
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
@@ -71,6 +72,22 @@ def _of_type(dtype: type) -> Callable[[Image.Image], bytes]:
     return lambda image: encoded(Image.fromarray(np.asarray(image.convert("L"), dtype)), "tiff")
 
 
+def _tiff(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    kind = "rgb" if pixels.ndim == 3 and pixels.shape[2] == 3 else "minisblack"
+    tifffile.imwrite(buffer, pixels, photometric=kind, planarconfig="contig" if pixels.ndim == 3 else None)
+    return buffer.getvalue()
+
+
+def _jp2_of_claimed_size(image: Image.Image) -> bytes:
+    """A JPEG 2000 that Pillow's own limit lets pass: it would take 1.6 GiB to decode."""
+    content = bytearray(encoded(image.convert("RGB"), "jpeg2000"))
+    size = content.find(b"\xff\x4f\xff\x51")  # of the image, and of its one tile, in the code stream; and in the header
+    for place in (size + 8, size + 24, content.find(b"ihdr") + 4):
+        struct.pack_into(">II", content, place, 9_400, 9_400)
+    return bytes(content)
+
+
 # Files that cannot be trained on: name -> (how the content is made of a photograph, the kind it is found as).
 UNUSABLE: dict[str, tuple[Callable[[Image.Image], bytes], str]] = {
     "zero_bytes.jpg": (lambda image: b"", "empty_file"),
@@ -89,9 +106,21 @@ UNUSABLE: dict[str, tuple[Callable[[Image.Image], bytes], str]] = {
     "scan.jpg": (lambda image: b"%PDF-1.7\n" + bytes(600), "not_an_image"),
     "album.jpg": (lambda image: b"PK\x03\x04" + bytes(600), "not_an_image"),
     "postscript.jpg": (lambda image: encoded(image.convert("RGB"), "eps"), "not_an_image"),
-    "texture.jpg": (lambda image: encoded(image.convert("RGB"), "dds"), "not_an_image"),
-    "wavelets.jpg": (lambda image: encoded(image.convert("RGB"), "jpeg2000"), "not_an_image"),
-    "layers.png": (lambda image: b"8BPS\x00\x01" + bytes(600), "not_an_image"),
+    "texture.jpg": (lambda image: encoded(image.convert("RGB"), "dds"), "unread_format"),
+    "phone.jpg": (lambda image: b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(600), "unread_format|damaged"),
+    "jpeg_xl.jpg": (lambda image: b"\xff\x0a" + bytes(600), "unread_format"),
+    "layers.png": (lambda image: b"8BPS\x00\x01" + bytes(600), "unread_format"),
+    "pointer.jpg": (
+        lambda image: b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n",
+        "pointer",
+    ),
+    "bands.tif": (lambda image: _tiff(np.dstack([np.asarray(image.convert("RGBA"))] * 2)), "unsupported_pixels"),
+    "double.tif": (lambda image: _tiff(np.asarray(image.convert("L"), np.float64)), "unsupported_pixels"),
+    "float_rgb.tif": (lambda image: _tiff(np.asarray(image.convert("RGB"), np.float32)), "unsupported_pixels"),
+    "signed.tif": (lambda image: _tiff(np.asarray(image.convert("L")).astype(np.int8)), "unsupported_pixels"),
+    "bomb.jp2": (_jp2_of_claimed_size, "too_many_pixels"),
+    "cut.jp2": (_cut("jpeg2000", 0.5), "truncated|damaged"),
+    "cut.tga": (_cut("tga", 0.5), "truncated"),
     "noise.jpg": (lambda image: np.random.default_rng(1).bytes(4000), "not_an_image"),
     "mark_and_noise.jpg": (_marked_noise, "damaged|not_an_image|truncated"),
     "bomb.png": (lambda image: png_of_claimed_size(20_000, 20_000), "too_many_pixels"),
@@ -121,6 +150,7 @@ ODD: dict[str, tuple[Callable[[Image.Image], bytes], str]] = {
     "moving.png": (_moving("png"), "animated"),
     "pages.tif": (_moving("tiff"), "several_pages"),
     "really_a_png.jpg": (lambda image: encoded(image, "png"), "other_suffix"),
+    "wavelets.jpg": (lambda image: encoded(image.convert("RGB"), "jpeg2000"), "other_suffix"),
 }
 
 
@@ -169,14 +199,19 @@ def write_corpus(root: Path, with_unusable: bool = True) -> dict[str, str]:
     next(squares).save(outside)
     (train / "misty" / "outside.png").symlink_to(outside)
     os.mkfifo(train / "misty" / "pipe.png")
-    (train / "misty" / "photo.heic").write_bytes(b"no suffix of ours")
+    (train / "misty" / "photo.jxl").write_bytes(UNUSABLE["jpeg_xl.jpg"][0](next(squares)))
+    (train / "misty" / "notes.txt").write_text("no image")
+    (train / "misty" / "@eaDir").mkdir()
+    next(squares).save(train / "misty" / "@eaDir" / "SYNOPHOTO_THUMB_M.jpg")
     next(squares).save(train / "loose.png")
     for file, kind in {
         "train/misty/nowhere.png": "dangling_link",
         "train/misty/ring.png": "dangling_link",
         "train/misty/outside.png": "outward_link",
         "train/misty/pipe.png": "special_file",
-        "train/misty/photo.heic": "other_file",
+        "train/misty/photo.jxl": "unread_file",
+        "train/misty/notes.txt": "other_file",
+        "train/misty/@eaDir": "system_file",
         "train/loose.png": "loose_image",
     }.items():
         expected[file] = kind

@@ -1,4 +1,4 @@
-"""SHA-256 of many files, remembered by size, modification time and inode, so that a second scan reads no bytes."""
+"""SHA-256 of many files, remembered by size, inode and times, so that a second scan reads no bytes."""
 
 import contextlib
 import hashlib
@@ -17,12 +17,19 @@ NO_BYTES = hashlib.sha256(b"").hexdigest()
 FEW_FILES = 2_000
 """Below this many files to hash, no progress bar."""
 
+# Earlier versions kept hashes without ctime in a table `hashes` of the same file.
+_TABLE = "hashes_2"
+State = tuple[int, int, int, int]
+"""Size, time of modification (ns), inode, time of change (ns): that of an inode, which nobody can set back."""
+
 
 def hash_files(files: Sequence[Path | str], cache_file: Path | None = None) -> list[str]:
     """Returns the SHA-256 of each file's bytes, in order; of one that cannot be read, that of its path instead.
 
-    A file is read only if its path, size, modification time (ns) or inode is not as remembered. To read no bytes of a
-    file that cannot be read is left to who decodes it: there the error has the file's name.
+    A file is read only if its path, size, modification time (mtime), inode or time of change (ctime) is not as
+    remembered: `cp -p` over a file gives it the size and mtime of another, but no ctime. A file that was renamed,
+    linked or given other rights is read again. To read no bytes of a file that cannot be read is left to who decodes
+    it: there the error has the file's name.
 
     Args:
         files: Existing files.
@@ -30,12 +37,12 @@ def hash_files(files: Sequence[Path | str], cache_file: Path | None = None) -> l
     """
     cache_file = cache_file or default_cache_file()
     keys = [_key(folder, name) for folder, name in _split_paths(files)]
-    known: dict[str, tuple[int, int, int, str]] = {}
+    known: dict[str, tuple[State, str]] = {}
     with contextlib.suppress(sqlite3.Error, OSError), _open(cache_file) as database:
         known = _remembered(database, [key[0] for key in keys])
-    hashes = [known[key[0]][3] if key[0] in known and known[key[0]][:3] == key[1:] else "" for key in keys]
+    hashes = [known[path][1] if path in known and known[path][0] == state else "" for path, state in keys]
     missing = [index for index, digest in enumerate(hashes) if not digest]
-    rows: list[tuple[str, int, int, int, str]] = []
+    rows: list[tuple[str, State, str]] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = pool.map(_sha256, [files[index] for index in missing])
         for index, digest in zip(missing, with_progress(digests, len(missing), "hashing images", "file"), strict=True):
@@ -49,10 +56,11 @@ def hash_files(files: Sequence[Path | str], cache_file: Path | None = None) -> l
     return hashes
 
 
-def _remember(cache_file: Path, rows: Sequence[tuple[str, int, int, int, str]]) -> None:
+def _remember(cache_file: Path, rows: Sequence[tuple[str, State, str]]) -> None:
     # A cache that cannot be written costs time at the next scan and nothing else: the hashes themselves are right.
     with contextlib.suppress(sqlite3.Error, OSError), _open(cache_file) as database:
-        database.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?, ?)", rows)
+        values = ((path, *state, digest) for path, state, digest in rows)
+        database.executemany(f"INSERT OR REPLACE INTO {_TABLE} VALUES (?, ?, ?, ?, ?, ?)", values)
         database.commit()
 
 
@@ -89,13 +97,13 @@ def _split_paths(files: Sequence[Path | str]) -> Iterator[tuple[str, str]]:
         yield followed[folder], name
 
 
-def _key(folder: str, name: str) -> tuple[str, int, int, int]:
+def _key(folder: str, name: str) -> tuple[str, State]:
     path = os.path.join(folder, name)
     try:
         status = os.stat(path)
     except OSError:
-        return path, -1, 0, 0
-    return path, status.st_size, status.st_mtime_ns, status.st_ino
+        return path, (-1, 0, 0, 0)
+    return path, (status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
 
 
 @contextlib.contextmanager
@@ -103,16 +111,17 @@ def _open(cache_file: Path) -> Iterator[sqlite3.Connection]:
     cache_file.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.closing(sqlite3.connect(cache_file, timeout=30)) as database:
         database.execute(
-            "CREATE TABLE IF NOT EXISTS hashes (path TEXT PRIMARY KEY, size INT, mtime_ns INT, inode INT, sha256 TEXT)"
+            f"CREATE TABLE IF NOT EXISTS {_TABLE} "
+            "(path TEXT PRIMARY KEY, size INT, mtime_ns INT, inode INT, ctime_ns INT, sha256 TEXT)"
         )
         yield database
 
 
-def _remembered(database: sqlite3.Connection, paths: Sequence[str]) -> dict[str, tuple[int, int, int, str]]:
+def _remembered(database: sqlite3.Connection, paths: Sequence[str]) -> dict[str, tuple[State, str]]:
     known = {}
     for start in range(0, len(paths), 500):
         part = paths[start : start + 500]
         marks = ",".join("?" * len(part))
-        for path, *rest in database.execute(f"SELECT * FROM hashes WHERE path IN ({marks})", part):
-            known[path] = tuple(rest)
+        for path, *state, digest in database.execute(f"SELECT * FROM {_TABLE} WHERE path IN ({marks})", part):
+            known[path] = tuple(state), digest
     return known

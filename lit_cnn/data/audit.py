@@ -39,9 +39,11 @@ _FAULTS: dict[str, tuple[Severity, str]] = {
     "unreadable": ("error", "cannot be read; give yourself the right to, or take it away"),
     "empty_file": ("error", "holds no bytes; put the image back, or take it away"),
     "not_an_image": ("error", "is no image; take it away"),
+    "unread_format": ("error", "is of a format that is not read"),
+    "pointer": ("error", "does not hold the image, only says where it is kept"),
     "truncated": ("error", "ends too early; copy it again, or take it away"),
     "damaged": ("error", "cannot be decoded; copy it again, or take it away"),
-    "unsupported_pixels": ("error", "has pixels of which nothing says what is white"),
+    "unsupported_pixels": ("error", "has pixels that are not read"),
     "too_many_pixels": ("error", "has more pixels than `max_pixels`; shrink it, or raise that"),
 }
 _ODDITIES: dict[str, tuple[Severity, str]] = {
@@ -55,19 +57,20 @@ _ODDITIES: dict[str, tuple[Severity, str]] = {
     ),
     "other_suffix": ("note", "is of another format than its name says"),
 }
-_WITH_REASON = ("unreadable", "not_an_image", "truncated", "damaged", "unsupported_pixels")
+_WITH_REASON = ("unreadable", "not_an_image", "unread_format", "pointer", "unsupported_pixels", "truncated", "damaged")
 _FORMATS = {
-    ".jpg": ("JPEG", "MPO"),
-    ".jpeg": ("JPEG", "MPO"),
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".jfi"), ("JPEG", "MPO")),
+    **dict.fromkeys((".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"), ("JPEG2000",)),
     ".png": ("PNG",),
+    ".apng": ("PNG",),
+    ".tga": ("TGA",),
     ".webp": ("WEBP",),
     ".avif": ("AVIF",),
     ".tif": ("TIFF",),
     ".tiff": ("TIFF",),
     ".bmp": ("BMP",),
     ".gif": ("GIF",),
-    ".pgm": ("PPM",),
-    ".ppm": ("PPM",),
+    **dict.fromkeys((".pgm", ".ppm", ".pbm", ".pnm"), ("PPM",)),
 }
 
 

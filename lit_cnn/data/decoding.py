@@ -6,18 +6,33 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.data.pixel_values import AS_IS, PixelOptions, as_8_bit, check_kind, on_background
+from lit_cnn.core.words import counted
+from lit_cnn.data.file_kinds import CONVERT, HAS_HEIF, HEAD_BYTES, TIFF, kind_of_bytes, looks_like_tga
+from lit_cnn.data.pixel_values import (
+    AS_IS,
+    PixelOptions,
+    UnsupportedPixelsError,
+    as_8_bit,
+    check_kind,
+    on_background,
+)
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".pgm", ".ppm", ".gif"})
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "PPM", "GIF")
+if HAS_HEIF:
+    import pi_heif
+
+    pi_heif.register_heif_opener(thumbnails=False)
+
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "PPM", "GIF", "JPEG2000", *(["HEIF"] if HAS_HEIF else []))
 """What is opened, whatever a file is called. Pillow knows more, and runs Ghostscript on what is PostScript."""
+_USUAL_PIXELS = "save it with 1 or 3 channels of 8 or 16 bits"
+_MEMORY = {"JPEG2000": 5}  # times as many bytes a pixel while it is decoded as others take
 MAX_PIXELS = 89_478_485  # Pillow's: a quarter of a gigabyte as RGB
 
 
@@ -122,7 +137,7 @@ def decode_file(
             or 32-bit pixels without a `pixel_range`; the message names it.
     """
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with open_image(file) as image:
             check_pixels(image, options)
             factor = reduction(image.height, image.width) if reduction else 1
             is_jpeg = image.format == "JPEG" and in_channels == 3  # to look for EXIF decodes a PNG
@@ -130,12 +145,69 @@ def decode_file(
                 return pixels
             return to_pixels(image, in_channels, options)
     except DECODING_ERRORS as error:
-        reason = str(error)
-        if name.lower().endswith(".avif") and not features.check("avif"):
-            reason = "the installed Pillow was built without AVIF"
+        reason, way_out = " ".join(str(error).split()), "mend it or take it away"
         if isinstance(error, TOO_MANY_PIXELS):
-            reason = f"it has more pixels than `max_pixels={pixel_limit()}`"
-        raise UsageError(None, name, f"this image cannot be decoded ({reason})", "mend it or take it away") from error
+            why = f", {error}" if isinstance(error, TooManyPixelsError) and str(error) else ""
+            reason = f"it has more pixels than `max_pixels={pixel_limit()}`{why}"
+        elif isinstance(error, UnidentifiedImageError):
+            _, reason, way_out = why_unidentified(file)
+        elif isinstance(error, UnsupportedPixelsError):
+            reason, _, way_out = reason.partition(": ")
+        raise UsageError(None, name, f"this image cannot be decoded ({reason})", way_out) from error
+
+
+def open_image(file: BinaryIO) -> Image.Image:
+    """Opens an image of one of `FORMATS`, or a TGA, with Pillow, which reads its header.
+
+    Raises:
+        UnidentifiedImageError: If it is neither.
+    """
+    # A TGA has no mark: of many a file that is none, Pillow would make one.
+    is_tga = looks_like_tga(file.read(HEAD_BYTES))
+    file.seek(0)
+    return Image.open(file, formats=("TGA",) if is_tga else FORMATS)
+
+
+class Unidentified(NamedTuple):
+    """What `open_image` did not open: the fault as `Inspection` has it, what it is in words, and the way out."""
+
+    fault: str
+    what: str
+    way_out: str
+
+
+def why_unidentified(file: BinaryIO) -> Unidentified:
+    """Says what a file is that `open_image` did not open."""
+    file.seek(0)
+    kind = kind_of_bytes(file.read(HEAD_BYTES))
+    if kind == TIFF and (pixels := _pixels_of_tiff(file)):
+        return Unidentified("unsupported_pixels", f"it is a TIFF of {pixels}", _USUAL_PIXELS)
+    if kind.name == "AVIF" and not features.check("avif"):
+        return Unidentified("unread_format", "it is AVIF, and the installed Pillow was built without it", CONVERT)
+    if kind.family == "read":
+        what = f"it begins as {kind.name} and is damaged, or of a variant that is not read"
+        return Unidentified("damaged", what, f"copy it again, or {CONVERT}")
+    fault = {"unread": "unread_format", "pointer": "pointer"}.get(kind.family, "not_an_image")
+    return Unidentified(fault, f"it is {kind.name}", kind.way_out or "take it away")
+
+
+def _pixels_of_tiff(file: BinaryIO) -> str:
+    """Says of which unusual pixels a TIFF is: `5 channels of 8 bits`; nothing if they are usual."""
+    try:
+        file.seek(0)
+        start = file.read(8)
+        start += file.read(8) if start[2] == 43 else b""  # BigTIFF
+        tags = TiffImagePlugin.ImageFileDirectory_v2(start)
+        file.seek(tags.next)
+        tags.load(file)
+        channels = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
+        bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,))[0]
+        kind = tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]
+        words = {2: ", signed", 3: ", floating-point", 5: ", complex", 6: ", complex"}.get(kind, "")
+        is_usual = channels in (1, 3, 4) and bits in (1, 2, 4, 8, 16) and not words
+        return "" if is_usual else f"{counted(channels, 'channel')} of {bits} bits{words}"
+    except (*DECODING_ERRORS, TypeError, KeyError, IndexError):
+        return ""
 
 
 def limit_pixels(max_pixels: int) -> None:
@@ -158,9 +230,15 @@ def check_pixels(image: Image.Image, options: PixelOptions = AS_IS) -> None:
     Raises:
         ValueError: With the reason.
     """
-    if image.width * image.height > pixel_limit():
-        raise TooManyPixelsError
+    if counted_pixels(image.width, image.height, image.format) > pixel_limit():
+        times = _MEMORY.get(image.format or "")
+        raise TooManyPixelsError(f"{image.format} counts {times} times for its memory" if times else "")
     check_kind(image, options)
+
+
+def counted_pixels(width: int, height: int, file_format: str | None) -> int:
+    """Returns how many pixels count against the limit: several for one of a format that takes much memory."""
+    return width * height * _MEMORY.get(file_format or "", 1)
 
 
 def to_pixels(image: Image.Image, in_channels: int, options: PixelOptions = AS_IS) -> np.ndarray:

@@ -1,11 +1,17 @@
 """`Finding`: something that is wrong, or odd, with a set of images; found while it is read or looked through."""
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from lit_cnn.core.errors import in_python, spelt
+from lit_cnn.core.words import counted
 
 Severity = Literal["error", "warning", "note"]
 ABSENT = ("missing_file", "no_image")
 """The kinds of findings about images that are not there."""
+_MOST_WARNINGS = 5  # lines
 
 
 @dataclass(frozen=True)
@@ -34,3 +40,21 @@ class Finding:
             "count": len(self.cases),
             "cases": [list(case) for case in self.cases],
         }
+
+
+def warn_of(findings: Sequence[Finding], more: str = "") -> None:
+    """Prints the warnings among findings to the error output, a line each.
+
+    Args:
+        findings: Of any severity.
+        more: What is said where there are too many to print.
+    """
+    warnings = [finding for finding in findings if finding.severity == "warning"]
+    for finding in warnings[:_MOST_WARNINGS]:
+        first = " and ".join(finding.cases[0][:2])
+        what = spelt(finding.message, in_python)
+        print(
+            f"lit-cnn: warning: {finding.kind}, {counted(len(finding.cases), 'time')}: {first} {what}", file=sys.stderr
+        )
+    if len(warnings) > _MOST_WARNINGS and more:
+        print(f"lit-cnn: warning: {more}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What a scan of large files found, remembered by their size, modification time and inode."""
+"""What a scan of large files found, remembered by their size, inode, and times of modification and change."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ import numpy as np
 from lit_cnn.core.file_hashes import default_cache_file
 from lit_cnn.core.files import replace_atomically
 
-_SCHEMA = 1  # raised when what is remembered would mean something else
+_SCHEMA = 2  # raised when what is remembered would mean something else
 
 
 def index_file(kind: str, files: Sequence[Path]) -> Path:
@@ -54,6 +54,6 @@ def hexadecimal(rows: np.ndarray) -> list[str]:
     return [row.tobytes().hex() for row in rows]
 
 
-def _state(file: Path) -> tuple[int, int, int]:
+def _state(file: Path) -> tuple[int, int, int, int]:
     status = file.stat()
-    return status.st_size, status.st_mtime_ns, status.st_ino
+    return status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns

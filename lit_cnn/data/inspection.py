@@ -20,13 +20,16 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.core.file_hashes import NO_BYTES, default_cache_file
 from lit_cnn.data.decoding import (
     DECODING_ERRORS,
-    FORMATS,
     TOO_MANY_PIXELS,
     check_pixels,
+    counted_pixels,
+    open_image,
     pixel_limit,
     to_array,
     to_pixels,
+    why_unidentified,
 )
+from lit_cnn.data.file_kinds import HAS_HEIF
 from lit_cnn.data.image_set import ArrayImages, EncodedImages, ImageSet, without_images
 from lit_cnn.data.pixel_values import (
     AS_IS,
@@ -40,6 +43,7 @@ from lit_cnn.data.pixel_values import (
 
 THUMBNAIL = (16, 16)  # pixels
 _TABLE = "inspections_3"  # another number when the same bytes would be judged otherwise
+_WITH_WAY_OUT = ("unread_format", "pointer", "unsupported_pixels")  # each kind has its own
 _AT_ONCE = 500  # images between two writes to what is remembered
 # A thread decodes an image of up to so many pixels (64 MiB as RGBA) whatever others do; of larger ones there is one at
 # a time, or a thread per core would take half a gigabyte each.
@@ -52,7 +56,8 @@ class Inspection(NamedTuple):
 
     Attributes:
         is_full: Whether it was decoded; else only its header was read.
-        fault: Why it cannot be trained on: `empty_file`, `not_an_image`, `truncated`, `damaged`, `unreadable`,
+        fault: Why it cannot be trained on: `empty_file`, `not_an_image`, `unread_format` (an image of a format that is
+            not read), `pointer` (where the image is kept, by Git LFS), `truncated`, `damaged`, `unreadable`,
             `unsupported_pixels` or `too_many_pixels`; empty if it can.
         reason: The fault in words.
         file_format: As Pillow names it, such as `JPEG`.
@@ -96,12 +101,12 @@ def inspect_file(file: BinaryIO, full: bool, options: PixelOptions = AS_IS) -> I
         full: Decode it; else its header is all that is read.
         options: What values of more than 8 bits, and transparent pixels, become.
     """
-    if not (start := file.read(512)):
+    if not file.read(1):
         return Inspection(full, "empty_file", "holds no bytes")
     file.seek(0)
     seen = Inspection(full)
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with open_image(file) as image:
             seen = seen._replace(file_format=image.format or "", width=image.width, height=image.height)
             seen = seen._replace(
                 full_scale=full_scale(image),
@@ -119,13 +124,15 @@ def inspect_file(file: BinaryIO, full: bool, options: PixelOptions = AS_IS) -> I
     except TOO_MANY_PIXELS:
         return _too_large(seen)
     except UnidentifiedImageError:
-        return seen._replace(fault="not_an_image", reason=f"it is {_kind_of(start)}")
+        fault, what, way_out = why_unidentified(file)
+        return seen._replace(fault=fault, reason=f"{what}: {way_out}" if fault in _WITH_WAY_OUT else what)
     except DECODING_ERRORS as error:
         if isinstance(error, UnsupportedPixelsError):
             seen = _measured(seen, file) if full else seen
             return seen._replace(fault="unsupported_pixels", reason=str(error))
         is_cut = any(word in str(error).lower() for word in ("truncated", "not enough", "unexpected end", "eof"))
-        return seen._replace(fault="truncated" if is_cut else "damaged", reason=str(error) or type(error).__name__)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return seen._replace(fault="truncated" if is_cut else "damaged", reason=reason)
 
 
 def inspect_images(image_set: ImageSet, full: bool) -> list[Inspection]:
@@ -246,7 +253,7 @@ def _looked_at(seen: Inspection, gray: np.ndarray) -> Inspection:
 
 def _within_limit(seen: Inspection, limit: int) -> Inspection:
     """Judges what is remembered by the limit of today."""
-    if seen.width * seen.height > limit and not seen.fault:
+    if counted_pixels(seen.width, seen.height, seen.file_format) > limit and not seen.fault:
         return _too_large(seen)
     return seen
 
@@ -256,7 +263,7 @@ def _measured(seen: Inspection, file: BinaryIO) -> Inspection:
     if not seen.full_scale:
         return seen
     file.seek(0)
-    with contextlib.suppress(UnsupportedPixelsError), Image.open(file, formats=FORMATS) as image:
+    with contextlib.suppress(UnsupportedPixelsError), open_image(file) as image:
         low, high = used_range(image)
         seen = seen._replace(low=low, high=high)
     return seen
@@ -265,26 +272,6 @@ def _measured(seen: Inspection, file: BinaryIO) -> Inspection:
 def _too_large(seen: Inspection) -> Inspection:
     reason = f"more pixels than max_pixels, {pixel_limit()}"
     return seen._replace(is_full=False, fault="too_many_pixels", reason=reason)
-
-
-def _kind_of(start: bytes) -> str:
-    """Says what a file is whose first bytes these are."""
-    for mark, kind in (
-        (b"%PDF", "a PDF"),
-        (b"%!PS", "PostScript"),
-        (b"PK\x03\x04", "a ZIP archive"),
-        (b"\x7fELF", "a program"),
-    ):
-        if start.startswith(mark):
-            return kind
-    try:
-        # The last character may be cut.
-        text = start.decode("utf-8", "ignore" if len(start) == 512 else "strict").lstrip().lower()
-    except UnicodeDecodeError:
-        return "something else"
-    if "\x00" in text:
-        return "something else"
-    return "a web page" if text.startswith(("<!doctype html", "<html")) else "text"
 
 
 @contextlib.contextmanager
@@ -309,7 +296,8 @@ def cache_path() -> Path:
 def _judge(images: Sequence[np.ndarray]) -> str:
     """What an inspection depends on besides the bytes: another Pillow may read what this one cannot."""
     options = getattr(images, "pixels", AS_IS)
-    return f"Pillow {PIL.__version__}" + (f", {options}" if options != AS_IS else "")
+    given = f", {options}" if options != AS_IS else ""
+    return f"Pillow {PIL.__version__}{' with HEIF' if HAS_HEIF else ''}{given}"
 
 
 def _remembered(database: sqlite3.Connection, digests: Iterable[str], full: bool, judge: str) -> dict[str, Inspection]:

@@ -13,7 +13,7 @@ from PIL import Image, ImageColor
 from lit_cnn.core.errors import UsageError
 
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # bands of colour by TIFF's PhotometricInterpretation
-_BITS, _PHOTOMETRIC, _NUM_BANDS, _PLANAR, _EXTRA = 258, 262, 277, 284, 338  # TIFF's tags
+_BITS, _PHOTOMETRIC, _NUM_BANDS, _PLANAR, _EXTRA, _SAMPLE_FORMAT = 258, 262, 277, 284, 338, 339  # TIFF's tags
 _PLAIN, _VARIED = 8, 64  # of 255: what is nearly one colour, and what differs
 _MEASURED = 100_000  # pixels of an image that are looked at for its range
 
@@ -79,6 +79,8 @@ def check_kind(image: Image.Image, options: PixelOptions) -> None:
     if options.pixel_range is None and image.mode == "I" and image.format == "TIFF":
         raise UnsupportedPixelsError(f"signed or 32-bit pixels have no range to scale from: {way_out}")
     tags = _tags(image)
+    if 2 in tags.get(_SAMPLE_FORMAT, ()) and image.mode != "I":
+        raise UnsupportedPixelsError("signed pixels of 8 bits are not read: save it with 8 or 16 bits a channel")
     if tags.get(_PLANAR) == 2 and max(tags.get(_BITS, (8,))) > 8 and tags.get(_NUM_BANDS, 1) > 1:
         raise UnsupportedPixelsError("16-bit colour in separate planes is not read right: save it pixel by pixel")
 

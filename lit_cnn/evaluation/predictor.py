@@ -11,8 +11,9 @@ from PIL import Image
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.decoding import DECODING_ERRORS, check_pixels, to_pixels
+from lit_cnn.data.findings import warn_of
 from lit_cnn.data.pixel_values import PixelOptions, pixel_options, scaled
-from lit_cnn.data.sources import FileImages, list_images, read_image
+from lit_cnn.data.sources import FileImages, find_images, read_image
 from lit_cnn.evaluation.predict import Loading, ViewImages, forward, logits_of, probabilities_of, to_device
 from lit_cnn.evaluation.report.page import grid
 from lit_cnn.portable import ImageClassifier
@@ -121,7 +122,8 @@ class Predictor:
 
     def predict_folder(self, folder: str | Path, *, batch_size: int = 64, num_workers: int = 2) -> PredictionList:
         """Classifies every image in a folder and its sub-folders; see `predict`."""
-        files = list_images(Path(folder))
+        files, findings = find_images(Path(folder))
+        warn_of(findings)
         images = FileImages(files, self.classifier.in_channels, self._pixels)
         return self._predict(images, files, Loading(batch_size, num_workers))
 

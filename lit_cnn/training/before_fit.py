@@ -1,16 +1,13 @@
 """The look at the images before a run's first step."""
 
-import sys
-
 import numpy as np
 
-from lit_cnn.core.errors import UsageError, in_python, spelt
-from lit_cnn.core.words import and_more, counted
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.words import and_more
 from lit_cnn.data.audit import Report, audit
 from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.findings import warn_of
 from lit_cnn.data.splits import SPLIT_NAMES
-
-_MOST_WARNINGS = 5  # lines before a run
 
 
 def check_before_fit(datamodule: ImageDataModule) -> Report | None:
@@ -28,11 +25,5 @@ def check_before_fit(datamodule: ImageDataModule) -> Report | None:
         reason = f"{errors[0].cases[0][0]} {errors[0].message}{and_more(count)}"
         remedy = "lit-cnn check-data lists them, `on_bad_image=skip` leaves such files out"
         raise UsageError("root", None, reason, remedy)
-    warnings = report.of("warning")
-    for finding in warnings[:_MOST_WARNINGS]:
-        first, message = " and ".join(finding.cases[0][:2]), spelt(finding.message, in_python)
-        times = counted(len(finding.cases), "time")
-        print(f"lit-cnn: warning: {finding.kind}, {times}: {first} {message}", file=sys.stderr)
-    if len(warnings) > _MOST_WARNINGS:
-        print("lit-cnn: warning: there are more; lit-cnn check-data lists them", file=sys.stderr)
+    warn_of(report.findings, "there are more; lit-cnn check-data lists them")
     return report

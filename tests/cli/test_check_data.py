@@ -57,7 +57,7 @@ def test_the_table_names_what_is_wrong(corpus: Path, capsys: pytest.CaptureFixtu
         assert text in printed
     with Image.open("worst.png") as picture:
         assert picture.width == 968 and picture.height > 1000
-    assert "6 errors, 10 warnings" in printed
+    assert "8 errors, 11 warnings" in printed
 
 
 def test_strict_ends_with_1_if_there_is_something_to_mend(corpus: Path, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def kinds_of(root: Path) -> set[tuple[str, str]]:
 def test_json_is_for_programs(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(corpus, "--format=json", "--level=quick") == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["level"] == "quick" and report["num_images"] == {"train": 62, "val": 6, "test": 8}
+    assert report["level"] == "quick" and report["num_images"] == {"train": 72, "val": 6, "test": 8}
     by_kind = {finding["kind"]: finding for finding in report["findings"]}
     assert by_kind["empty_file"]["cases"] == [["train/misty/zero_bytes.jpg"]]
     assert by_kind["animated"]["count"] == 3

@@ -187,7 +187,7 @@ def test_a_folder_with_splits(tmp_path: Path) -> None:
     ("names", "folders", "expected"),
     [
         ([], ["."], "is empty; it needs one sub-folder"),
-        (["loose.png"], [], "is empty; it needs one sub-folder"),
+        (["loose.png"], [], "holds 1 image in no class folder, such as loose.png; it needs one sub-folder"),
         (["cat/1.png"], [], "a single class (cat)"),
         (["cat/1.png", ".git/2.png"], [], "a single class (cat)"),
         (["cat/1.png"], ["dog"], "dog holds no images"),

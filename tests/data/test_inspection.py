@@ -140,14 +140,11 @@ def test_what_was_seen_once_is_not_looked_at_again(tmp_path: Path) -> None:
         PHOTOGRAPH.rotate(90 * number).save(root / name)
     first = inspect_images(load_image_set("image_folder", root), full=True)
     assert [one.fault for one in first] == ["", ""] and cache_path().is_relative_to(tmp_path)
-    # Other bytes behind the same size and time: who reads them again finds them damaged.
-    status = (root / "a/1.png").stat()
-    (root / "a/1.png").write_bytes(bytes(status.st_size))
-    os.utime(root / "a/1.png", ns=(status.st_atime_ns, status.st_mtime_ns))
     again = load_image_set("image_folder", root)
+    # Other bytes behind the hash that is known: who reads them again finds them damaged.
+    (root / "a/1.png").write_bytes(bytes((root / "a/1.png").stat().st_size))
     assert inspect_images(again, full=True) == first
     assert [(one.fault, one.width) for one in inspect_images(again, full=False)] == [("", 96)] * 2
-    os.utime(root / "a/1.png", (1, 1))
     assert [one.fault for one in inspect_images(load_image_set("image_folder", root), full=True)] == [
         "not_an_image",
         "",

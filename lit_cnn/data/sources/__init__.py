@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.data.decoding import IMAGE_SUFFIXES, MAX_PIXELS, decode_image, limit_pixels, read_image
+from lit_cnn.data.decoding import MAX_PIXELS, decode_image, limit_pixels, read_image
+from lit_cnn.data.file_kinds import IMAGE_SUFFIXES
 from lit_cnn.data.findings import Finding
 from lit_cnn.data.image_set import (
     ArrayImages,
@@ -24,7 +25,7 @@ from lit_cnn.data.image_set import (
 )
 from lit_cnn.data.pixel_values import AS_IS, PixelOptions
 from lit_cnn.data.sources.digits import load_digits
-from lit_cnn.data.sources.folders import SPLIT_FOLDERS, list_images, load_image_folder
+from lit_cnn.data.sources.folders import find_images, list_images, load_image_folder
 from lit_cnn.data.sources.huggingface import load_hf_disk
 from lit_cnn.data.sources.idx import (
     FASHION_MNIST_CLASSES,
@@ -36,6 +37,7 @@ from lit_cnn.data.sources.idx import (
 from lit_cnn.data.sources.manifest import load_manifest
 from lit_cnn.data.sources.shards import load_webdataset
 from lit_cnn.data.sources.torchvision_sets import PREFIX, load_torchvision
+from lit_cnn.data.split_names import SPLIT_FOLDERS
 
 __all__ = [
     "FASHION_MNIST_CLASSES",
@@ -54,6 +56,7 @@ __all__ = [
     "check_source",
     "class_findings",
     "decode_image",
+    "find_images",
     "list_images",
     "load_digits",
     "load_fashion_mnist",
@@ -126,7 +129,7 @@ def load_image_set(
     if columns and name not in ("manifest", "hf_disk"):
         raise UsageError("columns", None, f"{name} has no columns", "leave it out")
     limit_pixels(max_pixels)
-    image_set = _load(name, root, in_channels, columns, outside_root)
+    image_set = _load(name, root, in_channels, columns, outside_root, class_names or ())
     if pixels != AS_IS:
         if not isinstance(image_set.images, EncodedImages):
             option = "background" if pixels.pixel_range is None else "pixel_range"
@@ -143,7 +146,12 @@ def load_image_set(
 
 
 def _load(
-    name: str, root: Path | None, in_channels: int | None, columns: Mapping[str, str] | None, outside_root: bool
+    name: str,
+    root: Path | None,
+    in_channels: int | None,
+    columns: Mapping[str, str] | None,
+    outside_root: bool,
+    class_names: Sequence[str],
 ) -> ImageSet:
     if name == "digits":
         if root is not None:
@@ -162,4 +170,4 @@ def _load(
         return load_hf_disk(root, in_channels or 3, columns, outside_root)
     if name == "webdataset":
         return load_webdataset(root, in_channels or 3)
-    return load_image_folder(root, in_channels or 3)
+    return load_image_folder(root, in_channels or 3, class_names)

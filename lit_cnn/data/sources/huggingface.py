@@ -15,7 +15,8 @@ from lit_cnn.core.words import and_more
 from lit_cnn.data.findings import Finding
 from lit_cnn.data.image_set import EncodedImages, ImageSet, split_ranges, without_unlabelled
 from lit_cnn.data.index_cache import hexadecimal, index_file, remembered, sha256_row
-from lit_cnn.data.sources.folders import SPLIT_FOLDERS, is_inside
+from lit_cnn.data.sources.walk import is_inside
+from lit_cnn.data.split_names import SPLIT_FOLDERS, split_of_name
 
 _NO_IMAGE = "holds no image and refers to none that is there"
 
@@ -99,7 +100,7 @@ def load_hf_disk(
     """Reads a `Dataset` or `DatasetDict` that `save_to_disk` wrote; nothing of it is unpickled.
 
     It needs one column of the feature `Image` and one of `ClassLabel`, whose names are the classes, in its order. A
-    `DatasetDict` prescribes the splits that it has; its names may be those of `SPLIT_FOLDERS`. Rows without a label are
+    `DatasetDict` prescribes the splits that it has; its names may be those of `split_of_name`. Rows without a label are
     left out, and are a finding; so are those without an image.
 
     Args:
@@ -159,8 +160,7 @@ def _parts(root: Path) -> dict[str, Any]:
         raise UsageError("root", root, f"holds no data set of save_to_disk ({error})") from error
     if not isinstance(loaded, DatasetDict):
         return {"": loaded}
-    meaning = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
-    parts = {meaning.get(name, name): part for name, part in loaded.items()}
+    parts = {split_of_name(name) or name: part for name, part in loaded.items()}
     if len(parts) < len(loaded) or "train" not in parts or not set(parts) <= set(SPLIT_FOLDERS):
         raise UsageError("root", root, f"has the splits {', '.join(loaded)}", "keep train, and one val and one test")
     return parts

@@ -11,8 +11,9 @@ from lit_cnn.core.file_hashes import hash_files
 from lit_cnn.core.words import and_more
 from lit_cnn.data.findings import Finding
 from lit_cnn.data.image_set import FileImages, ImageSet, SpanImages, class_order, without_unlabelled
-from lit_cnn.data.sources.folders import SPLIT_FOLDERS, is_inside
 from lit_cnn.data.sources.parquet import has_bytes, parquet_columns, parquet_images, parquet_texts, row_path
+from lit_cnn.data.sources.walk import is_inside
+from lit_cnn.data.split_names import split_of_name
 
 ROLES = {"image": ("path", "image"), "label": ("label", "class"), "split": ("split",), "group": ("group",)}
 """What a column can be for, and what it is called where `columns` does not say: the first that is there."""
@@ -134,12 +135,12 @@ def _splits(
     file: Path, column: str, texts: list[str], paths: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], list[Finding]]:
     """Returns the rows of each split, and of what rows the split is unknown: those are in none."""
-    meaning = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
+    meaning = {text: split_of_name(text) for text in set(texts)}
     found: dict[str, list[int]] = {}
     unknown = []
     for row, text in enumerate(texts):
-        if text.lower() in meaning:
-            found.setdefault(meaning[text.lower()], []).append(row)
+        if meaning[text]:
+            found.setdefault(meaning[text], []).append(row)
         else:
             unknown.append(row)
     findings = []

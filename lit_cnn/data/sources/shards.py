@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -14,13 +13,17 @@ from tqdm import tqdm
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.words import and_more, counted
-from lit_cnn.data.decoding import IMAGE_SUFFIXES
+from lit_cnn.data.file_kinds import HAS_HEIF, IMAGE_SUFFIXES, is_system_name
 from lit_cnn.data.findings import Finding
 from lit_cnn.data.image_set import ImageSet, SpanImages, class_order, without_unlabelled
 from lit_cnn.data.index_cache import hexadecimal, index_file, remembered, sha256_row
-from lit_cnn.data.sources.folders import SPLIT_FOLDERS
+from lit_cnn.data.split_names import SPLIT_FOLDERS, VAL_OR_TEST, split_of_name, splits_among_words
 
 _AGAIN = "comes twice"
+_APART = "has its image elsewhere"
+# Images of formats that are not read: a sample that has nothing else is named for it.
+_UNREAD = frozenset({"heic", "heif", "jxl", "dng", "psd", "svg", "dcm", "exr"} - {name[1:] for name in IMAGE_SUFFIXES})
+_NO_IMAGE = "has 0 images"
 _ONE_IMAGE = "a sample needs one image, under a key of its own"
 
 
@@ -31,9 +34,9 @@ def load_webdataset(root: Path, in_channels: int = 3) -> ImageSet:
     is a function of its seed. Hence the members of the tars are listed once with offset and size (remembered until a
     shard changes), and read from there. How shard names expand and which members make a sample are the library's rules.
 
-    The split is that in each shard's name (`train-000.tar`) or folder (`train/000.tar`), or drawn where none says any.
-    Samples without a label, with no or several images, or with a key that was there before are left out, and are
-    findings.
+    The split is that in each shard's name (`train-000.tar`, `imagenet1k-validation-00.tar`) or folder
+    (`train/000.tar`), or drawn where none says any. Samples without a label, with no or several images, or with a key
+    that was there before are left out, and are findings; so are members that are hidden or made by other software.
 
     Args:
         root: A folder of .tar files, one such file, or several with braces: `shards/train-{000..003}.tar`.
@@ -41,12 +44,14 @@ def load_webdataset(root: Path, in_channels: int = 3) -> ImageSet:
 
     Raises:
         UsageError: If the package `webdataset` is not installed, a shard is missing or is no plain tar, no sample has
-            one image, or none has a label.
+            one image, none has a label, or the files of a sample stand apart.
     """
     shards = _shards(root)
     folder = Path(os.path.commonpath([shard.parent for shard in shards]))
     splits = _splits_of_shards(root, folder, shards)
-    found = remembered(index_file("webdataset samples", shards), lambda: _index(shards))
+    found = remembered(
+        index_file(f"webdataset samples 2{' with HEIF' if HAS_HEIF else ''}", shards), lambda: _index(shards)
+    )
     labels = found["labels"].tolist()
     class_names = class_order([label for label in labels if label])
     place = {name: label for label, name in enumerate(class_names)}
@@ -63,9 +68,18 @@ def load_webdataset(root: Path, in_channels: int = 3) -> ImageSet:
         hashes=hexadecimal(found["digests"]),
         in_channels=in_channels,
         splits={split: np.flatnonzero(split_of == split) for split in SPLIT_FOLDERS if split in splits},
-        findings=tuple(_without_one_image(found["not_one_image"].tolist(), names)),
+        findings=(
+            *_without_one_image(found["not_one_image"].tolist(), names),
+            *_of_other_software(found["passed_over"].tolist(), names),
+        ),
     )
     unlabelled = np.flatnonzero([not label for label in labels])
+    without_label = {(str(found["places"][index, 0]), str(found["keys"][index])) for index in unlabelled}
+    for number, key, what in found["not_one_image"].tolist():
+        if what == _APART or (what == _NO_IMAGE and (number, key) in without_label):
+            reason = f"{names[int(number)]}/{key} has its label apart from its image"
+            way_out = "the files of a sample must follow each other: pack it again, sorted by name (GNU tar can)"
+            raise UsageError("root", root, reason, way_out)
     return without_unlabelled(image_set, unlabelled, "give a name or a whole number in .cls, or in .json as label")
 
 
@@ -87,22 +101,27 @@ def _shards(root: Path) -> list[Path]:
 
 def _splits_of_shards(root: Path, folder: Path, shards: Sequence[Path]) -> list[str]:
     """Returns each shard's split, or empty texts where none says any."""
-    meaning = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
     # Of a folder that is given, its own name says nothing; of shards that are, that of their folder does.
-    base = root if root.is_dir() else folder.parent
+    base, said_by_folder = (root, splits_among_words) if root.is_dir() else (folder.parent, _split_of_folder)
+    way_out = "call every shard train-…, val-… or test-…, or none of them"
     splits = []
     for shard in shards:
-        prefix = re.match("[a-z]*", shard.name.lower())
-        words = [prefix[0] if prefix else "", *reversed(shard.relative_to(base).parts[:-1])]
-        splits.append(next((meaning[word] for word in words if word in meaning), ""))
+        folders = reversed(shard.relative_to(base).parts[:-1])
+        said = splits_among_words(shard.stem) or next(filter(None, map(said_by_folder, folders)), ("",))
+        if len(said) > 1 or VAL_OR_TEST in said:
+            raise UsageError("root", root, f"{shard.name} may be {' or '.join(said)}", way_out)
+        splits.append(said[0])
     if not any(splits):
         return splits
-    way_out = "call every shard train-…, val-… or test-…, or none of them"
     if "" in splits:
         raise UsageError("root", root, f"{shards[splits.index('')].name} names no split, others do", way_out)
     if "train" not in splits:
         raise UsageError("root", root, f"no shard's name says train, {shards[0].name} says {splits[0]}", way_out)
     return splits
+
+
+def _split_of_folder(name: str) -> tuple[str, ...]:
+    return (split,) if (split := split_of_name(name)) else ()
 
 
 def _index(shards: Sequence[Path]) -> dict[str, np.ndarray]:
@@ -111,20 +130,23 @@ def _index(shards: Sequence[Path]) -> dict[str, np.ndarray]:
     Samples that have not one image, or come again, are apart: shard, key, and what is wrong, as texts.
     """
     keys, labels, places, digests, wrong = [], [], [], [], []
+    passed_over: list[tuple[int, str]] = []
     shown = tqdm(shards, desc="indexing shards", unit="shard", file=sys.stderr, delay=1.0)
     for number, shard in enumerate(shown):
-        seen = set()
-        for sample in _samples(shard):
+        seen: dict[str, bool] = {}  # whether it has a label
+        names: list[str] = []
+        for sample in _samples(shard, names):
             key = sample["__key__"]
             image = [value for suffix, value in sample.items() if _is_image(suffix)]
             if len(image) != 1 or key in seen:
-                wrong.append((str(number), key, _AGAIN if key in seen else f"has {counted(len(image), 'image')}"))
+                wrong.append((str(number), key, _what_is_wrong(sample, len(image), seen.get(key))))
                 continue
-            seen.add(key)
             keys.append(key)
             labels.append(_label(sample))
+            seen[key] = bool(labels[-1])
             places.append((number, *image[0][:2]))
             digests.append(image[0][2])
+        passed_over += [(number, name) for name in names]
     if not keys:
         shard, what = shards[0], "holds no samples"
         if wrong:
@@ -136,7 +158,17 @@ def _index(shards: Sequence[Path]) -> dict[str, np.ndarray]:
         "places": np.array(places, np.int64),
         "digests": np.stack(digests),
         "not_one_image": np.array(wrong, np.str_).reshape(-1, 3),
+        "passed_over": np.array(passed_over, np.str_).reshape(-1, 2),
     }
+
+
+def _what_is_wrong(sample: dict[str, Any], num_images: int, had_label: bool | None) -> str:
+    """Says what is wrong with a sample; `had_label` of one with the same key before it, None if there was none."""
+    if had_label is not None:
+        return _AGAIN if num_images or had_label else _APART
+    if not num_images and (unread := _UNREAD.intersection(suffix.rpartition(".")[2] for suffix in sample)):
+        return f"has a .{min(unread)}, which is not read from shards: convert it to JPEG or PNG"
+    return f"has {counted(num_images, 'image')}"
 
 
 def _without_one_image(wrong: Sequence[tuple[str, str, str]], names: Sequence[str]) -> Iterator[Finding]:
@@ -146,22 +178,39 @@ def _without_one_image(wrong: Sequence[tuple[str, str, str]], names: Sequence[st
         yield Finding("not_one_image", "error", message, tuple((case,) for case in cases))
 
 
-def _samples(shard: Path) -> Iterator[dict[str, Any]]:
-    """Yields the samples of a shard: suffix -> (offset, size, SHA-256) of an image, or the bytes of a label."""
+def _of_other_software(passed_over: Sequence[tuple[str, str]], names: Sequence[str]) -> Iterator[Finding]:
+    if passed_over:
+        message = "hidden, or made by other software: passed over"
+        yield Finding(
+            "system_file", "note", message, tuple((f"{names[int(number)]}/{name}",) for number, name in passed_over)
+        )
+
+
+def _samples(shard: Path, passed_over: list[str]) -> Iterator[dict[str, Any]]:
+    """Yields the samples of a shard: suffix -> (offset, size, SHA-256) of an image, or the bytes of a label.
+
+    Names of members that are passed over are added to a list.
+    """
     try:
-        yield from _library().tariterators.group_by_keys(_members(shard))
+        yield from _library().tariterators.group_by_keys(_members(shard, passed_over))
     except (tarfile.TarError, ValueError, OSError) as error:
         raise UsageError(
             "root", None, f"{shard} is no plain, whole tar of samples ({error})", "write it again"
         ) from error
 
 
-def _members(shard: Path) -> Iterator[dict[str, Any]]:
+def _members(shard: Path, passed_over: list[str]) -> Iterator[dict[str, Any]]:
     names: set[str] = set()
     with tarfile.open(shard, "r:") as tar:
         for member in tar:
             suffix = member.name.rpartition("/")[2].partition(".")[2].lower()
-            if not member.isreg() or not (_is_image(suffix) or suffix in ("cls", "json")):
+            if not member.isreg():
+                continue
+            if any(is_system_name(part) for part in member.name.split("/") if part not in ("", ".", "..")):
+                passed_over.append(member.name)
+                continue
+            is_unread = suffix.rpartition(".")[2] in _UNREAD
+            if not (_is_image(suffix) or is_unread or suffix in ("cls", "json")):
                 continue
             name = member.name[: len(member.name) - len(suffix)] + suffix
             if name in names:

@@ -189,7 +189,7 @@ def test_worker_processes_read_images_out_of_parquet(tmp_path: Path) -> None:
         ("path,label", ["images/0.png,a", "images/1.png,a"], "a single class (a)"),
         ("path,label", [], "lists no images"),
         ("path,label,split", ["images/0.png,a,train", "images/1.png,b,"], "row 2 has split ''; say train, val or test"),
-        ("path,label,split", ["images/0.png,a,dev", "images/1.png,b,train"], "row 1 has split 'dev'"),
+        ("path,label,split", ["images/0.png,a,eval", "images/1.png,b,train"], "row 1 has split 'eval'"),
         ("path,label,split", ["images/0.png,a,val", "images/1.png,b,test"], "no row's split is train"),
         (
             "path,label,split",
