@@ -5,6 +5,7 @@ answers at once.
 """
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -98,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"lit-cnn {__version__}")
         return 0
+    print_whatever_there_is()
     set_environment()
     postpone_imports()
     keep_freed_memory()
@@ -123,6 +125,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("lit-cnn: interrupted", file=sys.stderr)
         return 130
+
+
+def print_whatever_there_is() -> None:
+    """Makes this process escape letters that the terminal's encoding lacks: printing must not end any work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not what a test or a notebook has put there
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _command(name: str) -> Callable[[list[str]], int]:

@@ -20,6 +20,7 @@ from lit_cnn.data.image_set import (
     class_findings,
     gray_to_rgb,
     with_class_names,
+    with_text_names,
     without_images,
 )
 from lit_cnn.data.sources.digits import load_digits
@@ -69,7 +70,7 @@ __all__ = [
 
 _NEEDS_ROOT = {
     "image_folder": "a folder with one sub-folder of images per class",
-    "manifest": "a .csv or .parquet file that lists the images",
+    "manifest": "a .csv, .tsv or .parquet file that lists the images",
     "idx": "a folder of four IDX files",
     "hf_disk": "a folder that Hugging Face's save_to_disk wrote",
     "webdataset": "a folder of .tar shards, or their names with braces",
@@ -120,7 +121,7 @@ def load_image_set(
     if columns and name not in ("manifest", "hf_disk"):
         raise UsageError("columns", None, f"{name} has no columns", "leave it out")
     limit_pixels(max_pixels)
-    image_set = _load(name, root, in_channels, columns, outside_root)
+    image_set = with_text_names(_load(name, root, in_channels, columns, outside_root))
     if in_channels == 3 and image_set.in_channels == 1:
         image_set = gray_to_rgb(image_set)
     if class_names is not None:

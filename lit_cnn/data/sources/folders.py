@@ -1,13 +1,14 @@
 """A folder of images: one sub-folder per class, or `train/`, `val/` and `test/` with one each."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.file_hashes import hash_files
+from lit_cnn.core.file_names import as_text
 from lit_cnn.data.decoding import IMAGE_SUFFIXES
 from lit_cnn.data.findings import Finding, Severity
 from lit_cnn.data.image_set import FileImages, ImageSet, class_order
@@ -51,7 +52,7 @@ def load_image_folder(root: Path, in_channels: int = 3) -> ImageSet:
         for name in _sub_folders(folder)
         if name not in train_classes and _holds_images(folder / name, root)
     }
-    class_names = (*train_classes, *class_order(list(further)))
+    class_names = (*train_classes, *_in_order(further))
     files: list[str] = []
     labels: list[int] = []
     splits: dict[str, np.ndarray] = {}
@@ -216,9 +217,17 @@ def _class_names(folder: Path, root: Path) -> tuple[str, ...]:
 
 def _sub_folders(folder: Path) -> tuple[str, ...]:
     try:
-        return class_order([path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")])
+        names = [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
     except OSError as error:
         raise UsageError("root", None, _unreadable(folder)) from error
+    return _in_order(names)
+
+
+def _in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns names of folders in the `class_order` of their texts, as that of the split's manifest is read back."""
+    names = list(names)
+    order = {text: place for place, text in enumerate(class_order([as_text(name) for name in names]))}
+    return tuple(sorted(names, key=lambda name: order[as_text(name)]))
 
 
 def _unreadable(folder: Path | str) -> str:

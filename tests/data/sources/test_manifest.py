@@ -174,10 +174,10 @@ def test_worker_processes_read_images_out_of_parquet(tmp_path: Path) -> None:
     ("header", "rows", "expected"),
     [
         ("file,label", ["images/0.png,a"], "has no column path or image, it has file, label; rename one"),
-        ("path;label", ["images/0.png;a"], "has no column path or image, it has path;label"),
+        ("path/label", ["images/0.png/a"], "has no column path or image, it has path/label"),
         ("path,kind", ["images/0.png,a"], "has no column label or class"),
         ("path,label,label", ["images/0.png,a,b"], "two columns label"),
-        ("path,label", ["images/0.png,a", "images/1.png"], "cannot be read as CSV"),
+        ("path,label", ["images/0.png,a", "images/1.png", "x,y,z"], "row 2, images/1.png, has 1 cells where the first"),
         ("path,label", ["images/0.png,a", "images/1.png,"], "images/1.png has no label; fill its label"),
         ("path,label", ["images/0.png,a", ",b"], "row 2 has no path"),
         (
@@ -245,13 +245,13 @@ def test_unusable_files_and_options_are_refused(folder: Path) -> None:
     file = write_csv(folder / "pets.csv", "path,label", "images/0.png,a", "images/1.png,b")
     assert "no such file" in refused(load_manifest, folder / "absent.csv")
     assert "no such file" in refused(load_manifest, folder)
-    assert "a .csv or a .parquet file" in refused(load_manifest, folder / "images" / "0.png")
+    assert "a .csv, .tsv or .parquet file" in refused(load_manifest, folder / "images" / "0.png")
     (folder / "text.parquet").write_text("no Parquet")
     assert "is no Parquet file" in refused(load_manifest, folder / "text.parquet")
     (folder / "empty.csv").write_bytes(b"")
     assert "cannot be read as CSV" in refused(load_manifest, folder / "empty.csv")
-    (folder / "latin.csv").write_bytes("path,label\nimages/0.png,Bär\n".encode("latin-1"))
-    assert "cannot be read as CSV" in refused(load_manifest, folder / "latin.csv")
+    (folder / "greek.csv").write_bytes("path,label\nimages/0.png,γάτα\n".encode("cp1253"))
+    assert "is not UTF-8 (row 1, %E3%DC%F4%E1); save it as UTF-8" in refused(load_manifest, folder / "greek.csv")
     assert "columns=label=kind" in refused(load_manifest, file, 3, {"label": "kind"})
     assert "columns=lable: name the columns of image" in refused(load_manifest, file, 3, {"lable": "label"})
     message = refused(load_image_set, "digits", None, None, None, {"label": "kind"})
