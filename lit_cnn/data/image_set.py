@@ -3,17 +3,17 @@
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.core.file_names import as_text, is_utf8
+from lit_cnn.core.file_names import as_text
 from lit_cnn.core.words import and_more
 from lit_cnn.data.decoding import decode_file, open_file
 from lit_cnn.data.findings import ABSENT, Finding
@@ -229,38 +229,6 @@ def gray_to_rgb(image_set: ImageSet) -> ImageSet:
     return replace(image_set, images=ArrayImages(array), in_channels=3)
 
 
-def with_text_names(image_set: ImageSet) -> ImageSet:
-    """Returns the set with its names as text that can be stored (see `as_text`); those that are not UTF-8 are findings.
-
-    Raises:
-        UsageError: If two files or two classes have one text: the name of one is what the other's is written as.
-    """
-    named = replace(
-        image_set,
-        name=as_text(image_set.name),
-        source=as_text(image_set.source),
-        class_names=tuple(map(as_text, image_set.class_names)),
-        paths=[*map(as_text, image_set.paths)],
-        groups=None if image_set.groups is None else [*map(as_text, image_set.groups)],
-    )
-    classes = tuple((name,) for name in image_set.class_names if not is_utf8(name))
-    paths = tuple((path,) for path in image_set.paths if not is_utf8(path))
-    if not classes and not paths:
-        return named
-    for texts in (named.class_names, named.paths):
-        if len(set(texts)) < len(texts):
-            again = next(text for text, count in Counter(texts).items() if count > 1)
-            raise UsageError("root", named.source, f"two names are written as {again}, one is not UTF-8", "rename it")
-    findings = []
-    if classes:
-        message = "the name of a class, in bytes that are not UTF-8, each written as %XX; rename its folder"
-        findings.append(Finding("class_not_utf8", "warning", message, classes))
-    if paths:
-        message = "a name in bytes that are not UTF-8, each written as %XX; rename it if you want to read it"
-        findings.append(Finding("name_not_utf8", "note", message, paths))
-    return replace(named, findings=(*image_set.findings, *findings))
-
-
 def class_order(names: Sequence[str]) -> tuple[str, ...]:
     """Returns the distinct names in the order that labels take: by number if all are whole numbers, else sorted."""
     distinct = set(names)
@@ -276,9 +244,9 @@ def with_class_names(image_set: ImageSet, class_names: Sequence[str]) -> ImageSe
     numbers only (0, 1, 2, …), other names are taken as those of 0, 1, 2 and so on.
 
     Raises:
-        UsageError: If a name comes twice, or a class of the source is not among the names.
+        UsageError: If a name comes twice or is no text, or a class of the source is not among the names.
     """
-    given, own = list(class_names), list(image_set.class_names)
+    given, own = [_class_name(name) for name in class_names], list(image_set.class_names)
     shown = ", ".join(given[:5]) + (", …" if len(given) > 5 else "")
     if len(set(given)) < len(given):
         raise UsageError("class_names", f"[{shown}]", "a name comes twice", "give each class once")
@@ -290,6 +258,14 @@ def with_class_names(image_set: ImageSet, class_names: Sequence[str]) -> ImageSe
     if own == [str(label) for label in range(len(own))] and len(given) >= len(own):
         return replace(image_set, class_names=tuple(given))
     raise UsageError("class_names", f"[{shown}]", f"lacks {missing[0]}, a class of the data", f"name all {len(own)}")
+
+
+def _class_name(name: Any) -> str:
+    if isinstance(name, str):
+        return as_text(name)
+    if isinstance(name, Integral) and not isinstance(name, bool):
+        return str(name)
+    raise UsageError("class_names", f"[{name}]", f"{name} is {type(name).__name__} and no text", f"quote it: '{name}'")
 
 
 def without_images(image_set: ImageSet, unwanted: np.ndarray) -> ImageSet:

@@ -20,7 +20,6 @@ from lit_cnn.data.image_set import (
     class_findings,
     gray_to_rgb,
     with_class_names,
-    with_text_names,
     without_images,
 )
 from lit_cnn.data.sources.digits import load_digits
@@ -36,6 +35,7 @@ from lit_cnn.data.sources.idx import (
 from lit_cnn.data.sources.manifest import load_manifest
 from lit_cnn.data.sources.shards import load_webdataset
 from lit_cnn.data.sources.torchvision_sets import PREFIX, load_torchvision
+from lit_cnn.data.text_names import with_text_names
 
 __all__ = [
     "FASHION_MNIST_CLASSES",
