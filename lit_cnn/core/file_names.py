@@ -6,6 +6,7 @@ URL, `caf%E9.jpg`, and so is a `%` in it: such a text leads back to that name an
 
 import os
 import re
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 _SURROGATE = re.compile("[\udc80-\udcff]")  # how Python writes a byte of a name that it cannot decode
@@ -31,6 +32,21 @@ def as_name(text: str) -> str:
         if as_text(escaped) == text and escaped != text:
             return escaped
     return text if text.isascii() else os.fsdecode(text.encode("utf-8", "surrogateescape"))
+
+
+def name_there(text: str) -> str:
+    """Returns the name or path of what is there under this text: so written, or what `as_text` gave this text for."""
+    written = text if text.isascii() else os.fsdecode(text.encode("utf-8", "surrogateescape"))
+    return written if os.path.lexists(written) else as_name(text)
+
+
+def all_as_text(value: Any) -> Any:
+    """Returns plain values, such as options, with every text in them as `as_text` gives it."""
+    if isinstance(value, dict):
+        return {name: all_as_text(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [all_as_text(each) for each in value]
+    return as_text(value) if isinstance(value, str) else value
 
 
 def is_utf8(name: str) -> bool:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from lit_cnn.core.errors import UsageError, at_least
+from lit_cnn.core.file_names import name_there
 from lit_cnn.core.resize import Interpolation
 from lit_cnn.data.batches import Batch, EvalImages, TrainImages, batch_loader
 from lit_cnn.data.inspection import without_bad_images
@@ -141,7 +142,7 @@ class ImageDataModule(pl.LightningDataModule):
                 raise UsageError(option, share, "give a share above 0 and below 1, for example 0.1")
         check_source(dataset)
         self.dataset = dataset
-        self.root = Path(root).expanduser() if root is not None else None
+        self.root = Path(name_there(str(Path(root).expanduser()))) if root is not None else None
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.sampler = sampler

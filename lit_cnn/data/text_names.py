@@ -33,9 +33,9 @@ def with_text_names(image_set: ImageSet) -> ImageSet:
             raise UsageError("root", named.source, f"two names are written as {again}, one is not UTF-8", "rename it")
     findings = []
     if classes:
-        message = "the name of a class, in bytes that are not UTF-8, each written as %XX; rename its folder"
+        message = "is the name of a class that is not UTF-8, with each such byte written as %XX; rename its folder"
         findings.append(Finding("class_not_utf8", "warning", message, classes))
     if paths:
-        message = "a name in bytes that are not UTF-8, each written as %XX; rename it if you want to read it"
+        message = "is a name that is not UTF-8, with each such byte written as %XX"
         findings.append(Finding("name_not_utf8", "note", message, paths))
     return replace(named, findings=(*image_set.findings, *findings))

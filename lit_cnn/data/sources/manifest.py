@@ -22,9 +22,9 @@ from lit_cnn.data.sources.parquet import has_bytes, parquet_columns, parquet_ima
 ROLES = {"image": ("path", "image"), "label": ("label", "class"), "split": ("split",), "group": ("group",)}
 """What a column can be for, and what it is called where `columns` does not say: the first that is there."""
 
-_BLANKS = "its path has blanks around it, which are passed over"
-_BACKSLASHES = "its path has backslashes, which are taken for slashes"
-_NO_SUFFIX = "its path has no suffix; it is the one image there that is called so"
+_BLANKS = "is listed with blanks around its path, which are passed over"
+_BACKSLASHES = "is listed with backslashes, which are taken for slashes"
+_NO_SUFFIX = "is listed without its suffix; there is no other image of that name"
 _READ_OTHERWISE = (_BLANKS, _BACKSLASHES, _NO_SUFFIX)
 
 
