@@ -18,6 +18,7 @@ WINDOWS = "cp1252"
 _DELIMITERS = ",;\t|"
 _HEAD = 1 << 20  # bytes that hold the header
 _BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_WESTERN = "\x00-\x7fÀ-ÖØ-öø-ÿŠšŽžŒœŸ\u2019°µ"  # letters, and what stands in names
 _NO_CSV = "save it as UTF-8, one line for each image, each with as many cells as the first"
 
 
@@ -138,8 +139,8 @@ def windows_text(cell: str) -> str | None:
         text = cell.encode("utf-8", "surrogateescape").decode(WINDOWS)
     except UnicodeError:
         return None
-    # Western words have an accent here and there; Greek, Cyrillic or Japanese becomes nothing but accents.
-    return None if re.search(r"[^\x00-\x7f]{3}", text) else text
+    # Western words have an accent here and there; Greek, Cyrillic or Japanese becomes nothing but accents, or signs.
+    return None if re.search(r"[^\x00-\x7f]{3}", text) or re.search(f"[^{_WESTERN}]", text) else text
 
 
 def _text(cell: str | bytes) -> str:
