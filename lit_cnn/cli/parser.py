@@ -61,26 +61,28 @@ def _arguments(layer: Layer) -> list[str]:
 
 def _with_names_as_written(options: Sequence[str]) -> list[str]:
     """Returns options with each class quoted: `[yes, 1]` are two names, and not a Boolean and a number, as in YAML."""
-    written, is_names = [], False
+    written, before = [], ""
     for text in options:
         option, equals, value = text.partition("=")
-        if is_names:
-            written.append(_quoted(text))
+        if before:
+            written.append(_quoted(text, before.endswith("+")))
         elif equals and option == "--data":
             written.append(f"{option}={_section_with_names(value)}")
         elif equals and option.rstrip("+") == _NAMES:
-            written.append(f"{option}={_quoted(value)}")
+            written.append(f"{option}={_quoted(value, option.endswith('+'))}")
         else:
             written.append(text)
-        is_names = not equals and option.rstrip("+") == _NAMES
+        before = option if not equals and not before and option.rstrip("+") == _NAMES else ""
     return written
 
 
-def _quoted(names: str) -> str:
+def _quoted(names: str, appends: bool) -> str:
     try:
         root = yaml.compose(names, Loader=yaml.SafeLoader)
     except yaml.YAMLError:  # for the parser to tell of
         return names
+    if isinstance(root, yaml.ScalarNode) and appends:
+        return json.dumps([root.value])
     if isinstance(root, yaml.SequenceNode) and all(isinstance(node, yaml.ScalarNode) for node in root.value):
         return json.dumps([node.value for node in root.value])
     return names
