@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.core.words import and_more
 
 WINDOWS = "cp1252"
 """The encoding in which spreadsheets of Western languages save CSV that is not UTF-8."""
@@ -19,7 +18,6 @@ _DELIMITERS = ",;\t|"
 _HEAD = 1 << 20  # bytes that hold the header
 _BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _WESTERN = "\x00-\x7fÀ-ÖØ-öø-ÿŠšŽžŒœŸ\u2019°µ"  # letters, and what stands in names
-_NO_CSV = "save it as UTF-8, one line for each image, each with as many cells as the first"
 
 
 @dataclass(frozen=True)
@@ -63,20 +61,14 @@ class CsvTable:
                     raise
                 table = self._read(list(places.values()), pa.binary())
         except (pa.ArrowException, OSError, UnicodeError) as error:
-            raise UsageError("root", self.file, f"cannot be read as CSV ({error})", _NO_CSV) from error
+            raise UsageError("root", self.file, *_in_words(error)) from error
         return {role: [_text(cell) for cell in table[place].to_pylist()[1:]] for role, place in places.items()}
 
     def _read(self, places: list[str], kind: Any) -> Any:
         """Returns some of the columns, f0, f1, …, the first line among their cells."""
         from pyarrow import csv as arrow
 
-        ragged: list[Any] = []
-
-        def note(row: Any) -> str:
-            ragged.append(row)
-            return "skip"
-
-        table = arrow.read_csv(
+        return arrow.read_csv(
             self.file,
             # Rows have numbers in one thread only; it is as fast.
             read_options=arrow.ReadOptions(
@@ -86,22 +78,10 @@ class CsvTable:
                 skip_rows=self.skipped,
                 use_threads=False,
             ),
-            parse_options=arrow.ParseOptions(
-                delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=note
-            ),
+            parse_options=arrow.ParseOptions(delimiter=self.delimiter, newlines_in_values=True),
             # All as text: "01" is no 1, and a class may be called NA.
             convert_options=arrow.ConvertOptions(include_columns=places, column_types=dict.fromkeys(places, kind)),
         )
-        if ragged:
-            row = ragged[0]
-            raise UsageError(
-                "root",
-                self.file,
-                f"row {row.number - 1}, {' '.join(row.text.split())[:60]}, has {row.actual_columns} cells where the "
-                f"first line has {row.expected_columns}{and_more(len(ragged))}",
-                'put a cell with a comma or a quote in it into quotes: "a, b"',
-            )
-        return table
 
 
 def csv_table(file: Path, known: Collection[str]) -> CsvTable:
@@ -141,6 +121,17 @@ def windows_text(cell: str) -> str | None:
         return None
     # Western words have an accent here and there; Greek, Cyrillic or Japanese becomes nothing but accents, or signs.
     return None if re.search(r"[^\x00-\x7f]{3}", text) or re.search(f"[^{_WESTERN}]", text) else text
+
+
+def _in_words(error: Exception) -> tuple[str, str]:
+    """Returns what is wrong, and the way out; pyarrow counts the first line as a row."""
+    ragged = re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)(?:: (.*))?", str(error), re.DOTALL)
+    if ragged is None:
+        return f"cannot be read as CSV ({error})", "save it as UTF-8, one line for each image"
+    row, expected, found, text = ragged.groups()
+    shown = " ".join((text or "").split())[:60]
+    reason = f"row {int(row) - 1} has {found} cells where the first line has {expected}: {shown}"
+    return reason, 'put a cell with a comma or a quote in it into quotes: "a, b"'
 
 
 def _text(cell: str | bytes) -> str:

@@ -66,7 +66,9 @@ def test_tabs_and_padded_names_of_columns(tmp_path: Path) -> None:
 def test_rows_of_other_lengths_are_named(tmp_path: Path) -> None:
     folder = save_images(tmp_path, "0.png", "1.png")
     file = write_csv(folder / "a.csv", "path,label", "0.png,a", "1.png,b,c", "x", "0.png,a")
-    assert "row 2, 1.png,b,c, has 3 cells where the first line has 2 (and 1 more)" in refused(load_manifest, file)
+    assert "row 2 has 3 cells where the first line has 2: 1.png,b,c; put a cell" in refused(load_manifest, file)
+    file.write_bytes(b"path,label\n0.png,a\n\xe9,b,c\n")
+    assert "row 2 has 3 cells" in refused(load_manifest, file)
     file = write_csv(folder / "b.csv", "path,label", '0.png,"a', "1.png,b")  # a quote that is not closed
     assert "row 1 has a line break in its label; close its quote" in refused(load_image_set, "manifest", file)
 

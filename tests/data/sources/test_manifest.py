@@ -233,7 +233,11 @@ def test_worker_processes_read_images_out_of_parquet(tmp_path: Path) -> None:
         ("path/label", ["images/0.png/a"], "has no column path or image, it has path/label"),
         ("path,kind", ["images/0.png,a"], "has no column label or class"),
         ("path,label,label", ["images/0.png,a,b"], "two columns label"),
-        ("path,label", ["images/0.png,a", "images/1.png", "x,y,z"], "row 2, images/1.png, has 1 cells where the first"),
+        (
+            "path,label",
+            ["images/0.png,a", "images/1.png", "x,y,z"],
+            "row 2 has 1 cells where the first line has 2: images/1.png",
+        ),
         ("path,label", ["images/0.png,a", "images/1.png,"], "images/1.png has no label; fill its label"),
         ("path,label", ["images/0.png,a", ",b"], "row 2 has no path"),
         (
