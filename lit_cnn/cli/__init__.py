@@ -4,7 +4,10 @@ This module is light: it imports nothing heavy before it knows which command is 
 answers at once.
 """
 
+import codecs
 import importlib
+import io
+import json
 import os
 import signal
 import sys
@@ -98,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"lit-cnn {__version__}")
         return 0
+    print_whatever_there_is()
     set_environment()
     postpone_imports()
     keep_freed_memory()
@@ -123,6 +127,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("lit-cnn: interrupted", file=sys.stderr)
         return 130
+
+
+def print_whatever_there_is() -> None:
+    r"""Makes this process print letters that the terminal's encoding lacks as `\u00e9`, which is right in JSON too."""
+    codecs.register_error("lit_cnn.escape", lambda error: (_escaped(error), error.end))  # type: ignore[attr-defined]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not what a test or a notebook has put there
+            stream.reconfigure(errors="lit_cnn.escape")
+
+
+def _escaped(error: Any) -> str:
+    return json.dumps(error.object[error.start : error.end])[1:-1]
 
 
 def _command(name: str) -> Callable[[list[str]], int]:

@@ -8,6 +8,7 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lit_cnn.cli.parser import OneLineParser, arranged
+from lit_cnn.core.file_names import all_as_text
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.linked import LINKED_FROM_DATA
 from lit_cnn.training.classifier import LitClassifier
@@ -88,7 +89,7 @@ class LitCLI(LightningCLI):
             # In the configuration too, which the checkpoint keeps.
             config.data.weights_expect = expected
         text = self.parser.dump(config, skip_none=False, format="yaml")
-        self.plain_config: dict[str, Any] = yaml.safe_load(text)
+        self.plain_config: dict[str, Any] = all_as_text(yaml.safe_load(text))
         self.plain_config.pop("config", None)
 
     def instantiate_classes(self) -> None:

@@ -1,6 +1,7 @@
 """The parser of fit, validate and test: Lightning's, with errors of one line and lit_cnn's configurations."""
 
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lit_cnn.cli.configs import own_options, split_arguments
+from lit_cnn.cli.configs import Layer, own_options, split_arguments
 from lit_cnn.core.errors import UsageError
+
+_NAMES = "--data.class_names"
 
 
 class OneLineParser(LightningArgumentParser):
@@ -26,6 +29,7 @@ class OneLineParser(LightningArgumentParser):
             loaded = yaml.safe_load(content)
             read = loaded.keys() - own_options(loaded).keys()
             root.value = [(key, value) for key, value in root.value if key.value not in read]
+            _keep_names(root)
             # Nodes and not values: jsonargparse reads some numbers, such as 1e-3, otherwise than PyYAML.
             content = yaml.serialize(root)
         return super().parse_string(content, *args, **kwargs)
@@ -44,8 +48,66 @@ def arranged(arguments: Sequence[str]) -> list[str]:
         UsageError: If a configuration is not there, or cannot be read.
     """
     layers, options = split_arguments(arguments)
-    of_files = [argument for layer in layers for argument in layer.arguments]
-    return [*of_files, *options]
+    of_files = [argument for layer in layers for argument in _arguments(layer)]
+    return [*of_files, *_with_names_as_written(options)]
+
+
+def _arguments(layer: Layer) -> list[str]:
+    # jsonargparse reads the file of a section by itself, past `parse_string`.
+    if layer.section == "data" and any(name.rstrip("+") == "class_names" for name in layer.options["data"]):
+        return [f"--data={_section_with_names(layer.file.read_text(encoding='utf-8'))}"]
+    return layer.arguments
+
+
+def _with_names_as_written(options: Sequence[str]) -> list[str]:
+    """Returns options with each class quoted: `[yes, 1]` are two names, and not a Boolean and a number, as in YAML."""
+    written, before = [], ""
+    for text in options:
+        option, equals, value = text.partition("=")
+        if before:
+            written.append(_quoted(text, before.endswith("+")))
+        elif equals and option == "--data":
+            written.append(f"{option}={_section_with_names(value)}")
+        elif equals and option.rstrip("+") == _NAMES:
+            written.append(f"{option}={_quoted(value, option.endswith('+'))}")
+        else:
+            written.append(text)
+        before = option if not equals and not before and option.rstrip("+") == _NAMES else ""
+    return written
+
+
+def _quoted(names: str, appends: bool) -> str:
+    try:
+        root = yaml.compose(names, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:  # for the parser to tell of
+        return names
+    if isinstance(root, yaml.ScalarNode) and appends:
+        return json.dumps([root.value])
+    if isinstance(root, yaml.SequenceNode) and all(isinstance(node, yaml.ScalarNode) for node in root.value):
+        return json.dumps([node.value for node in root.value])
+    return names
+
+
+def _section_with_names(content: str) -> str:
+    try:
+        root = yaml.compose(content, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:  # for the parser to tell of
+        return content
+    if not isinstance(root, yaml.MappingNode):
+        return content
+    _keep_names(root)
+    return str(yaml.serialize(root, allow_unicode=True))
+
+
+def _keep_names(content: yaml.MappingNode) -> None:
+    """Makes the classes in a file's content texts as they are written."""
+    for key, value in content.value:
+        if key.value == "data" and isinstance(value, yaml.MappingNode):
+            _keep_names(value)
+        if key.value.rstrip("+") == "class_names" and isinstance(value, yaml.SequenceNode):
+            for node in value.value:
+                if isinstance(node, yaml.ScalarNode):
+                    node.tag, node.style = "tag:yaml.org,2002:str", '"'
 
 
 def one_line(message: str, known: list[str]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lit_cnn.cli.verbs import store_parser
 from lit_cnn.core.errors import UsageError
+from lit_cnn.core.file_names import as_text
 from lit_cnn.core.files import replace_atomically
 from lit_cnn.core.words import counted
 
@@ -51,7 +52,7 @@ def predict(arguments: list[str]) -> int:
     for each in found:
         assert each.file is not None
         label = UNCERTAIN if least is not None and each.probability < least else each.label
-        rows.append([each.file.relative_to(folder).as_posix(), label, f"{each.probability:.6f}", each.label])
+        rows.append([as_text(each.file.relative_to(folder).as_posix()), label, f"{each.probability:.6f}", each.label])
     try:
         with (
             replace_atomically(options.output) as temporary,

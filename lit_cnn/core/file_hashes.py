@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from lit_cnn.core.file_names import as_text
 from lit_cnn.core.files import sha256_of_file
 
 Item = TypeVar("Item")
@@ -102,8 +103,8 @@ def _key(folder: str, name: str) -> tuple[str, State]:
     try:
         status = os.stat(path)
     except OSError:
-        return path, (-1, 0, 0, 0)
-    return path, (status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
+        return as_text(path), (-1, 0, 0, 0)
+    return as_text(path), (status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
 
 
 @contextlib.contextmanager

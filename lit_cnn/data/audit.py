@@ -20,6 +20,7 @@ from lit_cnn.data.findings import ABSENT, Severity
 from lit_cnn.data.inspection import THUMBNAIL, Inspection, inspect_images
 from lit_cnn.data.pixel_findings import of_pixels, range_to_give
 from lit_cnn.data.sources import Finding, ImageSet, class_findings
+from lit_cnn.data.sources.manifest import MANIFEST_SUFFIXES
 from lit_cnn.data.splits import SPLIT_NAMES
 
 Level = Literal["quick", "full"]
@@ -176,9 +177,9 @@ def check_data(data: ImageDataModule | str | Path, level: Level = "full") -> Rep
 def _data_at(path: Path) -> ImageDataModule:
     if path.is_dir():
         return ImageDataModule("image_folder", root=path)
-    if path.suffix.lower() in (".csv", ".parquet"):
+    if path.suffix.lower() in MANIFEST_SUFFIXES:
         return ImageDataModule("manifest", root=path)
-    raise UsageError("data", path, "no such folder, and no manifest", "give a folder, a .csv or a .parquet file")
+    raise UsageError("data", path, "no such folder, and no manifest", "give a folder, or a .csv, .tsv or .parquet file")
 
 
 def audit(image_set: ImageSet, splits: Mapping[str, np.ndarray], level: Level) -> Report:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from lit_cnn.core.errors import UsageError, at_least
+from lit_cnn.core.file_names import name_there
 from lit_cnn.core.resize import Interpolation
 from lit_cnn.data.batches import Batch, EvalImages, TrainImages, batch_loader
 from lit_cnn.data.inspection import without_bad_images
@@ -170,7 +171,7 @@ class ImageDataModule(pl.LightningDataModule):
             raise UsageError("split_scheme", split_scheme, "give 2, or 1 for the draw of 0.2 and before")
         check_source(dataset)
         self.dataset = dataset
-        self.root = Path(root).expanduser() if root is not None else None
+        self.root = Path(name_there(str(Path(root).expanduser()))) if root is not None else None
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.sampler = sampler

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lit_cnn.core.errors import in_python, spelt
+from lit_cnn.core.file_names import as_text, in_sentence
 from lit_cnn.core.words import counted
 
 Severity = Literal["error", "warning", "note"]
@@ -30,6 +31,10 @@ class Finding:
     severity: Severity
     message: str
     cases: tuple[tuple[str, ...], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", in_sentence(self.message))
+        object.__setattr__(self, "cases", tuple(tuple(map(as_text, case)) for case in self.cases))
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values for JSON: kind, severity, message, count, cases."""

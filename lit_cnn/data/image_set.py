@@ -6,12 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from lit_cnn.core.errors import UsageError
+from lit_cnn.core.file_names import as_text
 from lit_cnn.core.words import and_more
 from lit_cnn.data.decoding import decode_file, open_file
 from lit_cnn.data.findings import ABSENT, Finding
@@ -90,7 +92,7 @@ class FileImages(EncodedImages):
 
     def name(self, index: int) -> str:
         """Returns the path of an image's file."""
-        return str(self.files[index])
+        return as_text(str(self.files[index]))
 
 
 class SpanImages(EncodedImages):
@@ -251,9 +253,9 @@ def with_class_names(image_set: ImageSet, class_names: Sequence[str]) -> ImageSe
     numbers only (0, 1, 2, …), other names are taken as those of 0, 1, 2 and so on.
 
     Raises:
-        UsageError: If a name comes twice, or a class of the source is not among the names.
+        UsageError: If a name comes twice or is no text, or a class of the source is not among the names.
     """
-    given, own = list(class_names), list(image_set.class_names)
+    given, own = [_class_name(name) for name in class_names], list(image_set.class_names)
     shown = ", ".join(given[:5]) + (", …" if len(given) > 5 else "")
     if len(set(given)) < len(given):
         raise UsageError("class_names", f"[{shown}]", "a name comes twice", "give each class once")
@@ -265,6 +267,14 @@ def with_class_names(image_set: ImageSet, class_names: Sequence[str]) -> ImageSe
     if own == [str(label) for label in range(len(own))] and len(given) >= len(own):
         return replace(image_set, class_names=tuple(given))
     raise UsageError("class_names", f"[{shown}]", f"lacks {missing[0]}, a class of the data", f"name all {len(own)}")
+
+
+def _class_name(name: Any) -> str:
+    if isinstance(name, str):
+        return as_text(name)
+    if isinstance(name, Integral) and not isinstance(name, bool):
+        return str(name)
+    raise UsageError("class_names", f"[{name}]", f"{name} is {type(name).__name__} and no text", f"quote it: '{name}'")
 
 
 def without_images(image_set: ImageSet, unwanted: np.ndarray) -> ImageSet:

@@ -1,8 +1,6 @@
 """Who is in train, val and test: drawn from `split_seed` and the images, never from the training seed."""
 
-import csv
 import hashlib
-import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +8,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from lit_cnn.core.csv_text import csv_text
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.file_hashes import NO_BYTES
 from lit_cnn.core.randomness import many_key_words
@@ -138,11 +137,7 @@ def manifest(image_set: ImageSet, splits: Splits) -> str:
         for split in SPLIT_NAMES
         for index in splits[split]
     ]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "class", "split"))
-    writer.writerows(sorted(rows))
-    return text.getvalue()
+    return csv_text([("path", "class", "split"), *sorted(rows)])
 
 
 def manifest_digest(text: str) -> str:

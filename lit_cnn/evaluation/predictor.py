@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from lit_cnn.core.errors import UsageError
+from lit_cnn.core.file_names import as_text
 from lit_cnn.data.decoding import DECODING_ERRORS, check_pixels, to_pixels
 from lit_cnn.data.findings import warn_of
 from lit_cnn.data.pixel_values import PixelOptions, pixel_options, scaled
@@ -46,13 +47,13 @@ class Prediction:
     file: Path | None = None
 
     def __str__(self) -> str:
-        name = f"{self.file}: " if self.file is not None else ""
+        name = f"{as_text(str(self.file))}: " if self.file is not None else ""
         return f"{name}{self.label} ({100 * self.probability:.1f} %)"
 
     def _repr_html_(self) -> str:
         best = sorted(self.probabilities.items(), key=lambda item: -item[1])[:_MOST_BARS]
         rows = [(label, f"{100 * probability:.1f}") for label, probability in best]
-        return grid((str(self.file or "Class"), "Probability %"), rows)
+        return grid((as_text(str(self.file or "Class")), "Probability %"), rows)
 
 
 class PredictionList(list[Prediction]):
@@ -74,7 +75,8 @@ class PredictionList(list[Prediction]):
 
     def _repr_html_(self) -> str:
         rows = [
-            (str(each.file or place), each.label, f"{100 * each.probability:.1f}") for place, each in enumerate(self)
+            (as_text(str(each.file or place)), each.label, f"{100 * each.probability:.1f}")
+            for place, each in enumerate(self)
         ]
         return grid(("Image", "Class", "Probability %"), rows)
 

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lit_cnn.core.errors import UsageError
+from lit_cnn.core.file_names import in_sentence
 from lit_cnn.core.files import CANNOT_WRITE, sync_to_disk
 from lit_cnn.core.words import counted
 from lit_cnn.tracking import names
@@ -381,7 +382,10 @@ def _release_after_fork(journal: Journal) -> None:
 
 def _line(record: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(record, allow_nan=False) + "\n"
+        line = json.dumps(record, allow_nan=False)
+        if "\\ud" in line:  # an option may be the name of a file; MLflow needs text
+            line = in_sentence(json.dumps(record, allow_nan=False, ensure_ascii=False))
+        return line + "\n"
     except ValueError:
         # JSON has no NaN and no infinity: they are kept as "nan", "inf", "-inf", which float() reads.
         values = {name: value if math.isfinite(value) else str(value) for name, value in record["values"].items()}

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lit_cnn.core.errors import UsageError
+from lit_cnn.core.file_names import as_text
 from lit_cnn.core.files import replace_atomically, sha256_of_file, write_text_atomically
 
 _OUTBOX = "outbox"
@@ -31,7 +32,7 @@ def put_file(folder: Path, file: Path, artifact_path: str) -> dict[str, Any]:
         UsageError: If `artifact_path` leads out of the run's artifacts.
     """
     sha256 = sha256_of_file(file)
-    target = _target(artifact_path, file.name)
+    target = _target(artifact_path, as_text(file.name))
     waiting = path_of(folder, target, sha256)
     if not waiting.exists():
         with replace_atomically(waiting) as temporary:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.file_hashes import hash_files
+from lit_cnn.core.file_names import as_text
 from lit_cnn.tracking import names, outbox
 from lit_cnn.tracking.client import connect, repair_moved_store, unreachable
 from lit_cnn.tracking.delivery import KEY_TAG, in_one_line, local_folder
@@ -97,7 +98,7 @@ def experiment_id(store: Store, name: str) -> str:
     """
     connected = client(store)
     with _in_one_line(store):
-        found = connected.get_experiment_by_name(name)
+        found = connected.get_experiment_by_name(as_text(name))
         if found is not None and found.lifecycle_stage == "active":
             return found.experiment_id
         others = sorted(experiment.name for experiment in connected.search_experiments())

@@ -10,6 +10,7 @@ import yaml
 
 from lit_cnn import __version__
 from lit_cnn.core.errors import UsageError
+from lit_cnn.core.file_names import all_as_text
 from lit_cnn.core.randomness import SCHEME_VERSION
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.linked import LINKED_FROM_DATA
@@ -123,7 +124,7 @@ def plain_config(hparams: Mapping[str, Any], data: ImageDataModule) -> dict[str,
     }
     del config["data"]["seed"]
     # As JSON first: a path or a tuple becomes what YAML can hold.
-    plain: dict[str, Any] = json.loads(json.dumps(config, default=str))
+    plain: dict[str, Any] = all_as_text(json.loads(json.dumps(config, default=str)))
     return plain
 
 

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +42,8 @@ def test_digits_can_be_turned_around_or_named() -> None:
     named = load_image_set("digits", class_names=[f"class {n}" for n in range(10)])
     np.testing.assert_array_equal(named.labels, digits.labels)
     assert named.class_names[3] == "class 3"
+    numbers: list[Any] = [9, 8, 7, np.int64(6), 5, 4, 3, 2, 1, 0]
+    assert load_image_set("digits", class_names=numbers).class_names == turned.class_names
 
 
 @pytest.mark.parametrize(
@@ -50,9 +53,11 @@ def test_digits_can_be_turned_around_or_named() -> None:
         (["cat", "dog", "gnu"], "lacks emu"),
         (["cat", "dog", "emu", "cat"], "a name comes twice"),
         ([], "lacks cat"),
+        ([True, False], "True is bool and no text; quote it: 'True'"),
+        (["cat", None], "None is NoneType and no text"),
     ],
 )
-def test_names_that_do_not_fit_are_refused(pets: Path, names: list[str], expected: str) -> None:
+def test_names_that_do_not_fit_are_refused(pets: Path, names: list[Any], expected: str) -> None:
     message = refused(load_image_set, "image_folder", pets, None, names)
     assert message.startswith("class_names=[") and expected in message
 

@@ -38,6 +38,7 @@ from lit_cnn.data.sources.manifest import load_manifest
 from lit_cnn.data.sources.shards import load_webdataset
 from lit_cnn.data.sources.torchvision_sets import PREFIX, load_torchvision
 from lit_cnn.data.split_names import SPLIT_FOLDERS
+from lit_cnn.data.text_names import with_text_names
 
 __all__ = [
     "FASHION_MNIST_CLASSES",
@@ -74,7 +75,7 @@ __all__ = [
 
 _NEEDS_ROOT = {
     "image_folder": "a folder with one sub-folder of images per class",
-    "manifest": "a .csv or .parquet file that lists the images",
+    "manifest": "a .csv, .tsv or .parquet file that lists the images",
     "idx": "a folder of four IDX files",
     "hf_disk": "a folder that Hugging Face's save_to_disk wrote",
     "webdataset": "a folder of .tar shards, or their names with braces",
@@ -129,7 +130,7 @@ def load_image_set(
     if columns and name not in ("manifest", "hf_disk"):
         raise UsageError("columns", None, f"{name} has no columns", "leave it out")
     limit_pixels(max_pixels)
-    image_set = _load(name, root, in_channels, columns, outside_root, class_names or ())
+    image_set = with_text_names(_load(name, root, in_channels, columns, outside_root, class_names or ()))
     if pixels != AS_IS:
         if not isinstance(image_set.images, EncodedImages):
             option = "background" if pixels.pixel_range is None else "pixel_range"

@@ -9,9 +9,9 @@ import numpy as np
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.file_hashes import hash_files
 from lit_cnn.data.findings import Finding
-from lit_cnn.data.image_set import FileImages, ImageSet, class_order
+from lit_cnn.data.image_set import FileImages, ImageSet
 from lit_cnn.data.sources.layout import check_classes, no_class_folders, split_folders
-from lit_cnn.data.sources.walk import Noticed, findings_of, holds_images, loose_files, sub_folders, walk
+from lit_cnn.data.sources.walk import Noticed, findings_of, holds_images, in_class_order, loose_files, sub_folders, walk
 
 
 def load_image_folder(root: Path, in_channels: int = 3, class_names: Collection[str] = ()) -> ImageSet:
@@ -43,7 +43,7 @@ def load_image_folder(root: Path, in_channels: int = 3, class_names: Collection[
         for name in sub_folders(folder)
         if name not in train_classes and holds_images(folder / name, root)
     }
-    names = (*train_classes, *class_order(list(further)))
+    names = (*train_classes, *in_class_order(further))
     files: list[str] = []
     labels: list[int] = []
     splits: dict[str, np.ndarray] = {}

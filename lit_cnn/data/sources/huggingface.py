@@ -13,7 +13,7 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.core.file_hashes import with_progress
 from lit_cnn.core.words import and_more
 from lit_cnn.data.findings import Finding
-from lit_cnn.data.image_set import EncodedImages, ImageSet, split_ranges, without_unlabelled
+from lit_cnn.data.image_set import EncodedImages, ImageSet, class_order, split_ranges, without_unlabelled
 from lit_cnn.data.index_cache import hexadecimal, index_file, remembered, sha256_row
 from lit_cnn.data.sources.walk import is_inside
 from lit_cnn.data.split_names import SPLIT_FOLDERS, split_of_name
@@ -99,7 +99,8 @@ def load_hf_disk(
 ) -> ImageSet:
     """Reads a `Dataset` or `DatasetDict` that `save_to_disk` wrote; nothing of it is unpickled.
 
-    It needs one column of the feature `Image` and one of `ClassLabel`, whose names are the classes, in its order. A
+    It needs one column of the feature `Image`, or of the bytes of image files, and one of `ClassLabel`, whose names are
+    the classes, in its order, or of text or whole numbers, whose classes are in the order of `class_order`. A
     `DatasetDict` prescribes the splits that it has; its names may be those of `split_of_name`. Rows without a label are
     left out, and are a finding; so are those without an image.
 
@@ -114,13 +115,9 @@ def load_hf_disk(
     """
     parts = _parts(root)
     image_column, label_column = _columns(root, next(iter(parts.values())).features, columns or {})
-    class_names = tuple(next(iter(parts.values())).features[label_column].names)
-    labels: list[int | None] = []
+    class_names, known = _labels(root, parts, label_column)
     paths: list[str] = []
     for split, part in parts.items():
-        if part.features.get(label_column) is None or tuple(part.features[label_column].names) != class_names:
-            raise UsageError("root", root, f"{split} has other classes in {label_column} than the first split")
-        labels += part[label_column][:]
         paths += [f"{split}/{row:08d}" if split else f"{row:08d}" for row in range(len(part))]
     folder = None if outside_root else root
     images = ArrowImages(_undecoded(parts, image_column), image_column, paths, in_channels, folder)
@@ -130,7 +127,6 @@ def load_hf_disk(
     findings = tuple(_without_image(paths, digests))
     if findings:  # a file that a row refers to may be there tomorrow
         index.unlink(missing_ok=True)
-    known = np.array([-1 if label is None else label for label in labels], np.int64)
     image_set = ImageSet(
         name=root.resolve().name,
         source=str(root.resolve()),
@@ -167,23 +163,80 @@ def _parts(root: Path) -> dict[str, Any]:
 
 
 def _columns(root: Path, features: Mapping[str, Any], given: Mapping[str, str]) -> tuple[str, str]:
+    """Returns the columns of images and of labels: those given, else the only ones that can be.
+
+    Raises:
+        UsageError: If there is none, or there are several.
+    """
     from datasets import ClassLabel, Image
 
     if unknown := sorted(set(given) - {"image", "label"}):
         raise UsageError("columns", unknown[0], "name the columns of image and label")
-    chosen = []
-    for role, kind in (("image", Image), ("label", ClassLabel)):
-        there = [name for name, feature in features.items() if isinstance(feature, kind)]
-        found = [name for name in there if name == given.get(role, name)]
-        if len(found) != 1:
-            raise UsageError(
-                "root",
-                root,
-                f"columns of the feature {kind.__name__}: {', '.join(there) or 'none'}",
-                f"there must be one, or say `columns.{role}=NAME`",
-            )
-        chosen.append(found[0])
-    return chosen[0], chosen[1]
+    images = {name: isinstance(feature, Image) for name, feature in features.items() if _holds_images(feature)}
+    labels = {name: isinstance(feature, ClassLabel) for name, feature in features.items() if _holds_labels(feature)}
+    return (
+        _column(root, "image", ("image",), images, "of images", given),
+        _column(root, "label", ("label", "class"), labels, "of classes, text or whole numbers", given),
+    )
+
+
+def _labels(root: Path, parts: Mapping[str, Any], column: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """Returns the classes, and the label of every row over all parts, `(N,)` int64, -1 for none."""
+    feature = next(iter(parts.values())).features[column]
+    cells: list[Any] = []
+    for split, part in parts.items():
+        if part.features.get(column) != feature:
+            raise UsageError("root", root, f"{split} has other classes in {column} than the first split")
+        cells += part[column][:]
+    if hasattr(feature, "names"):
+        return tuple(feature.names), np.array([-1 if cell is None else cell for cell in cells], np.int64)
+    # A number below 0 stands for no label, as it does in a ClassLabel.
+    texts = ["" if cell is None or (isinstance(cell, int) and cell < 0) else str(cell) for cell in cells]
+    class_names = class_order([text for text in texts if text.strip()])
+    place = {name: label for label, name in enumerate(class_names)}
+    return class_names, np.array([place.get(text, -1) for text in texts], np.int64)
+
+
+def _column(
+    root: Path, role: str, usual: Sequence[str], there: Mapping[str, bool], kind: str, given: Mapping[str, str]
+) -> str:
+    """Returns the column given; else the one of its own feature, else the one of a usual name, else the only one.
+
+    Args:
+        root: For the error.
+        role: `image` or `label`.
+        usual: What it may be called.
+        there: The columns that it can be -> whether they have the feature for it.
+        kind: What these are.
+        given: The columns given, by role.
+
+    Raises:
+        UsageError: If there is none, or there are several.
+    """
+    own = [name for name, has_feature in there.items() if has_feature]
+    found = own or [name for name in usual if name in there][:1] or list(there)
+    if role in given:
+        found = [name for name in there if name == given[role]]
+    if len(found) != 1:
+        listed = ", ".join(found or there) or "none"
+        raise UsageError("root", root, f"columns {kind}: {listed}", f"there must be one; say `columns.{role}=NAME`")
+    return found[0]
+
+
+def _holds_images(feature: Any) -> bool:
+    """Whether a column is of the feature `Image`, or of bytes, alone or in a struct, which can be."""
+    from datasets import Image, Value
+
+    if isinstance(feature, dict):
+        return "bytes" in feature
+    return isinstance(feature, Image) or (isinstance(feature, Value) and "binary" in feature.dtype)
+
+
+def _holds_labels(feature: Any) -> bool:
+    from datasets import ClassLabel, Value
+
+    is_name = isinstance(feature, Value) and ("string" in feature.dtype or "int" in feature.dtype)
+    return isinstance(feature, ClassLabel) or is_name
 
 
 def _undecoded(parts: Mapping[str, Any], column: str) -> list[Any]:

@@ -1,22 +1,36 @@
-"""A manifest: a CSV or Parquet file with a row per image, its class, and perhaps its split and its group."""
+"""A manifest: a CSV, TSV or Parquet file with a row per image, its class, and perhaps its split and its group."""
 
 import os
 from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.file_hashes import hash_files
+from lit_cnn.core.file_names import as_name, as_text, is_utf8
 from lit_cnn.core.words import and_more
+from lit_cnn.data.file_kinds import IMAGE_SUFFIXES
 from lit_cnn.data.findings import Finding
 from lit_cnn.data.image_set import FileImages, ImageSet, SpanImages, class_order, without_unlabelled
+from lit_cnn.data.sources.csv_table import csv_table, windows_text
 from lit_cnn.data.sources.parquet import has_bytes, parquet_columns, parquet_images, parquet_texts, row_path
 from lit_cnn.data.sources.walk import is_inside
 from lit_cnn.data.split_names import split_of_name
 
 ROLES = {"image": ("path", "image"), "label": ("label", "class"), "split": ("split",), "group": ("group",)}
 """What a column can be for, and what it is called where `columns` does not say: the first that is there."""
+
+_BLANKS = "is listed with blanks around its path, which are passed over"
+_BACKSLASHES = "is listed with backslashes, which are taken for slashes"
+_NO_SUFFIX = "is listed without its suffix; there is no other image of that name"
+_READ_OTHERWISE = (_BLANKS, _BACKSLASHES, _NO_SUFFIX)
+
+
+MANIFEST_SUFFIXES = (".csv", ".tsv", ".parquet")
+_KINDS = "a .csv, .tsv or .parquet file"
 
 
 def load_manifest(
@@ -39,7 +53,7 @@ def load_manifest(
     the image is left out too.
 
     Args:
-        file: Ends in .csv or .parquet; its name without that becomes the set's.
+        file: Ends in .csv, .tsv or .parquet; its name without that becomes the set's.
         in_channels: 1 (gray) or 3 (RGB): what images are converted to.
         columns: Role (`image`, `label`, `split`, `group`) -> name of its column, where it is not the one above.
         outside_root: Whether files may also lie elsewhere: by absolute paths, `..` or links. A manifest from somebody
@@ -49,20 +63,26 @@ def load_manifest(
         UsageError: If a column is missing, every label is, or an image lies elsewhere.
     """
     if not file.is_file():
-        raise UsageError("root", file, "no such file", "give the manifest, a .csv or .parquet file")
-    if file.suffix.lower() not in (".csv", ".parquet"):
-        raise UsageError("root", file, "a manifest is a .csv or a .parquet file")
+        raise UsageError("root", file, "no such file", f"give the manifest, {_KINDS}")
+    if file.suffix.lower() not in MANIFEST_SUFFIXES:
+        raise UsageError("root", file, f"a manifest is {_KINDS}")
     is_parquet = file.suffix.lower() == ".parquet"
-    chosen = _choose_columns(file, parquet_columns(file) if is_parquet else _csv_columns(file), columns or {})
-    holds_bytes = is_parquet and has_bytes(file, chosen["image"])
-    wanted = {role: name for role, name in chosen.items() if not (holds_bytes and role == "image")}
-    texts = parquet_texts(file, wanted) if is_parquet else _csv_texts(file, wanted)
-    labels = texts["label"]
-    if not labels:
+    if is_parquet:
+        chosen = _choose_columns(file, parquet_columns(file), columns or {})
+        holds_bytes = has_bytes(file, chosen["image"])
+        texts = parquet_texts(file, {role: name for role, name in chosen.items() if role != "image" or not holds_bytes})
+        read: list[Finding] = []
+    else:
+        table = csv_table(file, [*(columns or {}).values(), *chain(*ROLES.values())])
+        chosen = _choose_columns(file, table.columns, columns or {})
+        texts, read = _in_known_letters(file, table.texts(chosen))
+    if not texts["label"]:
         raise UsageError("root", file, "lists no images")
+    images, paths, hashes, findings = _images(file, chosen["image"], texts.get("image"), in_channels, outside_root)
+    labels, of_labels = _labels(chosen["label"], texts["label"], paths)
+    texts = {role: [text.strip() for text in cells] for role, cells in texts.items()}
     class_names = class_order([label for label in labels if label])
     place = {name: label for label, name in enumerate(class_names)}
-    images, paths, hashes, findings = _images(file, chosen["image"], texts.get("image"), in_channels, outside_root)
     splits, unknown = _splits(file, chosen["split"], texts["split"], paths) if "split" in texts else ({}, [])
     image_set = ImageSet(
         name=file.stem,
@@ -75,36 +95,64 @@ def load_manifest(
         in_channels=in_channels,
         splits=splits,
         groups=texts.get("group"),
-        findings=(*findings, *unknown),
+        findings=(*read, *findings, *of_labels, *unknown),
     )
     unlabelled = np.flatnonzero([not label for label in labels])
     return without_unlabelled(image_set, unlabelled, f"fill its {chosen['label']} or take its row away")
 
 
-def _csv_columns(file: Path) -> list[str]:
-    import pyarrow as pa
-    from pyarrow import csv
+def _in_known_letters(file: Path, texts: dict[str, list[str]]) -> tuple[dict[str, list[str]], list[Finding]]:
+    """Returns the cells of a CSV file with those that are not UTF-8 read in the way that fits, and what was assumed.
 
-    try:
-        with csv.open_csv(file) as reader:
-            return list(reader.schema.names)
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
-        raise UsageError("root", file, f"cannot be read as CSV ({error})", "save it as UTF-8, with commas") from error
+    Paths of which some are there as they are written, byte for byte, were written so. Else they are Windows-1252, if
+    some are there then. Where only labels and the like are not UTF-8, nothing says for sure that they are.
+
+    Raises:
+        UsageError: If they cannot be.
+    """
+    odd = {role: [row for row, cell in enumerate(cells) if not is_utf8(cell)] for role, cells in texts.items()}
+    first = next(((role, rows[0]) for role, rows in odd.items() if rows), None)
+    names = [texts["image"][row] for row in odd.get("image", ())]
+    if first is None or _any_there(file.parent, names):
+        return texts, []
+    read = {role: {row: windows_text(texts[role][row]) for row in rows} for role, rows in odd.items()}
+    decoded = [text for cells in read.values() for text in cells.values()]
+    paths = [text for text in read.get("image", {}).values() if text is not None]
+    are_there = _any_there(file.parent, paths)
+    if None in decoded or (paths and not are_there):
+        where = f"row {first[1] + 1}, {as_text(texts[first[0]][first[1]])}"
+        raise UsageError("root", file, f"is not UTF-8 ({where})", "save it as UTF-8; spreadsheets call it CSV UTF-8")
+    texts = {
+        role: [read[role].get(row) or cell for row, cell in enumerate(cells)] if odd[role] else cells
+        for role, cells in texts.items()
+    }
+    message = f"is not UTF-8 and read as Windows-1252: {texts[first[0]][first[1]]} in row {first[1] + 1}"
+    if are_there:
+        finding = Finding("not_utf8", "note", f"{message}; its files are there", ((file.name,),))
+    else:
+        finding = Finding("not_utf8", "warning", f"{message}; if that is wrong, save it as UTF-8", ((file.name,),))
+    return texts, [finding]
 
 
-def _csv_texts(file: Path, columns: Mapping[str, str]) -> dict[str, list[str]]:
-    import pyarrow as pa
-    from pyarrow import csv
-
-    # All as text: "01" is no 1, and a class may be called NA.
-    types = csv.ConvertOptions(
-        column_types=dict.fromkeys(columns.values(), pa.string()), include_columns=list(columns.values())
-    )
-    try:
-        table = csv.read_csv(file, convert_options=types)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UsageError("root", file, f"cannot be read as CSV ({error})", "save it as UTF-8, with commas") from error
-    return {role: [text.strip() for text in table[name].to_pylist()] for role, name in columns.items()}
+def _labels(column: str, cells: Sequence[str], paths: Sequence[str]) -> tuple[list[str], list[Finding]]:
+    """Returns labels without the blanks around them, except for what a folder on the way to such an image is called."""
+    padded: dict[str, list[int]] = {}
+    for row, cell in enumerate(cells):
+        if cell != cell.strip() or "\n" in cell or "\r" in cell:
+            padded.setdefault(cell, []).append(row)
+    folders = {
+        cell for cell, rows in padded.items() if any(cell in as_text(paths[row]).split("/")[:-1] for row in rows)
+    }
+    findings = []
+    labels = [cell if cell in folders else cell.strip() for cell in cells]
+    rows = [row for cell, members in padded.items() if cell not in folders for row in members]
+    if stripped := [row for row in rows if labels[row] and labels[row] != cells[row]]:
+        message = f"has blanks around its {column}, which are passed over"
+        findings.append(Finding("blanks", "note", message, tuple((paths[row],) for row in stripped)))
+    if broken := [row for row in rows if "\n" in labels[row] or "\r" in labels[row]]:
+        message = f"row {broken[0] + 1} has a line break in its {column}{and_more(len(broken))}; close its quote"
+        findings.append(Finding("line_break", "error", message, tuple((paths[row],) for row in broken)))
+    return labels, findings
 
 
 def _choose_columns(file: Path, there: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
@@ -180,11 +228,11 @@ def _listed_files(
     Raises:
         UsageError: If a row is a file that is not to be opened.
     """
-    paths = [Path(os.path.normpath(name)).as_posix() if name else row_path(row) for row, name in enumerate(names)]
+    listed = _Listed(file.parent)
+    paths, missing, otherwise = _as_there(file.parent, names, listed)
     files = [file.parent / path for path in paths]
     first: dict[str, int] = {}
     again = [row for row, path in enumerate(paths) if first.setdefault(path, row) != row]
-    missing = [row for row, path in enumerate(files) if names[row] and not os.path.isfile(path)]
     for row in missing:
         if os.path.exists(files[row]) and not os.path.isdir(files[row]):
             raise UsageError("root", file, f"row {row + 1}, {names[row]}, is a pipe or device", "take it away")
@@ -196,7 +244,7 @@ def _listed_files(
             f"row {outside + 1}, {names[outside]}, is a file outside of the manifest's folder",
             "put it there, or say `outside_root=True` if you trust the manifest",
         )
-    findings = [*_without_image(column, paths, [row for row, name in enumerate(names) if not name])]
+    findings = [*_without_image(column, paths, [row for row, name in enumerate(names) if not name.strip()])]
     if again:
         path = paths[again[0]]
         message = f"rows {first[path] + 1} and {again[0] + 1} are both {path}{and_more(len(again))}; keep one"
@@ -207,9 +255,77 @@ def _listed_files(
         message = (
             f"{files[missing[0]]} is not there{and_more(len(missing))}; paths are relative to the manifest's folder"
             + (f", or say `columns.image={instead}` for the images in it" if instead else "")
+            + (f"; {' and '.join(several)} are: write which" if (several := listed.images(paths[missing[0]])) else "")
         )
         findings.append(Finding("missing_file", "error", message, tuple((paths[row],) for row in missing)))
-    return files, paths, findings
+    return files, paths, [*findings, *otherwise]
+
+
+def _as_there(folder: Path, names: Sequence[str], listed: "_Listed") -> tuple[list[str], list[int], list[Finding]]:
+    """Returns the path of each row as the file in the folder is called, rows without one, and what was read otherwise.
+
+    The name as it is written comes first; then without blanks around it, then with a slash for each backslash, as
+    Windows writes paths, then with the suffix of the one image that is called so but for its suffix.
+    """
+    top, paths, missing = str(folder), [], []
+    otherwise: dict[str, list[tuple[str, ...]]] = {message: [] for message in _READ_OTHERWISE}
+    for row, name in enumerate(names):
+        written = name.strip()
+        path = _normal(name) if written else row_path(row)
+        if written and not os.path.isfile(os.path.join(top, path)):
+            slashes = written.replace("\\", "/")
+            for message, other in (
+                ("", as_name(name)),
+                (_BLANKS, written),
+                (_BLANKS, as_name(written)),
+                (_BACKSLASHES, slashes),
+                (_NO_SUFFIX, listed.only_image(slashes)),
+            ):
+                if other and os.path.isfile(os.path.join(top, other)):
+                    path = _normal(other)
+                    if message:
+                        otherwise[message].append((path,))
+                    break
+            else:
+                missing.append(row)
+        paths.append(path)
+    findings = [Finding("read_otherwise", "note", text, tuple(cases)) for text, cases in otherwise.items() if cases]
+    return paths, missing, findings
+
+
+def _normal(name: str) -> str:
+    # As the disk has it: where the locale is ASCII, Python has no other letters in names.
+    name = name if name.isascii() else os.fsdecode(name.encode("utf-8", "surrogateescape"))
+    return Path(os.path.normpath(name)).as_posix()
+
+
+def _any_there(folder: Path, names: Sequence[str]) -> bool:
+    return len(_as_there(folder, names, _Listed(folder))[1]) < len(names)
+
+
+class _Listed:
+    """The images in folders, by their names without suffix."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._images: dict[str, dict[str, list[str]]] = {}
+
+    def only_image(self, path: str) -> str:
+        """Returns the path of the one image that is called as the path's last part but for its suffix; else nothing."""
+        found = self.images(path)
+        return os.path.join(os.path.dirname(path), found[0]) if len(found) == 1 else ""
+
+    def images(self, path: str) -> list[str]:
+        """Returns the names of all images that are called as the path's last part but for their suffix."""
+        folder, stem = os.path.split(_normal(path))
+        if folder not in self._images:
+            found: dict[str, list[str]] = {}
+            with suppress(OSError):
+                for name in sorted(os.listdir(self.folder / folder)):
+                    if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                        found.setdefault(os.path.splitext(name)[0], []).append(name)
+            self._images[folder] = found
+        return self._images[folder].get(stem, [])
 
 
 def _without_image(column: str, paths: Sequence[str], rows: Sequence[int]) -> Iterator[Finding]:

@@ -33,15 +33,17 @@ def has_bytes(file: Path, column: str) -> bool:
     kind = _schema(file).field(column).type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    types = pa.types
+    if any(is_one(kind) for is_one in (types.is_binary, types.is_large_binary, types.is_binary_view)):
         return True
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if _is_text(kind):
         return False
     raise UsageError("root", file, f"column {column} is of type {kind}", "give paths or the bytes of image files")
 
 
 def parquet_texts(file: Path, columns: Mapping[str, str]) -> dict[str, list[str]]:
-    """Returns columns of text or whole numbers as text; an empty cell is the empty text.
+    """Returns columns of text or whole numbers as text, with the blanks around it; an empty cell is the empty text.
 
     Args:
         file: The Parquet file.
@@ -57,15 +59,16 @@ def parquet_texts(file: Path, columns: Mapping[str, str]) -> dict[str, list[str]
     for name in columns.values():
         kind = schema.field(name).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)):
+        if not _is_text(kind) and not pa.types.is_integer(kind):
             raise UsageError("root", file, f"column {name} is of type {kind}", "give text or whole numbers")
     try:
-        table = parquet.read_table(file, columns=list(columns.values()))
+        # As plain text, whatever kind of text or categories the file has.
+        text = pa.schema([(name, pa.string()) for name in columns.values()])
+        table = parquet.read_table(file, columns=text.names, schema=text, partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise UsageError("root", file, f"cannot be read ({error})", "put a whole copy there") from error
     return {
-        role: ["" if value is None else str(value).strip() for value in table[name].to_pylist()]
-        for role, name in columns.items()
+        role: ["" if value is None else value for value in table[name].to_pylist()] for role, name in columns.items()
     }
 
 
@@ -123,6 +126,12 @@ def _contents(file: Path, column: str) -> Iterator[bytes]:
 
     for cell in with_progress(cells(), opened.metadata.num_rows, "copying images", "image"):
         yield (cell["bytes"] if isinstance(cell, dict) else cell) or b""
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return any(is_one(kind) for is_one in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
 
 def _schema(file: Path) -> Any:

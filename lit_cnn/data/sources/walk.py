@@ -2,11 +2,12 @@
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from lit_cnn.core.errors import UsageError
+from lit_cnn.core.file_names import as_text
 from lit_cnn.data.file_kinds import HEAD_BYTES, UNKNOWN, Kind, is_system_name, kind_of_bytes, kind_of_name, suffix_of
 from lit_cnn.data.findings import Finding, Severity
 from lit_cnn.data.image_set import class_order
@@ -152,9 +153,17 @@ def sub_folders(folder: Path) -> tuple[str, ...]:
         UsageError: If the folder cannot be read.
     """
     try:
-        return class_order([path.name for path in folder.iterdir() if not is_system_name(path.name) and path.is_dir()])
+        names = [path.name for path in folder.iterdir() if not is_system_name(path.name) and path.is_dir()]
     except OSError as error:
         raise UsageError("root", None, _unreadable(folder)) from error
+    return in_class_order(names)
+
+
+def in_class_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns names of folders in the `class_order` of their texts, as that of the split's manifest is read back."""
+    names = list(names)
+    order = {text: place for place, text in enumerate(class_order([as_text(name) for name in names]))}
+    return tuple(sorted(names, key=lambda name: order[as_text(name)]))
 
 
 def holds_images(folder: Path, root: Path) -> bool:

@@ -1,14 +1,14 @@
 """A classifier's mistakes as files and as sections of a page."""
 
-import csv
-import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from lit_cnn.core.csv_text import csv_text
 from lit_cnn.core.files import write_text_atomically
 from lit_cnn.core.resize import resize_and_center_crop
 from lit_cnn.data.contact_sheet import captioned_images
@@ -149,13 +149,11 @@ def _classes_html(predictions: Predictions) -> str:
 
 
 def _classes_csv(predictions: Predictions) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("class", "precision", "recall", "f1", "support"))
+    rows: list[Sequence[Any]] = [("class", "precision", "recall", "f1", "support")]
     for found in scores_of_classes(predictions):
         scores: Sequence[float] = (found.precision, found.recall, found.f1)
-        writer.writerow((found.name, *("" if math.isnan(score) else score for score in scores), found.support))
-    return text.getvalue()
+        rows.append((found.name, *("" if math.isnan(score) else score for score in scores), found.support))
+    return csv_text(rows)
 
 
 def _per_cent(share: float) -> str:

@@ -1,6 +1,5 @@
 """What a comparison found, as one object: in a terminal, a notebook, a data frame, a spreadsheet and a report."""
 
-import csv
 import io
 import json
 from abc import ABC, abstractmethod
@@ -8,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_cnn.core.csv_text import csv_text
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import write_text_atomically
 from lit_cnn.evaluation.statistics import Interval
@@ -47,11 +47,9 @@ class Result(ABC):
 
     def to_csv(self) -> str:
         """Returns one line a row after a header; fractions, in full precision; empty where there is no number."""
-        text, records = io.StringIO(), self.records()
-        writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
-        return text.getvalue()
+        records = self.records()
+        header = list(records[0])
+        return csv_text([header, *([record[name] for name in header] for record in records)])
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """Returns the rows as a data frame; see `records`."""

@@ -78,17 +78,54 @@ def test_worker_processes_read_it(tmp_path: Path) -> None:
 def test_of_several_labels_one_is_chosen(tmp_path: Path) -> None:
     coarse = (datasets.ClassLabel(names=["x", "y"]), [0, 1, 1])
     part([0, 1, 2], coarse=coarse).save_to_disk(tmp_path / "pets")
-    assert "ClassLabel: label, coarse" in refused(load_hf_disk, tmp_path / "pets")
+    assert "text or whole numbers: label, coarse; there must be one" in refused(load_hf_disk, tmp_path / "pets")
     assert load_image_set("hf_disk", tmp_path / "pets", columns={"label": "coarse"}).labels.tolist() == [0, 1, 1]
     assert "columns=group" in refused(load_hf_disk, tmp_path / "pets", 3, {"group": "coarse"})
+
+
+@pytest.mark.parametrize(
+    ("feature", "cells", "class_names", "labels"),
+    [
+        ("string", ["dog", "cat", None, "dog", "gnu"], ("cat", "dog", "gnu"), [1, 0, 1, 2]),
+        ("large_string", ["10", "9", " ", "9", "1"], ("1", "9", "10"), [2, 1, 1, 0]),
+        ("int64", [7, 100, None, 7, 20], ("7", "20", "100"), [0, 2, 0, 1]),
+        ("uint8", [7, 100, 3, 7, 20], ("3", "7", "20", "100"), [1, 3, 0, 1, 2]),
+        ("int32", [7, 100, -1, 7, 20], ("7", "20", "100"), [0, 2, 0, 1]),
+    ],
+)
+def test_labels_may_be_text_or_numbers(
+    feature: str, cells: list[Any], class_names: tuple[str, ...], labels: list[int], tmp_path: Path
+) -> None:
+    kind, number = datasets.Value(feature), datasets.Value("int64")
+    images = part(list(range(5)), names=None).remove_columns("label")
+    whole = images.add_column("kind", cells, feature=kind)
+    halves = {"train": whole.select(range(4)), "test": whole.select([4])}  # the last class is in test alone
+    datasets.DatasetDict(halves).save_to_disk(tmp_path / "pets")
+    pets = load_hf_disk(tmp_path / "pets")
+    assert pets.class_names == class_names and pets.labels.tolist() == labels
+    whole.add_column("row", list(range(5)), feature=number).save_to_disk(tmp_path / "two")
+    assert "numbers: kind, row; there must be one" in refused(load_hf_disk, tmp_path / "two")
+    assert load_hf_disk(tmp_path / "two", columns={"label": "kind"}).labels.tolist() == labels
+    whole.rename_column("kind", "label").add_column("row", list(range(5)), feature=number).save_to_disk(
+        tmp_path / "usual"
+    )
+    assert load_hf_disk(tmp_path / "usual").labels.tolist() == labels
+
+
+def test_images_may_be_plain_bytes(tmp_path: Path) -> None:
+    cells = {"photo": [png(value) for value in range(3)], "label": ["a", "b", "a"]}
+    datasets.Dataset.from_dict(cells).save_to_disk(tmp_path / "bytes")
+    pets = load_hf_disk(tmp_path / "bytes")
+    assert [int(image[0, 0, 0]) for image in pets.images] == [0, 1, 2]
+    assert pets.hashes[2] == hashlib.sha256(png(2)).hexdigest()
 
 
 def test_unusable_folders_are_refused(tmp_path: Path) -> None:
     assert "no such folder" in refused(load_hf_disk, tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     assert "holds no data set of save_to_disk" in refused(load_hf_disk, tmp_path / "empty")
-    part([0, 1, 2], names=None).save_to_disk(tmp_path / "numbers")
-    assert "ClassLabel: none" in refused(load_hf_disk, tmp_path / "numbers")
+    part([0, 1, 2]).remove_columns("label").save_to_disk(tmp_path / "none")
+    assert "whole numbers: none" in refused(load_hf_disk, tmp_path / "none")
     datasets.DatasetDict({"train": part([0, 1]), "extra": part([2])}).save_to_disk(tmp_path / "extra")
     assert "has the splits train, extra" in refused(load_hf_disk, tmp_path / "extra")
     datasets.DatasetDict({"train": part([0, 1]), "test": part([2], ["a", "b", "c"])}).save_to_disk(tmp_path / "two")

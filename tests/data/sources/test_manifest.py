@@ -2,6 +2,7 @@ import csv
 import hashlib
 import io
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 from lit_cnn.core.errors import UsageError
@@ -92,6 +95,51 @@ def test_the_manifest_that_a_run_keeps_repeats_its_split(tmp_path: Path) -> None
     assert again.manifest == first.manifest and again.digests == first.digests
 
 
+ODD = [b"caf\xe9", b" dog ", b"a\rb", b'q"\t,\n', b"50%25\xff", b"a\\b"]
+RAW = st.binary(min_size=1, max_size=10) | st.sampled_from(ODD)
+RAW = RAW.map(lambda name: name.translate(None, b"\0/")).filter(lambda name: name and not name.startswith(b"."))
+
+
+@settings(max_examples=60, deadline=None)
+@given(classes=st.sets(RAW, min_size=2, max_size=3), files=st.sets(RAW, min_size=3, max_size=5), deep=st.booleans())
+def test_any_names_come_back_from_the_manifest(classes: set[bytes], files: set[bytes], deep: bool) -> None:
+    content = iter(range(100))
+    with tempfile.TemporaryDirectory() as root:
+        for name in classes:
+            folder = os.path.join(os.fsencode(root), name, *([b"a b "] if deep else []))
+            os.makedirs(folder)
+            for file in files:
+                Path(os.fsdecode(os.path.join(folder, file + b".png"))).write_bytes(png(next(content)))
+        first = ImageDataModule("image_folder", root=root)
+        try:
+            text = first.manifest
+        except UsageError:  # class folders called train, or a name that another is written as
+            reject()
+        Path(root, "split.csv").write_text(text, encoding="utf-8")
+        again = ImageDataModule("manifest", root=f"{root}/split.csv")
+        assert again.manifest == text and again.digests == first.digests
+        assert again.class_names == first.class_names
+        assert all(found.kind.endswith("_not_utf8") for found in again.image_set.findings)
+
+
+def test_a_name_that_another_is_written_as_is_refused(tmp_path: Path) -> None:
+    root = save_images(tmp_path / "pets", "cat/0.png", "cat/caf%E9.png", "dog/2.png")
+    os.rename(root / "cat" / "0.png", os.fsencode(root) + b"/cat/caf\xe9.png")
+    message = refused(load_image_set, "image_folder", root)
+    assert "two names are written as cat/caf%E9.png, one is not UTF-8; rename it" in message
+
+
+def test_paths_of_windows_and_names_without_a_suffix(folder: Path) -> None:
+    (folder / "images" / "5.jpg").write_bytes(png(5))
+    rows = ("images\\0.png,a", "images/1,b", ".\\images\\2,a", " images/3.png ,b")
+    pets = load_image_set("manifest", write_csv(folder / "pets.csv", "path,label", *rows))
+    assert list(pets.paths) == [f"images/{number}.png" for number in range(4)]
+    assert [(found.severity, len(found.cases)) for found in pets.findings] == [("note", 1), ("note", 1), ("note", 2)]
+    file = write_csv(folder / "pets.csv", "path,label", "images/0.png,a", "images/5,b")
+    message = refused(load_image_set, "manifest", file)
+    assert "images/5 is not there" in message and "5.jpg and 5.png are: write which" in message
+
+
 @pytest.mark.parametrize("way", ["..", "absolute", "link to the file", "link to its folder"])
 def test_a_file_outside_of_the_folder_is_refused_unless_allowed(way: str, folder: Path) -> None:
     secret = save_images(folder.parent / "elsewhere", "7.png") / "7.png"
@@ -153,9 +201,17 @@ def test_paths_that_are_not_there_beside_a_column_of_bytes(tmp_path: Path) -> No
 
 
 def test_parquet_holds_paths_and_categories_too(folder: Path) -> None:
-    label = pa.array(["dog", "cat"]).dictionary_encode()
-    pets = load_manifest(write_parquet(folder / "pets.parquet", path=["images/1.png", "images/2.png"], label=label))
-    assert pets.class_names == ("cat", "dog") and pets.images[1][0, 0, 0] == 2
+    paths, labels = ["images/1.png", "images/2.png"], ["dog", "cat"]
+    for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())):
+        columns = {"path": pa.array(paths).cast(kind), "label": pa.array(labels).cast(kind)}
+        pets = load_manifest(write_parquet(folder / "pets.parquet", **columns))
+        assert pets.class_names == ("cat", "dog") and pets.images[1][0, 0, 0] == 2
+    for label in (pa.array([10, 9], pa.int8()), pa.array([10, 9], pa.uint64()), pa.array([10, 9]).dictionary_encode()):
+        assert load_manifest(write_parquet(folder / "a.parquet", path=paths, label=label)).class_names == ("9", "10")
+    for kind in (pa.large_binary(), pa.binary_view(), pa.dictionary(pa.int8(), pa.binary())):
+        image = pa.array([png(1), png(2)], pa.binary())
+        image = image.dictionary_encode() if pa.types.is_dictionary(kind) else image.cast(kind)
+        assert load_manifest(write_parquet(folder / "b.parquet", image=image, label=labels)).images[1][0, 0, 0] == 2
 
 
 def test_worker_processes_read_images_out_of_parquet(tmp_path: Path) -> None:
@@ -174,10 +230,14 @@ def test_worker_processes_read_images_out_of_parquet(tmp_path: Path) -> None:
     ("header", "rows", "expected"),
     [
         ("file,label", ["images/0.png,a"], "has no column path or image, it has file, label; rename one"),
-        ("path;label", ["images/0.png;a"], "has no column path or image, it has path;label"),
+        ("path/label", ["images/0.png/a"], "has no column path or image, it has path/label"),
         ("path,kind", ["images/0.png,a"], "has no column label or class"),
         ("path,label,label", ["images/0.png,a,b"], "two columns label"),
-        ("path,label", ["images/0.png,a", "images/1.png"], "cannot be read as CSV"),
+        (
+            "path,label",
+            ["images/0.png,a", "images/1.png", "x,y,z"],
+            "row 2 has 1 cells where the first line has 2: images/1.png",
+        ),
         ("path,label", ["images/0.png,a", "images/1.png,"], "images/1.png has no label; fill its label"),
         ("path,label", ["images/0.png,a", ",b"], "row 2 has no path"),
         (
@@ -245,13 +305,13 @@ def test_unusable_files_and_options_are_refused(folder: Path) -> None:
     file = write_csv(folder / "pets.csv", "path,label", "images/0.png,a", "images/1.png,b")
     assert "no such file" in refused(load_manifest, folder / "absent.csv")
     assert "no such file" in refused(load_manifest, folder)
-    assert "a .csv or a .parquet file" in refused(load_manifest, folder / "images" / "0.png")
+    assert "a .csv, .tsv or .parquet file" in refused(load_manifest, folder / "images" / "0.png")
     (folder / "text.parquet").write_text("no Parquet")
     assert "is no Parquet file" in refused(load_manifest, folder / "text.parquet")
     (folder / "empty.csv").write_bytes(b"")
     assert "cannot be read as CSV" in refused(load_manifest, folder / "empty.csv")
-    (folder / "latin.csv").write_bytes("path,label\nimages/0.png,Bär\n".encode("latin-1"))
-    assert "cannot be read as CSV" in refused(load_manifest, folder / "latin.csv")
+    (folder / "greek.csv").write_bytes("path,label\nimages/0.png,γάτα\n".encode("cp1253"))
+    assert "is not UTF-8 (row 1, %E3%DC%F4%E1); save it as UTF-8" in refused(load_manifest, folder / "greek.csv")
     assert "columns=label=kind" in refused(load_manifest, file, 3, {"label": "kind"})
     assert "columns=lable: name the columns of image" in refused(load_manifest, file, 3, {"lable": "label"})
     message = refused(load_image_set, "digits", None, None, None, {"label": "kind"})
