@@ -46,6 +46,7 @@ class ImageClassifier:
         in_channels: 1 (gray) or 3 (RGB).
         interpolation: How images are resized.
         probabilities: From images `(N, C, S, S)` uint8 to `(N, num_classes)` float32, rows sum to 1.
+        max_pixels: How many pixels an image of its training might have; None: as many as by default.
     """
 
     class_names: Sequence[str]
@@ -53,6 +54,7 @@ class ImageClassifier:
     in_channels: int
     interpolation: Interpolation
     probabilities: Callable[[np.ndarray], np.ndarray]
+    max_pixels: int | None = None
 
     def view(self, image: np.ndarray) -> np.ndarray:
         """Returns an `(H, W, C)` uint8 image of any size as validation sees it: `(C, S, S)` uint8."""
@@ -78,6 +80,7 @@ class ModelCard:
         sha256: File name -> SHA-256 of its bytes.
         schema: Raised when these fields mean something else.
         registered: Its addresses in MLflow's registry, such as `models:/NAME/3`; not in `model.json`.
+        max_pixels: How many pixels an image of its training might have; in `model.json` only where it is not None.
     """
 
     format: str
@@ -94,15 +97,24 @@ class ModelCard:
     sha256: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA_VERSION
     registered: tuple[str, ...] = ()
+    max_pixels: int | None = None
 
     def to_json(self) -> str:
         """Returns the text of `model.json`."""
         fields = {name: value for name, value in asdict(self).items() if name in _CHECKS}
+        fields = {name: value for name, value in fields.items() if value is not None or name not in _OPTIONAL}
         return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
 
     def classifier(self, probabilities: Callable[[np.ndarray], np.ndarray]) -> ImageClassifier:
         """Returns the classifier whose network is given."""
-        return ImageClassifier(self.class_names, self.image_size, self.in_channels, self.interpolation, probabilities)
+        return ImageClassifier(
+            self.class_names,
+            self.image_size,
+            self.in_channels,
+            self.interpolation,
+            probabilities,
+            max_pixels=self.max_pixels,
+        )
 
 
 def export_folder(folder: Path) -> Path:
@@ -130,8 +142,8 @@ def read_card(folder: Path) -> ModelCard:
     except (OSError, ValueError) as error:
         raise UsageError("source", folder, f"{CARD} cannot be read as JSON ({error})", _EXPORT_AGAIN) from error
     wrong = CARD
-    if isinstance(found, dict) and set(found) == set(_CHECKS):
-        wrong = next((name for name, is_right in _CHECKS.items() if not is_right(found[name])), "")
+    if isinstance(found, dict) and set(found) | _OPTIONAL == set(_CHECKS):
+        wrong = next((name for name in found if not _CHECKS[name](found[name])), "")
         if not wrong and set(found["sha256"]) != set(FILES[found["format"]]):
             wrong = f"sha256, which names {', '.join(found['sha256'])}"
     if wrong:
@@ -281,6 +293,10 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
         "versions": lambda value: isinstance(value, dict),
         "parity": lambda value: isinstance(value, dict),
         "sha256": _are_digests,
+        "max_pixels": lambda value: _is_count(value, sys.maxsize),
     }
 )
 """What each field of `model.json` has to be."""
+
+_OPTIONAL = {"max_pixels"}
+"""Fields that are left out where they are None, as they are in an export of before there were any."""
