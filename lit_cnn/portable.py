@@ -49,6 +49,7 @@ class ImageClassifier:
         probabilities: From images `(N, C, S, S)` uint8 to `(N, num_classes)` float32, rows sum to 1.
         pixel_range: The values that are black and white in files of more than 8 bits; None: 16 bits are used in full.
         background: RGB from 0 to 255 behind transparent pixels; None drops transparency.
+        max_pixels: How many pixels an image of its training might have; None: as many as by default.
     """
 
     class_names: Sequence[str]
@@ -59,6 +60,7 @@ class ImageClassifier:
     probabilities: Callable[[np.ndarray], np.ndarray]
     pixel_range: Sequence[float] | None = None
     background: Sequence[int] | None = None
+    max_pixels: int | None = None
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -94,6 +96,7 @@ class ModelCard:
         pixel_range: The values that are black and white in files of more than 8 bits. Like `background` it is in
             `model.json` only where it is not None.
         background: RGB from 0 to 255 behind transparent pixels; None drops transparency.
+        max_pixels: How many pixels an image of its training might have; in `model.json` only where it is not None.
     """
 
     format: str
@@ -113,6 +116,7 @@ class ModelCard:
     registered: tuple[str, ...] = ()
     pixel_range: list[float] | None = None
     background: list[int] | None = None
+    max_pixels: int | None = None
 
     def to_json(self) -> str:
         """Returns the text of `model.json`."""
@@ -131,6 +135,7 @@ class ModelCard:
             probabilities,
             pixel_range=self.pixel_range,
             background=self.background,
+            max_pixels=self.max_pixels,
         )
 
 
@@ -322,11 +327,12 @@ _CHECKS: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
         "crop_pct": lambda value: _is_positive(value) and value <= 1,
         "pixel_range": _is_range,
         "background": _is_colour,
+        "max_pixels": lambda value: _is_count(value, sys.maxsize),
     }
 )
 """What each field of `model.json` has to be."""
 
 _ADDED: Mapping[str, Any] = MappingProxyType({"crop_pct": 1.0})
 """Fields that an export of an earlier version lacks -> what they are there."""
-_OPTIONAL = {"pixel_range", "background"}
+_OPTIONAL = {"pixel_range", "background", "max_pixels"}
 """Fields that are left out where they are None, as they are in an export of before there were any."""

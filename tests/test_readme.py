@@ -132,8 +132,8 @@ def test_the_commands(repo_root: Path, tmp_path: Path, lit_cnn_cli: Callable[...
         assert finished.returncode == expected, (line, finished.stderr[-2000:])
         if given[0] == "fit" and expected == 0:
             run_id = re.findall(r"run ([0-9a-f]{32})", finished.stdout)[-1]
-    assert (tmp_path / "predictions.csv").read_text().startswith("file,class,probability\n")
-    assert (tmp_path / "sure.csv").read_text().startswith("file,class,probability,best_class\n")
+    assert (tmp_path / "predictions.csv").read_text().startswith("file,class,probability,error\n")
+    assert (tmp_path / "sure.csv").read_text().startswith("file,class,probability,best_class,error\n")
     assert (tmp_path / "report" / "accuracy.png").stat().st_size > 10_000
 
 

@@ -32,7 +32,7 @@ train and evaluate (Lightning):
   validate   evaluate a checkpoint on the validation images
   test       evaluate a checkpoint on the test images
              lit-cnn test --ckpt_path runs:/RUN_ID
-  predict    classify a folder of images into a CSV file
+  predict    classify images, or a folder of them, into a CSV file
              lit-cnn predict --ckpt_path runs:/RUN_ID FOLDER [--min_confidence 0.8]
 
 compare and look:

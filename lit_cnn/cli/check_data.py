@@ -7,7 +7,7 @@ from pathlib import Path
 from lit_cnn.cli.output import console
 from lit_cnn.cli.precheck import precheck
 from lit_cnn.cli.spelling import spelling_of
-from lit_cnn.cli.verbs import CommandParser, check_picture_file, write_picture
+from lit_cnn.cli.verbs import CommandParser, check_output_file, write_picture
 from lit_cnn.core.errors import spelt
 from lit_cnn.data.audit import Report
 from lit_cnn.data.audit import check_data as check
@@ -39,7 +39,7 @@ def check_data(arguments: list[str]) -> int:
     options, of_fit = parser.parse_known_args(arguments)
     precheck(of_fit)
     if options.output is not None:
-        check_picture_file(options.output)
+        check_output_file(options.output)
     hush_lightning()
     from lit_cnn.cli.lit_cli import DataCLI
 

@@ -1,27 +1,86 @@
 """`lit-cnn predict`: the class of every image in a folder."""
 
+import contextlib
 import csv
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lit_cnn.cli.verbs import store_parser
-from lit_cnn.core.errors import UsageError
+from lit_cnn.cli.spelling import spelling_of
+from lit_cnn.cli.verbs import CommandParser, check_output_file, store_parser
+from lit_cnn.core.errors import UsageError, spelt
 from lit_cnn.core.file_names import as_text
 from lit_cnn.core.files import replace_atomically
 from lit_cnn.core.words import counted
 
+if TYPE_CHECKING:
+    from lit_cnn.evaluation.predictor import Prediction
+
 UNCERTAIN = "uncertain"
 """What is written in place of a class that is not probable enough."""
 
+_MOST_NAMES = 5  # of bad images in a warning
+
 
 def predict(arguments: list[str]) -> int:
-    """Classifies every image of a folder, with a checkpoint or an export, into a CSV file."""
-    parser = store_parser("predict", "Classify every image in a folder; writes file, class, probability.")
+    """Classifies images, with a checkpoint or an export, into a CSV file."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    least = options.min_confidence
+    if least is not None and not 0 <= least <= 1:
+        raise UsageError("min_confidence", least, "give a probability from 0 to 1")
+    places = [*options.images, *([options.folder] if options.folder is not None else [])]
+    if not places or (options.images and options.folder is not None):
+        parser.error("give images or folders of them, or one --folder")
+    check_output_file(options.output)
+
+    from lit_cnn.exports.load import load
+    from lit_cnn.tracking import resolve_store
+    from lit_cnn.training.resume import checkpoint_file
+
+    files = _files_at(places)
+    if options.model is None:
+        source = checkpoint_file(options.ckpt_path, resolve_store(options.tracking_uri))
+    else:  # a path is no run, whatever it is called
+        source = options.model if options.model.startswith("models:/") else Path(options.model)
+    found = load(source, options.tracking_uri).predict_files(
+        files,
+        batch_size=options.batch_size,
+        num_workers=options.num_workers,
+        on_bad_image=options.on_bad_image,
+        max_pixels=options.max_pixels,
+    )
+    folder = places[0] if len(places) == 1 and places[0].is_dir() else None
+    bad = _write(options.output, found, folder, least)
+    print(f"{counted(len(files) - len(bad), 'image')} classified: {options.output}")
+    if bad:
+        names = ", ".join(bad[:_MOST_NAMES]) + (", …" if len(bad) > _MOST_NAMES else "")
+        print(
+            f"lit-cnn: warning: {len(bad):,} of {counted(len(files), 'image')} could not be classified: {names}; the "
+            f"column error of {options.output} says why",
+            file=sys.stderr,
+        )
+    return 1 if bad else 0
+
+
+def _parser() -> CommandParser:
+    parser = store_parser(
+        "predict", "Classify images; writes file, class, probability and, if there is one, the error."
+    )
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--ckpt_path", help="a checkpoint's file or runs:/RUN_ID")
     model.add_argument("--model", help="a folder that lit-cnn export wrote, models:/NAME@ALIAS or models:/NAME/VERSION")
-    place = parser.add_mutually_exclusive_group(required=True)
-    place.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="searched with its sub-folders")
-    place.add_argument("--folder", dest="named_folder", type=Path, metavar="FOLDER", help="the same, as an option")
+    parser.add_argument(
+        "images",
+        nargs="*",
+        type=Path,
+        metavar="FOLDER",
+        help="searched with its sub-folders; or images, one or several",
+    )
+    parser.add_argument("--folder", type=Path, metavar="FOLDER", help="the same, as an option")
     parser.add_argument("--output", type=Path, default=Path("predictions.csv"), help="default: predictions.csv")
     parser.add_argument(
         "--min_confidence",
@@ -31,36 +90,76 @@ def predict(arguments: list[str]) -> int:
     )
     parser.add_argument("--batch_size", type=int, default=64, help="images at a time; default: 64")
     parser.add_argument("--num_workers", type=int, default=2, help="processes that decode images; default: 2")
-    options = parser.parse_args(arguments)
-    least = options.min_confidence
-    if least is not None and not 0 <= least <= 1:
-        raise UsageError("min_confidence", least, "give a probability from 0 to 1")
+    parser.add_argument(
+        "--on_bad_image",
+        choices=["skip", "raise"],
+        default="skip",
+        help="skip: go on after an image that cannot be decoded, say why in its row, and end with exit code 1; raise: "
+        "end there and write nothing; default: skip",
+    )
+    parser.add_argument("--max_pixels", type=int, help="images of more cannot be decoded; default: as in training")
+    return parser
 
-    from lit_cnn.exports.load import load
-    from lit_cnn.tracking import resolve_store
-    from lit_cnn.training.resume import checkpoint_file
 
-    if options.model is None:
-        source = checkpoint_file(options.ckpt_path, resolve_store(options.tracking_uri))
-    else:  # a path is no run, whatever it is called
-        source = options.model if options.model.startswith("models:/") else Path(options.model)
-    folder = options.folder or options.named_folder
-    predictor = load(source, options.tracking_uri)
-    found = predictor.predict_folder(folder, batch_size=options.batch_size, num_workers=options.num_workers)
-    header = ["file", "class", "probability", *(["best_class"] if least is not None else [])]
-    rows = []
-    for each in found:
-        assert each.file is not None
-        label = UNCERTAIN if least is not None and each.probability < least else each.label
-        rows.append([as_text(each.file.relative_to(folder).as_posix()), label, f"{each.probability:.6f}", each.label])
-    try:
-        with (
-            replace_atomically(options.output) as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as table,
-        ):
-            csv.writer(table).writerows([header, *(row[: len(header)] for row in rows)])
-    except OSError as error:
-        reason = f"cannot be written ({error.strerror})"
-        raise UsageError("output", options.output, reason, "give another file") from error
-    print(f"{counted(len(rows), 'image')} classified: {options.output}")
-    return 0
+def _files_at(places: Sequence[Path]) -> list[Path]:
+    """Returns the images at and below folders, and files as they are, whatever they are called."""
+    from lit_cnn.data.findings import warn_of
+    from lit_cnn.data.sources import find_images
+
+    files: list[Path] = []
+    for place in places:
+        if not os.path.exists(place):
+            raise UsageError("folder", place, "no such folder or file", "give a folder of images, or images")
+        if place.is_dir():
+            found, findings = find_images(place)
+            warn_of(findings)
+            files += found
+        else:
+            files.append(place)
+    return files
+
+
+def _write(output: Path, predictions: "Iterator[Prediction]", folder: Path | None, least: float | None) -> list[str]:
+    """Writes a row for each prediction as soon as it is there; returns the names of those that have an error.
+
+    Args:
+        output: The file. What was classified before an interruption is left beside it, and it stays as it was.
+        predictions: One for each file.
+        folder: What names are relative to; None leaves them as they were given.
+        least: A class that is less probable is `UNCERTAIN`; None takes every one.
+    """
+    bad = []
+    with replace_atomically(output) as temporary, temporary.open("w", newline="", encoding="utf-8") as table:
+        writer = csv.writer(table)
+        writer.writerow(["file", "class", "probability", *(["best_class"] if least is not None else []), "error"])
+        try:
+            for each in predictions:
+                name = _name(each, folder)
+                writer.writerow([name, *_cells(each, least)])
+                if each.error is not None:
+                    bad.append(name)
+        except UsageError:
+            raise
+        except BaseException:  # Ctrl-C, or a worker process that was killed for its memory
+            with contextlib.suppress(OSError):
+                table.flush()
+                partial = output.with_name(f"{output.stem}.partial{output.suffix}")
+                shutil.copyfile(temporary, partial)
+                print(f"lit-cnn: what was classified is in {partial}", file=sys.stderr)
+            raise
+    return bad
+
+
+def _name(prediction: "Prediction", folder: Path | None) -> str:
+    assert prediction.file is not None
+    file = prediction.file.relative_to(folder) if folder is not None else prediction.file
+    return as_text(file.as_posix())
+
+
+def _cells(prediction: "Prediction", least: float | None) -> list[str]:
+    """Returns class, probability, with `least` the best class, and the error."""
+    if prediction.error is not None:
+        reason = " ".join(spelt(prediction.error.reason, spelling_of("predict")).split())
+        return ["", "", *([""] if least is not None else []), reason]
+    label = UNCERTAIN if least is not None and prediction.probability < least else prediction.label
+    return [label, f"{prediction.probability:.6f}", *([prediction.label] if least is not None else []), ""]

@@ -130,7 +130,7 @@ def store_parser(command: str, description: str) -> CommandParser:
     return parser
 
 
-def check_picture_file(file: Path) -> None:
+def check_output_file(file: Path) -> None:
     """Refuses an `--output` that cannot become a file; before the work, and without leaving anything there.
 
     Raises:

@@ -1,21 +1,24 @@
 """Data sets whose items are whole batches, decoded and augmented in the worker process that was asked for them."""
 
 import atexit
+import functools
 import gc
 import os
 import signal
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import cv2
 import numpy as np
 import torch
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from lit_cnn.core.errors import UsageError
 from lit_cnn.core.resize import Interpolation, resize_and_center_crop
 from lit_cnn.data.batch_transforms import BatchTransform, slow_step
 from lit_cnn.data.sampling import Key
@@ -25,10 +28,44 @@ from lit_cnn.data.transforms import TrainTransform
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Images `(N, C, S, S)` uint8 and labels `(N,)` int64."""
 
+GetItems = TypeVar("GetItems", bound=Callable[..., Any])
+
 # Not on macOS: there a TERM to all processes of a run ends the workers first.
 _TELLS_SENDERS = hasattr(signal, "sigtimedwait")
 _WORKERS: "weakref.WeakSet[BaseProcess]" = weakref.WeakSet()
 _SMALL = 2**19  # bytes; about where the pipe and shared memory are equally fast
+
+
+class Mistake(ExceptionWrapper):
+    """A mistake of the user on its way out of a loader's worker process.
+
+    torch would make a text of it and its traceback, in which the command line could not spell the options any more.
+
+    Args:
+        error: What the loader raises where it is read.
+    """
+
+    def __init__(self, error: UsageError) -> None:
+        self.error = error
+
+    def reraise(self) -> None:
+        """Raises it; a loader calls this in place of giving a batch."""
+        raise self.error
+
+
+def keeps_mistakes(getitems: GetItems) -> GetItems:
+    """Makes a data set's `__getitems__` give a `UsageError` as it is to whoever reads the loader."""
+
+    @functools.wraps(getitems)
+    def kept(*args: Any) -> Any:
+        try:
+            return getitems(*args)
+        except UsageError as error:
+            if get_worker_info() is None:
+                raise
+            return Mistake(error)
+
+    return cast(GetItems, kept)
 
 
 class TrainImages(Dataset[Batch]):
@@ -66,6 +103,7 @@ class TrainImages(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.indices)
 
+    @keeps_mistakes
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """Returns images `(N, C, S, S)` uint8 and labels `(N,)` int64 for (epoch, position) pairs."""
         turns, places = np.divmod([position for _, position in keys], len(self.indices))
@@ -118,6 +156,7 @@ class EvalImages(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.indices)
 
+    @keeps_mistakes
     def __getitems__(self, positions: Sequence[int]) -> Batch:
         """Returns images `(N, C, S, S)` uint8 and labels `(N,)` int64."""
         chosen = self.indices[positions]
@@ -144,7 +183,7 @@ def pack_batch(batch: Any) -> Any:
     Returns:
         The same; in a worker process, what becomes the same when it is unpickled.
     """
-    return batch if get_worker_info() is None else _PackedBatch(*batch)
+    return batch if get_worker_info() is None or isinstance(batch, Mistake) else _PackedBatch(*batch)
 
 
 class Batches(DataLoader[Batch]):

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.file_hashes import hash_files
+from lit_cnn.data.batches import keeps_mistakes
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.sources import ArrayImages
 from lit_cnn.data.splits import Split
@@ -106,16 +107,23 @@ class ViewImages(Dataset[torch.Tensor]):
     def __len__(self) -> int:
         return len(self.indices)
 
+    @keeps_mistakes
     def __getitems__(self, positions: Sequence[int]) -> torch.Tensor:
         """Returns the views of the images at these positions."""
+        return stack_views([self.views(position) for position in positions])
+
+    def views(self, position: int) -> np.ndarray:
+        """Returns the views of one image, `(V, S, S, C)` uint8.
+
+        Raises:
+            UsageError: If it cannot be decoded.
+        """
         size, *how = (self.preprocessing[name] for name in ("image_size", "interpolation", "crop_pct"))
-        images = [self.images[index] for index in self.indices[positions]]
-        views = [blocks_of(image, size, self.blocks, *how) for image in images]
-        return torch.from_numpy(np.stack(views)).permute(0, 1, 4, 2, 3).contiguous()
+        return blocks_of(self.images[self.indices[position]], size, self.blocks, *how)
 
 
 def forward(network: Network, views: ViewImages, loading: Loading = LOADING, label: str = "") -> np.ndarray:
-    """Runs a network over views of images, in inference mode; nothing else in evaluation does.
+    """Runs a network over views of images, in inference mode.
 
     Args:
         network: What is run, such as `logits_of(model)`.
@@ -126,24 +134,37 @@ def forward(network: Network, views: ViewImages, loading: Loading = LOADING, lab
     Returns:
         `(V, N, K)` float32.
     """
+    rows = [run_network(network, batch, loading) for batch in batches_of(views, views, loading, label)]
+    return torch.cat(rows).transpose(0, 1).numpy()
+
+
+def batches_of(dataset: Any, views: ViewImages, loading: Loading, label: str) -> Iterator[Any]:
+    """Yields what a data set makes of all positions of views, batch by batch; shows how far it is."""
     num_views = sum(block.num_views for block in views.blocks)
     positions, step = np.arange(len(views)), max(1, loading.batch_size // num_views)
     batches: Any = [positions[start : start + step] for start in range(0, len(views), step)]
     # One batch would keep one process busy and this one waiting.
     in_memory = isinstance(views.images, ArrayImages | list) or len(batches) == 1
     loader: Any = DataLoader(
-        views,
+        dataset,
         batch_sampler=batches,
         num_workers=0 if in_memory else loading.num_workers,
         collate_fn=lambda batch: batch,
     )
-    rows = []
+    return _progress(loader, batches, label)
+
+
+def run_network(network: Network, views: torch.Tensor, loading: Loading) -> torch.Tensor:
+    """Runs a network over views in inference mode: returns `(N, V, K)` float32 of `(N, V, C, S, S)` uint8."""
+    # The views of one image may be more than a batch.
     with torch.inference_mode():
-        for batch in _progress(loader, len(views), label):
-            # The views of one image may be more than a batch.
-            flat = [network(part).cpu() for part in batch.flatten(0, 1).split(loading.batch_size)]
-            rows.append(torch.cat(flat).reshape(len(batch), num_views, -1))
-    return torch.cat(rows).transpose(0, 1).numpy()
+        flat = [network(part).cpu() for part in views.flatten(0, 1).split(loading.batch_size)]
+        return torch.cat(flat).reshape(len(views), views.shape[1], -1)
+
+
+def stack_views(views: Sequence[np.ndarray]) -> torch.Tensor:
+    """Returns `(N, V, C, S, S)` uint8 of N arrays `(V, S, S, C)`."""
+    return torch.from_numpy(np.stack(views)).permute(0, 1, 4, 2, 3).contiguous()
 
 
 def logits_of(model: LitClassifier) -> Network:
@@ -351,12 +372,12 @@ def _files(member: Member, indices: np.ndarray, blocks: Sequence[Block], folder:
     return {block: folder / f"{store_key(member, image_digest, block)}.safetensors" for block in blocks}
 
 
-def _progress(batches: DataLoader[torch.Tensor], num_images: int, label: str) -> Iterator[torch.Tensor]:
+def _progress(loader: Any, batches: Sequence[np.ndarray], label: str) -> Iterator[Any]:
     from tqdm import tqdm
 
     # A bar where somebody looks; nothing in a log.
     disable = not sys.stderr.isatty() or bool(os.environ.get("TQDM_DISABLE"))
-    with tqdm(total=num_images, desc=label, unit="img", disable=disable, leave=False) as bar:
-        for batch in batches:
+    with tqdm(total=sum(map(len, batches)), desc=label, unit="img", disable=disable, leave=False) as bar:
+        for batch, positions in zip(loader, batches, strict=True):
             yield batch
-            bar.update(len(batch))
+            bar.update(len(positions))

@@ -284,6 +284,10 @@ def negative_log_likelihood(probabilities: np.ndarray, targets: np.ndarray) -> f
     return float(log_loss(targets, probabilities, labels=np.arange(probabilities.shape[1])))
 
 
+TEMPERATURES = (0.01, 100.0)
+"""Between which `fit_temperature` looks."""
+
+
 def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
     """Returns the T whose softmax(logits / T) has the least negative log-likelihood (Guo et al. 2017, section 4.2).
 
@@ -294,23 +298,39 @@ def fit_temperature(logits: np.ndarray, targets: np.ndarray) -> float:
         targets: `(N,)` int labels in [0, K).
 
     Returns:
-        T in [0.01, 100]. Where every image is classified correctly no T is the best: the smaller the better, until
-        the loss is 0 in floating point.
+        T in `TEMPERATURES`. Where every image is classified correctly no T is the best: the smaller the better, until
+        the loss is 0 in floating point. `calibration.find_temperature` sees to that.
     """
     from scipy.optimize import minimize_scalar
-    from scipy.special import logsumexp
-
-    logits = logits.astype(np.float64)
-    of_target = logits[np.arange(len(targets)), targets]
-
-    def loss(log_temperature: float) -> float:
-        scale = math.exp(-log_temperature)
-        return float(np.mean(logsumexp(logits * scale, axis=1) - of_target * scale))
 
     # In log T the loss has one minimum: it is convex in 1 / T, and log is monotone.
-    limit = math.log(100)
-    found = minimize_scalar(loss, bounds=(-limit, limit), method="bounded", options={"xatol": 1e-6})
+    found = minimize_scalar(
+        lambda log_temperature: temperature_losses(logits, targets, math.exp(log_temperature)).mean(),
+        bounds=[math.log(limit) for limit in TEMPERATURES],
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
     return float(math.exp(found.x))
+
+
+def temperature_losses(logits: np.ndarray, targets: np.ndarray, temperature: float) -> np.ndarray:
+    """Returns `(N,)` float64, -log of the target's probability in softmax(logits / T), in nats.
+
+    Args:
+        logits: `(N, K)`.
+        targets: `(N,)` int labels in [0, K).
+        temperature: T, above 0.
+    """
+    scaled = logits.astype(np.float64) / temperature
+    scaled -= scaled.max(axis=1, keepdims=True)
+    losses: np.ndarray = np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(len(targets)), targets]
+    return losses
+
+
+def is_at_bound(temperature: float) -> bool:
+    """Whether a temperature is where `fit_temperature` stops looking, so that the loss has no least value before."""
+    least, most = TEMPERATURES
+    return not 1.01 * least < temperature < most / 1.01
 
 
 def _check_pair(correct_a: np.ndarray, correct_b: np.ndarray) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import replace_folder_atomically
+from lit_cnn.data.decoding import MAX_PIXELS
 from lit_cnn.evaluation.predict import LOADING, Loading, Member
 from lit_cnn.exports.formats import OF_NETWORK, PACKAGES, load_folder, write_export
 from lit_cnn.exports.network import CombinedNet
@@ -104,6 +105,7 @@ def _write_folder(output: Path, inner: Path, card: ModelCard, format: str, overw
 
 def _card(recipe: Recipe, members: Sequence[Member]) -> ModelCard:
     first = members[0].record
+    max_pixels = max(member.record.data.get("max_pixels", MAX_PIXELS) for member in members)
     described = [
         {
             "run_id": run.run_id,
@@ -128,6 +130,7 @@ def _card(recipe: Recipe, members: Sequence[Member]) -> ModelCard:
         crop_pct=first.preprocessing["crop_pct"],
         pixel_range=first.preprocessing.get("pixel_range"),
         background=first.preprocessing.get("background"),
+        max_pixels=max_pixels if max_pixels != MAX_PIXELS else None,
     )
 
 

@@ -1,5 +1,6 @@
 """The formats: how a network is written, and loaded again. None is a pickle."""
 
+import sys
 import tempfile
 import warnings
 from dataclasses import replace
@@ -13,6 +14,7 @@ import torch
 from lit_cnn import __version__
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import sha256_of_file
+from lit_cnn.evaluation.statistics import is_at_bound
 from lit_cnn.exports.network import CombinedNet
 from lit_cnn.portable import (
     CARD,
@@ -110,6 +112,9 @@ def _write_openvino(folder: Path, net: CombinedNet, card: ModelCard) -> None:
 def load_folder(folder: Path) -> ImageClassifier:
     """Loads an export of any format from the folder that has `model.json`; see `lit_cnn.exports.load`."""
     card = read_card(folder)
+    if is_at_bound(card.temperature):  # earlier releases took every one
+        reason = f"its temperature, {card.temperature:g}, is where the fit stopped: its probabilities are wrong"
+        print(f"lit-cnn: warning: {folder}: {reason}; export the model again", file=sys.stderr)
     return _load_torch(folder, card) if card.format == "torch" else load_graph(folder)
 
 

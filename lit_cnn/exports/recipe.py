@@ -1,14 +1,17 @@
 """Which networks, weights and temperature the runs stand for that are to be exported."""
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lit_cnn.core.errors import UsageError
+from lit_cnn.evaluation.calibration import NO_TEMPERATURE
 from lit_cnn.evaluation.members import KINDS, find_networks, refuse_twice, refuse_unlike
 from lit_cnn.evaluation.predict import Member, load_network
+from lit_cnn.evaluation.statistics import is_at_bound
 from lit_cnn.tracking import Store, queries
 from lit_cnn.tracking.queries import RunInfo
 from lit_cnn.tracking.run import Run
@@ -24,7 +27,7 @@ class Recipe:
         runs: The members' runs; those of weight 0 are left out.
         weights: One for each run, their sum is 1.
         rule: The mean of probabilities, or of logits.
-        temperature: 1 if none was fitted.
+        temperature: 1 if none was taken.
         views: 1, or 2 with the mirror image.
     """
 
@@ -99,10 +102,21 @@ def _recipe_of_ensemble(store: Store, run: RunInfo, views: int) -> Recipe:
     members = find_networks(store, run.tags["members"].split())
     used = [(member, weight) for member, weight in zip(members, weights, strict=True) if weight > 0]
     total = sum(weight for _, weight in used)
+    temperature, why_none = _temperature_of(line)
+    if why_none:
+        print(f"lit-cnn: warning: {run.name} is exported without a temperature: {why_none}", file=sys.stderr)
     return Recipe(
         tuple(member for member, _ in used),
         tuple(weight / total for _, weight in used),
         "logits" if rule == "logits" else "mean",
-        line["temperature"] or 1.0,
+        temperature,
         views,
     )
+
+
+def _temperature_of(line: Mapping[str, Any]) -> tuple[float, str]:
+    """Returns the temperature of a table's line, or 1 and why it has none; 1 and "" if none was asked for."""
+    temperature, word = line["temperature"], line.get("no_temperature")
+    if temperature is not None:  # earlier releases took every one
+        word = "at a bound" if is_at_bound(temperature) else "all right" if line["val_accuracy"] == 1 else None
+    return (1.0, NO_TEMPERATURE.get(word, word)) if word else (temperature or 1.0, "")

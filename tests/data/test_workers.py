@@ -5,16 +5,22 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from lit_cnn.cli.spelling import spelling_of
+from lit_cnn.core.errors import UsageError
 from lit_cnn.data.batches import Batches
 from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.evaluation.predict import Loading, ViewImages, forward
 from tests.benchmarks.data_workers import left_after
 from tests.data.test_datamodule import epochs_of
 from tests.runs import ROOT
@@ -41,6 +47,25 @@ def test_workers_end_with_their_iterator() -> None:
     epochs_of(ImageDataModule(image_size=16, num_workers=2, limit_train=256).train_dataloader(), 1)
     _, alive = psutil.wait_procs(set(psutil.Process().children()) - before, 10)
     assert not alive
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_mistake_in_a_worker_is_spelt_as_any_other(num_workers: int, tmp_path: Path) -> None:
+    for number in range(12):
+        (tmp_path / f"{number % 2}").mkdir(exist_ok=True)
+        Image.new("L", (30, 30 + number)).save(tmp_path / f"{number % 2}" / f"{number}.png")
+    data = ImageDataModule("image_folder", str(tmp_path), num_workers=num_workers, batch_size=1, max_pixels=899)
+    views = ViewImages(data.image_set.images, np.arange(12), {"image_size": 8, "interpolation": "area"})
+    for read in (
+        lambda: list(data.train_dataloader()),
+        lambda: list(data.test_dataloader()),
+        lambda: forward(lambda batch: batch.float(), views, Loading(1, num_workers)),
+    ):
+        with pytest.raises(UsageError) as raised:
+            read()
+        line = raised.value.in_words(spelling_of("fit"))
+        assert line.startswith(str(tmp_path)) and "\n" not in line
+        assert "(it has more pixels than --data.max_pixels 899)" in line
 
 
 class ThreadsOfOpenCV(Dataset[torch.Tensor]):
@@ -101,6 +126,7 @@ def test_a_worker_that_is_stuck_in_native_code_does_not_keep_its_run_from_ending
 
 HELD = """
 from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.evaluation.predict import Loading, ViewImages, forward
 
 loader = ImageDataModule(image_size=16, num_workers=2, limit_train=256).train_dataloader()
 for _ in loader:

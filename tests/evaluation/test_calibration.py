@@ -8,7 +8,8 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from lit_cnn.evaluation.calibration import calibration_of, reliability_of, with_temperature
+from lit_cnn.evaluation.calibration import calibration_of, find_temperature, reliability_of, with_temperature
+from lit_cnn.evaluation.statistics import fit_temperature, temperature_losses
 
 NUM_CLASSES = 5
 
@@ -64,6 +65,68 @@ def test_a_probability_that_underflowed_to_0_has_a_finite_loss() -> None:
     probabilities = np.tile([1.0, 0.0], (10, 1))
     targets = np.array([0] * 9 + [1])
     found = calibration_of(probabilities, targets, (probabilities, targets))
-    assert found.scaled is not None and 1 < found.scaled.temperature <= 100
-    assert np.isfinite([found.nll, found.scaled.nll, found.brier, found.ece]).all()
+    # The best T is 322.
+    assert found.scaled is None and found.no_temperature == "at a bound"
+    assert np.isfinite([found.nll, found.brier, found.ece]).all()
     assert found.brier == pytest.approx(0.2) and found.ece == pytest.approx(0.1)
+
+
+ONE_OF_17 = np.eye(3)[[0] * 17] * np.linspace(1, 6, 17)[:, None]
+"""Logits of one class, the more certain the further down."""
+
+
+@pytest.mark.parametrize(
+    ("logits", "targets", "reason"),
+    [
+        (np.eye(3)[[0]], [0], "too few"),
+        (np.eye(3)[[0]], [1], "too few"),
+        # All right: with a large margin the loss is 0 in floating point well before the bound.
+        (ONE_OF_17, [0] * 17, "all right"),
+        (ONE_OF_17 * 1e-3, [0] * 17, "all right"),
+        (np.eye(5)[np.arange(2000) % 5] * 50, np.arange(2000) % 5, "all right"),
+        # All wrong.
+        (ONE_OF_17, [1] * 17, "at a bound"),
+        # One image is wrong, and T rests on it: by a hair, so that T is nearly 0, or by far.
+        (ONE_OF_17 * 0.01, [1] + [0] * 16, "at a bound"),
+        (ONE_OF_17, [0] * 16 + [1], "at a bound"),
+        # Constant: every T has the same loss; where it says something, what it says is right already.
+        (np.zeros((300, 3)), np.arange(300) % 3, "no gain"),
+        (np.log(np.tile([0.7, 0.2, 0.1], (20, 1))), [0] * 14 + [1] * 4 + [2] * 2, "no gain"),
+    ],
+)
+def test_no_temperature_where_nothing_can_be_fitted(
+    logits: np.ndarray, targets: list[int], reason: str, drawn: tuple[np.ndarray, np.ndarray]
+) -> None:
+    assert find_temperature(logits, np.array(targets)) == (1, reason)
+    assert find_temperature(logits[::-1], np.array(targets)[::-1]) == (1, reason)
+    probabilities, labels = softmax(drawn[0][1], axis=1), drawn[1][1]
+    found = calibration_of(probabilities, labels, (softmax(logits, axis=1), np.array(targets)))
+    alone = calibration_of(probabilities, labels)
+    assert (found.scaled, found.no_temperature, alone.no_temperature) == (None, reason, "")
+    assert (found.ece, found.nll, found.brier) == (alone.ece, alone.nll, alone.brier)
+
+
+@pytest.mark.parametrize("num_images", [40, 200, 2000])
+@pytest.mark.parametrize("right", [0.4, 2.5])
+def test_a_temperature_that_val_determines_is_taken(
+    right: float, num_images: int, drawn: tuple[np.ndarray, np.ndarray]
+) -> None:
+    (val, test), (val_targets, targets) = drawn[0] / 2 * right, drawn[1]
+    temperature, reason = find_temperature(val[:num_images], val_targets[:num_images])
+    assert reason == "" and temperature == fit_temperature(val[:num_images], val_targets[:num_images])
+    assert temperature == pytest.approx(right, rel=4 / np.sqrt(num_images))
+    assert temperature_losses(test, targets, temperature).mean() < temperature_losses(test, targets, 1.0).mean()
+
+
+def test_small_val_sets_do_little_harm() -> None:
+    """Of 17 images of a calibrated network: the plain fit is ruinous on average, what is taken costs little."""
+    generator = np.random.default_rng(1)
+    honest = generator.normal(scale=3, size=(200, 17, 3))
+    labels = (honest + generator.gumbel(size=honest.shape)).argmax(axis=-1)
+    test, targets = honest.reshape(-1, 3), labels.reshape(-1)
+    before = temperature_losses(test, targets, 1.0).mean()
+    plain, taken = [], []
+    for logits, own in zip(honest, labels, strict=True):
+        plain.append(temperature_losses(test, targets, fit_temperature(logits, own)).mean() - before)
+        taken.append(temperature_losses(test, targets, find_temperature(logits, own)[0]).mean() - before)
+    assert np.mean(plain) > 0.3 and np.mean(taken) < 0.02 and np.max(taken) < 1

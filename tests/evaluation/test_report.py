@@ -326,6 +326,35 @@ def test_calibration_is_a_table_of_its_own_in_every_format(full_table: Table) ->
     assert len(grid) == 2 * (2 + len(full_table.lines))
 
 
+def test_a_row_without_a_temperature_says_why_in_every_format(
+    full_table: Table, logits: np.ndarray, targets: np.ndarray
+) -> None:
+    rows = [line.row for line in full_table.lines]
+    one = softmax(logits[0, 0], axis=1)
+    right = softmax(50 * np.eye(NUM_CLASSES)[targets], axis=1)
+    rows[0] = replace(rows[0], calibration=calibration_of(one, targets, (right, targets)))
+    rows[3] = replace(rows[3], calibration=calibration_of(one, targets, (one[:1], targets[:1])))
+    table = Table.of(rows, rows[2], NUM_CLASSES)
+    said = (
+        "No temperature is taken for net_0 with 1 crop: every val image is classified correctly, so the smaller T, the "
+        "smaller the loss there."
+    )
+    assert said in sentences(table) and said not in sentences(full_table)
+    assert "No temperature is taken for the ensemble of 3 with 1 crop: a single val image" in str(sentences(table))
+    console = Console(width=100, file=io.StringIO())
+    console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= 100 and said in " ".join(text.split())
+    assert "| all right | - | - |" in table.to_markdown()
+    first, second, *_ = table.records()
+    assert (first["temperature"], first["ece_after"], first["nll_after"]) == (None, None, None)
+    assert (first["no_temperature"], second["no_temperature"]) == ("all right", None)
+    # Nothing but refusals is a table of them too.
+    without = [replace(row, calibration=rows[0].calibration) for row in rows]
+    assert len(Table.of(without, without[2], NUM_CLASSES).text()) == len(table.text()) - 1  # a sentence less
+    assert draw_reliability(table).axes[1].get_title() == "after the temperature"
+
+
 def test_reliability_picture_has_a_second_panel_after_the_temperature(full_table: Table, tmp_path: Path) -> None:
     save_png(draw_reliability(full_table), tmp_path / "both.png")
     without = [

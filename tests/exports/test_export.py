@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,11 @@ from lit_cnn.core.files import replace_folder_atomically
 from lit_cnn.data.sources import load_digits
 from lit_cnn.evaluation.predict import load_member, split_by_path
 from lit_cnn.evaluation.stored_logits import read_logits, write_logits
+from lit_cnn.exports import _card
 from lit_cnn.exports.load import load
+from lit_cnn.exports.recipe import find_recipe, load_members
 from lit_cnn.portable import CARD, read_card
+from lit_cnn.tracking import resolve_store
 from tests.runs import fit, inside, three_seeds, tracked_runs
 
 FORMATS = ("onnx", "openvino", "torch", "pyfunc")
@@ -123,6 +127,65 @@ def test_one_run_and_the_plain_mean_of_two(left: Path, monkeypatch: pytest.Monke
     one, two = (load(name).classifier.probabilities(images) for name in ("one", "two"))
     np.testing.assert_allclose(one, alone[0], atol=2e-6)
     np.testing.assert_allclose(two, np.mean(alone, axis=0), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("kept", "reason"),
+    [
+        # Of a release that took every temperature.
+        ({"temperature": 0.010000012, "val_accuracy": 1.0}, "on val, with or without some of its images, the loss"),
+        ({"temperature": 0.07, "val_accuracy": 1.0}, "every val image is classified correctly"),
+        ({"temperature": 0.7, "val_accuracy": 0.9}, ""),
+        ({"temperature": None, "no_temperature": "no gain"}, "it does not lower the negative log-likelihood"),
+        ({"temperature": None}, ""),
+    ],
+)
+def test_a_temperature_that_nothing_determines_is_not_exported(
+    kept: dict[str, Any], reason: str, left: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(left / "mlruns", tmp_path / "mlruns")
+    (ensemble,) = tracked_runs(tmp_path, "ensemble")
+    file = tmp_path / ensemble.artifacts.relative_to(left) / "evaluation" / "table.json"
+    table = json.loads(file.read_text())
+    for row in table["rows"]:
+        del row["no_temperature"]
+        row.update(kept)
+    file.write_text(json.dumps(table))
+    recipe = find_recipe(resolve_store(None), [ensemble.run_id], views=2)
+    said = capsys.readouterr().err
+    assert (f"is exported without a temperature: {reason}" in said) if reason else "temperature" not in said
+    assert recipe.temperature == (1 if reason else kept["temperature"] or 1)
+
+
+def test_an_export_takes_images_as_large_as_its_members_did(
+    left: Path, copied: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(left)
+    folder = copied("onnx")
+    card = read_card(folder)
+    assert card.max_pixels is None and "max_pixels" not in (folder / CARD).read_text()  # earlier releases can read it
+    (folder / CARD).write_text(replace(card, max_pixels=10**9).to_json())
+    assert load(folder).classifier.max_pixels == 10**9
+    recipe = find_recipe(resolve_store(None), [run.run_id for run in tracked_runs(left, "fit")][:2], views=1)
+    members = load_members(resolve_store(None), recipe, None)
+    members[1] = replace(
+        members[1], record=replace(members[1].record, data={**members[1].record.data, "max_pixels": 10**9})
+    )
+    assert _card(recipe, members).max_pixels == 10**9
+
+
+def test_an_export_of_before_that_has_such_a_temperature_is_told_of(
+    copied: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copied("torch")
+    load(folder)
+    assert "temperature" not in capsys.readouterr().err
+    card = read_card(folder)
+    (folder / CARD).write_text(replace(card, temperature=0.010000012).to_json())
+    load(folder)
+    assert (
+        "torch: its temperature, 0.01, is where the fit stopped: its probabilities are wrong" in capsys.readouterr().err
+    )
 
 
 def test_a_model_that_says_something_else_is_not_written(
@@ -358,10 +421,7 @@ def test_predict_with_an_export_says_uncertain_below_a_probability(
     for row, is_uncertain in zip(rows, uncertain, strict=True):
         assert row["class"] == ("uncertain" if is_uncertain else row["best_class"])
     assert main([*predict, "--output=plain.csv"]) == 0
-    assert list(rows_of(tmp_path / "plain.csv")[0]) == ["file", "class", "probability"]
-    (tmp_path / "images" / "torn.png").write_bytes((tmp_path / "images" / "0.png").read_bytes()[:60])
-    assert main(predict) == 2
-    assert "images/torn.png: this image cannot be decoded" in capsys.readouterr().err
+    assert list(rows_of(tmp_path / "plain.csv")[0]) == ["file", "class", "probability", "error"]
     assert main([*predict, "--min_confidence=1.5"]) == 2
     assert "--min_confidence 1.5: give a probability from 0 to 1" in capsys.readouterr().err
 

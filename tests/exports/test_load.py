@@ -1,6 +1,10 @@
 """Whatever holds a network, loaded to classify images; and `lit-cnn predict` on a folder."""
 
 import csv
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from PIL import Image
 from lit_cnn.cli import main
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.resize import resize_and_center_crop
+from lit_cnn.data.decoding import MAX_PIXELS, limit_pixels, pixel_limit
 from lit_cnn.data.sources import FileImages, load_digits
 from lit_cnn.evaluation.predict import ViewImages
 from lit_cnn.evaluation.predictor import Prediction, PredictionList, Predictor
@@ -158,9 +163,167 @@ def test_predict_writes_what_the_network_says(
         assert rows[name]["class"] == record["class_names"][int(expected.argmax())]
         assert float(rows[name]["probability"]) == pytest.approx(float(expected.max()), abs=1e-5)
 
-    (folder / "below" / "torn.png").write_bytes((folder / "0.png").read_bytes()[:60])
-    assert main([*arguments, "--num_workers", "0"]) == 2
-    assert "below/torn.png: this image cannot be decoded" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     assert main(["predict", "--ckpt_path", str(checkpoint), "--folder", "empty"]) == 2
     assert "FOLDER empty: holds no images" in capsys.readouterr().err
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> dict[str, str]:
+    """A folder of ten images, five of which are none: name -> a part of the reason, empty for good ones."""
+    folder = tmp_path / "mixed"
+    (folder / "below").mkdir(parents=True)
+    for number in range(5):
+        cv2.imwrite(str(folder / f"{2 * number}.png"), load_digits().images[number])
+    content = (folder / "0.png").read_bytes()
+    (folder / "1.png").write_bytes(content[:60])
+    (folder / "3.png").write_bytes(b"")
+    (folder / "5.png").write_text('no image,\nbut "text"')
+    Image.new("1", (3000, 3000)).save(folder / "7.png")
+    Image.fromarray(np.ones((4, 4), np.float32)).save(folder / "below" / "9.tif")
+    reasons = {"1.png": "truncated", "3.png": "identify", "5.png": "identify", "7.png": "--max_pixels 8000000"}
+    return {**{f"{2 * number}.png": "" for number in range(5)}, **reasons, "below/9.tif": "floating-point pixels"}
+
+
+def rows_of(name: str = "predictions.csv") -> list[dict[str, str]]:
+    with open(name, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("least", [[], ["--min_confidence=1"]])
+def test_bad_images_get_a_row_that_says_why(
+    least: list[str],
+    num_workers: int,
+    mixed: dict[str, str],
+    checkpoint: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    how = [f"--ckpt_path={checkpoint}", "--batch_size=1", f"--num_workers={num_workers}", *least]
+    assert main(["predict", *how, "mixed", "--max_pixels=8_000_000"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "5 images classified: predictions.csv\n"
+    assert err == (
+        "lit-cnn: warning: 5 of 10 images could not be classified: 1.png, 3.png, 5.png, 7.png, below/9.tif; the column "
+        "error of predictions.csv says why\n"
+    )
+    rows = rows_of()
+    assert list(rows[0]) == ["file", "class", "probability", *(["best_class"] if least else []), "error"]
+    assert [row["file"] for row in rows] == sorted(mixed)
+    for row in rows:
+        reason = mixed[row["file"]]
+        assert reason in row["error"] and bool(row["error"]) == bool(reason)
+        assert [bool(row[name]) for name in row if name not in ("file", "error")] == [not reason] * (len(row) - 2)
+        assert "\n" not in row["error"] and "`" not in row["error"]
+    # The others are classified as they are without them.
+    good = [row for row in rows if not row["error"]]
+    assert main(["predict", *how, *(f"mixed/{row['file']}" for row in good), "--output=good.csv"]) == 0
+    assert rows_of("good.csv") == [{**row, "file": f"mixed/{row['file']}"} for row in good]
+
+
+def test_what_is_given_is_classified_whatever_it_is_called(
+    mixed: dict[str, str], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict = ["predict", f"--ckpt_path={checkpoint}", "--num_workers=0"]
+    (tmp_path / "photo").write_bytes((tmp_path / "mixed" / "0.png").read_bytes())
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "é.png").write_bytes((tmp_path / "mixed" / "2.png").read_bytes())
+    assert main([*predict, "photo", "good", "mixed/7.png"]) == 0
+    assert [row["file"] for row in rows_of()] == ["photo", "good/é.png", "mixed/7.png"]
+    assert main([*predict, "--folder=mixed/1.png"]) == 1
+    assert [row["file"] for row in rows_of()] == ["mixed/1.png"]
+    capsys.readouterr()
+    before = (tmp_path / "predictions.csv").read_bytes()
+    for arguments, message in (
+        (["photo", "nowhere.jpg"], "FOLDER nowhere.jpg: no such folder or file; give"),
+        ([], "give images or folders of them, or one --folder; see lit-cnn predict --help"),
+        (["photo", "--folder=good"], "give images or folders of them, or one --folder"),
+        (["photo", "--max_pixels=0"], "--max_pixels 0: give a whole number of at least 1"),
+        (["photo", "--output=good"], "--output good: cannot be written (Is a directory)"),
+        # All that headers tell at once; then what only decoding does.
+        (
+            ["mixed", "--on_bad_image=raise"],
+            "3 images: cannot be decoded: mixed/3.png: holds no bytes; mixed/5.png: it is text; mixed/below/9.tif: ",
+        ),
+        (["mixed/0.png", "mixed/1.png", "--on_bad_image=raise"], "mixed/1.png: this image cannot be decoded (image"),
+    ):
+        assert main([*predict, *arguments]) == 2
+        said = capsys.readouterr().err
+        assert f"lit-cnn: error: {message}" in said and said.count("\n") == 1
+    assert (tmp_path / "predictions.csv").read_bytes() == before
+
+
+def test_an_interruption_leaves_what_was_classified(
+    mixed: dict[str, str],
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    predict = ["predict", f"--ckpt_path={checkpoint}", "--num_workers=0", "mixed"]
+    assert main(predict) == 1
+    whole = (tmp_path / "predictions.csv").read_bytes()
+    real = Predictor.predict_files
+
+    def interrupted(self: Predictor, files: Sequence[Path], **how: Any) -> Iterator[Prediction]:
+        yield from itertools.islice(real(self, files, **how), 3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Predictor, "predict_files", interrupted)
+    capsys.readouterr()
+    assert main(predict) == 130
+    said = "lit-cnn: what was classified is in predictions.partial.csv\nlit-cnn: interrupted\n"
+    assert capsys.readouterr().err == said
+    assert (tmp_path / "predictions.csv").read_bytes() == whole
+    assert (tmp_path / "predictions.partial.csv").read_bytes().splitlines() == whole.splitlines()[:4]
+    assert not list(tmp_path.glob(".predictions*"))
+
+
+def test_bad_images_in_python(mixed: dict[str, str], predictor: Predictor, tmp_path: Path) -> None:
+    gray = load_digits().images[0]
+    with pytest.raises(UsageError, match=r"^3 images: cannot be decoded: .*3\.png: .* or on_bad_image=skip$"):
+        predictor.predict("mixed")
+    with pytest.raises(UsageError, match=r"^on_bad_image=ignore: give raise or skip"):
+        predictor.predict(gray, on_bad_image="ignore")  # type: ignore[arg-type]
+    found = predictor.predict_folder("mixed", on_bad_image="skip", batch_size=3)
+    assert isinstance(found, PredictionList) and len(found) == len(mixed)
+    bad = [each for each in found if each.error is not None]
+    names = ("1.png", "3.png", "5.png", "below/9.tif")  # 7.png has as many pixels as training allows
+    assert [str(each.file) for each in bad] == [f"mixed/{name}" for name in names]
+    assert all((each.label, each.probabilities) == ("", {}) and math.isnan(each.probability) for each in bad)
+    assert str(bad[0]) == str(bad[0].error) and "truncated" in bad[0]._repr_html_() and "truncated" in str(found)
+    frame = found.to_dataframe()
+    assert list(frame) == ["file", "label", "probability", *predictor.class_names, "error"]
+    assert frame["error"].notna().tolist() == frame["label"].isna().tolist() == [bool(each.error) for each in found]
+    assert "truncated" in found._repr_html_()
+    several = predictor.predict(["mixed/1.png", gray, Image.new("F", (4, 4)), "mixed/7.png"], on_bad_image="skip")
+    assert isinstance(several, PredictionList) and [bool(each.error) for each in several] == [True, False, True, False]
+    limit = pixel_limit()
+    one_bad = predictor.predict("mixed/7.png", on_bad_image="skip", max_pixels=10)
+    assert isinstance(one_bad, Prediction) and "more pixels than max_pixels=10" in str(one_bad)
+    assert pixel_limit() == limit
+
+
+def test_a_class_may_be_called_as_a_column() -> None:
+    pair = ImageClassifier(
+        ("error", "label"), 4, 1, "area", probabilities=lambda views: np.tile(np.float32([0.25, 0.75]), (len(views), 1))
+    )
+    frame = PredictionList([one(Predictor(pair), np.zeros((4, 4), np.uint8))]).to_dataframe()
+    assert list(frame) == ["file", "label", "probability", "class error", "class label", "error"]
+    assert frame.loc[0, ["label", "class error"]].tolist() == ["label", 0.25]
+
+
+def test_images_may_have_as_many_pixels_as_in_training(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("L", (40, 30)).save(tmp_path / "a.png")
+    assert load(checkpoint).classifier.max_pixels == MAX_PIXELS
+    few = ImageClassifier(("a",), 4, 1, "area", lambda views: np.ones((len(views), 1), np.float32), max_pixels=1000)
+    with pytest.raises(UsageError, match="more pixels than max_pixels=1000"):
+        Predictor(few).predict("a.png")
+    assert one(Predictor(replace(few, max_pixels=1200)), "a.png").label == "a"
+    limit_pixels(1000)  # what an earlier data set allowed is not what this one does
+    try:
+        assert one(Predictor(replace(few, max_pixels=None)), "a.png").label == "a"
+    finally:
+        limit_pixels(MAX_PIXELS)

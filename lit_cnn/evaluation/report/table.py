@@ -65,12 +65,13 @@ class Table(Numbers, Result):
     def text(self) -> "Sequence[RenderableType]":
         """Returns the table, its caption and its sentences, for 100 columns or more; ensembles are bold.
 
-        Where temperatures were fitted, a second table of the calibration follows; where latency was measured, one of
+        Where temperatures were asked for, a second table of the calibration follows; where latency was measured, one of
         costs.
         """
         narrow = [column for column in COLUMNS if column.narrow]
         parts = [_text_grid(narrow, self.lines, caption(self)), "", *text_notes(sentences(self))]
-        if any(line.row.calibration and line.row.calibration.scaled for line in self.lines):
+        found = [line.row.calibration for line in self.lines if line.row.calibration]
+        if any(calibration.scaled or calibration.no_temperature for calibration in found):
             parts += ["", _text_grid(CALIBRATION_COLUMNS, self.lines, CALIBRATION_CAPTION)]
         if machine_of(self):
             parts += ["", _text_grid(cost_columns(self), self.lines, cost_caption(self))]
@@ -222,6 +223,7 @@ def _record(line: Line) -> dict[str, Any]:
         "brier": calibration and calibration.brier,
         "nll": calibration and calibration.nll,
         "temperature": scaled and scaled.temperature,
+        "no_temperature": (calibration and calibration.no_temperature) or None,
         "ece_after": scaled and scaled.ece,
         "nll_after": scaled and scaled.nll,
         "parameters": cost and cost.parameters,

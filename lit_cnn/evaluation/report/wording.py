@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from lit_cnn.evaluation.calibration import Calibration, Scaled
+from lit_cnn.evaluation.calibration import NO_TEMPERATURE, Calibration, Scaled
 from lit_cnn.evaluation.cost import LARGEST_PASS, Latency
 from lit_cnn.evaluation.report.frontier import cheapest_not_worse
 from lit_cnn.evaluation.report.numbers import ALPHA, Line, Numbers, Row
@@ -47,14 +47,14 @@ CALIBRATION_COLUMNS = (
     Column("ECE %", lambda line: _of_calibration(line, lambda found: f"{100 * found.ece:.2f}")),
     Column("Brier", lambda line: _of_calibration(line, lambda found: f"{found.brier:.4f}")),
     Column("NLL", lambda line: _of_calibration(line, lambda found: f"{found.nll:.4f}")),
-    Column("T", lambda line: _of_scaled(line, lambda scaled: f"{scaled.temperature:.3f}")),
+    Column("T", lambda line: _of_calibration(line, _temperature)),
     Column("ECE %\nafter T", lambda line: _of_scaled(line, lambda scaled: f"{100 * scaled.ece:.2f}")),
     Column("NLL\nafter T", lambda line: _of_scaled(line, lambda scaled: f"{scaled.nll:.4f}")),
 )
 
 CALIBRATION_CAPTION = (
     "ECE: expected calibration error, 15 bins. Brier: 0 to 2. NLL: negative log-likelihood, nats. All on test; "
-    "T: temperature fitted on val. A vote has no probabilities."
+    "T: temperature fitted on val; where a reason stands instead, none is taken. A vote has no probabilities."
 )
 
 GRID_COLUMNS = (
@@ -132,7 +132,7 @@ def sentences(table: Numbers) -> list[str]:
         Which row the reference is; the cheapest that is not significantly worse than the best; one sentence for each
         ensemble and baseline, and for the reference's network at other numbers of crops; what more crops bring to
         these; how much better than on test an ensemble selected on val looked there; then the gain of each ensemble
-        over the mean of its members; then the members' mean and spread.
+        over the mean of its members; then the members' mean and spread; then which rows have no temperature, and why.
     """
     compared = [
         _comparison(line)
@@ -158,6 +158,7 @@ def sentences(table: Numbers) -> list[str]:
         *_selections(table),
         *gains,
         *members,
+        *_without_temperature(table),
     ]
 
 
@@ -235,6 +236,21 @@ def _selections(table: Numbers) -> list[str]:
     ]
 
 
+def _without_temperature(table: Numbers) -> list[str]:
+    """Why a temperature that was asked for is not taken: a sentence a reason."""
+    return [
+        f"No temperature is taken for {', '.join(found)}: {reason}."
+        for word, reason in NO_TEMPERATURE.items()
+        if (
+            found := [
+                _subject(line.row).replace("The ", "the ", 1)
+                for line in table.lines
+                if line.row.calibration and line.row.calibration.no_temperature == word
+            ]
+        )
+    ]
+
+
 def _subject(row: Row) -> str:
     name = f"The {row.name}" if row.kind == "ensemble" else row.name
     on_part = f" on {len(row.correct):,} images" if row.part is not None else ""
@@ -265,6 +281,10 @@ def _of_error(difference: Interval) -> str:
 
 def _of_calibration(line: Line, text: Callable[[Calibration], str]) -> str:
     return _or_dash(line.row.calibration, text)
+
+
+def _temperature(calibration: Calibration) -> str:
+    return f"{calibration.scaled.temperature:.3f}" if calibration.scaled else calibration.no_temperature or "-"
 
 
 def _of_scaled(line: Line, text: Callable[[Scaled], str]) -> str:
