@@ -41,11 +41,11 @@ def predict(arguments: list[str]) -> int:
     from lit_cnn.tracking import resolve_store
     from lit_cnn.training.resume import checkpoint_file
 
-    files = _files_at(places)
     if options.model is None:
         source = checkpoint_file(options.ckpt_path, resolve_store(options.tracking_uri))
     else:  # a path is no run, whatever it is called
         source = options.model if options.model.startswith("models:/") else Path(options.model)
+    files = _files_at(places)
     found = load(source, options.tracking_uri).predict_files(
         files,
         batch_size=options.batch_size,
