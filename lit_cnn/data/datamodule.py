@@ -2,15 +2,14 @@
 
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from lit_cnn.core.errors import UsageError, at_least
 from lit_cnn.core.file_names import name_there
@@ -19,7 +18,8 @@ from lit_cnn.data.batches import Batch, EvalImages, TrainImages, batch_loader
 from lit_cnn.data.inspection import without_bad_images
 from lit_cnn.data.labels import with_looked_at_names
 from lit_cnn.data.normalization import Normalization
-from lit_cnn.data.pixel_statistics import PixelStatistics, cached, keep, measure_pixels
+from lit_cnn.data.option_checks import check_options
+from lit_cnn.data.pixel_statistics import PixelStatistics, measure_pixels, remembered
 from lit_cnn.data.pixel_values import AS_IS, pixel_options
 from lit_cnn.data.sampling import Sampler, TrainBatches, next_batch
 from lit_cnn.data.sources import (
@@ -159,16 +159,7 @@ class ImageDataModule(pl.LightningDataModule):
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         self.options: dict[str, Any] = options
-        at_least(1, batch_size=batch_size, limit_train=limit_train, views=views, max_pixels=max_pixels)
-        at_least(0, num_workers=num_workers)
-        for option, share in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-            if not 0 < share < 1:
-                raise UsageError(option, share, "give a share above 0 and below 1, for example 0.1")
-        if crop_pct is not None and not 0 < crop_pct <= 1:
-            raise UsageError("crop_pct", crop_pct, "give a share above 0 and at most 1, for example 0.875")
-        _check_crop(train_crop, crop_scale=crop_scale, crop_ratio=crop_ratio)
-        if split_scheme not in get_args(SplitScheme):
-            raise UsageError("split_scheme", split_scheme, "give 2, or 1 for the draw of 0.2 and before")
+        check_options(options)
         check_source(dataset)
         self.dataset = dataset
         self.root = Path(name_there(str(Path(root).expanduser()))) if root is not None else None
@@ -184,13 +175,8 @@ class ImageDataModule(pl.LightningDataModule):
         self.skipped: dict[str, str] = {}  # path -> reason, of images that are left out
         self.pixels = pixel_options(pixel_range, background)
         source = (dataset, self.root, in_channels, class_names, columns)
-        more: dict[str, Any] = {
-            "max_pixels": max_pixels,
-            "checked": False,
-            "outside_root": outside_root,
-            "pixels": self.pixels,
-        }
-        self._load = partial(load_image_set, *source, **more)
+        more: dict[str, Any] = {"outside_root": outside_root, "pixels": self.pixels}
+        self._load = partial(load_image_set, *source, max_pixels=max_pixels, checked=False, **more)
         split_seed = seed if split_seed == "seed" else split_seed
         self._split = (val_fraction, test_fraction, split_seed, limit_train, split_scheme)
         self._cached: tuple[Dataset[Batch], Dataset[Batch]] | None = None
@@ -331,12 +317,7 @@ class ImageDataModule(pl.LightningDataModule):
         view += [str(self.pixels)] if self.pixels != AS_IS else []
         key: tuple[str | int, ...] = (self.image_set.digest_of(train), self.in_channels, self.image_size)
         key += (self.interpolation, *view)
-        if (statistics := cached(key)) is None:
-            loader = self.plain_train_loader()
-            shown = tqdm(loader, desc="measuring pixels", unit="batch", file=sys.stderr, disable=len(loader) < 10)
-            statistics = measure_pixels(views.permute(0, 2, 3, 1).numpy() for views, _ in shown)
-            keep(key, statistics)
-        return statistics
+        return remembered(key, self.plain_train_loader)
 
     @property
     def has_measured_pixels(self) -> bool:
@@ -418,18 +399,3 @@ class ImageDataModule(pl.LightningDataModule):
         # Images in memory are cut faster than a worker process hands them over.
         in_memory = cached is not None or isinstance(self.image_set.images, ArrayImages)
         return batch_loader(images, batches, 0 if in_memory else self.num_workers)
-
-
-def _check_crop(train_crop: TrainCrop, **ranges: Sequence[float] | None) -> None:
-    for option, values in ranges.items():
-        if values is None:
-            continue
-        least, largest = values
-        if not 0 < least <= largest or (option == "crop_scale" and largest > 1):
-            advice = "give two shares above 0 and up to 1" if option == "crop_scale" else "give two numbers above 0"
-            raise UsageError(option, f"[{least}, {largest}]", f"{advice}, the smaller first")
-        if train_crop != "random_resized":
-            reason = f"is ignored by `train_crop={train_crop}`"
-            raise UsageError(
-                option, f"[{least}, {largest}]", reason, "leave it out, or give `train_crop=random_resized`"
-            )

@@ -4,11 +4,14 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from lit_cnn.core.file_hashes import default_cache_file
 from lit_cnn.core.files import write_text_atomically
@@ -69,6 +72,21 @@ def measure_pixels(batches: Iterable[np.ndarray]) -> PixelStatistics:
             for row, a in zip(products, sums, strict=True)
         ),
     )
+
+
+def remembered(key: Sequence[str | int], loader: Callable[[], Any]) -> PixelStatistics:
+    """Returns what is kept under a key; else measures batches of images, and keeps that.
+
+    Args:
+        key: See `cached`.
+        loader: Makes a loader of images `(N, C, S, S)` uint8 with labels.
+    """
+    if (statistics := cached(key)) is None:
+        batches = loader()
+        shown = tqdm(batches, desc="measuring pixels", unit="batch", file=sys.stderr, disable=len(batches) < 10)
+        statistics = measure_pixels(views.permute(0, 2, 3, 1).numpy() for views, _ in shown)
+        keep(key, statistics)
+    return statistics
 
 
 def cached(key: Iterable[str | int], folder: Path | None = None) -> PixelStatistics | None:

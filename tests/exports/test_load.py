@@ -181,7 +181,7 @@ def mixed(tmp_path: Path) -> dict[str, str]:
     (folder / "5.png").write_text('no image,\nbut "text"')
     Image.new("1", (3000, 3000)).save(folder / "7.png")
     Image.fromarray(np.ones((4, 4), np.float32)).save(folder / "below" / "9.tif")
-    reasons = {"1.png": "truncated", "3.png": "identify", "5.png": "identify", "7.png": "--max_pixels 8000000"}
+    reasons = {"1.png": "truncated", "3.png": "it is text", "5.png": "it is text", "7.png": "--max_pixels 8000000"}
     return {**{f"{2 * number}.png": "" for number in range(5)}, **reasons, "below/9.tif": "floating-point pixels"}
 
 
@@ -306,7 +306,12 @@ def test_bad_images_in_python(mixed: dict[str, str], predictor: Predictor, tmp_p
 
 def test_a_class_may_be_called_as_a_column() -> None:
     pair = ImageClassifier(
-        ("error", "label"), 4, 1, "area", probabilities=lambda views: np.tile(np.float32([0.25, 0.75]), (len(views), 1))
+        ("error", "label"),
+        4,
+        1,
+        "area",
+        1.0,
+        probabilities=lambda views: np.tile(np.float32([0.25, 0.75]), (len(views), 1)),
     )
     frame = PredictionList([one(Predictor(pair), np.zeros((4, 4), np.uint8))]).to_dataframe()
     assert list(frame) == ["file", "label", "probability", "class error", "class label", "error"]
@@ -318,7 +323,9 @@ def test_images_may_have_as_many_pixels_as_in_training(
 ) -> None:
     Image.new("L", (40, 30)).save(tmp_path / "a.png")
     assert load(checkpoint).classifier.max_pixels == MAX_PIXELS
-    few = ImageClassifier(("a",), 4, 1, "area", lambda views: np.ones((len(views), 1), np.float32), max_pixels=1000)
+    few = ImageClassifier(
+        ("a",), 4, 1, "area", 1.0, lambda views: np.ones((len(views), 1), np.float32), max_pixels=1000
+    )
     with pytest.raises(UsageError, match="more pixels than max_pixels=1000"):
         Predictor(few).predict("a.png")
     assert one(Predictor(replace(few, max_pixels=1200)), "a.png").label == "a"

@@ -1,0 +1,44 @@
+"""Options of a data module that can be told to be wrong before anything is read."""
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from lit_cnn.core.errors import UsageError, at_least
+from lit_cnn.data.splits import SplitScheme
+
+
+def check_options(given: Mapping[str, Any]) -> None:
+    """Refuses numbers out of range, and options that others make meaningless.
+
+    Args:
+        given: The arguments of `ImageDataModule`.
+
+    Raises:
+        UsageError: Naming the first.
+    """
+    at_least(1, **{name: given[name] for name in ("batch_size", "limit_train", "views", "max_pixels")})
+    at_least(0, num_workers=given["num_workers"])
+    for option in ("val_fraction", "test_fraction"):
+        if not 0 < given[option] < 1:
+            raise UsageError(option, given[option], "give a share above 0 and below 1, for example 0.1")
+    if given["split_scheme"] not in get_args(SplitScheme):
+        raise UsageError("split_scheme", given["split_scheme"], "give 2, or 1 for the draw of 0.2 and before")
+    crop_pct = given["crop_pct"]
+    if crop_pct is not None and not 0 < crop_pct <= 1:
+        raise UsageError("crop_pct", crop_pct, "give a share above 0 and at most 1, for example 0.875")
+    for option, advice in (
+        ("crop_scale", "give two shares above 0 and up to 1"),
+        ("crop_ratio", "give two numbers above 0"),
+    ):
+        if given[option] is not None:
+            _check_range_of_crop(option, given, advice)
+
+
+def _check_range_of_crop(option: str, given: Mapping[str, Any], advice: str) -> None:
+    least, largest = given[option]
+    value = f"[{least}, {largest}]"
+    if not 0 < least <= largest or (option == "crop_scale" and largest > 1):
+        raise UsageError(option, value, f"{advice}, the smaller first")
+    if given["train_crop"] != "random_resized":
+        reason = f"is ignored by `train_crop={given['train_crop']}`"
+        raise UsageError(option, value, reason, "leave it out, or give `train_crop=random_resized`")
