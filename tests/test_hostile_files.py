@@ -197,6 +197,8 @@ def test_what_a_checkpoint_says_of_its_run(store: Path, capsys: pytest.CaptureFi
     text = f"data: !!python/object/apply:os.mkdir [{CANARY}]"
     save_checkpoint({**checkpoint, "lit_cnn": {**checkpoint["lit_cnn"], "config": text}}, store / "b.ckpt")
     assert "--ckpt_path b.ckpt: its configuration cannot be read" in refused(capsys, "test", "--ckpt_path=b.ckpt")
+    line = refused(capsys, "fit", *SHORT, "--ckpt_path=b.ckpt")
+    assert "--ckpt_path b.ckpt: its configuration cannot be read" in line
     line = refused(capsys, "fit", *SHORT, "--data.augment", json.dumps([call]))
     assert "--data.augment os.mkdir: is not an albumentations transform" in line
     (store / "c.yaml").write_text(text)

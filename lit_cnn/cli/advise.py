@@ -99,10 +99,10 @@ def _setups(
     weights: str | None,
 ) -> Iterator[tuple[str, Callable[[], "Setup"]]]:
     """Yields the setups of the trials that the budget has time for, and adds each to `trials` when it has ended."""
+    from lit_cnn.data.datamodule import ImageDataModule
     from lit_cnn.evaluation.advice import Trial
 
     started, taken = time.monotonic(), dict[tuple[str, str], float]()
-    num_val = len(data.splits.val)
     for number, (arch, regime, size) in enumerate(planned, start=1):
         left = None if budget is None else 60 * budget - (time.monotonic() - started)
         # At least as long as the last, smaller one of its kind.
@@ -114,6 +114,9 @@ def _setups(
         yield label, partial(_setup, arch, regime, size, of_fit, weights)
         run = parent.children[label]
         seconds = taken[arch, regime] = run.seconds or time.monotonic() - begun
+        if any(data.options[name] != value for name, value in parent.data_options.items()):
+            data = ImageDataModule(**{**data.options, **parent.data_options})  # as an earlier version began
+        num_val = len(data.splits.val)
         correct = round(run.metrics["best/val/acc"] * num_val)
         trials.append(Trial(arch, regime, size, correct, num_val, seconds, run.id))
     if not trials:

@@ -93,8 +93,8 @@ class ImageDataModule(pl.LightningDataModule):
         std: Standard deviation per channel, likewise.
         class_names: The order of the classes; all of the data's, perhaps with more. By default the source's own, or
             sorted. Where the source has numbers only, these are the names of 0, 1, 2 and so on.
-        weights_expect: What the weights that training starts from expect: image_size, mean, std, interpolation,
-            crop_pct; filled in by the command line. Each of the options above wins over it.
+        weights_expect: What the weights that training starts from expect, image_size, mean and so on; filled in by the
+            command line. Each of the options above wins over it.
         check: What is looked at before the first step: `quick` (headers, copies by their bytes, classes), `full` (every
             image decoded, near copies too) or `off`. See `lit_cnn.data.audit.check_data`.
         on_bad_image: `raise` ends the run at a file that cannot be decoded. `skip` decodes every file once (what was
@@ -109,8 +109,8 @@ class ImageDataModule(pl.LightningDataModule):
         seed: The training seed, for order and augmentation.
         pixel_range: The values that become black and white in files of more than 8 bits: `[0, 4095]` for 12 bits in a
             16-bit file; floating-point and 32-bit pixels need it. By default 16 bits are taken to be used in full.
-        background: What lies behind transparent pixels: a colour such as `white`, or three numbers from 0 to 255. By
-            default transparency is dropped, and shown is whatever colour was under it.
+        background: What lies behind transparent pixels: a colour such as `white`, or three numbers from 0 to 255; by
+            default transparency is dropped, whatever colour was under it.
 
     Attributes:
         options: The arguments, as they were given.
@@ -172,13 +172,13 @@ class ImageDataModule(pl.LightningDataModule):
         self.on_bad_image = on_bad_image
         self.reduced_decode = reduced_decode
         self.seed = seed
-        self.skipped: dict[str, str] = {}  # path -> reason, of images that are left out
+        self.skipped: dict[str, str] = {}  # path -> reason
         self.pixels = pixel_options(pixel_range, background)
         source = (dataset, self.root, in_channels, class_names, columns)
-        more: dict[str, Any] = {"outside_root": outside_root, "pixels": self.pixels}
-        self._load = partial(load_image_set, *source, max_pixels=max_pixels, checked=False, **more)
-        split_seed = seed if split_seed == "seed" else split_seed
-        self._split = (val_fraction, test_fraction, split_seed, limit_train, split_scheme)
+        more: Any = {"max_pixels": max_pixels, "outside_root": outside_root, "pixels": self.pixels}
+        self._load = partial(load_image_set, *source, checked=False, **more)
+        of_split = seed if split_seed == "seed" else split_seed, limit_train, split_scheme
+        self._split = (val_fraction, test_fraction, *of_split)
         self._cached: tuple[Dataset[Batch], Dataset[Batch]] | None = None
         self._has_told_why = False  # the search for a batch size asks for many loaders
 
@@ -194,11 +194,11 @@ class ImageDataModule(pl.LightningDataModule):
                 itself.
         """
         self.weights_expect, given = dict(expected or {}), self.options
-        size = self.weights_expect.get("image_size", 32) if given["image_size"] is None else given["image_size"]
-        at_least(1, image_size=size)
-        self.image_size: int = size
-        self.interpolation: Interpolation = given["interpolation"] or self.weights_expect.get("interpolation", "area")
         expects = self.weights_expect.get
+        size: int = expects("image_size", 32) if given["image_size"] is None else given["image_size"]
+        at_least(1, image_size=size)
+        self.image_size = size
+        self.interpolation: Interpolation = given["interpolation"] or expects("interpolation", "area")
         of_training = RANDOM_CROP_PCT if given["train_crop"] == "random" else expects("crop_pct", 1.0)
         self.crop_pct: float = given["crop_pct"] or of_training
         self.train_transform = TrainTransform(
@@ -210,9 +210,8 @@ class ImageDataModule(pl.LightningDataModule):
             given["crop_scale"] or CROP_SCALE,
             given["crop_ratio"] or CROP_RATIO,
         )
-        self._normalization = Normalization(
-            given["normalize"], given["mean"], given["std"], expects("mean"), expects("std")
-        )
+        of_user = (given[name] for name in ("normalize", "mean", "std"))
+        self._normalization = Normalization(*of_user, expects("mean"), expects("std"))
         if "image_set" in self.__dict__:  # else it is done when they are read
             self.train_transform.check(self.in_channels)
         for name in ("pixel_statistics", "_mean_and_std"):
