@@ -210,8 +210,10 @@ class ImageDataModule(pl.LightningDataModule):
             given["crop_scale"] or CROP_SCALE,
             given["crop_ratio"] or CROP_RATIO,
         )
-        of_user = (given[name] for name in ("normalize", "mean", "std"))
-        self._normalization = Normalization(*of_user, expects("mean"), expects("std"))
+        user = given.get
+        self._normalization = Normalization(
+            user("normalize"), user("mean"), user("std"), expects("mean"), expects("std")
+        )
         if "image_set" in self.__dict__:  # else it is done when they are read
             self.train_transform.check(self.in_channels)
         for name in ("pixel_statistics", "_mean_and_std"):
