@@ -210,10 +210,8 @@ class ImageDataModule(pl.LightningDataModule):
             given["crop_scale"] or CROP_SCALE,
             given["crop_ratio"] or CROP_RATIO,
         )
-        user = given.get
-        self._normalization = Normalization(
-            user("normalize"), user("mean"), user("std"), expects("mean"), expects("std")
-        )
+        mean_and_std = given["mean"], given["std"], expects("mean"), expects("std")
+        self._normalization = Normalization(given["normalize"], *mean_and_std)
         if "image_set" in self.__dict__:  # else it is done when they are read
             self.train_transform.check(self.in_channels)
         for name in ("pixel_statistics", "_mean_and_std"):
