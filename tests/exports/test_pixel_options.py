@@ -1,11 +1,13 @@
 """`pixel_range` and `background` go with a run: into its checkpoint, its export and what both are given to classify."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import pandas
 import pytest
 from PIL import Image
 
@@ -60,6 +62,15 @@ def test_a_run_keeps_both_and_decodes_by_them_wherever_it_goes(tmp_path: Path) -
     exported = load(tmp_path / "export")
     for file in (gray, stroke):
         assert probabilities(exported, file) == pytest.approx(probabilities(predictor, file), abs=1e-5)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow would rather have its own type hints
+        from lit_cnn.tracking.pyfunc_model import ImageModel
+    served = ImageModel()
+    served.classifier = exported.classifier
+    contents = pandas.DataFrame({"image": [file.read_bytes() for file in (gray, stroke)]})
+    for row, file in zip(served.predict(None, contents)["probabilities"], (gray, stroke), strict=True):
+        assert row == pytest.approx(probabilities(predictor, file), abs=1e-5)
 
     member = load_member(run.checkpoint)  # type: ignore[arg-type]
     assert member.record.preprocessing.keys() - set(_PREPROCESSING) == {"pixel_range", "background"}
