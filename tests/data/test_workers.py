@@ -55,7 +55,8 @@ def test_a_mistake_in_a_worker_is_spelt_as_any_other(num_workers: int, tmp_path:
         (tmp_path / f"{number % 2}").mkdir(exist_ok=True)
         Image.new("L", (30, 30 + number)).save(tmp_path / f"{number % 2}" / f"{number}.png")
     data = ImageDataModule("image_folder", str(tmp_path), num_workers=num_workers, batch_size=1, max_pixels=899)
-    views = ViewImages(data.image_set.images, np.arange(12), {"image_size": 8, "interpolation": "area", "crop_pct": 1.0})
+    seen = {"image_size": 8, "interpolation": "area", "crop_pct": 1.0}
+    views = ViewImages(data.image_set.images, np.arange(12), seen)
     for read in (
         lambda: list(data.train_dataloader()),
         lambda: list(data.test_dataloader()),
