@@ -195,6 +195,25 @@ CASES: dict[str, Case] = {
         (("all", 18),),
         noted=("class_like_split",),
     ),
+    "bullet_train/a car/b": Case(
+        lambda root: images(root, "bullet_train/tgv", "bullet_train/ice", "car/coupe", "car/van"),
+        24,
+        ("bullet_train", "car"),
+        (("all", 24),),
+        said=("bullet_train is read as a class",),
+    ),
+    "seg_train seg_pred": Case(
+        lambda root: images(root, "seg_train/cat", "seg_train/dog", "seg_pred"),
+        18,
+        said=("seg_train/ sounds like train",),
+    ),
+    "evaluation invoice": Case(
+        lambda root: images(root, "evaluation", "invoice"),
+        12,
+        ("evaluation", "invoice"),
+        _TWELVE,
+        said=("evaluation is read as a class",),
+    ),
     "valid invalid": Case(lambda root: images(root, "valid", "invalid"), 12, said=("has valid/ and no train/",)),
     "valid invalid, named": Case(
         lambda root: images(root, "valid", "invalid"),

@@ -1,5 +1,6 @@
 """What is seen of damaged, disguised and odd files, and what looking at them costs."""
 
+import base64
 import io
 import multiprocessing
 import os
@@ -13,13 +14,27 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from lit_cnn.cli import main
 from lit_cnn.data import inspection
+from lit_cnn.data.file_kinds import HAS_HEIF
 from lit_cnn.data.inspection import Inspection, cache_path, inspect_file, inspect_images
 from lit_cnn.data.sources import load_image_set, read_image
 from tests.bad_files import ODD, UNUSABLE, encoded, photographs
 from tests.data.test_datasets import refused, save_images
+from tests.runs import SHORT
 
 PHOTOGRAPH = Image.fromarray(photographs(1)[0])
+# 32 x 24 px, red on the left and blue on the right.
+HEIC = (
+    "AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAXxtZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9jAA"
+    "AAAERAAAEAAQAAAAABoAABAAAAAAAAAOUAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA/GlwcnAA"
+    "AADcaXBjbwAAAHVodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQApQgEBA3AAAAMAkA"
+    "AAAwAAAwAeoCCBBZbqrprm4CGgwIAAAAyAAAADAIRiAAEABkQBwXPBiQAAABNjb2xybmNseAABAA0ABoAAAAAUaXNwZQAAAAAAAABAAAAAQAAA"
+    "AChjbGFwAAAAIAAAAAEAAAAYAAAAAf///+AAAAAC////2AAAAAIAAAAQcGl4aQAAAAADCAgIAAAAGGlwbWEAAAAAAAAAAQABBYECAwWEAAAA7W"
+    "1kYXQAAADhKAGvBPIdBAeQcWTS3/yXf///K03sv5LqPDA/s6KH3+B73//xkBRGMjfoLWF5a4oVgXOH4X8n4//JiUKNncss9wi1pCS6CW83zw81"
+    "mGYW0Gspte2uW1k5LPTAGDC8WUrnkXV4nsKFxLa9C0BHAcLIcMx3+rGIkvbAiUvU7sLpM2Cl3j8YsedBLuaqme4jva0lcjt6wrGukNttH1abuK"
+    "pdErYOweyRG9YYARmG1P/Fk37lV53zz75VmShdkw8cBOznMzqd+FFVuI7wJd+Nugy/B1aYYP2RqS4c1XxserzrFGQG"
+)
 
 
 @pytest.fixture
@@ -125,6 +140,39 @@ def test_what_is_odd_can_be_trained_on(name: str) -> None:
 )
 def test_what_is_no_image_is_told_by_its_first_bytes(content: bytes, kind: str) -> None:
     assert looked_at(content).reason == f"it is {kind}"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("phone.jpg", ("HEIC",) if HAS_HEIF else ("it is HEIC", "pip install 'lit-cnn[heif]'", "convert it to JPEG")),
+        ("jpeg_xl.jpg", ("it is JPEG XL", "convert it to JPEG or PNG")),
+        ("layers.png", ("it is Photoshop's PSD", "convert it")),
+        ("pointer.jpg", ("it is a pointer of Git LFS", "run git lfs pull")),
+        ("bands.tif", ("8 channels of 8 bits", "save it with 1 or 3 channels")),
+        ("double.tif", ("1 channel of 64 bits, floating-point", "save it with 1 or 3 channels")),
+        ("float_rgb.tif", ("3 channels of 32 bits, floating-point", "save it with 1 or 3 channels")),
+        ("signed.tif", ("signed or 32-bit pixels have no range", "save it with 1 or 3 channels")),
+    ],
+)
+def test_an_image_that_is_not_read_is_named_with_the_way_out(
+    name: str, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = save_images(tmp_path / "pets", *(f"{label}/{number}.png" for label in "ab" for number in range(4)))
+    (root / "a" / name).write_bytes(UNUSABLE[name][0](PHOTOGRAPH))
+    assert main(["fit", *SHORT, "--data.dataset=image_folder", f"--data.root={root}", "--data.limit_train=null"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    decoded = refused(read_image, root / "a" / name, 3)
+    assert all(word in told for word in words for told in (line, decoded)) and name in line
+
+
+@pytest.mark.skipif(not HAS_HEIF, reason="the extra heif is not installed")
+def test_heic_is_read(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(base64.b64decode(HEIC))
+    pixels = read_image(tmp_path / "photo.jpg", 3)
+    assert pixels.shape == (24, 32, 3) and pixels[12, 8].tolist() == pytest.approx([255, 0, 0], abs=9)
+    assert pixels[12, 24].tolist() == pytest.approx([0, 0, 255], abs=9)
+    assert looked_at((tmp_path / "photo.jpg").read_bytes()).file_format == "HEIF"
 
 
 def test_size_and_format_are_those_of_the_file() -> None:

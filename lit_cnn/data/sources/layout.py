@@ -101,26 +101,25 @@ def _named_like_splits(root: Path, names: Sequence[str]) -> list[Finding]:
         UsageError: If they are likely no classes.
     """
     said = {name: one for name in names if (one := read_split_name(name)).splits}
-    classes = [name for name in names if name not in said and _is_plainly_a_class(root, name)]
-    # The word evaluation among other words, each with its images, is one of them.
-    in_doubt = {
-        name: one
-        for name, one in said.items()
-        if one.is_likely and not (one.is_plain and classes and _holds_images_itself(root / name, root))
-    }
+    flat = {name for name in names if _holds_images_itself(root / name, root)} if said else set()
+    has_classes = any(_is_plainly_a_class(root, name) for name in names)
+    is_deep = not flat.issuperset(set(names) - set(said))  # other folders hold folders too: bullet_train/a and car/b
+    in_doubt: dict[str, SplitName] = {}
     for name, one in said.items():
         alike = {other: two for other, two in said.items() if two.rest == one.rest}
         if len({two.splits for two in alike.values()}) > 1:  # seg_train and seg_test
             in_doubt |= alike
-        elif not _holds_images_itself(root / name, root):
+        # The word evaluation among other words, each with its images, is one of them.
+        is_class = one.is_plain and has_classes and name in flat
+        if (one.is_likely and not is_class) or (name not in flat and not is_deep):
             in_doubt[name] = one
     if in_doubt:
         raise _likely_splits(root, in_doubt)
     if not said:
         return []
-    speaks_of_several = len({one.splits for one in said.values()}) > 1 and len(said) == len(names)
-    is_word = any(one.is_plain for one in said.values())
-    return [_named_like_a_split(list(said), "warning" if speaks_of_several or is_word else "note")]
+    speak_of_several = len({one.splits for one in said.values()}) > 1 and len(said) == len(names)
+    is_odd = any(one.is_plain or name not in flat for name, one in said.items())
+    return [_named_like_a_split(list(said), "warning" if speak_of_several or is_odd else "note")]
 
 
 def _likely_splits(root: Path, names: Mapping[str, SplitName]) -> UsageError:

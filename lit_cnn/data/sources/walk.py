@@ -8,7 +8,16 @@ from typing import NamedTuple
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.file_names import as_text
-from lit_cnn.data.file_kinds import HEAD_BYTES, UNKNOWN, Kind, is_system_name, kind_of_bytes, kind_of_name, suffix_of
+from lit_cnn.data.file_kinds import (
+    HEAD_BYTES,
+    IMAGE_SUFFIXES,
+    UNKNOWN,
+    Kind,
+    is_system_name,
+    kind_of_bytes,
+    kind_of_name,
+    suffix_of,
+)
 from lit_cnn.data.findings import Finding, Severity
 from lit_cnn.data.image_set import class_order
 
@@ -87,6 +96,8 @@ def walk(folder: Path, root: Path) -> Walk:
                         noticed.append(Noticed("system_file", entry.path))
                     elif entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
+                    elif suffix_of(entry.name) in IMAGE_SUFFIXES and entry.is_file(follow_symlinks=False):
+                        images.append(entry.path)
                     else:
                         is_image, found = look_at(entry, top)
                         if is_image:
