@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import write_text_atomically
-from lit_cnn.data.stored_options import MEANT_BEFORE
+from lit_cnn.data.stored_options import ADDED, MEANT_BEFORE
 from lit_cnn.tracking.journal import read_owner
 from lit_cnn.tracking.store import LAST, UNFINISHED, Store
 
@@ -73,7 +73,8 @@ def config_digest(config: Mapping[str, Any], data_digest: str) -> str:
         left_out = _LEFT_OUT.get(section, frozenset())
         kept[section] = {name: value for name, value in config[section].items() if name not in left_out}
     # What does as versions did that had no such option has their digest.
-    kept["data"] = {name: value for name, value in kept["data"].items() if (name, value) not in MEANT_BEFORE.items()}
+    as_before = {**MEANT_BEFORE, **dict.fromkeys(ADDED)}
+    kept["data"] = {name: value for name, value in kept["data"].items() if (name, value) not in as_before.items()}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
