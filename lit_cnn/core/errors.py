@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from lit_cnn.core.credentials import without_credentials
+
 Spelling = Callable[[str, str], str]
 """From an option's name in Python and its value as text, "" for none, to how it is written: `batch_size=0`."""
 
@@ -59,7 +61,7 @@ class UsageError(Exception):
             beginning = spelling(self.option, value) if self.option is not None else value
         text = "; ".join(part for part in (self.reason, self.remedy) if part)
         text = spelt(text, spelling)
-        return f"{beginning}: {text}" if beginning else text
+        return without_credentials(f"{beginning}: {text}" if beginning else text)
 
     def __str__(self) -> str:
         return self.in_words(in_python)
