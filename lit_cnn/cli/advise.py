@@ -165,6 +165,7 @@ def _parent_of(
         tags={"arch": " + ".join(archs), "transfer": " + ".join(sorted({regime for _, regime, _ in planned}))},
         name_of=lambda name: f"advice_{data.image_set.name}",
         conclude=keep,
+        child_tags={"trial": "advice"},
     )
 
 

@@ -12,6 +12,7 @@ from lit_cnn.core.file_names import all_as_text
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.linked import LINKED_FROM_DATA
 from lit_cnn.training.classifier import LitClassifier
+from lit_cnn.training.record import recorded_config
 from lit_cnn.training.resume import checkpoint_file
 from lit_cnn.training.run_options import TRAINER_DEFAULTS, RunOptions, trainer_options
 from lit_cnn.training.setup import Setup
@@ -96,7 +97,8 @@ class LitCLI(LightningCLI):
         """Builds data and model; the runs whose weights are asked for are those of this store."""
         with use_store(self.options.store):
             built = self.parser.instantiate_classes(self.config)
-        self.setup = Setup(built.model, built.data, self.options, dict(built.trainer), self.plain_config)
+        config = recorded_config(self.plain_config)
+        self.setup = Setup(built.model, built.data, self.options, dict(built.trainer), config)
 
 
 class DataCLI(LitCLI):

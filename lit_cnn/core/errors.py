@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from lit_cnn.core.credentials import without_credentials
 from lit_cnn.core.file_names import in_sentence
 
 Spelling = Callable[[str, str], str]
@@ -61,7 +62,7 @@ class UsageError(Exception):
             beginning = spelling(self.option, value) if self.option is not None else value
         text = "; ".join(part for part in (self.reason, self.remedy) if part)
         text = spelt(text, spelling)
-        return in_sentence(f"{beginning}: {text}" if beginning else text)
+        return in_sentence(without_credentials(f"{beginning}: {text}" if beginning else text))
 
     def __str__(self) -> str:
         return self.in_words(in_python)

@@ -27,6 +27,7 @@ from lit_cnn.evaluation.recording import record_comparison
 from lit_cnn.tracking import Store, check_writable, resolve_store
 from lit_cnn.tracking.queries import RunInfo
 from lit_cnn.tracking.run import Run
+from lit_cnn.training.resume import decides
 
 Split = Literal["val", "test"]
 
@@ -132,15 +133,16 @@ def _pair(store: Store, named: Sequence[Run | str], split: Split, loading: Loadi
 
 
 def _by_configuration(runs: Sequence[RunInfo]) -> dict[str, list[RunInfo]]:
-    """Groups runs whose params are the same but for the seed, under names that tell the groups apart.
+    """Groups runs of one configuration, which differ in the seed alone, under names that tell the groups apart.
 
-    Of several runs with one seed the newest is kept.
+    Params that decide no weights are ignored, and the place of the data: its digest counts. Of
+    several runs with one seed the newest is kept.
     """
     grouped: dict[str, dict[str, RunInfo]] = {}
     params: dict[str, dict[str, str]] = {}
     for run in runs:
-        own = {name: value for name, value in run.params.items() if name != "seed_everything"}
-        key = json.dumps([run.name, own], sort_keys=True)
+        own = {name: value for name, value in run.params.items() if decides(name) and name != "seed_everything"}
+        key = json.dumps([run.name, run.tags.get("data_digest"), own], sort_keys=True)
         params[key] = own
         seed = run.tags["seed"]
         kept = grouped.setdefault(key, {}).get(seed)

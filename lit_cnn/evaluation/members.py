@@ -1,6 +1,7 @@
 """The networks that are compared: tracked runs by their best checkpoint, soups, snapshots of runs with cycles."""
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -69,11 +70,13 @@ def find_members(
         store: Where to look.
         runs: Names of `find_networks`; without them all runs of the experiment that match.
         experiment: The experiment.
-        filter: Which of its finished training runs, in MLflow's search syntax.
+        filter: Which of its finished training runs, in MLflow's search syntax. Trials, such as those of
+            `lit-cnn advise`, are among them only if it speaks of `tags.trial`.
         top_k: So many of them at most.
 
     Raises:
-        UsageError: If an id is not there, no run matches, there are fewer than `top_k`, or a run has no val accuracy.
+        UsageError: If an id is not there, no run matches, there are fewer than `top_k`, or a run that was named has no
+            val accuracy. Others without one are left out, and a line on stderr says so.
     """
     if runs:
         found = find_networks(store, runs)
@@ -84,8 +87,8 @@ def find_members(
         if run.tags.get("kind") not in KINDS:
             raise UsageError("runs", run.run_id, f"{run.name} is no training run", "give runs of lit-cnn fit")
         if "best/val/acc" not in run.metrics:
-            reason = f"{run.name} has no best/val/acc"
-            raise UsageError("runs", run.run_id, reason, "it ended before its first validation")
+            reason = f"{run.name} has no best/val/acc: it ended before its first validation"
+            raise UsageError("runs", run.run_id, reason, "leave it out, or train it longer")
     refuse_twice(found)
     # Ties go to the older run, so that the order does not depend on the store.
     found.sort(key=lambda run: (-run.metrics["best/val/acc"], run.tags.get("seed", ""), run.run_id))
@@ -148,11 +151,23 @@ def _finished_runs(store: Store, experiment: str, filter: str) -> list[RunInfo]:
     ours = "tags.kind = 'fit' and attributes.status = 'FINISHED'"
     queries.experiment_id(store, experiment)
     if filter.strip():
-        return queries.search_runs(store, experiment, f"{ours} and {filter}")
-    try:
-        return queries.search_runs(store, experiment, ours)
-    except UsageError as error:
-        raise UsageError("experiment", experiment, "has no finished run of lit-cnn fit", "make one") from error
+        found = queries.search_runs(store, experiment, f"{ours} and {filter}")
+    else:
+        try:
+            found = queries.search_runs(store, experiment, ours)
+        except UsageError as error:
+            raise UsageError("experiment", experiment, "has no finished run of lit-cnn fit", "make one") from error
+    results = [run for run in found if "trial" not in run.tags or "trial" in filter]
+    if not results:
+        remedy = "name them in `runs`, or give `filter` \"tags.trial = 'advice'\""
+        raise UsageError("experiment", experiment, "has no finished runs but trials", remedy)
+    validated = [run for run in results if "best/val/acc" in run.metrics]
+    for run in results:
+        if run not in validated:
+            print(f"left out: {run.name} ({run.run_id}) ended before its first validation", file=sys.stderr)
+    if not validated:
+        raise UsageError("experiment", experiment, "has no run with a validation", "train longer")
+    return validated
 
 
 def _what_it_is(run: RunInfo) -> list[str]:

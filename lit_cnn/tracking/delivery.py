@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from lit_cnn.core.credentials import without_credentials
 from lit_cnn.core.files import sha256_of_file, sync_to_disk
 from lit_cnn.tracking import names, outbox
 from lit_cnn.tracking.client import connect, is_timeout, require_reachable
@@ -278,8 +279,8 @@ def local_folder(artifact_uri: str) -> Path | None:
 
 
 def in_one_line(error: Exception) -> str:
-    """Returns what an exception says, in one line of at most 300 characters."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
+    """Returns what an exception says, in one line of at most 300 characters, without passwords."""
+    return without_credentials(" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
 def _batches(folder: Path, offset: int) -> "Iterator[tuple[list[Metric] | Record, int]]":

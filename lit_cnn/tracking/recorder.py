@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lit_cnn.core.credentials import without_credentials
 from lit_cnn.tracking import names, outbox
 from lit_cnn.tracking.journal import Journal, RunHeader, now_ms
 from lit_cnn.tracking.progress import MlflowRun
@@ -101,7 +102,7 @@ class Recorder:
         """Adds params that are known only at the end; values are kept as text. UsageError if MLflow refuses a name."""
         for name in params:
             names.check_param_name(name)
-        self._append({"kind": "params", "values": {name: str(value) for name, value in params.items()}})
+        self._append({"kind": "params", "values": _as_text(params)})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Logs values; those whose (metric, step) was logged before, in an earlier attempt, are left out.
@@ -126,7 +127,7 @@ class Recorder:
         """Sets tags of the run; values are kept as text. Raises UsageError if MLflow would refuse a name."""
         for name in tags:
             names.check_tag_name(name)
-        self._append({"kind": "tags", "values": {name: str(value) for name, value in tags.items()}})
+        self._append({"kind": "tags", "values": _as_text(tags)})
 
     def log_dataset(
         self,
@@ -148,7 +149,8 @@ class Recorder:
             schema: JSON: what an example consists of.
             profile: JSON: numbers of examples and the like.
         """
-        record = {"kind": "dataset", "name": name, "digest": digest, "context": context, "source": source}
+        where = without_credentials(source)
+        record = {"kind": "dataset", "name": name, "digest": digest, "context": context, "source": where}
         self._append({**record, "schema": schema, "profile": profile})
 
     def log_artifact(self, file: Path, artifact_path: str = "") -> None:
@@ -242,6 +244,10 @@ class Recorder:
         if self._journal is None:
             raise RuntimeError("the run has not begun: call begin() first")
         return self._journal
+
+
+def _as_text(values: Mapping[str, Any]) -> dict[str, str]:
+    return {name: without_credentials(str(value)) for name, value in values.items()}
 
 
 def _user() -> str:

@@ -55,7 +55,7 @@ def serve_ui(store: Store, experiment: str | None = None, port: int = 5000) -> N
         check_writable(store)  # the view is kept in the store
     if not store.is_http:
         _check_port(port)
-    urls = _view_urls(store, experiment, store.tracking_uri if store.is_http else f"http://{HOST}:{port}")
+    urls = _view_urls(store, experiment, store.label if store.is_http else f"http://{HOST}:{port}")
     links = [f"{name}: {url}" for name, url in urls.items()]
     if store.is_http:
         print(*links, sep="\n")

@@ -18,6 +18,7 @@ from lit_cnn.training.distillation import Distillation
 from lit_cnn.training.linked import plain_config
 from lit_cnn.training.parents import of_seeds
 from lit_cnn.training.process import hush_lightning
+from lit_cnn.training.record import recorded_config
 from lit_cnn.training.run import train, train_children
 from lit_cnn.training.run_options import RunOptions, trainer_options
 from lit_cnn.training.setup import Setup
@@ -89,7 +90,7 @@ def setup_of(model: LitClassifier, data: ImageDataModule, options: RunOptions, g
     trainer = trainer_options(given)
     of_trainer = {"trainer": _plain({**_OF_TRAINER, **trainer})}
     config = {**plain_config(model.hparams, data), **of_trainer, **asdict(options)}
-    return Setup(model, data, options, trainer, config)
+    return Setup(model, data, options, trainer, recorded_config(config))
 
 
 def _with_seed(

@@ -29,6 +29,7 @@ class ParentRun:
         tags: What its tags have in place of a child's own.
         name_of: From a child's name to its own.
         conclude: Logs what the children come to together, when all are done.
+        child_tags: Tags of each child besides its own: `trial` for those that are no result.
 
     Attributes:
         data_options: Options of the data that all children have, whatever they are given: those of the version that
@@ -43,6 +44,7 @@ class ParentRun:
     tags: Mapping[str, str]
     name_of: Callable[[str], str]
     conclude: Callable[["ParentRun"], None]
+    child_tags: Mapping[str, str] = field(default_factory=dict)
     data_options: dict[str, Any] = field(default_factory=dict)
     children: dict[str, Run] = field(default_factory=dict)
     logger: JournalLogger | None = None

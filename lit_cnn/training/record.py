@@ -4,12 +4,13 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lit_cnn import __version__
+from lit_cnn.core.credentials import recordable
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import write_text_atomically
 from lit_cnn.core.randomness import SCHEME_VERSION
@@ -131,6 +132,16 @@ def log_preview(logger: JournalLogger, datamodule: ImageDataModule) -> None:
     file = logger.run_folder / "preview.png"
     write_png(file, preview(datamodule))
     logger.log_artifact(file)
+
+
+def recorded_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the configuration as a run records it: no password, and not where it is tracked, which is no part of it.
+
+    Args:
+        config: The resolved configuration: sections of plain values.
+    """
+    recorded: dict[str, Any] = recordable({**config, "tracking_uri": None})
+    return recorded
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -87,7 +87,7 @@ def train(
     if is_first_process():
         before(setup)
     if parts.logger is not None:
-        _begin(setup, parts, start, report, parent_key)
+        _begin(setup, parts, start, report, parent_key, parent.child_tags if parent is not None else {})
     with signals_stop(parts.trainer, parts.checkpoints), quiet_lightning(), failures_in_words(setup.data.batch_size):
         metrics = _train_and_test(setup, parts, start)
     return _finished(setup, parts, metrics)
@@ -202,14 +202,21 @@ def _open_parent(parent: ParentRun, setup: Setup) -> str:
     return parent.open(logger, digest, name, setup.data.digests, params=flatten(config), tags=tags)
 
 
-def _begin(setup: Setup, parts: RunTrainer, start: Start, report: Report | None, parent_key: str | None) -> None:
+def _begin(
+    setup: Setup,
+    parts: RunTrainer,
+    start: Start,
+    report: Report | None,
+    parent_key: str | None,
+    more_tags: Mapping[str, str],
+) -> None:
     """Opens the run in the journal: the same run on resume, if its folder is here and it is the same work."""
     if not is_first_process():
         parts.checkpoints.folder = Path(os.environ[_RUN_FOLDER])
         return
     logger, store = parts.logger, setup.options.store
     assert logger is not None
-    tags = run_tags(setup.model, setup.data, setup.digest)
+    tags = {**run_tags(setup.model, setup.data, setup.digest), **more_tags}
     is_same = start.path is not None and start.record.get("config_digest") == setup.digest
     folder = store.journal_dir / start.record.get("key", "-") if is_same else None
     folder = folder if folder is not None and folder.is_dir() else None
@@ -245,7 +252,10 @@ def _train_and_test(setup: Setup, parts: RunTrainer, start: Start) -> dict[str, 
         metrics = {f"best/{name}": value for name, value in best.items()}
         if logger and model.solves_head and best:
             logger.log_params({"best_l2": path_of_penalties(total_steps(trainer))[int(best["epoch"])]})
-        if setup.options.test_after_fit and parts.checkpoints.best_path is not None:
+        if parts.checkpoints.best_path is None and trainer.is_global_zero:
+            what = "it has no best epoch, and compare and ensemble leave it out"
+            print(f"lit-cnn: warning: the run ended before its first validation: {what}", file=sys.stderr)
+        elif setup.options.test_after_fit and parts.checkpoints.best_path is not None:
             metrics |= _test_best(parts, model, data)
         if logger:
             for checkpoint in sorted(logger.run_folder.glob("*.ckpt")):

@@ -67,6 +67,11 @@ def test_every_trial_is_a_run_and_the_advice_one_that_names_them(
     assert [each["id"] for each in kept.values()] == [row["run"] for row in found["trials"]]
     assert all(each["seconds"] > 0 for each in kept.values())
     assert {run.tags["mlflow.parentRunId"] for run in runs.values()} == {advice.run_id}
+    # A trial is no result: only who asks for trials gets them.
+    assert {run.tags["trial"] for run in runs.values()} == {"advice"}
+    assert main(["compare", "--experiment", "images", "--split", "val"]) == 2
+    assert "has no finished runs but trials; name them in --runs, or give --filter" in capsys.readouterr().err
+    assert main(["compare", "--experiment", "images", "--split", "val", "--filter", "tags.trial = 'advice'"]) == 0
     assert advice.tags["members"].split() == [row["run"] for row in found["trials"]]
     assert advice.tags["mlflow.note.content"] == found["advice"] and found["advice"].startswith("With 60 training")
     assert {file.name for file in (advice.artifacts / "advice").iterdir()} == {"trials.json", "a.png"}

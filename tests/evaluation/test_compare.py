@@ -168,8 +168,29 @@ def test_the_newest_run_of_a_seed_counts_and_a_run_without_test_is_left_out(stor
     assert any(untested.run_id in note and "has no test/acc" in note for note in board.notes)
     on_val = compare(experiment="digits", split="val")
     assert isinstance(on_val, Leaderboard)
-    assert [one.accuracy.n for one in on_val.standings] == [3, 1]
+    assert [one.accuracy.n for one in on_val.standings] == [4]
     assert on_val.standings[0].accuracy.mean == pytest.approx(on_val.standings[0].group.val_accuracy)
+
+
+def test_what_decides_no_weights_makes_no_row_and_a_run_without_result_blocks_none(
+    store_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ("--data.num_workers=1", "--trainer.log_every_n_steps=5", "--resume=auto", "--checkpoint_seconds=1")
+    assert fit("--seed_everything=8", *place) == 0
+    assert fit("--seed_everything=9", "--trainer.max_epochs=-1", "--trainer.max_steps=3") == 0
+    said = capsys.readouterr().err
+    assert "the run ended before its first validation: it has no best epoch" in said and "epoch 1  train/loss" in said
+    *others, unvalidated = tracked_runs(store_copy, "fit")
+    board = compare(experiment="digits")
+    assert isinstance(board, Leaderboard)
+    (standing,) = board.standings
+    assert standing.accuracy.n == len(others) == 4
+    left_out = f"left out: {unvalidated.name} ({unvalidated.run_id}) ended before its first validation\n"
+    assert capsys.readouterr().err == left_out
+    assert main(["ensemble", "--experiment", "digits", "--views", "1", "--num_workers", "0", "--top_k", "4"]) == 0
+    assert left_out in capsys.readouterr().err
+    assert main(["ensemble", "--runs", unvalidated.run_id]) == 2
+    assert "has no best/val/acc: it ended before its first validation" in capsys.readouterr().err
 
 
 def test_two_runs_are_compared_image_by_image(

@@ -66,7 +66,7 @@ class FitProgress(ProgressBar):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Says that the bar stands still for the validation."""
         if self._bar is not None:
-            self._bar.set_description(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} validating")
+            self._bar.set_description(f"{_epoch(trainer)} validating")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the bar, or prints the epoch's line."""
@@ -95,7 +95,7 @@ class FitProgress(ProgressBar):
         shown = {"loss": f"{getattr(pl_module, 'last_loss', math.nan):.3f}"}
         if "val/acc" in trainer.callback_metrics:
             shown["val/acc"] = f"{float(trainer.callback_metrics['val/acc']):.4f}"
-        self._bar.set_description(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", refresh=False)
+        self._bar.set_description(_epoch(trainer), refresh=False)
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(self._images - self._bar.n)
         self._bar.refresh()
@@ -103,12 +103,13 @@ class FitProgress(ProgressBar):
     def _line(self, trainer: pl.Trainer, means: dict[str, float]) -> str:
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = (self._images - self._first_images) / seconds
-        total = (trainer.max_epochs or 0) * self._sizes(trainer)[1]
+        total = max(trainer.max_epochs or 0, 0) * self._sizes(trainer)[1]
         values: dict[str, Any] = {**trainer.callback_metrics, **means}
         shown = [name for name in ("train/loss", "val/loss", "val/acc") if name in values]
         metrics = "  ".join(f"{name} {float(values[name]):.4f}" for name in shown)
-        left = timedelta(seconds=round(max(0, total - self._images) / max(rate, 1e-9)))
-        return f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {metrics}  {rate:,.0f} img/s  left {left}"
+        seconds_left = max(0, total - self._images) / max(rate, 1e-9)
+        left = f"  left {timedelta(seconds=round(seconds_left))}" if total else ""
+        return f"{_epoch(trainer)}  {metrics}  {rate:,.0f} img/s{left}"
 
     @staticmethod
     def _sizes(trainer: pl.Trainer) -> tuple[int, int]:
@@ -116,3 +117,9 @@ class FitProgress(ProgressBar):
         if not isinstance(data, ImageDataModule):
             return 1, int(trainer.num_training_batches)
         return data.batch_size, len(data.splits.train)
+
+
+def _epoch(trainer: pl.Trainer) -> str:
+    """Returns which epoch this is, and of how many, if that is known: steps or time may end a run."""
+    of = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+    return f"epoch {trainer.current_epoch + 1}{of}"

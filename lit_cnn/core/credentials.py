@@ -1,0 +1,25 @@
+"""Passwords stay in the process that was given them: what is written or shown leaves them out."""
+
+import re
+from typing import Any
+
+# Up to the last @ before the path: a password may hold one.
+_USER_IN_ADDRESS = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]*://)[^\s/]*@")
+_SECRET = re.compile(r"password|passwd|secret|token|api_?key|access_?key|credential", re.IGNORECASE)
+
+
+def without_credentials(text: str) -> str:
+    """Returns a text with user and password taken out of the addresses in it: `http://host:5000`."""
+    return _USER_IN_ADDRESS.sub(r"\1", text) if "@" in text else text
+
+
+def recordable(values: Any) -> Any:
+    """Returns nested plain values without credentials: in addresses, and in texts under a name such as `api_key`."""
+    if isinstance(values, dict):
+        return {
+            name: "***" if isinstance(value, str) and _SECRET.search(str(name)) else recordable(value)
+            for name, value in values.items()
+        }
+    if isinstance(values, list | tuple):
+        return [recordable(value) for value in values]
+    return without_credentials(values) if isinstance(values, str) else values
