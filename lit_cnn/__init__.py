@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lit_cnn.training.classifier import LitClassifier
     from lit_cnn.training.fit import fit
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = [
     "ImageDataModule",
     "LitClassifier",

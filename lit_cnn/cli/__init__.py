@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lit_cnn import __version__
+from lit_cnn.cli.spelling import spelling_of
 from lit_cnn.core.environment import set_environment
-from lit_cnn.core.errors import UsageError
+from lit_cnn.core.errors import UsageError, spelling_printed
 from lit_cnn.core.files import CANNOT_WRITE
 from lit_cnn.core.late_imports import postpone_imports
 from lit_cnn.core.memory import keep_freed_memory
@@ -105,13 +106,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     set_environment()
     postpone_imports()
     keep_freed_memory()
+    spelling = spelling_of(arguments[0])
     try:
-        return _command(arguments[0])(arguments[1:])
+        with spelling_printed(spelling):
+            return _command(arguments[0])(arguments[1:])
     except UsageError as error:
-        from lit_cnn.cli.spelling import spelling_of
-
         # One that was raised in a loader's worker process comes with that process's traceback, and ends with itself.
-        message = error.in_words(spelling_of(arguments[0])).rpartition("lit_cnn.core.errors.UsageError: ")[2]
+        message = error.in_words(spelling).rpartition("lit_cnn.core.errors.UsageError: ")[2]
         print(f"lit-cnn: error: {' '.join(message.split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever reads has seen enough: lit-cnn configs | head

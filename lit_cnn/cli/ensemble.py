@@ -77,5 +77,5 @@ def ensemble(arguments: list[str]) -> int:
 def _with_new_names(arguments: list[str]) -> list[str]:
     if not any(argument.partition("=")[0] == "--beside" for argument in arguments):
         return arguments
-    print("lit-cnn: --beside is now --baselines; the old name goes with 0.3", file=sys.stderr)
+    print("lit-cnn: --beside is now --baselines; the old name goes with 0.4", file=sys.stderr)
     return [re.sub("^--beside(?==|$)", "--baselines", argument) for argument in arguments]

@@ -1,7 +1,9 @@
 """The one exception for a mistake that the user can mend."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from lit_cnn.core.credentials import without_credentials
@@ -76,6 +78,24 @@ def spelt(text: str, spelling: Spelling) -> str:
 def in_python(option: str, value: str) -> str:
     """Returns an option as Python spells it: `batch_size=0`."""
     return f"{option}={value}" if value else option
+
+
+_PRINTED: ContextVar[Spelling] = ContextVar("how lines that are printed spell options", default=in_python)
+
+
+@contextmanager
+def spelling_printed(spelling: Spelling) -> Iterator[None]:
+    """Makes `as_printed` spell options in this way: the command line's."""
+    token = _PRINTED.set(spelling)
+    try:
+        yield
+    finally:
+        _PRINTED.reset(token)
+
+
+def as_printed(text: str) -> str:
+    """Returns a line to print with the options that stand in backticks in it spelt as where the user gives them."""
+    return spelt(text, _PRINTED.get())
 
 
 def at_least(least: int, **options: int | None) -> None:

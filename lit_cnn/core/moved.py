@@ -14,7 +14,7 @@ _RENAMED = {"exported": "portable", "datasets": "data.sources", "callbacks": "tr
 
 
 class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds `lit_cnn.pca_color` and the like where they are now, and says so; goes with 0.3."""
+    """Finds `lit_cnn.pca_color` and the like where they are now, and says so; goes with 0.4."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: types.ModuleType | None = None
@@ -26,7 +26,7 @@ class MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """Returns the module itself, not a second copy of it."""
         name = new_name(spec.name)
         assert name is not None
-        warnings.warn(f"{spec.name} is now {name}; the old name goes with 0.3", FutureWarning, stacklevel=2)
+        warnings.warn(f"{spec.name} is now {name}; the old name goes with 0.4", FutureWarning, stacklevel=2)
         module = importlib.import_module(name)
         self._spec = module.__spec__
         return module

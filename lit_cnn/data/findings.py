@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lit_cnn.core.errors import in_python, spelt
+from lit_cnn.core.errors import as_printed
 from lit_cnn.core.file_names import as_text, in_sentence
 from lit_cnn.core.words import counted
 
@@ -57,7 +57,7 @@ def warn_of(findings: Sequence[Finding], more: str = "") -> None:
     warnings = [finding for finding in findings if finding.severity == "warning"]
     for finding in warnings[:_MOST_WARNINGS]:
         first = " and ".join(finding.cases[0][:2])
-        what = spelt(finding.message, in_python)
+        what = as_printed(finding.message)
         print(
             f"lit-cnn: warning: {finding.kind}, {counted(len(finding.cases), 'time')}: {first} {what}", file=sys.stderr
         )

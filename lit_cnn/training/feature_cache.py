@@ -25,7 +25,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from lit_cnn.core.errors import UsageError
+from lit_cnn.core.errors import UsageError, as_printed
 from lit_cnn.core.randomness import SCHEME_VERSION
 from lit_cnn.data.batches import Batch
 from lit_cnn.data.datamodule import ImageDataModule
@@ -80,7 +80,7 @@ class FeatureCache(pl.Callback):
                 if num_bytes > limit * 1e9:
                     reason = f"{num_bytes / 1e9:.3g} GB of features pass `feature_cache_gb={limit:g}`"
             if reason is not None and trainer.is_global_zero:
-                print("feature cache off:", reason.replace("`", ""), file=sys.stderr)
+                print("feature cache off:", as_printed(reason), file=sys.stderr)
         if reason is None:
             self.used = options["feature_cache"]
         if model.solves_head:
@@ -124,7 +124,7 @@ class FeatureCache(pl.Callback):
             self.teardown(trainer, model, "fit")
             if model.solves_head:
                 raise UsageError("head_solver", "lbfgs", f"needs the feature cache: {error}") from error
-            print("feature cache off:", str(error).replace("`", ""), file=sys.stderr)
+            print("feature cache off:", as_printed(str(error)), file=sys.stderr)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Puts images back in their place."""

@@ -338,7 +338,7 @@ def test_the_command_prints_the_table_and_takes_the_old_name_of_baselines(
     capsys.readouterr()
     assert main(["ensemble", "--runs", first, f"--beside={second}", "--views", "1", "--num_workers", "0"]) == 0
     said = capsys.readouterr()
-    assert "lit-cnn: --beside is now --baselines; the old name goes with 0.3" in said.err.splitlines()
+    assert "lit-cnn: --beside is now --baselines; the old name goes with 0.4" in said.err.splitlines()
     run = tracked_runs(Path.cwd(), "ensemble")[-1]
     assert said.out.endswith(f"run {run.run_id} in experiment digits; see it with: lit-cnn ui\n")
     assert run.tags["members"] == first and run.tags["baselines"] == second
