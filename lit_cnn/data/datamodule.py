@@ -77,7 +77,8 @@ class ImageDataModule(pl.LightningDataModule):
         mean: Mean per channel of pixels in [0, 1]; wins over `normalize`.
         std: Standard deviation per channel, likewise.
         class_names: The order of the classes; all of the data's, perhaps with more. By default the source's own, or
-            sorted. Where the source has numbers only, these are the names of 0, 1, 2 and so on.
+            sorted. Where the source has numbers only, these are the names of 0, 1, 2 and so on. In
+            a folder of images, a folder called so is a class, though it sounds like a split.
         weights_expect: What the weights that training starts from expect: image_size, mean, std, interpolation; filled
             in by the command line. Each of the options above wins over it.
         check: What is looked at before the first step: `quick` (headers, copies by their bytes, classes), `full` (every
