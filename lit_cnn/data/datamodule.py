@@ -92,9 +92,9 @@ class ImageDataModule(pl.LightningDataModule):
         mean: Mean per channel of pixels in [0, 1]; wins over `normalize`.
         std: Standard deviation per channel, likewise.
         class_names: The order of the classes; all of the data's, perhaps with more. By default the source's own, or
-            sorted. Where the source has numbers only, these are the names of 0, 1, 2 and so on.
-        weights_expect: What the weights that training starts from expect, image_size, mean and so on; filled in by the
-            command line. Each of the options above wins over it.
+            sorted. Where the source has numbers only, these are the names of 0, 1, 2 and so on; of a folder of images,
+            folders called so are classes, though they sound like splits.
+        weights_expect: What the weights that training starts from expect; the command line fills it in; options win.
         check: What is looked at before the first step: `quick` (headers, copies by their bytes, classes), `full` (every
             image decoded, near copies too) or `off`. See `lit_cnn.data.audit.check_data`.
         on_bad_image: `raise` ends the run at a file that cannot be decoded. `skip` decodes every file once (what was
