@@ -71,7 +71,7 @@ def test_stored_logits_are_read_as_they_were_written_or_not_at_all(change: Chang
 @given(change=changes)
 @bounded
 def test_a_networks_record_is_read_as_it_was_written_or_not_at_all(change: Change, tmp_path: Path) -> None:
-    record = NetworkRecord({"dataset": "digits", "seed": 0}, ["a", "ö"], {"mean": [0.1]}, "0" * 64, 61_706, 416_520)
+    record = NetworkRecord({"dataset": "digits", "seed": 0}, ["a", "ö"], {"crop_pct": 1.0}, "0" * 64, 61_706, 416_520)
     write_record(tmp_path / "whole", record)
     (tmp_path / "changed").write_bytes(changed((tmp_path / "whole").read_bytes(), change))
     assert read_record(tmp_path / "changed") in (None, record)

@@ -71,7 +71,7 @@ FIT = [
     (["--data.sampler=fair"], ["sampler", "fair"]),
     (["--data.sampler=balanced", "--model.class_weights=balanced"], ["--model.class_weights", "--data.sampler"]),
     (["--data.class_names=[a, b]"], ["--data.class_names [a, b]", "lacks 0"]),
-    (["--data.dataset=manifest"], ["--data.root", ".csv or .parquet"]),
+    (["--data.dataset=manifest"], ["--data.root", ".csv, .tsv or .parquet"]),
     (["--trainer.accelerator=foo"], ["--trainer", "foo"]),
     (["--trainer.max_epochs=-1"], ["--trainer.max_epochs -1"]),
     (["--trainer.max_epochs=many"], ["max_epochs", "many"]),

@@ -49,7 +49,10 @@ def check_is_read(case: Case, root: Path, options: list[str], capsys: pytest.Cap
     assert main(["fit", *options, *ONE_STEP]) == 0
     told = capsys.readouterr().err
     assert all(text in told for text in case.said), told
-    assert told.count("lit-cnn: warning") == len(case.said[:1]), "one warning, or none"
+    # Besides what is said of small sets, and of a run of a single step.
+    others = ("few_test_images", "the run ended before its first validation")
+    warnings = [line for line in told.splitlines() if "warning" in line and not any(word in line for word in others)]
+    assert len(warnings) == len(case.said[:1]), f"one warning, or none: {told}"
     of_data = dict(option.removeprefix("--data.").split("=", 1) for option in options if "--data." in option)
     names = of_data["class_names"].strip("[]").split(", ") if "class_names" in of_data else None
     found = load_image_set(of_data["dataset"], root, class_names=names)

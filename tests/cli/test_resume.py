@@ -136,15 +136,15 @@ def test_several_unfinished_runs_are_listed(choice: str, tmp_path: Path, capsys:
 
 
 # A run of the first scheme has the digest of a run of 0.2: see test_kept_checkpoint.py.
-OF_0_2 = "--data.split_scheme=1"
+OF_0_2 = ("--data.split_scheme=1", "--data.crop_pct=1.0")
 
 
 def test_a_run_of_the_first_scheme_goes_on_with_its_own_split(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = (*LONGER, "--data.normalize=train")
-    assert fit(*options, OF_0_2) == 0
-    interrupted(signal.SIGINT, tmp_path, *options, OF_0_2)
+    assert fit(*options, *OF_0_2) == 0
+    interrupted(signal.SIGINT, tmp_path, *options, *OF_0_2)
     (last,) = (path for path in tmp_path.glob("mlruns/journal/*/last.ckpt") if not is_finished(path.parent))
     for how in ("--resume=auto", "--ckpt_path=last", f"--ckpt_path={last}"):
         setup, start = find_start(LitCLI("fit", [*SHORT, *options, how]).setup)
@@ -163,7 +163,7 @@ def test_a_run_of_the_first_scheme_goes_on_with_its_own_split(
 @pytest.mark.slow
 def test_seeds_that_an_earlier_version_began_all_have_its_split(tmp_path: Path) -> None:
     seeds = ("--seeds", "0", "1")
-    assert interrupted(signal.SIGINT, tmp_path, *LONGER, OF_0_2, *seeds) == 128 + signal.SIGINT
+    assert interrupted(signal.SIGINT, tmp_path, *LONGER, *OF_0_2, *seeds) == 128 + signal.SIGINT
     assert fit(*LONGER, *seeds, "--resume", "auto") == 0
     (parent,) = tracked_runs(tmp_path, "seeds")
     children = tracked_runs(tmp_path, "fit")

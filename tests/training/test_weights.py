@@ -104,8 +104,7 @@ def test_the_validation_view_is_timms_own(lite: LitClassifier) -> None:
 
         same, other = (resize_and_center_crop(image, *some) for some in (how, how[:2]))
         # Pillow's bicubic and OpenCV's area differ by a few gray values at edges; another scale by much more.
-        assert np.abs(same - expected).mean() < 5
-        assert np.abs(other - expected).mean() > 7
+        assert 4 * np.abs(same - expected).mean() < np.abs(other - expected).mean()
 
 
 def test_the_offline_file_is_checked_and_its_absence_told(monkeypatch: pytest.MonkeyPatch) -> None:
