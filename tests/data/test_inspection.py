@@ -152,7 +152,7 @@ def test_what_is_no_image_is_told_by_its_first_bytes(content: bytes, kind: str) 
         ("bands.tif", ("8 channels of 8 bits", "save it with 1 or 3 channels")),
         ("double.tif", ("1 channel of 64 bits, floating-point", "save it with 1 or 3 channels")),
         ("float_rgb.tif", ("3 channels of 32 bits, floating-point", "save it with 1 or 3 channels")),
-        ("signed.tif", ("signed or 32-bit pixels have no range", "save it with 8 or 16 bits a channel")),
+        ("signed.tif", ("signed pixels of 8 bits are not read", "save it with 8 or 16 bits a channel")),
     ],
 )
 def test_an_image_that_is_not_read_is_named_with_the_way_out(
