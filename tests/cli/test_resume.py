@@ -174,8 +174,8 @@ def test_seeds_that_an_earlier_version_began_all_have_its_split(tmp_path: Path) 
 
 def test_resume_auto_on_other_images_says_what_has_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = image_folder(tmp_path / "pets", ["cat", "dog"], 40, size=16)
-    options = ("--data.dataset=image_folder", f"--data.root={root}", "--data.in_channels=1", "--resume=auto")
-    options = (*options, "--data.limit_train=null", "--trainer.max_epochs=40", "--checkpoint_seconds=0.02")
+    of_data = ("--data.dataset=image_folder", f"--data.root={root}", "--data.in_channels=1", "--resume=auto")
+    options = (*of_data, "--data.limit_train=null", "--trainer.max_epochs=40", "--checkpoint_seconds=0.02")
     assert interrupted(signal.SIGINT, tmp_path, *options) == 128 + signal.SIGINT
 
     def told(*more: str) -> tuple[str, bool]:

@@ -3,6 +3,7 @@ import hashlib
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,7 +152,7 @@ def test_copies_and_groups_stay_together_as_near_the_quotas_as_they_allow(
     if is_group:
         images = replace(images, groups=[f"unit {place}" for place in unit_of])
     splits = draw_splits(images, *fractions, split_seed)
-    homes = {split: set(unit_of[splits[split]]) for split in SPLIT_NAMES}
+    homes: dict[str, set[Any]] = {split: set(unit_of[splits[split]]) for split in SPLIT_NAMES}
     assert sum(map(len, homes.values())) == len(units)
     assert all(set(images.labels[splits[split]]) == {0, 1, 2} for split in SPLIT_NAMES)
     counts = np.array([np.bincount(unit, minlength=3) for unit in units])

@@ -311,7 +311,7 @@ def test_a_class_may_be_called_as_a_column() -> None:
         1,
         "area",
         1.0,
-        probabilities=lambda views: np.tile(np.float32([0.25, 0.75]), (len(views), 1)),
+        probabilities=lambda views: np.tile(np.array([0.25, 0.75], np.float32), (len(views), 1)),
     )
     frame = PredictionList([one(Predictor(pair), np.zeros((4, 4), np.uint8))]).to_dataframe()
     assert list(frame) == ["file", "label", "probability", "class error", "class label", "error"]

@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -29,7 +30,7 @@ ROWS = st.lists(st.tuples(TEXT, TEXT.filter(lambda text: "\r" not in text), TEXT
     excel=st.booleans(),
 )
 def test_every_dialect_is_read_as_it_was_written(
-    rows: Sequence[Sequence[str]], delimiter: str, quoting: int, terminator: str, encoding: str, excel: bool
+    rows: Sequence[Sequence[str]], delimiter: str, quoting: Any, terminator: str, encoding: str, excel: bool
 ) -> None:
     text = io.StringIO()
     # Python quotes a cell with a letter of its line's end in it.
