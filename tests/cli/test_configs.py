@@ -80,6 +80,8 @@ def test_a_name_of_0_1_says_what_it_said(name: str) -> None:
     for old, new in MOVED.items():
         text = text.replace(old, new)
     wanted = json.loads(text)
+    if "efficientnet_lite0" in name:  # what these weights meant before there was the option
+        wanted["data"]["crop_pct"] = 1.0
     assert load_config(name) == wanted
     # The parser, which reads the files itself, comes to the same; and so it does of what is copied out.
     assert parsed("--config", name) == overlaid(parsed(), wanted)
