@@ -159,7 +159,8 @@ def _name(prediction: "Prediction", folder: Path | None) -> str:
 def _cells(prediction: "Prediction", least: float | None) -> list[str]:
     """Returns class, probability, with `least` the best class, and the error."""
     if prediction.error is not None:
-        reason = " ".join(spelt(prediction.error.reason, spelling_of("predict")).split())
+        text = "; ".join(filter(None, (prediction.error.reason, prediction.error.remedy)))
+        reason = " ".join(spelt(text, spelling_of("predict")).split())
         return ["", "", *([""] if least is not None else []), reason]
     label = UNCERTAIN if least is not None and prediction.probability < least else prediction.label
     return [label, f"{prediction.probability:.6f}", *([prediction.label] if least is not None else []), ""]
