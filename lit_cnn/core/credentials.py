@@ -13,13 +13,20 @@ def without_credentials(text: str) -> str:
     return _USER_IN_ADDRESS.sub(r"\1", text) if "@" in text else text
 
 
-def recordable(values: Any) -> Any:
-    """Returns nested plain values without credentials: in addresses, and in texts under a name such as `api_key`."""
+def recordable(values: Any, by_name: bool) -> Any:
+    """Returns nested plain values without credentials.
+
+    Args:
+        values: Dictionaries, lists and plain values.
+        by_name: Whether to hide texts under a name such as `api_key` too, and not in addresses alone.
+    """
     if isinstance(values, dict):
         return {
-            name: "***" if isinstance(value, str) and _SECRET.search(str(name)) else recordable(value)
+            name: "***"
+            if by_name and isinstance(value, str) and _SECRET.search(str(name))
+            else recordable(value, by_name)
             for name, value in values.items()
         }
     if isinstance(values, list | tuple):
-        return [recordable(value) for value in values]
+        return [recordable(value, by_name) for value in values]
     return without_credentials(values) if isinstance(values, str) else values

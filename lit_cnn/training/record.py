@@ -140,8 +140,9 @@ def recorded_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         config: The resolved configuration: sections of plain values.
     """
-    recorded: dict[str, Any] = recordable({**config, "tracking_uri": None})
-    return recorded
+    # By name for loggers and callbacks only: a network's `token_mixer` is no secret, and builds it again.
+    recorded = {name: recordable(value, by_name=name == "trainer") for name, value in config.items()}
+    return {**recorded, "tracking_uri": None}
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

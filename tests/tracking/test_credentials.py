@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from lit_cnn.core.credentials import recordable, without_credentials
+from lit_cnn.core.credentials import without_credentials
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.queries import search_runs
 from lit_cnn.tracking.sender import sync
+from lit_cnn.training.record import recorded_config
 from tests.runs import fit
 from tests.tracking_server import tracking_server
 
@@ -35,11 +36,12 @@ def test_a_configuration_is_recorded_without_secrets() -> None:
         "trainer": {
             "logger": [{"class_path": "WandbLogger", "init_args": {"api_key": PASSWORD, "url": "ftp://a:b@c"}}]
         },
-        "model": {"arch_options": {"class_token": True, "depth": 3}},
+        "model": {"arch_options": {"token_mixer": "pooling", "depth": 3}},
     }
-    assert recordable(given) == {
+    assert recorded_config(given) == {
         "trainer": {"logger": [{"class_path": "WandbLogger", "init_args": {"api_key": "***", "url": "ftp://c"}}]},
-        "model": {"arch_options": {"class_token": True, "depth": 3}},
+        "model": {"arch_options": {"token_mixer": "pooling", "depth": 3}},
+        "tracking_uri": None,
     }
 
 
