@@ -13,7 +13,7 @@ from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.linked import LINKED_FROM_DATA
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.record import recorded_config
-from lit_cnn.training.resume import checkpoint_file
+from lit_cnn.training.resume import checkpoint_file, checkpoint_to_train_on
 from lit_cnn.training.run_options import TRAINER_DEFAULTS, RunOptions, trainer_options
 from lit_cnn.training.setup import Setup
 from lit_cnn.training.weights import expected_images, use_store
@@ -82,7 +82,8 @@ class LitCLI(LightningCLI):
         self.finds_batch_size = config.find_batch_size
         config.trainer.precision = trainer_options(config.trainer.as_dict())["precision"]
         if config.ckpt_path is not None and config.ckpt_path != "last":
-            config.ckpt_path = str(checkpoint_file(config.ckpt_path, self.options.store))
+            find = checkpoint_to_train_on if self._command == "fit" else checkpoint_file
+            config.ckpt_path = str(find(config.ckpt_path, self.options.store))
             self.options = dataclasses.replace(self.options, ckpt_path=config.ckpt_path)
         if config.model.weights is not None:
             with use_store(self.options.store):

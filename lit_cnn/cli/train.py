@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -29,7 +29,7 @@ from lit_cnn.training.distillation import OPTIONS as DISTILLATION_OPTIONS
 from lit_cnn.training.losses import NonFiniteLossError
 from lit_cnn.training.parents import of_seeds
 from lit_cnn.training.process import RunFailedError, hush_lightning, is_first_process, notes_of
-from lit_cnn.training.resume import checkpoint_file
+from lit_cnn.training.resume import checkpoint_file, checkpoint_to_train_on
 from lit_cnn.training.run import evaluate, largest_batch_size, train, train_children
 from lit_cnn.training.setup import Setup
 
@@ -56,8 +56,8 @@ def run_trainer_command(
     hush_lightning()
     if seeds is not None:
         return exit_code(lambda: _run_seeds(seeds, arguments, model_class))
-    if command != "fit":
-        arguments = _with_config_of_checkpoint(arguments)
+    if command != "fit" or not any(text.startswith("--config") for text in arguments):
+        arguments = _with_config_of_checkpoint(command, arguments)
     return exit_code(lambda: _run_one(command, arguments, model_class))
 
 
@@ -158,31 +158,45 @@ def exit_code(run: Callable[[], None]) -> int:
         return 1
 
 
-def _with_config_of_checkpoint(arguments: list[str]) -> list[str]:
+def _with_config_of_checkpoint(command: Command, arguments: list[str]) -> list[str]:
     """Puts the configuration that a checkpoint was trained with before the arguments, so that they need not say it."""
     texts = [text for text in arguments if text.startswith("--ckpt_path")]
     if not texts or "--help" in arguments:
         return arguments
     place = arguments.index(texts[0])
     given = texts[0].partition("=")[2] or (arguments[place + 1] if place + 1 < len(arguments) else "")
+    if command == "fit" and given == "last":
+        return arguments
     tracking = [arguments[i + 1] for i, text in enumerate(arguments[:-1]) if text == "--tracking_uri"]
-    path = checkpoint_file(given, resolve_store(tracking[0] if tracking else None))
+    find = checkpoint_to_train_on if command == "fit" else checkpoint_file
+    path = find(given, resolve_store(tracking[0] if tracking else None))
     record = load_checkpoint(path).get("lit_cnn")
     if record is None:
         raise UsageError("ckpt_path", given, "holds no configuration of lit_cnn", "give one that lit-cnn fit wrote")
     try:
         config = yaml.safe_load(record["config"])
-        kept = {name: config[name] for name in ("seed_everything", "model", "data")}
-        # The weights come from the checkpoint, what training started from need not be there any more, and an evaluation
-        # augments nothing.
-        kept["model"] |= {"weights": None, "transfer": None}
-        kept["data"] = completed(kept["data"]) | {"augment": None}
-        # A student is a network like any other once it is trained.
-        kept["model"] = {name: value for name, value in kept["model"].items() if name not in DISTILLATION_OPTIONS}
+        config["data"] = completed(config["data"])
+        kept = _to_train_on(config) if command == "fit" else _to_evaluate(config)
     except (yaml.YAMLError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UsageError("ckpt_path", path, f"its configuration cannot be read ({reason})", "give another") from error
     folder = Path(tempfile.mkdtemp(prefix="lit_cnn_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(kept), encoding="utf-8")
+    (folder / "config.yaml").write_text(yaml.safe_dump(kept, sort_keys=False), encoding="utf-8")
     return ["--config", str(folder / "config.yaml"), *arguments]
+
+
+def _to_train_on(config: dict[str, Any]) -> dict[str, Any]:
+    of_a_run = ("resume", "ckpt_path", "track", "tracking_uri", "find_batch_size")
+    return {name: value for name, value in config.items() if name not in of_a_run}
+
+
+def _to_evaluate(config: dict[str, Any]) -> dict[str, Any]:
+    # The weights come from the checkpoint, what training started from need not be there any more, and an evaluation
+    # augments nothing. A student is a network like any other once it is trained.
+    model = {name: value for name, value in config["model"].items() if name not in DISTILLATION_OPTIONS}
+    return {
+        "seed_everything": config["seed_everything"],
+        "model": {**model, "weights": None, "transfer": None},
+        "data": {**config["data"], "augment": None},
+    }

@@ -198,7 +198,7 @@ class Courier:
         for start in range(0, len(new), _ENTRIES_PER_BATCH):
             self._client.log_batch(run.run_id, params=new[start : start + _ENTRIES_PER_BATCH])
         changed = {name: value for name, value in params.items() if known.get(name, value) != value}
-        self._send_tags(run, {names.cleaned(f"lit_cnn.param_changed.{name}"): changed[name] for name in changed})
+        self._send_tags(run, {names.cleaned(f"{names.PARAM_CHANGED}{name}"): changed[name] for name in changed})
 
     def _send_tags(self, run: MlflowRun, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag

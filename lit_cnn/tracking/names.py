@@ -8,6 +8,8 @@ from lit_cnn.core.errors import UsageError
 MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 8000
 MAX_DIGEST_LENGTH = 36
+PARAM_CHANGED = "lit_cnn.param_changed."
+"""What a tag begins with that has the last value of a param, where that is not the first."""
 _MAX_NAME_LENGTH = 250
 _MAX_EXPERIMENT_NAME_LENGTH = 500
 _ALLOWED = re.compile(r"[/\w.\- :]+")  # mlflow/utils/validation.py: validate_param_and_metric_name

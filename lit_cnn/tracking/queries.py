@@ -340,14 +340,17 @@ def _find_run(connected: "MlflowClient", experiment_ids: list[str], run_id: str,
 
 
 def _info(run: "EntityRun", experiment_names: Mapping[str, str]) -> RunInfo:
+    tags = run.data.tags
+    # Of a run that was resumed with others, such as more epochs: MLflow keeps a param's first value.
+    changed = {tag.removeprefix(names.PARAM_CHANGED): tags[tag] for tag in tags if tag.startswith(names.PARAM_CHANGED)}
     return RunInfo(
         run_id=run.info.run_id,
         experiment_id=run.info.experiment_id,
         experiment_name=experiment_names[run.info.experiment_id],
         name=run.info.run_name,
         status=run.info.status,
-        tags=run.data.tags,
-        params=run.data.params,
+        tags=tags,
+        params={**run.data.params, **changed},
         metrics=run.data.metrics,
         artifact_uri=run.info.artifact_uri,
         start_time=run.info.start_time,

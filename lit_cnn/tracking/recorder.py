@@ -83,6 +83,11 @@ class Recorder:
         supervisor_of(self.store).add(self._journal.folder)
 
     @property
+    def has_begun(self) -> bool:
+        """Whether `begin` has opened the run."""
+        return self._journal is not None
+
+    @property
     def key(self) -> str:
         """Our own id of the run, 32 hexadecimal digits, known at once; in MLflow the tag `lit_cnn.key`."""
         return self._begun().header.key

@@ -58,7 +58,9 @@ class ParentRun:
         """Returns the digest of the run's configuration; see `config_digest`."""
         return config_digest(self.config_of(child), data_digest)
 
-    def find_begun(self, child: Mapping[str, Any], before: Mapping[str, Any], data_digest: str, store: Store) -> bool:
+    def find_begun(
+        self, child: Mapping[str, Any], before: Mapping[str, Any], data_digest: str, store: Store, experiment: str
+    ) -> bool:
         """Takes over the options of the data with which an earlier version began this run, if it is to be resumed.
 
         Returns whether there is a run to resume, of this version or an earlier one, or no such run is asked for.
@@ -68,13 +70,14 @@ class ParentRun:
             before: What an earlier version meant by the options that it did not have.
             data_digest: Digest of the images.
             store: Where runs are kept.
+            experiment: Name of the run's.
         """
         if self.logger is not None or not self.resume:
             return True
-        if unfinished_runs(store, self.digest_of(child, data_digest), needs_checkpoint=False):
+        if unfinished_runs(store, experiment, self.digest_of(child, data_digest), needs_checkpoint=False):
             return True
         older = replace(self, data_options=dict(before))
-        if unfinished_runs(store, older.digest_of(child, data_digest), needs_checkpoint=False):
+        if unfinished_runs(store, experiment, older.digest_of(child, data_digest), needs_checkpoint=False):
             self.data_options = dict(before)
             return True
         return False
@@ -94,7 +97,9 @@ class ParentRun:
         """
         if self.logger is not None:
             return self.logger.key
-        found = unfinished_runs(logger.store, digest, needs_checkpoint=False) if self.resume else []
+        found = (
+            unfinished_runs(logger.store, logger.experiment_name, digest, needs_checkpoint=False) if self.resume else []
+        )
         if len(found) > 1:
             listed = ", ".join(str(run.folder) for run in found)
             raise UsageError(

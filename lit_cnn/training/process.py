@@ -83,10 +83,15 @@ def failures_in_words(batch_size: int) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise RunFailedError(
-            f"`batch_size={batch_size}`: a batch does not fit into memory; give a smaller one, with "
-            "`accumulate_grad_batches=2` for the same steps, or ask for the largest: lit-cnn fit --find_batch_size true"
-        ) from error
+        mistake = too_large(batch_size)
+        raise RunFailedError(f"`batch_size={batch_size}`: {mistake.reason}; {mistake.remedy}") from error
+
+
+def too_large(batch_size: int) -> UsageError:
+    """Returns the mistake of a batch size for which the memory is too small."""
+    remedy = "give a smaller one, with `accumulate_grad_batches=2` for the same steps, or ask for the largest"
+    reason = "a batch does not fit into memory"
+    return UsageError("batch_size", batch_size, reason, f"{remedy}: lit-cnn fit --find_batch_size true")
 
 
 def notes_of(error: BaseException) -> str:

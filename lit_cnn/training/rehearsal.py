@@ -28,7 +28,7 @@ from lit_cnn.data.sampling import Key, TrainBatches
 from lit_cnn.training.callbacks import RunCheckpoints
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.optimization import fused_can_clip, with_schedule
-from lit_cnn.training.process import is_out_of_memory
+from lit_cnn.training.process import is_out_of_memory, too_large
 from lit_cnn.training.steps import limited, steps_of_run
 from lit_cnn.training.transfer import split_net
 
@@ -83,7 +83,7 @@ def rehearse(trainer: pl.Trainer, model: LitClassifier, data: ImageDataModule, c
             raise
         except Exception as error:
             if is_out_of_memory(error):
-                raise
+                raise too_large(data.batch_size) from error
             losses = rehearsal.explain(error)
         # A few images again and again need not give what a batch of the run gives.
         if is_new and not all(map(math.isfinite, losses)) and getattr(model.net, "is_whitened", True):

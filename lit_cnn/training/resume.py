@@ -10,7 +10,7 @@ from typing import Any
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import write_text_atomically
 from lit_cnn.data.stored_options import ADDED, MEANT_BEFORE
-from lit_cnn.tracking.journal import read_owner
+from lit_cnn.tracking.journal import read_header, read_owner
 from lit_cnn.tracking.store import LAST, UNFINISHED, Store
 
 # What decides no weights: with how many processes, where, what is shown and kept.
@@ -56,6 +56,7 @@ class Unfinished:
         modified: When it last wrote a checkpoint, seconds since 1970.
         config_digest: See `config_digest`.
         digests: Of its images and their split, as `ImageDataModule.digests`; empty for a run of 0.2.
+        experiment: Name of its experiment.
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class Unfinished:
     modified: float
     config_digest: str
     digests: Mapping[str, str]
+    experiment: str
 
     @property
     def checkpoint(self) -> Path:
@@ -115,11 +117,14 @@ def mark_finished(folder: Path) -> None:
     (folder / UNFINISHED).unlink(missing_ok=True)
 
 
-def unfinished_runs(store: Store, digest: str | None, needs_checkpoint: bool = True) -> list[Unfinished]:
+def unfinished_runs(
+    store: Store, experiment: str | None, digest: str | None, needs_checkpoint: bool = True
+) -> list[Unfinished]:
     """Returns the runs of this configuration that ended early, the newest first.
 
     Args:
         store: Where runs are kept.
+        experiment: Name of theirs; None for those of any.
         digest: See `config_digest`; None for those of any configuration.
         needs_checkpoint: Leave out runs that have no `last.ckpt`.
     """
@@ -130,23 +135,27 @@ def unfinished_runs(store: Store, digest: str | None, needs_checkpoint: bool = T
         except ValueError as error:
             raise UsageError("resume", None, f"{marker} is no JSON ({error})", "remove it") from error
         newest = marker.parent / LAST if needs_checkpoint else marker
-        if digest in (None, note["config_digest"]) and newest.exists() and read_owner(marker.parent) is None:
+        if digest not in (None, note["config_digest"]) or not newest.exists() or read_owner(marker.parent) is not None:
+            continue
+        header = read_header(marker.parent)
+        if header is not None and experiment in (None, header.experiment):
             begun = (note["run_name"], newest.stat().st_mtime, note["config_digest"], note.get("digests", {}))
-            found.append(Unfinished(marker.parent, *begun))
+            found.append(Unfinished(marker.parent, *begun, header.experiment))
     return sorted(found, key=lambda run: -run.modified)
 
 
-def last_checkpoint(store: Store, digest: str) -> Path | None:
+def last_checkpoint(store: Store, experiment: str, digest: str) -> Path | None:
     """Returns `last.ckpt` of the one unfinished run of this configuration; None if there is none.
 
     Args:
         store: Where runs are kept.
+        experiment: Name of its experiment.
         digest: See `config_digest`.
 
     Raises:
         UsageError: If there are several, with their list.
     """
-    runs = unfinished_runs(store, digest)
+    runs = unfinished_runs(store, experiment, digest)
     if len(runs) > 1:
         listed = "; ".join(f"{run.run_name} {run.checkpoint}" for run in runs)
         reason = f"{len(runs)} unfinished runs have this configuration"
@@ -168,3 +177,27 @@ def checkpoint_file(text: str, store: Store) -> Path:
     if not path.is_file():
         raise UsageError("ckpt_path", text, "no such file", "give a checkpoint's file, runs:/RUN_ID, or last")
     return path
+
+
+def checkpoint_to_train_on(text: str, store: Store) -> Path:
+    """Returns the file of a checkpoint to train on from: of `runs:/ID` its last one, here or in the store.
+
+    Raises:
+        UsageError: If there is no such file or run, or it is of weights alone.
+    """
+    name = text.removeprefix("runs:/")
+    if name == text:
+        return checkpoint_file(text, store)
+    from lit_cnn.tracking import queries
+
+    if "/" in name:
+        raise weights_alone(text)
+    (run,) = queries.find_runs(store, [name])
+    kept = store.journal_dir / run.tags.get("lit_cnn.key", "-") / LAST
+    return kept if kept.is_file() else queries.download_artifact(store, run, f"checkpoints/{LAST}")
+
+
+def weights_alone(given: Any) -> UsageError:
+    """Returns the mistake of training on from a file that has no state of an optimizer."""
+    reason = f"is of weights alone; {LAST} of a run, or runs:/RUN_ID, has the optimizer's state and the place too"
+    return UsageError("ckpt_path", given, reason, f"give that, or start anew from these weights: `weights={given}`")

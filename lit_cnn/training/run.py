@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 
@@ -47,8 +47,16 @@ from lit_cnn.training.rehearsal import check_monitors, rehearse
 from lit_cnn.training.resume import checkpoint_file, mark_finished, mark_unfinished
 from lit_cnn.training.setup import Setup
 from lit_cnn.training.start import Start, find_start
-from lit_cnn.training.steps import check_callbacks, check_has_end, total_steps
+from lit_cnn.training.steps import check_callbacks, check_has_end, limited, total_steps
 from lit_cnn.training.trainer import RunTrainer, build_trainer, evaluation_trainer
+from lit_cnn.training.training_on import (
+    TrainOn,
+    batches_of,
+    check_same_network,
+    epochs_done,
+    how_continued,
+    images_seen,
+)
 
 # How the first process of a distributed run tells the others.
 _RUN_FOLDER = "LIT_CNN_RUN_FOLDER"
@@ -78,6 +86,8 @@ def train(
     """
     setup, start = find_start(setup, parent)
     parts = build_trainer(setup.model, setup.options, setup.trainer, setup.new_logger())
+    if start.path is not None and start.folder is None:
+        parts.trainer.callbacks.append(TrainOn(batches_of(start.checkpoint)))  # type: ignore[attr-defined]
     _check(setup, parts, start, has_parent=parent is not None)
     report = check_before_fit(setup.data) if is_first_process() else None
     with failures_in_words(setup.data.batch_size), quiet_lightning():
@@ -91,10 +101,15 @@ def train(
         return parent.children[label]
     if is_first_process():
         before(setup)
-    if parts.logger is not None:
-        _begin(setup, parts, start, report, parent_key, parent.child_tags if parent is not None else {})
     with signals_stop(parts.trainer, parts.checkpoints), quiet_lightning(), failures_in_words(setup.data.batch_size):
-        metrics = _train_and_test(setup, parts, start)
+        try:
+            if parts.logger is not None:
+                _begin(setup, parts, start, report, parent_key, parent.child_tags if parent is not None else {})
+            metrics = _train_and_test(setup, parts, start)
+        except BaseException as error:
+            if parts.logger is not None and parts.logger.has_begun:
+                _end_early(parts.logger, error)
+            raise
     return _finished(setup, parts, metrics)
 
 
@@ -143,7 +158,9 @@ def evaluate(setup: Setup, stage: Literal["validate", "test"]) -> dict[str, floa
     if given is None or given == "last":
         raise UsageError("ckpt_path", None, f"lit-cnn {stage} needs a checkpoint's file or runs:/RUN_ID")
     path = checkpoint_file(given, setup.options.store)
-    check_classes(load_checkpoint(path), setup.data, path)
+    checkpoint = load_checkpoint(path)
+    check_classes(checkpoint, setup.data, path)
+    check_same_network(checkpoint, setup.model, path)
     trainer = evaluation_trainer(setup.trainer)
     with quiet_lightning():
         run = trainer.validate if stage == "validate" else trainer.test
@@ -174,7 +191,8 @@ def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> N
         check_same_optimizer(start.checkpoint["hyper_parameters"], model.hparams)
         check_same_cycles(start.checkpoint, parts.cycle_epochs)
         check_average_of(start.checkpoint, options.ema_decay, options.swa_start)
-        _check_not_beyond(start, parts.trainer.max_epochs)
+        check_same_network(start.checkpoint, model, start.path)
+        _check_not_beyond(start, parts.trainer)
     check_has_end(parts.trainer)
     if isinstance(model, Distillation):
         model.check_split(data)
@@ -184,12 +202,13 @@ def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> N
     check_monitors(parts.trainer, model)
 
 
-def _check_not_beyond(start: Start, max_epochs: int | None) -> None:
-    loop = start.checkpoint.get("loops", {}).get("fit_loop", {})
-    done = loop.get("epoch_progress", {}).get("current", {}).get("processed", 0)
-    if max_epochs is not None and 0 <= max_epochs < done:
-        reason = f"the run of {start.path} has trained {done} epochs already"
-        raise UsageError("max_epochs", max_epochs, reason, "give more, or start anew: neither `resume` nor `ckpt_path`")
+def _check_not_beyond(start: Start, trainer: Any) -> None:
+    """Refuses a run without a step, but one that goes on after its last: the test may be still to come."""
+    done, goes_on = epochs_done(start.checkpoint), start.folder is not None
+    epochs = trainer.max_epochs or -1
+    if 0 <= epochs < done or (epochs == done and not goes_on):
+        reason = f"the run of {start.path} has trained {done:.3g} epochs already"
+        raise UsageError("max_epochs", epochs, reason, "give more, or start anew: neither `resume` nor `ckpt_path`")
 
 
 def _require_room(setup: Setup, parts: RunTrainer, start: Start) -> None:
@@ -224,56 +243,57 @@ def _begin(
     logger, store = parts.logger, setup.options.store
     assert logger is not None
     tags = {**run_tags(setup.model, setup.data, setup.digest), **more_tags}
-    is_same = start.path is not None and start.record.get("config_digest") == setup.digest
-    folder = store.journal_dir / start.record.get("key", "-") if is_same else None
-    folder = folder if folder is not None and folder.is_dir() else None
-    if start.path is not None and not is_same:
-        tags["resumed_from"] = str(start.record.get("run_id") or start.record.get("key") or start.path)
     params = {**flatten(setup.config), "feature_cache": parts.feature_cache.used}
-    logger.begin(run_name=setup.name, params=params, tags=tags, parent_key=parent_key, resume_folder=folder)
+    if start.path is not None and start.folder is None:
+        tags["continued_from"] = start.id_in(store)
+        params["continued"] = how_continued(start.checkpoint, params)
+        if seen := images_seen(start.checkpoint, setup.data, store.splits_dir):
+            tags["lit_cnn.trained_on"] = seen
+            what = "it goes on from was trained on"
+            print(f"lit-cnn: warning: the run that {what} {seen}: figures on them are too good", file=sys.stderr)
+    logger.begin(run_name=setup.name, params=params, tags=tags, parent_key=parent_key, resume_folder=start.folder)
     mark_unfinished(logger.run_folder, setup.digest, setup.name, setup.data.digests)
     parts.checkpoints.folder = logger.run_folder
     os.environ[_RUN_FOLDER] = str(logger.run_folder)
     config_text = yaml.safe_dump(setup.config, sort_keys=False)
     of_run = {"key": logger.key, "config": config_text, "config_digest": setup.digest, "digests": setup.data.digests}
+    of_run["num_batches"] = limited(setup.data.num_train_batches, parts.trainer.limit_train_batches)
     setup.model.run_record = {**made_by(setup.data.class_names), **of_run}
-    if folder is None:
+    if start.folder is not None:
+        logger.log_text(config_text, "config.yaml")  # it may train for longer
+    else:
         log_inputs(logger, setup.model, setup.data, config_text, store.splits_dir)
         log_check(logger, setup.data, report)
         if setup.options.log_preview:
             log_preview(logger, setup.data)
     if setup.model.weights_note:
         print(setup.model.weights_note, file=sys.stderr)
-    verb = "resuming" if start.path else "training"
+    verb = "resuming" if start.folder else "training"
+    on = f", going on from run {tags['continued_from']} {params['continued']}" if "continued" in params else ""
     # Without an id: MLflow's is not known yet, and a run is to be known by one.
-    print(f"{verb} {setup.name} (seed {setup.config['seed_everything']})", file=sys.stderr)
+    print(f"{verb} {setup.name} (seed {setup.config['seed_everything']}){on}", file=sys.stderr)
 
 
 def _train_and_test(setup: Setup, parts: RunTrainer, start: Start) -> dict[str, float]:
-    """Returns the best epoch's metrics and the test's; ends the run, whatever happens."""
+    """Returns the best epoch's metrics and the test's; ends the run."""
     trainer, model, data = parts.trainer, setup.model, setup.data
     logger = parts.logger if trainer.is_global_zero else None
-    try:
-        trainer.fit(model, datamodule=data, ckpt_path=start.path, weights_only=True)
-        best = parts.checkpoints.best
-        metrics = {f"best/{name}": value for name, value in best.items()}
-        if logger and model.solves_head and best:
-            logger.log_params({"best_l2": path_of_penalties(total_steps(trainer))[int(best["epoch"])]})
-        if logger and parts.checkpoints.best_path is None:
-            what = "it has no best epoch, and compare and ensemble leave it out"
-            print(f"lit-cnn: warning: the run ended before its first validation: {what}", file=sys.stderr)
-        elif setup.options.test_after_fit and parts.checkpoints.best_path is not None:
-            metrics |= _test_best(parts, model, data)
-        if logger:
-            for checkpoint in sorted(logger.run_folder.glob("*.ckpt")):
-                logger.log_artifact(checkpoint, "checkpoints")
-            logger.end("FINISHED")
-            mark_finished(logger.run_folder)
-        return metrics
-    except BaseException as error:
-        if logger:
-            _end_early(logger, error)
-        raise
+    trainer.fit(model, datamodule=data, ckpt_path=start.path, weights_only=True)
+    best = parts.checkpoints.best
+    metrics = {f"best/{name}": value for name, value in best.items()}
+    if logger and model.solves_head and best:
+        logger.log_params({"best_l2": path_of_penalties(total_steps(trainer))[int(best["epoch"])]})
+    if logger and parts.checkpoints.best_path is None:
+        what = "it has no best epoch, and compare and ensemble leave it out"
+        print(f"lit-cnn: warning: the run ended before its first validation: {what}", file=sys.stderr)
+    elif setup.options.test_after_fit and parts.checkpoints.best_path is not None:
+        metrics |= _test_best(parts, model, data)
+    if logger:
+        for checkpoint in sorted(logger.run_folder.glob("*.ckpt")):
+            logger.log_artifact(checkpoint, "checkpoints")
+        logger.end("FINISHED")
+        mark_finished(logger.run_folder)
+    return metrics
 
 
 def _test_best(parts: RunTrainer, model: LitClassifier, data: ImageDataModule) -> dict[str, float]:

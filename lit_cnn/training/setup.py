@@ -49,10 +49,14 @@ class Setup:
         """The run's name."""
         return run_name(self.model, self.data, self.options.recipe)
 
+    @property
+    def experiment(self) -> str:
+        """The name of the run's experiment."""
+        return self.options.experiment or self.data.image_set.name
+
     def new_logger(self) -> JournalLogger | None:
         """Returns what a run of this setup logs with, not yet begun; None where nothing is tracked."""
         if not self.options.track:
             return None
-        experiment = self.options.experiment or self.data.image_set.name
         waits = self.options.on_full_disk == "continue"
-        return JournalLogger(experiment, tracking_uri=self.options.tracking_uri, buffer_when_disk_full=waits)
+        return JournalLogger(self.experiment, tracking_uri=self.options.tracking_uri, buffer_when_disk_full=waits)

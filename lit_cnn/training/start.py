@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,18 @@ import yaml
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.changes import changes
 from lit_cnn.data.stored_options import MEANT_BEFORE, completed
+from lit_cnn.tracking.delivery import MlflowRun
+from lit_cnn.tracking.store import UNFINISHED, Store
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.parents import ParentRun
 from lit_cnn.training.process import is_first_process
-from lit_cnn.training.resume import checkpoint_file, config_digest, last_checkpoint, unfinished_runs
+from lit_cnn.training.resume import (
+    checkpoint_to_train_on,
+    config_digest,
+    last_checkpoint,
+    unfinished_runs,
+    weights_alone,
+)
 from lit_cnn.training.setup import Setup
 
 _RESUME_FROM = "LIT_CNN_RESUME_FROM"  # how the first process of a distributed run tells the others
@@ -28,15 +36,24 @@ class Start:
     Attributes:
         path: The checkpoint's file; None for the first step.
         checkpoint: What is in it.
+        folder: That of the run that goes on, if it has not come to its end and is the same work. None for a run of its
+            own: a finished run stays as it is.
     """
 
     path: Path | None
     checkpoint: dict[str, Any]
+    folder: Path | None = None
 
     @property
     def record(self) -> dict[str, Any]:
         """What the checkpoint says of its run."""
         return self.checkpoint.get("lit_cnn", {})
+
+    def id_in(self, store: Store) -> str:
+        """Returns by what a store knows the checkpoint's run: MLflow's id, else our key, else the file."""
+        key = self.record.get("key")
+        known = MlflowRun.read(store.journal_dir / key) if key else None
+        return known.run_id if known else str(key or self.path)
 
 
 def find_start(setup: Setup, parent: ParentRun | None = None) -> tuple[Setup, Start]:
@@ -57,23 +74,30 @@ def find_start(setup: Setup, parent: ParentRun | None = None) -> tuple[Setup, St
     """
     before = _before(setup)
     if parent is not None:
-        if not parent.find_begun(setup.config, before, setup.data.digests["data"], setup.options.store):
-            _tell_of_other_images(setup, parent.config_of(setup.config), before, needs_checkpoint=False)
+        if not parent.find_begun(
+            setup.config, before, setup.data.digests["data"], setup.options.store, setup.experiment
+        ):
+            _tell_of_others(setup, parent.config_of(setup.config), before, needs_checkpoint=False)
         setup, before = setup.with_data_options(parent.data_options), {}
     if is_first_process():
         path = _choose_checkpoint(setup, before)
         # Lightning starts the other processes of a run later, by which time this one holds the run.
         os.environ[_RESUME_FROM] = str(path or "")
         if path is None and parent is None and setup.options.resume == "auto":
-            _tell_of_other_images(setup, setup.config, before)
+            _tell_of_others(setup, setup.config, before)
     else:
         path = Path(os.environ[_RESUME_FROM]) if os.environ.get(_RESUME_FROM) else None
     start = Start(path, load_checkpoint(path) if path else {})
+    if path is not None and "optimizer_states" not in start.checkpoint:
+        raise weights_alone(setup.options.ckpt_path)
     own = {name: value for name, value in before.items() if _stored_options(start).get(name) == value}
     if own:
         words = ", ".join(f"{name} {value}" for name, value in own.items())
         print(f"going on as lit_cnn {start.record.get('lit_cnn')} began, with {words}", file=sys.stderr)
-    return setup.with_data_options(own), start
+    setup = setup.with_data_options(own)
+    folder = setup.options.store.journal_dir / start.record.get("key", "-")
+    is_same = start.record.get("config_digest") == setup.digest and (folder / UNFINISHED).exists()
+    return setup, replace(start, folder=folder if is_same else None)
 
 
 def _before(setup: Setup) -> dict[str, Any]:
@@ -97,32 +121,39 @@ def _stored_options(start: Start) -> dict[str, Any]:
 def _choose_checkpoint(setup: Setup, before: Mapping[str, Any]) -> Path | None:
     options = setup.options
     if options.ckpt_path not in (None, "last"):
-        return checkpoint_file(options.ckpt_path, options.store)
+        return checkpoint_to_train_on(options.ckpt_path, options.store)
     if options.ckpt_path is None and options.resume != "auto":
         return None
     for config in (setup.config, _with(before, setup.config)):
         digest = config_digest(config, setup.data.digests["data"])
-        if (path := last_checkpoint(options.store, digest)) is not None:
+        if (path := last_checkpoint(options.store, setup.experiment, digest)) is not None:
             return path
     if options.ckpt_path == "last":
-        reason = f"no unfinished run of this configuration in {options.store.journal_dir}"
+        where = f"experiment {setup.experiment} in {options.store.journal_dir}"
+        reason = f"no unfinished run of this configuration in {where}"
         raise UsageError("ckpt_path", "last", reason, "leave it out to start anew, or give `ckpt_path=FILE`")
     return None
 
 
-def _tell_of_other_images(
+def _tell_of_others(
     setup: Setup, config: Mapping[str, Any], before: Mapping[str, Any], needs_checkpoint: bool = True
 ) -> None:
-    """Says that the newest unfinished run of the same configuration is of other images, and what differs."""
+    """Says that the newest unfinished run of the same configuration is of other images, or in another experiment."""
     store, data = setup.options.store, setup.data
-    for run in unfinished_runs(store, None, needs_checkpoint):
+    for run in unfinished_runs(store, None, None, needs_checkpoint):
         digest = run.digests.get("data", "")
         if run.config_digest not in (config_digest(each, digest) for each in (config, _with(before, config))):
             continue
-        kept = store.splits_dir / f"{run.digests['split'][:16]}.csv"
-        is_whole = data.options["limit_train"] is None
-        told = changes(data.image_set, kept.read_text(encoding="utf-8"), digest, is_whole) if kept.is_file() else ""
-        what = f"{run.run_name} in {run.folder} is unfinished and of other images" + (f": {told}" if told else "")
+        what = f"{run.run_name} in {run.folder} is unfinished and "
+        if run.experiment != setup.experiment:
+            if digest != data.digests["data"]:
+                continue
+            what += f"in experiment {run.experiment}, not {setup.experiment}"
+        else:
+            kept = store.splits_dir / f"{run.digests['split'][:16]}.csv"
+            is_whole = data.options["limit_train"] is None
+            told = changes(data.image_set, kept.read_text(encoding="utf-8"), digest, is_whole) if kept.is_file() else ""
+            what += "of other images" + (f": {told}" if told else "")
         print(f"{what}; this run starts anew", file=sys.stderr)
         return
 

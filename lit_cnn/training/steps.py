@@ -1,6 +1,5 @@
 """How many optimizer steps a run makes, and which callbacks may change that."""
 
-import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -72,18 +71,18 @@ def steps_of_run(trainer: Any, num_batches: int) -> int:
     return max(1, min([*totals, *([steps] if steps > 0 else [])]))
 
 
-def steps_after(epochs: float, num_batches: int, trainer: Any) -> int:
-    """Returns the optimizer steps that are made when so many epochs are done.
+def steps_after(epochs: int, num_batches: int, trainer: Any, more_batches: int = 0) -> int:
+    """Returns the optimizer steps that are made when so many epochs, and so many batches of the next one, are done.
 
     Args:
-        epochs: 2.5 is the middle of the third; a step whose batches are not all done is not counted.
+        epochs: Whole epochs.
         num_batches: Training batches that the data have for an epoch.
         trainer: A trainer, or its options: limit_train_batches, accumulate_grad_batches, callbacks.
+        more_batches: A multiple of the batches that are accumulated.
     """
     used = limited(num_batches, trainer.limit_train_batches)
-    whole = math.floor(epochs)
-    steps = sum(-(-used // _accumulated(trainer, epoch)) for epoch in range(whole))
-    return steps + int((epochs - whole) * used + 1e-6) // _accumulated(trainer, whole)
+    steps = sum(-(-used // accumulated(trainer, epoch)) for epoch in range(epochs))
+    return steps + more_batches // accumulated(trainer, epochs)
 
 
 def limited(num_batches: int, limit: int | float | None) -> int:
@@ -93,7 +92,8 @@ def limited(num_batches: int, limit: int | float | None) -> int:
     return min(num_batches, limit) if isinstance(limit, int) else int(num_batches * limit)
 
 
-def _accumulated(trainer: Any, epoch: int) -> int:
+def accumulated(trainer: Any, epoch: int) -> int:
+    """Returns how many batches make a step in an epoch, from 0."""
     scheduler = _accumulation(trainer)
     if scheduler is not None:
         return scheduler.get_accumulate_grad_batches(epoch)

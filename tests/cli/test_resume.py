@@ -302,7 +302,7 @@ def test_another_learning_rate_from_a_checkpoint_opens_a_run_that_names_the_firs
     assert fit(f"--ckpt_path={checkpoint}", "--model.lr=0.001", "--trainer.log_every_n_steps=1") == 0
     untouched, second = tracked_runs(tmp_path)
     assert untouched == first
-    assert second.tags["resumed_from"] in (first.run_id, first.tags["lit_cnn.key"])
+    assert second.tags["continued_from"] == first.run_id
     assert second.params["model.lr"] == "0.001"
     assert [step for step, _ in second.history["train/loss_step"]] == list(range(8, 16))
     assert 0 < max(value for _, value in second.history["lr"]) <= 0.001

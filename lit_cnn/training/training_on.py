@@ -1,0 +1,176 @@
+"""Training on, in a run of its own, from where another run stood: for longer, or with other batches.
+
+The place in the run is kept by epochs: whoever has done 3 of 6 epochs is at the half of the learning rate's schedule,
+however many steps an epoch had. Where an epoch has other steps now, all counts become those of a run that had always
+had them. A checkpoint from within an epoch goes on at the same share of that epoch.
+"""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import yaml
+
+from lit_cnn.core.errors import UsageError
+from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.training.classifier import LitClassifier
+from lit_cnn.training.optimization import learning_rate_factor
+from lit_cnn.training.record import flatten
+from lit_cnn.training.resume import decides
+from lit_cnn.training.steps import accumulated, limited, steps_after, steps_of_run
+
+
+class TrainOn(pl.Callback):
+    """Puts a trainer that restores a checkpoint of another run at its place in this one.
+
+    Args:
+        batches_before: Training batches that an epoch of that run had.
+    """
+
+    def __init__(self, batches_before: int) -> None:
+        self.batches_before = batches_before
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Rewrites the counts and the learning rates before they are restored."""
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
+        put_in_place(checkpoint, trainer, pl_module.hparams, self.batches_before, data.num_train_batches)
+
+
+def batches_of(checkpoint: Mapping[str, Any]) -> int:
+    """Returns how many training batches an epoch of a checkpoint's run has."""
+    record = checkpoint.get("lit_cnn", {})
+    if "num_batches" in record:
+        return record["num_batches"]
+    config = yaml.safe_load(record.get("config", "{}"))  # of 0.3 and before
+    num_images = sum(checkpoint["hyper_parameters"].get("class_counts") or [1])
+    batches = -(-num_images // config.get("data", {}).get("batch_size", num_images))
+    return limited(batches, config.get("trainer", {}).get("limit_train_batches"))
+
+
+def epochs_done(checkpoint: Mapping[str, Any]) -> float:
+    """Returns the epochs that a checkpoint's run had done; 2.5 is the middle of the third."""
+    epochs, share = _place(checkpoint, batches_of(checkpoint))
+    return epochs + share
+
+
+def how_continued(checkpoint: Mapping[str, Any], params: Mapping[str, Any]) -> str:
+    """Returns in words after how many epochs a run trains on, and what that decides its weights was other till then.
+
+    Args:
+        checkpoint: Of the run before.
+        params: Option -> value, of this run.
+    """
+    before = flatten(yaml.safe_load(checkpoint.get("lit_cnn", {}).get("config", "{}")))
+    other = [name for name, value in before.items() if decides(name) and str(value) != str(params.get(name))]
+    options = ", ".join(f"{name.rpartition('.')[2]}={before[name]}" for name in other)
+    return f"after {epochs_done(checkpoint):.3g} epochs{f' with {options}' if options else ''}"
+
+
+def images_seen(checkpoint: Mapping[str, Any], data: ImageDataModule, splits_folder: Path) -> str:
+    """Returns in words how many images of val and test a checkpoint's run was trained on; "" if none or not known.
+
+    Args:
+        checkpoint: Of the run before.
+        data: Of this run.
+        splits_folder: Where split manifests are kept.
+    """
+    digest = checkpoint.get("lit_cnn", {}).get("digests", {}).get("split", "-")
+    kept = splits_folder / f"{digest[:16]}.csv"
+    if digest == data.digests["split"] or not kept.is_file():
+        return ""
+    rows = csv.reader(io.StringIO(kept.read_text(encoding="utf-8")))
+    trained = {path for path, _, split in rows if split == "train"}
+    paths = data.image_set.paths
+    evaluated: dict[str, np.ndarray] = {"val": data.splits.val, "test": data.splits.test}
+    seen = {split: sum(paths[index] in trained for index in indices) for split, indices in evaluated.items()}
+    return " and ".join(f"{n} of the {len(evaluated[split])} images of {split}" for split, n in seen.items() if n)
+
+
+def check_same_network(checkpoint: Mapping[str, Any], model: LitClassifier, path: Any) -> None:
+    """Refuses a checkpoint whose weights are not those of a network of this kind.
+
+    Args:
+        checkpoint: With its `state_dict`.
+        model: What is to have its weights.
+        path: Where it is.
+
+    Raises:
+        UsageError: Naming the architecture that it is of.
+    """
+    shapes = {name: tuple(values.shape) for name, values in checkpoint["state_dict"].items()}
+    if shapes == {name: tuple(values.shape) for name, values in model.state_dict().items()}:
+        return
+    saved, own = checkpoint["hyper_parameters"], model.hparams
+    names = ("arch", "arch_options", "cut_at", "head", "image_size", "in_channels", "num_classes")
+    other = [name for name in names if saved.get(name) != own[name]] or ["arch_options"]
+    reason = f"is of {', '.join(f'`{name}={saved.get(name)}`' for name in other)}"
+    raise UsageError("ckpt_path", path, reason, "give the same, or another checkpoint")
+
+
+def put_in_place(checkpoint: dict[str, Any], trainer: Any, hparams: Any, before: int, now: int) -> None:
+    """Rewrites a checkpoint's counts and learning rates to those at the same share of another run.
+
+    Args:
+        checkpoint: Of Lightning's fit loop; changed.
+        trainer: A trainer, or its options: max_epochs, max_steps, limit_train_batches, accumulate_grad_batches,
+            callbacks.
+        hparams: The classifier's: schedule, warmup_fraction, cycles.
+        before: Training batches of an epoch of the checkpoint's run.
+        now: Training batches that the data have for an epoch of this one.
+
+    Raises:
+        UsageError: If the checkpoint is from within an epoch and there is no such place in this run.
+    """
+    epochs, share = _place(checkpoint, before)
+    used = limited(now, trainer.limit_train_batches)
+    batch = 0
+    if share:
+        of_step = accumulated(trainer, epochs)
+        batch = max(1, int(share * used) // of_step) * of_step
+        if batch >= used:
+            reason = f"{epochs + share:.2f} epochs are done, and an epoch of this run has no place within it"
+            raise UsageError(
+                "ckpt_path", None, reason, "give a smaller `batch_size`, or the checkpoint of a whole epoch"
+            )
+    loops = checkpoint["loops"]["fit_loop"]
+    batches, steps = loops["epoch_loop.batch_progress"], steps_after(epochs, now, trainer, batch)
+    _shift(batches["current"], "processed", batch or used)
+    _shift(batches["total"], "processed", epochs * used + batch)
+    optimizer = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]
+    loops["epoch_loop.state_dict"]["_batches_that_stepped"] += steps - optimizer["completed"]
+    _shift(optimizer, "completed", steps)
+    _shift(loops["epoch_loop.scheduler_progress"]["total"], "completed", steps)
+    checkpoint["global_step"] = steps
+    shape = hparams["schedule"], hparams["warmup_fraction"], hparams["cycles"]
+    factor = learning_rate_factor(steps, steps_of_run(trainer, now), *shape)
+    for state in checkpoint.get("callbacks", {}).values():
+        if "latest_update_step" in state:  # of Lightning's WeightAveraging
+            state["latest_update_step"] = steps
+    for schedule, state in zip(checkpoint["lr_schedulers"], checkpoint["optimizer_states"], strict=False):
+        schedule["last_epoch"], schedule["_step_count"] = steps, steps + 1
+        schedule["_last_lr"] = [rate * factor for rate in schedule["base_lrs"]]
+        for group, rate in zip(state["param_groups"], schedule["_last_lr"], strict=True):
+            group["lr"] = rate
+
+
+def _place(checkpoint: Mapping[str, Any], num_batches: int) -> tuple[int, float]:
+    """Returns the whole epochs that are done, and the share of the next one, in [0, 1)."""
+    loops = checkpoint["loops"]["fit_loop"]
+    epochs = loops["epoch_progress"]["current"]
+    done = loops["epoch_loop.batch_progress"]["current"]["processed"]
+    if epochs["started"] == epochs["processed"]:  # between two epochs
+        return epochs["processed"], 0.0
+    return (epochs["processed"] + 1, 0.0) if done >= num_batches else (epochs["processed"], done / num_batches)
+
+
+def _shift(progress: dict[str, int], by: str, value: int) -> None:
+    """Makes one of a progress's counts a value, and moves the others with it."""
+    difference = value - progress[by]
+    for name in progress:
+        progress[name] += difference
