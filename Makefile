@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-DEBIAN_PACKAGES := chromium chromium-driver postgresql g++ python3-dev dataset-fashion-mnist
+DEBIAN_PACKAGES := chromium chromium-driver postgresql g++ python3-dev dataset-fashion-mnist fonts-noto-core fonts-noto-cjk
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help

@@ -1,19 +1,22 @@
 """What augmentation makes of the training images, as one picture."""
 
+import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from lit_cnn.core.errors import at_least
 from lit_cnn.core.files import replace_atomically
+from lit_cnn.core.fonts import FONT_SIZE, LINE_HEIGHT, class_labels, draw_text, note_on_labels, text_width
 from lit_cnn.core.resize import resize_and_center_crop
 from lit_cnn.data.datamodule import ImageDataModule
 
 _LEAST_CELL = 96  # pixels; smaller images are enlarged by a whole number
-_GAP, _HEADER, _LETTER = 4, 18, 7  # pixels; the last is about what a letter takes
+_GAP, _HEADER = 4, 18  # pixels
 
 
 def preview(data: ImageDataModule, num_images: int = 8, num_draws: int = 7) -> np.ndarray:
@@ -33,13 +36,15 @@ def preview(data: ImageDataModule, num_images: int = 8, num_draws: int = 7) -> n
     at_least(1, num_images=num_images, num_draws=num_draws)
     images, train, labels = data.train_images(), data.splits.train, data.image_set.labels
     rows, names, period = [], [], data.views or num_draws
+    class_names = class_labels(data.class_names, longest=48)
     for position in _spread_over_classes(labels[train], num_images):
         image = data.image_set.images[train[position]]
         original = resize_and_center_crop(image, data.image_size, data.interpolation, data.crop_pct)
         draws, _ = images.__getitems__([(epoch % period, position) for epoch in range(num_draws)])
         rows.append([original, *draws.permute(0, 2, 3, 1).numpy()])
-        names.append(data.class_names[labels[train[position]]])
-    return _compose(rows, names, ["original", *(f"epoch {epoch}" for epoch in range(num_draws))])
+        names.append(class_names[labels[train[position]]])
+    titles = ["original", *(f"epoch {epoch}" for epoch in range(num_draws))]
+    return _compose(rows, names, titles, note_on_labels(data.class_names, class_names))
 
 
 def write_png(file: Path, picture: np.ndarray) -> None:
@@ -56,12 +61,16 @@ def _spread_over_classes(labels: np.ndarray, count: int) -> list[int]:
     return [int(place) for place in in_turn[:count]]
 
 
-def _compose(rows: Sequence[Sequence[np.ndarray]], names: Sequence[str], titles: Sequence[str]) -> np.ndarray:
+def _compose(
+    rows: Sequence[Sequence[np.ndarray]], names: Sequence[str], titles: Sequence[str], note: str
+) -> np.ndarray:
     size = rows[0][0].shape[0]
     factor = max(1, -(-_LEAST_CELL // size))
     step = size * factor + _GAP
-    margin = _GAP + _LETTER * max(map(len, names)) + _GAP
-    picture = np.full((_HEADER + step * len(rows), margin + step * len(titles), 3), 255, np.uint8)
+    margin = _GAP + math.ceil(max(map(text_width, names))) + _GAP
+    height, width = _HEADER + step * len(rows), margin + step * len(titles)
+    notes = textwrap.wrap(note, width // FONT_SIZE, break_on_hyphens=False)
+    picture = np.full((height + LINE_HEIGHT * len(notes), width, 3), 255, np.uint8)
     for row, views in enumerate(rows):
         for column, view in enumerate(views):
             cell = cv2.resize(view, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
@@ -69,9 +78,10 @@ def _compose(rows: Sequence[Sequence[np.ndarray]], names: Sequence[str], titles:
             top, left = _HEADER + step * row, margin + step * column
             picture[top : top + size * factor, left : left + size * factor] = cell
     image = Image.fromarray(picture)
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(12)
     for row, name in enumerate(names):
-        pen.text((_GAP, _HEADER + step * row + step // 2), name, fill="black", font=font, anchor="lm")
+        draw_text(image, _GAP, _HEADER + step * row + step // 2, name)
     for column, title in enumerate(titles):
-        pen.text((margin + step * column, _HEADER // 2), title, fill="black", font=font, anchor="lm")
+        draw_text(image, margin + step * column, _HEADER // 2, title)
+    for line, text in enumerate(notes):
+        draw_text(image, _GAP, height + LINE_HEIGHT * line + LINE_HEIGHT // 2, text)
     return np.asarray(image)

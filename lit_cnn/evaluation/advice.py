@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lit_cnn.core.intervals import wilson_interval
-from lit_cnn.evaluation.report.figure import new_figure, save_png
+from lit_cnn.evaluation.report.figure import new_figure, save_png, shortened
 from lit_cnn.evaluation.statistics import Interval, unpaired_difference
 from lit_cnn.training.transfer import Regime
 
@@ -98,7 +98,7 @@ def plot_trials(trials: Sequence[Trial], path: Path) -> None:
         values = np.array([trial.accuracy for trial in own]) * 100
         errors = np.abs(values[:, 1:] - values[:, :1]).T
         color = _COLORS[place % len(_COLORS)]
-        axes.errorbar(sizes, values[:, 0], errors, label=name, color=color, marker="o", capsize=3)
+        axes.errorbar(sizes, values[:, 0], errors, label=shortened(name), color=color, marker="o", capsize=3)
     axes.set_xscale("log")
     ticks = sorted({trial.size for trial in trials})
     axes.set_xticks(ticks, [f"{size:,}" for size in ticks])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.evaluation.report.figure import new_figure, save_png
+from lit_cnn.evaluation.report.figure import new_figure, save_png, shortened
 from lit_cnn.evaluation.statistics import mean_std, paired_difference
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.queries import RunInfo, metric_history, search_runs
@@ -157,7 +157,7 @@ def plot_curves(curves: Mapping[str, Sequence[Curve]], path: Path, ylabel: str, 
         for run in runs:
             axes.plot(run.steps, run.values, color=color, linewidth=0.7, alpha=0.45)
         mean = np.mean([run.values for run in runs], axis=0)
-        axes.plot(runs[0].steps, mean, color=color, linewidth=2.2, label=f"{label} (n = {len(runs)})")
+        axes.plot(runs[0].steps, mean, color=color, linewidth=2.2, label=f"{shortened(label)} (n = {len(runs)})")
     if log_scale:
         _scale_logarithmically(axes)
     _label(axes, "optimizer steps", ylabel)
@@ -177,7 +177,7 @@ def plot_by_images(values: Mapping[str, Mapping[int, Sequence[float]]], path: Pa
         # Side by side, or one bar would hide the other.
         sizes = np.array(list(by_images)) * 1.05 ** (place - (len(values) - 1) / 2)
         _, means, stds = zip(*(mean_std(own) for own in by_images.values()), strict=True)
-        axes.errorbar(sizes, means, stds, color=color, linewidth=2, marker="o", capsize=3, label=label)
+        axes.errorbar(sizes, means, stds, color=color, linewidth=2, marker="o", capsize=3, label=shortened(label))
     _label(axes, "training images, log scale", ylabel)
     axes.set_xscale("log")
     ticks = sorted({size for by_images in values.values() for size in by_images})

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lit_cnn.core.fonts import class_labels, note_on_labels
 from lit_cnn.core.words import counted
 from lit_cnn.data.contact_sheet import captioned_images
 from lit_cnn.data.preview import write_png
@@ -170,12 +171,11 @@ def _only(right: Predictions, wrong: Predictions) -> np.ndarray:
 
 def _sheet(pair: Pair, places: np.ndarray) -> np.ndarray:
     images = [pair.first.image_set.images[index] for index in pair.first.indices[places]]
-    captions = []
+    class_names, captions = pair.first.class_names, []
+    names = class_labels(class_names)
     for place in places:
-        path, true_name, *_ = pair.first.of(place)
-        lines = [path.rpartition("/")[2], f"is {true_name}"]
+        lines = [pair.first.of(place)[0].rpartition("/")[2], f"is {names[pair.first.targets[place]]}"]
         for number, predictions in ((1, pair.first), (2, pair.second)):
-            *_, label, sure = predictions.of(place)
-            lines.append(f"{number}: {label}, {sure} %")
+            lines.append(f"{number}: {names[predictions.labels[place]]}, {predictions.of(place)[3]} %")
         captions.append(lines)
-    return captioned_images(images, captions)
+    return captioned_images(images, captions, note_on_labels(class_names, names))

@@ -50,7 +50,8 @@ class Supervisor:
         self._began: float | None = None  # when the present sender was first seen to deliver
         self._next_check = 0.0
         self._sent = 0
-        self._last_progress = 0.0
+        self._was_waiting = True  # whether anything was unsent at the last look
+        self._last_progress = 0.0  # or when something was first seen to wait, if that was later
         self._trouble_since: float | None = None
         self._has_given_up = False
 
@@ -131,10 +132,11 @@ class Supervisor:
         """Returns how many bytes are unsent; notes when more was sent, and that a sender is at work."""
         unsent = sum(unsent_bytes(folder) for folder in self._folders)
         sent = sum(Progress.read(folder).offset for folder in self._folders)
-        if sent > self._sent or not unsent:
+        # A run that logged nothing for minutes was not refused anything: what waits now came after the last look.
+        if sent > self._sent or not unsent or not self._was_waiting:
             self._last_progress = time.monotonic()
             self._has_given_up = False
-        self._sent = sent
+        self._sent, self._was_waiting = sent, unsent > 0
         if self._began is None and any(last_attempt(folder) >= self._started_at for folder in self._folders):
             self._began = time.monotonic()
         return unsent

@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -142,10 +143,40 @@ def test_a_classifier_without_mistakes_has_no_sheet(predictions: Predictions, tm
     assert "0 of 200 test images" in section and "Worst mistakes" not in section and "Most confused" not in section
 
 
+def test_names_that_no_font_has_are_numbers_with_a_legend(
+    predictions: Predictions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [])
+    monkeypatch.setattr("lit_cnn.core.fonts._faces", {})
+    sheets, sections = [], []
+    for names in (("cat", "猫", "dog", "犬", "ねこ"), ("cat", "class 1", "dog", "class 3", "class 4")):
+        image_set = replace(predictions.image_set, class_names=names)
+        (*_, sheet), section = write_mistakes(replace(predictions, image_set=image_set), tmp_path, None)
+        sheets.append(np.asarray(Image.open(sheet)))
+        sections.append(section)
+    np.testing.assert_array_equal(sheets[0][: len(sheets[1])], sheets[1])
+    assert len(sheets[0]) > len(sheets[1])
+    found = Tags()
+    found.feed(sections[0])
+    legend = [text for text in found.texts if text.strip()]
+    start = legend.index("In the pictures")
+    assert legend[start : start + 8] == [
+        "In the pictures",
+        "Class",
+        "class 1",
+        "猫",
+        "class 3",
+        "犬",
+        "class 4",
+        "ねこ",
+    ]
+    assert "In the pictures" not in sections[1]
+
+
 def test_captioned_images_stand_in_rows_of_eight() -> None:
     images = [np.full((20, 30, channels), 17 * place, np.uint8) for place, channels in enumerate([1, 3] * 5)]
     sheet = captioned_images(images, [["a\nb", "x" * 200]] * 10)
-    assert np.array_equal(sheet, captioned_images(images, [["a?b", "x" * 200]] * 10))
+    assert np.array_equal(sheet, captioned_images(images, [["a\\nb", "x" * 200]] * 10))
     one_row = captioned_images(images[:8], [["a", "b"]] * 8)
     assert sheet.shape[1] == one_row.shape[1] and sheet.shape[0] == 2 * one_row.shape[0] - 8
     for place in range(10):

@@ -1,8 +1,10 @@
 """The logger with a real Trainer, and the recorder's order of calls."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.tracking.logger import JournalLogger
-from lit_cnn.tracking.progress import Progress
+from lit_cnn.tracking.progress import Progress, journal_size
 from lit_cnn.tracking.queries import download_artifact, find_runs
 from lit_cnn.tracking.recorder import Recorder
 from lit_cnn.tracking.sender import sync
@@ -188,4 +190,31 @@ def test_an_error_of_the_sender_is_told_once(
     assert said.count("\n") == 1
     assert "disk on fire" in said
     assert "lit-cnn sync" in said
+    recorder.end("FINISHED")
+
+
+def test_silence_is_counted_while_something_waits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    seconds = 1000.0
+    clock = SimpleNamespace(monotonic=lambda: seconds, time=lambda: seconds)
+    monkeypatch.setattr("lit_cnn.tracking.supervisor.time", clock)
+    recorder = Recorder("digits", "http://127.0.0.1:9")
+    recorder.begin(run_name="x", params={}, tags={})
+    (recorder.run_folder / "send.lock").touch()
+    os.utime(recorder.run_folder / "send.lock", (seconds, seconds))  # the sender is at work
+    for step in range(4):  # a server takes all within a second of the time that a step of 80 s takes
+        recorder.log_metrics({"a": 1.0}, step)
+        Progress(offset=journal_size(recorder.run_folder)).write(recorder.run_folder)
+        seconds += 2
+        recorder.check_sender()
+        seconds += 80
+    recorder.log_metrics({"a": 1.0}, 4)
+    assert capsys.readouterr().err == ""
+    seconds += 4
+    recorder.check_sender()
+    assert capsys.readouterr().err == ""
+    seconds += 80
+    recorder.log_metrics({"a": 1.0}, 5)
+    assert "http://127.0.0.1:9 has taken nothing for 84 s" in capsys.readouterr().err
     recorder.end("FINISHED")

@@ -1,6 +1,7 @@
 """Pictures of the table; the first: what accuracy costs in forward passes."""
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lit_cnn.core.files import replace_atomically
+from lit_cnn.core.fonts import set_fonts, without_middle
 from lit_cnn.evaluation.report.numbers import Line, Numbers
 
 if TYPE_CHECKING:
@@ -36,7 +38,8 @@ def new_figure(width: float, height: float) -> tuple["Figure", "Axes"]:
 
 
 def save_png(figure: "Figure", path: Path) -> None:
-    """Writes a picture as PNG; a file that is there is replaced whole."""
+    """Writes a picture as PNG; a file that is there is replaced whole. Its texts are taken literally."""
+    set_fonts(figure)
     with replace_atomically(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 
@@ -45,9 +48,11 @@ def svg_of(figure: "Figure", salt: str) -> str:
     """Returns a picture as an `<svg>` element; `salt` tells its names from those of another on the same page."""
     import matplotlib
 
+    set_fonts(figure, spell_out=False)
     text = io.StringIO()
     # Letters as text, not as outlines: small, searchable; and no date, so that the same table gives the same page.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"lit_cnn {salt}"}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"lit_cnn {salt}"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a browser has fonts of its own
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
 
@@ -174,6 +179,7 @@ def _label_axes(axes: "Axes", table: Numbers) -> None:
 
 
 def shortened(name: str) -> str:
-    """Returns a name that fits into a legend."""
-    name = name if len(name) <= 48 else f"{name[:23]}…{name[-24:]}"
-    return name.replace("$", r"\$")  # or matplotlib would typeset what is between two of them as a formula
+    """Returns a name as a legend has it: one line of 48 letters at most."""
+    name = without_middle(" ".join(name.splitlines()), 48)
+    # matplotlib leaves what begins with an underscore out of legends; the mark before it is invisible.
+    return f"\u200e{name}" if name.startswith("_") else name

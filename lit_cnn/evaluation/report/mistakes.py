@@ -1,6 +1,7 @@
 """A classifier's mistakes as files and as sections of a page."""
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from lit_cnn.core.csv_text import csv_text
 from lit_cnn.core.files import write_text_atomically
+from lit_cnn.core.fonts import class_labels, note_on_labels
 from lit_cnn.core.resize import resize_and_center_crop
 from lit_cnn.data.contact_sheet import captioned_images
 from lit_cnn.data.preview import write_png
@@ -54,6 +56,7 @@ def write_mistakes(
             f"{int((~predictions.correct).sum()):,} of {len(predictions.labels):,} test images are classified wrongly."
         ),
         picture(confusion, "confusion matrix"),
+        _legend_html(predictions),
         _confused_html(predictions),
         _classes_html(predictions),
     ]
@@ -61,7 +64,7 @@ def write_mistakes(
     if len(worst):
         mistakes = folder / f"{prefix}mistakes.png"
         images = [predictions.image_set.images[index] for index in predictions.indices[worst]]
-        write_png(mistakes, captioned_images(images, [_caption(predictions, place) for place in worst]))
+        write_png(mistakes, captioned_images(images, *_captions(predictions, worst)))
         files.append(mistakes)
         parts += [heading("Worst mistakes"), picture(mistakes, "the most confident wrong predictions")]
         parts.append(_list(predictions, worst))
@@ -97,7 +100,7 @@ def plot_confusion(predictions: Predictions, path: Path) -> None:
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(drawn, ax=axes, fraction=0.04, label="share of the true class's images")
     if num_classes <= _MOST_NAMES:
-        names = [_short_name(name) for name in predictions.class_names]
+        names = class_labels(predictions.class_names)
         axes.set_xticks(range(num_classes), names, rotation=90 if max(map(len, names)) > 3 else 0, fontsize=8)
         axes.set_yticks(range(num_classes), names, fontsize=8)
     if num_classes <= _MOST_COUNTS:
@@ -105,7 +108,8 @@ def plot_confusion(predictions: Predictions, path: Path) -> None:
             color = "white" if shares[true, predicted] > 0.5 else "#222222"
             text = f"{counts[true, predicted]:,}"
             axes.text(predicted, true, text, ha="center", va="center", fontsize=8, color=color)
-    axes.set_xlabel("predicted class")
+    note = note_on_labels(predictions.class_names, names) if num_classes <= _MOST_NAMES else ""
+    axes.set_xlabel("\n".join(["predicted class", *textwrap.wrap(note, int(11 * side), break_on_hyphens=False)]))
     axes.set_ylabel("true class")
     axes.set_title(f"{shortened(predictions.name)}, n = {len(predictions.labels):,}", fontsize=10)
     save_png(figure, path)
@@ -117,18 +121,35 @@ def _activation_sheet(predictions: Predictions, worst: np.ndarray, model: LitCla
         [resize_and_center_crop(predictions.image_set.images[index], *how) for index in predictions.indices[worst]]
     )
     maps = activation_maps(model, torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), predictions.labels[worst])
-    return captioned_images(list(maps), [_caption(predictions, place) for place in worst])
+    return captioned_images(list(maps), *_captions(predictions, worst))
 
 
-def _caption(predictions: Predictions, place: int) -> list[str]:
-    """Returns the lines below a wrong image: its file's name, what it is, what it was taken for and how surely."""
-    path, true_name, label, sure = predictions.of(place)
-    return [path.rpartition("/")[2], f"is {true_name}", f"predicted {label}", f"{sure} %"]
+def _captions(predictions: Predictions, places: np.ndarray) -> tuple[list[list[str]], str]:
+    """Returns the lines below wrong images, and a note on them.
+
+    The lines: its file's name, what it is, what it was taken for and how surely.
+    """
+    names = class_labels(predictions.class_names)
+    captions = []
+    for place in places:
+        path, _, _, sure = predictions.of(place)
+        true_name, label = names[predictions.targets[place]], names[predictions.labels[place]]
+        captions.append([path.rpartition("/")[2], f"is {true_name}", f"predicted {label}", f"{sure} %"])
+    return captions, note_on_labels(predictions.class_names, names)
 
 
 def _list(predictions: Predictions, worst: np.ndarray) -> str:
     rows = [predictions.of(place) for place in worst]
     return grid(("Image", "True class", "Predicted", "Probability %"), rows)
+
+
+def _legend_html(predictions: Predictions) -> str:
+    """Returns the names that the pictures have numbers for, which a browser's own fonts may have."""
+    names = class_labels(predictions.class_names)
+    note = note_on_labels(predictions.class_names, names)
+    pairs = zip(names, predictions.class_names, strict=True)
+    rows = [pair for pair in pairs if pair[0] != pair[1] and pair[0].startswith("class ")]
+    return f"{paragraph(note)}\n{grid(('In the pictures', 'Class'), rows)}" if note else ""
 
 
 def _confused_html(predictions: Predictions) -> str:
@@ -158,8 +179,3 @@ def _classes_csv(predictions: Predictions) -> str:
 
 def _per_cent(share: float) -> str:
     return "-" if math.isnan(share) else f"{100 * share:.2f}"
-
-
-def _short_name(name: str) -> str:
-    printable = "".join(letter if letter.isprintable() else "?" for letter in name)
-    return shortened(printable if len(printable) <= 24 else f"{printable[:23]}…")
