@@ -188,7 +188,8 @@ class _Rehearsal:
             optimizes: Whether the run's optimizer makes the steps, and not plain SGD.
         """
         trainer, plugin = self.trainer, precision or self.trainer.precision_plugin
-        model = copy.deepcopy(self.model).to(trainer.strategy.root_device)
+        unused = {id(each): each for each in (self.model.val_metrics, self.model.test_metrics)}
+        model = copy.deepcopy(self.model, unused).to(trainer.strategy.root_device)
         model.lay_out_for(str(plugin.precision))
         plugin.convert_module(model)
         model.freezer.unfreeze_for_optimizer()  # as in the last epoch
