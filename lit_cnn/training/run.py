@@ -1,6 +1,5 @@
 """One tracked run, from data and model to its end."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -29,11 +28,11 @@ from lit_cnn.training.parents import ParentRun
 from lit_cnn.training.process import (
     failures_in_words,
     find_batch_size,
-    is_first_process,
     quiet_lightning,
     require_room,
     signals_stop,
 )
+from lit_cnn.training.ranks import Ranks, join
 from lit_cnn.training.record import (
     check_classes,
     check_randomness,
@@ -47,9 +46,6 @@ from lit_cnn.training.resume import checkpoint_file, mark_finished, mark_unfinis
 from lit_cnn.training.setup import Setup
 from lit_cnn.training.start import Start, find_start
 from lit_cnn.training.trainer import RunTrainer, build_trainer, evaluation_trainer
-
-# How the first process of a distributed run tells the others.
-_RUN_FOLDER = "LIT_CNN_RUN_FOLDER"
 
 
 def train(
@@ -74,22 +70,26 @@ def train(
         RunFailedError: If a disk or the memory was full; the run is FAILED.
         RunInterrupted: If a signal stopped it; the run is KILLED, and can be resumed.
     """
-    setup, start = find_start(setup, parent)
     parts = build_trainer(setup.model, setup.options, setup.trainer, setup.new_logger())
-    _check(setup, parts, start, has_parent=parent is not None)
-    report = check_before_fit(setup.data) if is_first_process() else None
-    parent_key = None
-    if parts.logger is not None:
-        _require_room(setup, parts, start)
-        parent_key = _open_parent(parent, setup) if parent is not None else None
-    if parent is not None and label in parent.children:
-        return parent.children[label]
-    if is_first_process():
-        before(setup)
-    if parts.logger is not None:
-        _begin(setup, parts, start, report, parent_key, parent.child_tags if parent is not None else {})
+    ranks = join(parts.trainer)
+    with ranks.ending_together():
+        _check_same_images(ranks, setup.data)
+        setup, start = find_start(setup, parent, ranks)
+        _check(setup, parts, start, has_parent=parent is not None)
+        report = check_before_fit(setup.data) if ranks.is_first else None
+        parent_key = None
+        if parts.logger is not None and ranks.is_first:
+            _require_room(setup, parts, start)
+            parent_key = _open_parent(parent, setup) if parent is not None else None
+        if parent is not None and label in parent.children:
+            return parent.children[label]
+        if ranks.is_first:
+            before(setup)
+        if parts.logger is not None:
+            tags = parent.child_tags if parent is not None else {}
+            parts.checkpoints.folder = ranks.from_first(lambda: _begin(setup, parts, start, report, parent_key, tags))
     with signals_stop(parts.trainer, parts.checkpoints), quiet_lightning(), failures_in_words(setup.data.batch_size):
-        metrics = _train_and_test(setup, parts, start)
+        metrics = _train_and_test(setup, parts, start, ranks)
     return _finished(setup, parts, metrics)
 
 
@@ -153,6 +153,14 @@ def largest_batch_size(setup: Setup) -> tuple[int, bool]:
     return find_batch_size(trainer, setup.model, setup.data)
 
 
+def _check_same_images(ranks: Ranks, data: ImageDataModule) -> None:
+    """Refuses hosts that have other images than the first one."""
+    digest = data.digests["data"] if ranks.are_several else ""
+    if len(set(ranks.from_each(digest))) > 1:
+        reason = "the hosts of this run have different images there"
+        raise UsageError("root", data.options["root"], reason, "copy the same folder to all of them")
+
+
 def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> None:
     """Refuses, before anything is written, what would fail or mean nothing later."""
     model, data, options = setup.model, setup.data, setup.options
@@ -209,11 +217,12 @@ def _begin(
     report: Report | None,
     parent_key: str | None,
     more_tags: Mapping[str, str],
-) -> None:
-    """Opens the run in the journal: the same run on resume, if its folder is here and it is the same work."""
-    if not is_first_process():
-        parts.checkpoints.folder = Path(os.environ[_RUN_FOLDER])
-        return
+) -> Path:
+    """Opens the run in the journal: the same run on resume, if its folder is here and it is the same work.
+
+    Returns:
+        The run's folder.
+    """
     logger, store = parts.logger, setup.options.store
     assert logger is not None
     tags = {**run_tags(setup.model, setup.data, setup.digest), **more_tags}
@@ -225,8 +234,6 @@ def _begin(
     params = {**flatten(setup.config), "feature_cache": parts.feature_cache.used}
     logger.begin(run_name=setup.name, params=params, tags=tags, parent_key=parent_key, resume_folder=folder)
     mark_unfinished(logger.run_folder, setup.digest, setup.name, setup.data.digests)
-    parts.checkpoints.folder = logger.run_folder
-    os.environ[_RUN_FOLDER] = str(logger.run_folder)
     config_text = yaml.safe_dump(setup.config, sort_keys=False)
     of_run = {"key": logger.key, "config": config_text, "config_digest": setup.digest, "digests": setup.data.digests}
     setup.model.run_record = {**made_by(setup.data.class_names), **of_run}
@@ -240,9 +247,10 @@ def _begin(
     verb = "resuming" if start.path else "training"
     # Without an id: MLflow's is not known yet, and a run is to be known by one.
     print(f"{verb} {setup.name} (seed {setup.config['seed_everything']})", file=sys.stderr)
+    return logger.run_folder
 
 
-def _train_and_test(setup: Setup, parts: RunTrainer, start: Start) -> dict[str, float]:
+def _train_and_test(setup: Setup, parts: RunTrainer, start: Start, ranks: Ranks) -> dict[str, float]:
     """Returns the best epoch's metrics and the test's; ends the run, whatever happens."""
     trainer, model, data = parts.trainer, setup.model, setup.data
     logger = parts.logger if trainer.is_global_zero else None
@@ -256,7 +264,7 @@ def _train_and_test(setup: Setup, parts: RunTrainer, start: Start) -> dict[str, 
             what = "it has no best epoch, and compare and ensemble leave it out"
             print(f"lit-cnn: warning: the run ended before its first validation: {what}", file=sys.stderr)
         elif setup.options.test_after_fit and parts.checkpoints.best_path is not None:
-            metrics |= _test_best(parts, model, data)
+            metrics |= _test_best(parts, model, data, ranks)
         if logger:
             for checkpoint in sorted(logger.run_folder.glob("*.ckpt")):
                 logger.log_artifact(checkpoint, "checkpoints")
@@ -269,11 +277,12 @@ def _train_and_test(setup: Setup, parts: RunTrainer, start: Start) -> dict[str, 
         raise
 
 
-def _test_best(parts: RunTrainer, model: LitClassifier, data: ImageDataModule) -> dict[str, float]:
+def _test_best(parts: RunTrainer, model: LitClassifier, data: ImageDataModule, ranks: Ranks) -> dict[str, float]:
     trainer, best_path = parts.trainer, parts.checkpoints.best_path
     assert best_path is not None
     loggers = trainer.loggers
-    model.load_state_dict(load_checkpoint(best_path)["state_dict"])
+    with ranks.ending_together():
+        model.load_state_dict(ranks.from_first(lambda: load_checkpoint(best_path)["state_dict"]))
     # The test's own logging would give it a step of its own; the run's last step is meant.
     trainer.loggers = []
     (metrics,) = trainer.test(model, data, verbose=False)

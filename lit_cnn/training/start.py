@@ -1,6 +1,5 @@
 """Where a run starts: at its first step, or where the run that it goes on with stands, on the same split."""
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +13,9 @@ from lit_cnn.data.changes import changes
 from lit_cnn.data.stored_options import MEANT_BEFORE, completed
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.parents import ParentRun
-from lit_cnn.training.process import is_first_process
+from lit_cnn.training.ranks import Ranks
 from lit_cnn.training.resume import checkpoint_file, config_digest, last_checkpoint, unfinished_runs
 from lit_cnn.training.setup import Setup
-
-_RESUME_FROM = "LIT_CNN_RESUME_FROM"  # how the first process of a distributed run tells the others
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class Start:
         return self.checkpoint.get("lit_cnn", {})
 
 
-def find_start(setup: Setup, parent: ParentRun | None = None) -> tuple[Setup, Start]:
+def find_start(setup: Setup, parent: ParentRun | None = None, ranks: Ranks | None = None) -> tuple[Setup, Start]:
     """Returns where the run starts; the processes of a distributed run start where the first one does.
 
     A run of an earlier version is gone on with on its own split: what data options did before there were such options
@@ -48,6 +45,7 @@ def find_start(setup: Setup, parent: ParentRun | None = None) -> tuple[Setup, St
     Args:
         setup: What the run is made of.
         parent: The run under which it is shown. All its children have the same split.
+        ranks: The processes of the run, of which the first one says where; by default there is one.
 
     Returns:
         The setup, and where it starts.
@@ -60,17 +58,13 @@ def find_start(setup: Setup, parent: ParentRun | None = None) -> tuple[Setup, St
         if not parent.find_begun(setup.config, before, setup.data.digests["data"], setup.options.store):
             _tell_of_other_images(setup, parent.config_of(setup.config), before, needs_checkpoint=False)
         setup, before = setup.with_data_options(parent.data_options), {}
-    if is_first_process():
-        path = _choose_checkpoint(setup, before)
-        # Lightning starts the other processes of a run later, by which time this one holds the run.
-        os.environ[_RESUME_FROM] = str(path or "")
-        if path is None and parent is None and setup.options.resume == "auto":
-            _tell_of_other_images(setup, setup.config, before)
-    else:
-        path = Path(os.environ[_RESUME_FROM]) if os.environ.get(_RESUME_FROM) else None
+    ranks = ranks or Ranks()
+    path = ranks.file_of_first(lambda: _choose_checkpoint(setup, before))
+    if ranks.is_first and path is None and parent is None and setup.options.resume == "auto":
+        _tell_of_other_images(setup, setup.config, before)
     start = Start(path, load_checkpoint(path) if path else {})
     own = {name: value for name, value in before.items() if _stored_options(start).get(name) == value}
-    if own:
+    if own and ranks.is_first:
         words = ", ".join(f"{name} {value}" for name, value in own.items())
         print(f"going on as lit_cnn {start.record.get('lit_cnn')} began, with {words}", file=sys.stderr)
     return setup.with_data_options(own), start
