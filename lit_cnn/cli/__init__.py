@@ -158,8 +158,9 @@ def _train_or_evaluate(name: Any, arguments: list[str]) -> int:
     precheck(arguments)
     if name == "fit" and sys.stderr.isatty():
         print(starting_line(arguments, seeds), file=sys.stderr, flush=True)
-    # Not in the other processes of a distributed run, which Lightning starts with a rank, and which log nothing.
-    if name == "fit" and "LOCAL_RANK" not in os.environ and not {"--help", "-h"}.intersection(arguments):
+    # Not in the other processes of a distributed run, which are started with a rank, and log nothing.
+    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    if name == "fit" and {"0"}.issuperset(ranks) and not {"--help", "-h"}.intersection(arguments):
         from lit_cnn.tracking.supervisor import start_early
 
         start_early()

@@ -9,7 +9,6 @@ import contextlib
 import os
 import socket
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +20,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from lit_cnn.core.errors import UsageError
+from lit_cnn.training.launchers import leave_it_to_first
 
 Made = TypeVar("Made")
 
 _CHUNK = 1 << 26  # bytes of a file that are sent at once
 _DIGEST = 71  # bytes at a checkpoint's end that tell it from others: see lit_cnn.training.checkpoints
-_UNTIL_TOLD = 5.0  # seconds in which the first process prints its line, before another one ends
 
 
 @dataclass(frozen=True)
@@ -135,12 +134,7 @@ def join(trainer: Trainer) -> Ranks:
         return Ranks()
     if not torch.distributed.is_initialized():
         environment = strategy.cluster_environment
-        try:
-            environment.validate_settings(num_devices=strategy.num_processes, num_nodes=strategy.num_nodes)
-        except ValueError as error:
-            if strategy.global_rank > 0:
-                leave_it_to_first()
-            raise UsageError("trainer", None, " ".join(str(error).split())) from error
+        _require_as_many(strategy)
         if not environment.creates_processes_externally:
             _require_meeting_place(environment, strategy.num_nodes)
             strategy.launcher._call_children_scripts()
@@ -148,15 +142,20 @@ def join(trainer: Trainer) -> Ranks:
     return Ranks(strategy)
 
 
-def leave_it_to_first() -> None:
-    """Ends this process, once the first one has said why.
-
-    Raises:
-        SystemExit: With the exit code of a mistake of the user.
-    """
-    # Whoever started the processes ends all of them where one ends.
-    time.sleep(_UNTIL_TOLD)
-    raise SystemExit(2)
+def _require_as_many(strategy: Any) -> None:
+    """Refuses other numbers of processes than the trainer wants."""
+    environment, nodes, devices = strategy.cluster_environment, strategy.num_nodes, strategy.num_processes
+    try:
+        environment.validate_settings(num_devices=devices, num_nodes=nodes)
+        if environment.world_size() == nodes * devices:
+            return
+        reason = f"{environment.world_size()} processes were started for {nodes} x {devices} devices"
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+    if strategy.global_rank > 0:
+        leave_it_to_first()
+    remedy = "start one process a device, with `num_nodes` hosts of `devices` each"
+    raise UsageError("devices", devices, reason, remedy)
 
 
 def _require_meeting_place(environment: Any, num_nodes: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.tracking.logger import JournalLogger
@@ -16,6 +17,7 @@ from lit_cnn.training.callbacks.averaging import check_average
 from lit_cnn.training.checkpoints import CheckpointIO256
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.feature_cache import FeatureCache
+from lit_cnn.training.launchers import environments, leave_it_to_first, number_of
 from lit_cnn.training.optimization import epochs_of_cycle
 from lit_cnn.training.run_options import RunOptions
 
@@ -83,17 +85,24 @@ def evaluation_trainer(given: Mapping[str, Any]) -> Trainer:
 
 def _trainer(given: Mapping[str, Any], ours: Sequence[Callback], logger: JournalLogger | None) -> Trainer:
     loggers = [*([logger] if logger is not None else []), *_loggers(given.get("logger"))]
+    plugins = _several(given.get("plugins"))
     config = {
-        **given,
+        **{name: value for name, value in given.items() if name != "plugins"},
         "callbacks": [*_several(given.get("callbacks")), *ours],
-        "plugins": [*_several(given.get("plugins")), CheckpointIO256()],
         "logger": loggers or False,
         "use_distributed_sampler": False,
     }
     try:
-        return Trainer(**config)
+        trainer = Trainer(**config, plugins=[*plugins, *environments(given, plugins), CheckpointIO256()])
     except (ValueError, TypeError, MisconfigurationException) as error:
         raise UsageError("trainer", None, " ".join(str(error).split())) from error
+    except RuntimeError as error:  # SLURM's variables, as Lightning wants them
+        if number_of("SLURM_PROCID"):
+            leave_it_to_first()
+        raise UsageError("trainer", None, " ".join(str(error).split())) from error
+    for_first: Any = rank_zero_only
+    for_first.rank = trainer.global_rank  # until here it was what some variable says
+    return trainer
 
 
 def _several(given: Any) -> list[Any]:
