@@ -349,6 +349,11 @@ class ImageDataModule(pl.LightningDataModule):
         """Returns a loader of all training images as validation sees them."""
         return self._eval_loader(self.splits.train)
 
+    def check_shared_out(self, devices: int) -> None:
+        """Refuses a batch size of which devices have no equal shares."""
+        if self.batch_size % devices:
+            raise UsageError("batch_size", self.batch_size, f"give a multiple of the {devices} devices")
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the training loader, at the batch where a resumed run stands."""
         batches = self._train_batches(*next_batch(self.trainer, self.num_train_batches))
@@ -377,8 +382,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def _train_batches(self, first_epoch: int, first_batch: int) -> TrainBatches:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        if self.batch_size % world_size:
-            raise UsageError("batch_size", self.batch_size, f"give a multiple of the {world_size} devices")
+        self.check_shared_out(world_size)
         labels = self.image_set.labels[self.splits.train]
         balanced = labels if self.sampler == "balanced" else None
         return TrainBatches(

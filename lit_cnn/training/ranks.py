@@ -5,12 +5,17 @@ anything is decided, rather than in the midst of `Trainer.fit`: from there on th
 `ddp_spawn` and its like start them with all that is decided; to them this module is nothing.
 """
 
+import atexit
 import contextlib
 import os
+import shutil
+import signal
 import socket
+import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,23 +25,35 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.training.launchers import leave_it_to_first
+from lit_cnn.training.callbacks import RunInterrupted
+from lit_cnn.training.launchers import leave_it_to_first, number_of
+from lit_cnn.training.lifeline import Lifeline, connect
+from lit_cnn.training.process import RunFailedError
 
 Made = TypeVar("Made")
+PathOrNone = TypeVar("PathOrNone", Path, Path | None)
 
 _CHUNK = 1 << 26  # bytes of a file that are sent at once
 _DIGEST = 71  # bytes at a checkpoint's end that tell it from others: see lit_cnn.training.checkpoints
+_SAY_AFTER = 10.0  # seconds
+_STARTED_BY = "LIT_CNN_STARTED_BY"  # number of the process that started the others of its host
+
+_met: "Ranks | None" = None  # with which this process has met the others
 
 
-@dataclass(frozen=True)
 class Ranks:
     """The processes of a run.
 
     Attributes:
         strategy: Lightning's, whose processes have met; None where there is one process only.
+        lifeline: Which tells that one is gone; None where there is one only.
     """
 
-    strategy: Any = None
+    def __init__(self, strategy: Any = None, lifeline: Lifeline | None = None) -> None:
+        """Takes processes that have met; by default there is one."""
+        self.strategy = strategy
+        self.lifeline = lifeline
+        self._have_ended = False
 
     @property
     def are_several(self) -> bool:
@@ -66,7 +83,7 @@ class Ranks:
         self._share(None)
         return _gathered(own, self.strategy.world_size)
 
-    def file_of_first(self, find: Callable[[], Path | None]) -> Path | None:
+    def file_of_first(self, find: Callable[[], PathOrNone]) -> PathOrNone:
         """Returns where a file that the first process finds is in this one: the same, or a copy that ends with it.
 
         Args:
@@ -79,7 +96,7 @@ class Ranks:
         if all(end == ends[0] for end in ends):
             return path
         size = self.from_first(lambda: path.stat().st_size)
-        copy = None if self.is_first else Path(tempfile.mkdtemp(prefix="lit_cnn_")) / path.name
+        copy = None if self.is_first else _new_folder() / path.name
         with contextlib.ExitStack() as files:
             source = files.enter_context(path.open("rb")) if copy is None else None
             target = files.enter_context(copy.open("wb")) if copy is not None else None
@@ -100,27 +117,48 @@ class Ranks:
         try:
             yield
         except Exception as error:
-            if self.are_several:
+            if self.are_several and not self._have_ended:
                 self._share(error)
             raise
         if self.are_several:
             self._share(None)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Parts with the others at the end of a run, or where this process fails; those end then too."""
+        agreed = error is None or (isinstance(error, RunInterrupted) and not error.at_once)
+        if self.lifeline is not None:
+            self.lifeline.close("" if agreed else " ".join(str(error).split()) or type(error).__name__)
+
+    def gone(self) -> str:
+        """Returns which process is gone, a moment after an exchange failed; "" if none is."""
+        return (self.lifeline.lost() if self.lifeline is not None else None) or ""
 
     def _share(self, error: Exception | None) -> None:
         """Tells the others of an error, or hears of theirs."""
         told = None
         if error is not None:
             told = error if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
-        errors = _gathered((told, socket.gethostname()), self.strategy.world_size)
+        try:
+            errors = _gathered((told, socket.gethostname()), self.strategy.world_size)
+        except RuntimeError as failure:
+            self._have_ended = True
+            raise RunFailedError(f"{self.gone() or 'another process ended'}; nothing is trained") from failure
         found = [(rank, *each) for rank, each in enumerate(errors) if each[0] is not None]
+        self._have_ended = bool(found)
         if not found or (error is not None and (self.is_first or not isinstance(error, UsageError))):
             return
         if not self.is_first:
+            self.close()
             leave_it_to_first()
         rank, other, host = found[0]
         if not isinstance(other, UsageError):
-            raise SystemExit(f"lit-cnn: error: process {rank} on {host}: {other}")
+            raise RunFailedError(f"process {rank} on {host}: {other}")
         raise UsageError(other.option, other.value, f"process {rank} on {host}: {other.reason}", other.remedy)
+
+
+def met() -> Ranks | None:
+    """Returns the processes that this one has met and not parted with; None if there are none."""
+    return None if _met is None or _met.lifeline is None or _met.lifeline.is_closed else _met
 
 
 def join(trainer: Trainer) -> Ranks:
@@ -137,9 +175,56 @@ def join(trainer: Trainer) -> Ranks:
         _require_as_many(strategy)
         if not environment.creates_processes_externally:
             _require_meeting_place(environment, strategy.num_nodes)
+            os.environ[_STARTED_BY] = str(os.getpid())
             strategy.launcher._call_children_scripts()
-        strategy.setup_environment()
-    return Ranks(strategy)
+            del os.environ[_STARTED_BY]
+        with _meeting(strategy):
+            strategy.setup_environment()
+    global _met
+    if met() is None:
+        _met = Ranks(strategy, connect(strategy) if strategy.world_size > 1 else None)
+    return met() or Ranks(strategy)
+
+
+@contextlib.contextmanager
+def _meeting(strategy: Any) -> Iterator[None]:
+    """Waits for the other processes of a run, as long as it makes sense; INT ends it as TERM does.
+
+    Python's own handler of INT would wait until they have come.
+    """
+    environment, began, has_met = strategy.cluster_environment, time.monotonic(), threading.Event()
+    place = f"{environment.main_address}:{environment.main_port}"
+    starter = number_of(_STARTED_BY)
+    os.environ.pop(_STARTED_BY, None)  # it is no one's who is started later
+
+    def watch() -> None:
+        has_said = False
+        while not has_met.wait(0.2):
+            if starter not in (None, os.getppid()):
+                os._exit(1)  # who started this process is gone
+            if any(child.poll() is not None for child in strategy.launcher.procs):
+                line = "a process of this run ended before the run began: see above"
+                print(f"lit-cnn: error: {line}", file=sys.stderr, flush=True)
+                os._exit(1)
+            if not has_said and time.monotonic() - began > _SAY_AFTER and not strategy.launcher.procs:
+                has_said = True
+                line = f"process {strategy.global_rank} of {strategy.world_size} waits for the others at {place}"
+                print(f"lit-cnn: {line}", file=sys.stderr, flush=True)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL) if is_main else None
+    try:
+        yield
+    except RuntimeError as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunFailedError(f"the processes of this run did not meet at {place}: {first}") from error
+    finally:
+        if is_main:
+            signal.signal(signal.SIGINT, before)
+        has_met.set()
+        watcher.join()
 
 
 def _require_as_many(strategy: Any) -> None:
@@ -174,11 +259,18 @@ def _gathered(own: Any, count: int) -> list[Any]:
     return found
 
 
-def _end_of(path: Path) -> bytes | None:
-    """Returns the last bytes of a file; None where there is none."""
+def _new_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="lit_cnn_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _end_of(path: Path) -> tuple[int, bytes] | None:
+    """Returns the size and the last bytes of a file; None where there is none."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _DIGEST))
-            return file.read()
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _DIGEST))
+            return size, file.read()
     except OSError:
         return None

@@ -21,18 +21,20 @@ from lit_cnn.training.callbacks.snapshots import check_same_cycles
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.distillation import Distillation
+from lit_cnn.training.launchers import leave_it_to_first
 from lit_cnn.training.linked import check_data_of, made_by
 from lit_cnn.training.metrics import log_now
 from lit_cnn.training.optimization import check_has_end, check_same_optimizer, path_of_penalties, total_steps
 from lit_cnn.training.parents import ParentRun
 from lit_cnn.training.process import (
+    RunFailedError,
     failures_in_words,
     find_batch_size,
     quiet_lightning,
     require_room,
     signals_stop,
 )
-from lit_cnn.training.ranks import Ranks, join
+from lit_cnn.training.ranks import Ranks, join, met
 from lit_cnn.training.record import (
     check_classes,
     check_randomness,
@@ -70,8 +72,28 @@ def train(
         RunFailedError: If a disk or the memory was full; the run is FAILED.
         RunInterrupted: If a signal stopped it; the run is KILLED, and can be resumed.
     """
-    parts = build_trainer(setup.model, setup.options, setup.trainer, setup.new_logger())
+    with (met() or Ranks()).ending_together():
+        parts = build_trainer(setup.model, setup.options, setup.trainer, setup.new_logger())
     ranks = join(parts.trainer)
+    try:
+        run = _train(setup, parts, ranks, parent, label, before)
+    except BaseException as error:
+        ranks.close(error)
+        if isinstance(error, UsageError) and not ranks.is_first:
+            leave_it_to_first()
+        raise
+    ranks.close()
+    return run
+
+
+def _train(
+    setup: Setup,
+    parts: RunTrainer,
+    ranks: Ranks,
+    parent: ParentRun | None,
+    label: str,
+    before: Callable[[Setup], None],
+) -> Run:
     with ranks.ending_together():
         _check_same_images(ranks, setup.data)
         setup, start = find_start(setup, parent, ranks)
@@ -88,7 +110,16 @@ def train(
         if parts.logger is not None:
             tags = parent.child_tags if parent is not None else {}
             parts.checkpoints.folder = ranks.from_first(lambda: _begin(setup, parts, start, report, parent_key, tags))
-    with signals_stop(parts.trainer, parts.checkpoints), quiet_lightning(), failures_in_words(setup.data.batch_size):
+
+    def end(error: BaseException) -> None:
+        """Records an end that the thread which trains cannot record, as it waits for another process."""
+        if parts.logger is not None and ranks.is_first:
+            _end_early(parts.logger, error)
+
+    if ranks.lifeline is not None:
+        ranks.lifeline.at_end = lambda line: end(RunFailedError(line))
+    stop = signals_stop(parts.trainer, parts.checkpoints, lambda number: end(RunInterrupted(number)))
+    with stop, quiet_lightning(), failures_in_words(setup.data.batch_size, ranks.gone):
         metrics = _train_and_test(setup, parts, start, ranks)
     return _finished(setup, parts, metrics)
 
@@ -165,6 +196,7 @@ def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> N
     """Refuses, before anything is written, what would fail or mean nothing later."""
     model, data, options = setup.model, setup.data, setup.options
     check_data_of(model.hparams, model.class_names, data)
+    data.check_shared_out(parts.trainer.world_size)
     if data.sampler == "balanced" and model.hparams["class_weights"] == "balanced":
         raise UsageError("class_weights", "balanced", "`sampler=balanced` evens out the classes", "take one")
     if parts.trainer.world_size > 1 and has_parent:

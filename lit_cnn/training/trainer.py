@@ -19,6 +19,7 @@ from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.feature_cache import FeatureCache
 from lit_cnn.training.launchers import environments, leave_it_to_first, number_of
 from lit_cnn.training.optimization import epochs_of_cycle
+from lit_cnn.training.ranks import Ranks, join
 from lit_cnn.training.run_options import RunOptions
 
 
@@ -75,6 +76,20 @@ def build_trainer(
     check_average(average, model.hparams, schedule)
     trainer = _trainer(given, ours, logger)
     return RunTrainer(trainer, checkpoints, feature_cache, average, cycle_epochs, logger)
+
+
+def meet(given: Mapping[str, Any]) -> Ranks:
+    """Makes the processes of a run meet before model and data are built, so that they hear of what fails there.
+
+    Args:
+        given: Options of Lightning's Trainer as plain values. If it is objects that say how many processes there are,
+            they meet later, with the run's Trainer.
+    """
+    options = {name: given.get(name) for name in ("accelerator", "devices", "num_nodes", "strategy")}
+    if given.get("plugins") or not all(isinstance(each, str | int | list | None) for each in options.values()):
+        return Ranks()
+    said = {name: value for name, value in options.items() if value is not None}
+    return join(_trainer({**said, "enable_checkpointing": False, "enable_progress_bar": False}, [], None))
 
 
 def evaluation_trainer(given: Mapping[str, Any]) -> Trainer:
