@@ -74,6 +74,10 @@ class Host:
         """Takes the cable out: nothing comes from this host any more, not even that a connection has ended."""
         _run("ip", "-n", self.name, "link", "set", _CABLE, "down")
 
+    def plug_in(self) -> None:
+        """Puts it back."""
+        _run("ip", "-n", self.name, "link", "set", _CABLE, "up")
+
 
 @contextlib.contextmanager
 def two_hosts() -> Iterator[tuple[Host, Host]]:

@@ -109,7 +109,8 @@ class LitCLI(LightningCLI):
         with self._ranks.ending_together(), use_store(self.options.store, self._ranks.file_of_first):
             built = self.parser.instantiate_classes(self.config)
         config = recorded_config(self.plain_config)
-        self.setup = Setup(built.model, built.data, self.options, dict(built.trainer), config)
+        ranks = self._ranks if self._ranks.are_several else None
+        self.setup = Setup(built.model, built.data, self.options, dict(built.trainer), config, ranks)
 
 
 class DataCLI(LitCLI):

@@ -40,6 +40,7 @@ class Lifeline:
         self._lost: str | None = None
         self._found = threading.Event()
         self._closed = threading.Event()
+        self._ends_itself = threading.Event()
         self._wake, self._woken = socket.socketpair()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="lifeline")
         self._thread.start()
@@ -58,6 +59,10 @@ class Lifeline:
         self._found.wait(timeout)
         return self._lost
 
+    def let_end(self) -> None:
+        """Says that the run is ending by itself."""
+        self._ends_itself.set()
+
     def close(self, reason: str = "") -> None:
         """Tells the others that this process ends, and stops watching.
 
@@ -67,6 +72,7 @@ class Lifeline:
         if self._closed.is_set():
             return
         self._closed.set()
+        self._ends_itself.set()
         for peer in self._peers:
             with contextlib.suppress(OSError):
                 peer.sendall(reason.encode()[:_LONGEST] or _DONE)
@@ -95,7 +101,7 @@ class Lifeline:
         """Lets the run end by itself; if it does not, as an exchange waits for who is gone, ends this process."""
         self._lost = line
         self._found.set()
-        if self._closed.wait(_GRACE):
+        if self._ends_itself.wait(_GRACE):
             return
         with contextlib.suppress(Exception):
             self.at_end(line)

@@ -38,22 +38,31 @@ _DIGEST = 71  # bytes at a checkpoint's end that tell it from others: see lit_cn
 _SAY_AFTER = 10.0  # seconds
 _STARTED_BY = "LIT_CNN_STARTED_BY"  # number of the process that started the others of its host
 
-_met: "Ranks | None" = None  # with which this process has met the others
-
 
 class Ranks:
     """The processes of a run.
 
+    Where this process starts the others, on its own host, it does so when nothing refuses the run any more (`meet`).
+    What was decided until then, they hear as they come.
+
     Attributes:
-        strategy: Lightning's, whose processes have met; None where there is one process only.
-        lifeline: Which tells that one is gone; None where there is one only.
+        strategy: Lightning's; None where there is one process only.
+        lifeline: Which tells that one is gone; None until they have met.
     """
 
-    def __init__(self, strategy: Any = None, lifeline: Lifeline | None = None) -> None:
-        """Takes processes that have met; by default there is one."""
+    def __init__(self, strategy: Any = None) -> None:
+        """Takes the processes of a strategy; by default there is one."""
         self.strategy = strategy
-        self.lifeline = lifeline
+        self.lifeline: Lifeline | None = None
+        self._said: list[Any] | None = None  # by a first process that is to start the others
+        self._to_hear: list[Any] = []  # that was said before this process was there
         self._have_ended = False
+        if not self.are_several:
+            return
+        if _starts_all(strategy):
+            self._said = []
+        else:
+            self.meet()
 
     @property
     def are_several(self) -> bool:
@@ -65,19 +74,54 @@ class Ranks:
         """Whether this is the process that decides and writes."""
         return self.strategy is None or self.strategy.global_rank == 0
 
+    def meet(self) -> None:
+        """Meets the others, starts them where that is this process's; does nothing where they have met.
+
+        Raises:
+            UsageError: If they cannot find each other.
+            RunFailedError: If one does not come.
+        """
+        if not self.are_several or self.lifeline is not None:
+            return
+        if not torch.distributed.is_initialized():
+            environment = self.strategy.cluster_environment
+            if not environment.creates_processes_externally:
+                _require_meeting_place(environment, self.strategy.num_nodes)
+                os.environ[_STARTED_BY] = str(os.getpid())
+                self.strategy.launcher._call_children_scripts()
+                del os.environ[_STARTED_BY]
+            with _meeting(self.strategy):
+                self.strategy.setup_environment()
+        self.lifeline = connect(self.strategy)
+        self._to_hear = self.strategy.broadcast(self._said or [])
+        if self._said is not None:
+            self._to_hear, self._said = [], None
+
     def from_first(self, make: Callable[[], Made]) -> Made:
         """Returns, in all processes, what the first one makes.
 
-        All processes are to call this, and `file_of_first`, in the same order within `ending_together`.
+        All processes are to call this, `from_each` and `file_of_first` in the same order within `ending_together`.
         """
+        if self._to_hear:
+            return self._to_hear.pop(0)
         made = make() if self.is_first else None
-        if not self.are_several:
-            return made  # type: ignore[return-value]
-        self._share(None)
-        return self.strategy.broadcast(made)
+        if self._said is not None:
+            self._said.append(made)
+        elif self.are_several:
+            self._share(None)
+            made = self.strategy.broadcast(made)
+        return made  # type: ignore[return-value]
 
     def from_each(self, own: Made) -> list[Made]:
-        """Returns, in all processes, what each of them has, in the order of ranks."""
+        """Returns, in all processes, what each of them has, in the order of ranks.
+
+        Those that this process starts are on its host: what they have is the same.
+        """
+        if self._to_hear:
+            return self._to_hear.pop(0)
+        if self._said is not None:
+            self._said.append([own])
+            return [own]
         if not self.are_several:
             return [own]
         self._share(None)
@@ -117,7 +161,7 @@ class Ranks:
         try:
             yield
         except Exception as error:
-            if self.are_several and not self._have_ended:
+            if self.lifeline is not None and not self._have_ended and not self._to_hear:
                 self._share(error)
             raise
         if self.are_several:
@@ -129,12 +173,23 @@ class Ranks:
         if self.lifeline is not None:
             self.lifeline.close("" if agreed else " ".join(str(error).split()) or type(error).__name__)
 
+    def let_end(self) -> None:
+        """Says that the run is ending by itself, whichever process is gone."""
+        if self.lifeline is not None:
+            self.lifeline.let_end()
+
     def gone(self) -> str:
         """Returns which process is gone, a moment after an exchange failed; "" if none is."""
         return (self.lifeline.lost() if self.lifeline is not None else None) or ""
 
     def _share(self, error: Exception | None) -> None:
         """Tells the others of an error, or hears of theirs."""
+        if self._to_hear:
+            self._to_hear.pop(0)
+            return
+        if self._said is not None:
+            self._said.append(None)
+            return
         told = None
         if error is not None:
             told = error if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
@@ -142,6 +197,7 @@ class Ranks:
             errors = _gathered((told, socket.gethostname()), self.strategy.world_size)
         except RuntimeError as failure:
             self._have_ended = True
+            self.let_end()
             raise RunFailedError(f"{self.gone() or 'another process ended'}; nothing is trained") from failure
         found = [(rank, *each) for rank, each in enumerate(errors) if each[0] is not None]
         self._have_ended = bool(found)
@@ -156,34 +212,27 @@ class Ranks:
         raise UsageError(other.option, other.value, f"process {rank} on {host}: {other.reason}", other.remedy)
 
 
-def met() -> Ranks | None:
-    """Returns the processes that this one has met and not parted with; None if there are none."""
-    return None if _met is None or _met.lifeline is None or _met.lifeline.is_closed else _met
-
-
 def join(trainer: Trainer) -> Ranks:
-    """Makes the processes of a trainer's run meet, if they have not met yet, and returns them.
+    """Returns the processes of a trainer's run: they have met, or will where this one is to start the others.
 
     Raises:
         UsageError: If as many processes were started as the trainer does not want, or they cannot find each other.
+        RunFailedError: If one does not come.
     """
-    strategy: Any = trainer.strategy
-    if not isinstance(strategy.launcher, _SubprocessScriptLauncher):
+    if not isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
         return Ranks()
-    if not torch.distributed.is_initialized():
-        environment = strategy.cluster_environment
-        _require_as_many(strategy)
-        if not environment.creates_processes_externally:
-            _require_meeting_place(environment, strategy.num_nodes)
-            os.environ[_STARTED_BY] = str(os.getpid())
-            strategy.launcher._call_children_scripts()
-            del os.environ[_STARTED_BY]
-        with _meeting(strategy):
-            strategy.setup_environment()
-    global _met
-    if met() is None:
-        _met = Ranks(strategy, connect(strategy) if strategy.world_size > 1 else None)
-    return met() or Ranks(strategy)
+    _require_as_many(trainer.strategy)
+    return Ranks(trainer.strategy)
+
+
+def _starts_all(strategy: Any) -> bool:
+    """Whether this process is to start all others."""
+    environment = strategy.cluster_environment
+    return (
+        strategy.num_nodes == 1
+        and not torch.distributed.is_initialized()
+        and not environment.creates_processes_externally
+    )
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ from lit_cnn.training.process import (
     require_room,
     signals_stop,
 )
-from lit_cnn.training.ranks import Ranks, join, met
+from lit_cnn.training.ranks import Ranks, join
 from lit_cnn.training.record import (
     check_classes,
     check_randomness,
@@ -72,9 +72,9 @@ def train(
         RunFailedError: If a disk or the memory was full; the run is FAILED.
         RunInterrupted: If a signal stopped it; the run is KILLED, and can be resumed.
     """
-    with (met() or Ranks()).ending_together():
+    with (setup.ranks or Ranks()).ending_together():
         parts = build_trainer(setup.model, setup.options, setup.trainer, setup.new_logger())
-    ranks = join(parts.trainer)
+    ranks = setup.ranks or join(parts.trainer)
     try:
         run = _train(setup, parts, ranks, parent, label, before)
     except BaseException as error:
@@ -107,6 +107,7 @@ def _train(
             return parent.children[label]
         if ranks.is_first:
             before(setup)
+        ranks.meet()
         if parts.logger is not None:
             tags = parent.child_tags if parent is not None else {}
             parts.checkpoints.folder = ranks.from_first(lambda: _begin(setup, parts, start, report, parent_key, tags))
@@ -304,6 +305,7 @@ def _train_and_test(setup: Setup, parts: RunTrainer, start: Start, ranks: Ranks)
             mark_finished(logger.run_folder)
         return metrics
     except BaseException as error:
+        ranks.let_end()
         if logger:
             _end_early(logger, error)
         raise

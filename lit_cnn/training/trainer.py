@@ -83,7 +83,7 @@ def meet(given: Mapping[str, Any]) -> Ranks:
 
     Args:
         given: Options of Lightning's Trainer as plain values. If it is objects that say how many processes there are,
-            they meet later, with the run's Trainer.
+            they meet later, by the run's Trainer.
     """
     options = {name: given.get(name) for name in ("accelerator", "devices", "num_nodes", "strategy")}
     if given.get("plugins") or not all(isinstance(each, str | int | list | None) for each in options.values()):
