@@ -9,6 +9,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, LightningE
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from lightning.pytorch import Trainer
 
+from lit_cnn.core.environment import number_said
 from lit_cnn.core.errors import UsageError
 
 _UNTIL_TOLD = 5.0  # seconds in which the first process prints its line, before another one ends
@@ -77,12 +78,6 @@ def leave_it_to_first() -> None:
     raise SystemExit(2)
 
 
-def number_of(name: str) -> int | None:
-    """Returns a variable of the environment that is a whole number; None where it is not."""
-    text = os.environ.get(name, "")
-    return int(text) if text.isdecimal() else None
-
-
 def _require_one_task() -> None:
     """Refuses tasks that torchrun or srun started for a run that is one process.
 
@@ -90,10 +85,10 @@ def _require_one_task() -> None:
     this process, and another rank than the first.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        starter, count, rank, certain = "torchrun", number_of("WORLD_SIZE"), number_of("RANK"), True
+        starter, count, rank, certain = "torchrun", number_said("WORLD_SIZE"), number_said("RANK"), True
     elif SLURMEnvironment.job_name() not in ("bash", "interactive"):
-        step, rank = number_of("SLURM_STEP_NUM_TASKS"), number_of("SLURM_PROCID")
-        count, certain = step or (number_of("SLURM_NTASKS") if rank else None), step is not None
+        step, rank = number_said("SLURM_STEP_NUM_TASKS"), number_said("SLURM_PROCID")
+        count, certain = step or (number_said("SLURM_NTASKS") if rank else None), step is not None
         starter = "srun"
     else:
         return

@@ -24,9 +24,10 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
+from lit_cnn.core.environment import number_said
 from lit_cnn.core.errors import UsageError
 from lit_cnn.training.callbacks import RunInterrupted
-from lit_cnn.training.launchers import leave_it_to_first, number_of
+from lit_cnn.training.launchers import leave_it_to_first
 from lit_cnn.training.lifeline import Lifeline, connect
 from lit_cnn.training.process import RunFailedError
 
@@ -86,7 +87,6 @@ class Ranks:
         if not torch.distributed.is_initialized():
             environment = self.strategy.cluster_environment
             if not environment.creates_processes_externally:
-                _require_meeting_place(environment, self.strategy.num_nodes)
                 os.environ[_STARTED_BY] = str(os.getpid())
                 self.strategy.launcher._call_children_scripts()
                 del os.environ[_STARTED_BY]
@@ -222,6 +222,7 @@ def join(trainer: Trainer) -> Ranks:
     if not isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher):
         return Ranks()
     _require_as_many(trainer.strategy)
+    _require_meeting_place(trainer.strategy)
     return Ranks(trainer.strategy)
 
 
@@ -243,7 +244,7 @@ def _meeting(strategy: Any) -> Iterator[None]:
     """
     environment, began, has_met = strategy.cluster_environment, time.monotonic(), threading.Event()
     place = f"{environment.main_address}:{environment.main_port}"
-    starter = number_of(_STARTED_BY)
+    starter = number_said(_STARTED_BY)
     os.environ.pop(_STARTED_BY, None)  # it is no one's who is started later
 
     def watch() -> None:
@@ -292,14 +293,23 @@ def _require_as_many(strategy: Any) -> None:
     raise UsageError("devices", devices, reason, remedy)
 
 
-def _require_meeting_place(environment: Any, num_nodes: int) -> None:
-    """Refuses hosts that would each wait for the others at an address of their own."""
-    if not isinstance(environment, LightningEnvironment) or num_nodes == 1:
+def _require_meeting_place(strategy: Any) -> None:
+    """Refuses processes of Lightning's own that would each wait for the others at an address of their own."""
+    environment, nodes = strategy.cluster_environment, strategy.num_nodes
+    is_started = environment.creates_processes_externally  # LOCAL_RANK says so
+    if not isinstance(environment, LightningEnvironment) or strategy.world_size == 1 or not (nodes > 1 or is_started):
         return
-    names = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
-    if missing := [name for name in names if name not in os.environ]:
-        remedy = "set them on every host, or start with torchrun or srun"
-        raise UsageError("num_nodes", num_nodes, f"{', '.join(missing)} not in the environment", remedy)
+    names = ["MASTER_ADDR", "MASTER_PORT", "NODE_RANK"] if nodes > 1 else ["MASTER_PORT"]
+    reason = ", ".join(name for name in names if name not in os.environ)
+    reason += " not in the environment" if reason else ""
+    if strategy.local_rank >= strategy.num_processes:
+        reason = f"LOCAL_RANK is {strategy.local_rank} in the environment, of {strategy.num_processes} devices a host"
+    if reason:
+        remedy = "set what Lightning reads there, on every host, or start with torchrun or srun"
+        if is_started:
+            remedy += "; for one command alone, unset LOCAL_RANK"
+        option, value = ("num_nodes", nodes) if nodes > 1 else ("devices", strategy.num_processes)
+        raise UsageError(option, value, reason, remedy)
 
 
 def _gathered(own: Any, count: int) -> list[Any]:

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lit_cnn.core.environment import number_said
 from lit_cnn.core.errors import UsageError
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.training.callbacks import FitProgress, RunAverage, RunCheckpoints, default_callbacks
@@ -17,7 +18,7 @@ from lit_cnn.training.callbacks.averaging import check_average
 from lit_cnn.training.checkpoints import CheckpointIO256
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.feature_cache import FeatureCache
-from lit_cnn.training.launchers import environments, leave_it_to_first, number_of
+from lit_cnn.training.launchers import environments, leave_it_to_first
 from lit_cnn.training.optimization import epochs_of_cycle
 from lit_cnn.training.ranks import Ranks, join
 from lit_cnn.training.run_options import RunOptions
@@ -112,7 +113,7 @@ def _trainer(given: Mapping[str, Any], ours: Sequence[Callback], logger: Journal
     except (ValueError, TypeError, MisconfigurationException) as error:
         raise UsageError("trainer", None, " ".join(str(error).split())) from error
     except RuntimeError as error:  # SLURM's variables, as Lightning wants them
-        if number_of("SLURM_PROCID"):
+        if number_said("SLURM_PROCID"):
             leave_it_to_first()
         raise UsageError("trainer", None, " ".join(str(error).split())) from error
     for_first: Any = rank_zero_only

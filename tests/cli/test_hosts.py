@@ -67,8 +67,18 @@ def test_what_is_left_of_other_launchers_changes_no_run_of_one_device(
     assert fit("--trainer.max_epochs=1") == 0
     assert statuses(tmp_path) == ["FINISHED"]
     assert re.search(r"run [0-9a-f]{32}$", capfd.readouterr().out.strip())
-    assert fit("--trainer.num_nodes=2", "--trainer.accelerator=cpu") == 2
-    assert "--trainer.num_nodes 2: MASTER_ADDR, MASTER_PORT not in the environment" in capfd.readouterr().err
+
+    # Several devices need what else their launcher would have left.
+    for options, says in {
+        TWO_DEVICES: "--trainer.devices 2: MASTER_PORT not in the environment",
+        ON_TWO_HOSTS: "--trainer.num_nodes 2: LOCAL_RANK is 1 in the environment, of 1 devices a host",
+    }.items():
+        assert fit(*options) == 2
+        assert capfd.readouterr().err.splitlines()[-1].startswith(f"lit-cnn: error: {says}")
+    monkeypatch.delenv("LOCAL_RANK")
+    assert fit(*ON_TWO_HOSTS) == 2
+    says = "--trainer.num_nodes 2: MASTER_ADDR, MASTER_PORT not in the environment; set "
+    assert capfd.readouterr().err.splitlines()[-1].startswith(f"lit-cnn: error: {says}")
 
 
 @pytest.mark.slow
@@ -175,7 +185,7 @@ def test_two_hosts_have_the_same_images_and_what_only_the_first_one_has(
     codes, logs = start_both(f"--model.weights=runs:/{first.run_id}")
     assert codes == [0, 0], logs
 
-    own = ("--config=own_images", "--data.root=images", "--model.weights=null", "--trainer.max_epochs=1")
+    own = ("--config=own_images", "--data.root=images", "--data.limit_train=null", "--data.batch_size=4")
     image_folder(folders[0] / "images", ["cat", "dog"], 12)
     codes, (told, silent) = start_both(*own)
     assert codes == [2, 2]
