@@ -33,6 +33,13 @@ def has_native_bf16(accelerator: str) -> bool:
     return any(capabilities.get(name, False) for name in _X86_BF16)
 
 
+def is_cpu(accelerator: Any) -> bool:
+    """Tells whether an accelerator, in Lightning's words, is the CPU here."""
+    if accelerator == "auto":
+        return not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    return accelerator == "cpu"
+
+
 def has_depthwise_convolutions(net: nn.Module) -> bool:
     """Tells whether a network has convolutions of single channels, as MobileNet and EfficientNet do.
 

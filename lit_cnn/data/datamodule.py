@@ -21,7 +21,7 @@ from lit_cnn.data.normalization import Normalization
 from lit_cnn.data.option_checks import check_options
 from lit_cnn.data.pixel_statistics import PixelStatistics, measure_pixels, remembered
 from lit_cnn.data.pixel_values import AS_IS, pixel_options
-from lit_cnn.data.sampling import Sampler, TrainBatches, next_batch
+from lit_cnn.data.sampling import Sampler, TrainBatches, eval_batches, next_batch
 from lit_cnn.data.sources import (
     MAX_PIXELS,
     NAMES_AS_TEXT,
@@ -35,7 +35,6 @@ from lit_cnn.data.sources import (
 from lit_cnn.data.splits import Splits, SplitScheme, draw_splits, manifest, manifest_digest
 from lit_cnn.data.transforms import CROP_RATIO, CROP_SCALE, RANDOM_CROP_PCT, TrainCrop, TrainTransform
 
-EVAL_BATCH_SIZE = 256
 Check = Literal["off", "quick", "full"]
 
 
@@ -114,6 +113,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     Attributes:
         options: The arguments, as they were given.
+        merges_last_batch: Whether the last, smaller batch of an epoch joins the one before it.
 
     Raises:
         UsageError: If an option cannot be used, or the images are not there.
@@ -180,6 +180,7 @@ class ImageDataModule(pl.LightningDataModule):
         of_split = seed if split_seed == "seed" else split_seed, limit_train, split_scheme
         self._split = (val_fraction, test_fraction, *of_split)
         self._cached: tuple[Dataset[Batch], Dataset[Batch]] | None = None
+        self.merges_last_batch = False
         self._has_told_why = False  # the search for a batch size asks for many loaders
 
     def is_default(self, option: str) -> bool:
@@ -332,7 +333,7 @@ class ImageDataModule(pl.LightningDataModule):
     @property
     def num_train_batches(self) -> int:
         """Training batches per epoch."""
-        return len(self._train_batches(0, 0))
+        return len(self.train_batches(*self._process))
 
     def serve_cached(self, cached: tuple[Dataset[Batch], Dataset[Batch]] | None) -> None:
         """Makes training and validation read these in place of images, by the same keys; None: images again."""
@@ -342,8 +343,7 @@ class ImageDataModule(pl.LightningDataModule):
         """Returns a loader of all training images in their order, in one of their fixed views."""
         images = self.train_images()
         keys = [(view, position) for position in range(len(images))]
-        batches = [keys[start : start + EVAL_BATCH_SIZE] for start in range(0, len(keys), EVAL_BATCH_SIZE)]
-        return batch_loader(images, batches, self.num_workers)
+        return batch_loader(images, eval_batches(keys), self.num_workers)
 
     def plain_train_loader(self) -> DataLoader[Batch]:
         """Returns a loader of all training images as validation sees them."""
@@ -356,7 +356,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the training loader, at the batch where a resumed run stands."""
-        batches = self._train_batches(*next_batch(self.trainer, self.num_train_batches))
+        batches = self.train_batches(*self._process, *next_batch(self.trainer, self.num_train_batches))
         if self._cached is not None:
             return batch_loader(self._cached[0], batches, 0)
         images = self.train_images()
@@ -380,25 +380,25 @@ class ImageDataModule(pl.LightningDataModule):
         """Returns the test loader."""
         return self._eval_loader(self._own_share(self.splits.test))
 
-    def _train_batches(self, first_epoch: int, first_batch: int) -> TrainBatches:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+    def train_batches(self, rank: int, world_size: int, first_epoch: int = 0, first_batch: int = 0) -> TrainBatches:
+        """Returns which images one of several processes trains on, batch by batch; see `TrainBatches`."""
         self.check_shared_out(world_size)
         labels = self.image_set.labels[self.splits.train]
-        balanced = labels if self.sampler == "balanced" else None
-        return TrainBatches(
-            len(labels), self.batch_size, self.seed, first_epoch, first_batch, rank, world_size, balanced, self.views
-        )
+        more = labels if self.sampler == "balanced" else None, self.views, self.merges_last_batch
+        where = first_epoch, first_batch, rank, world_size
+        return TrainBatches(len(labels), self.batch_size, self.seed, *where, *more)
 
     def _own_share(self, indices: np.ndarray) -> np.ndarray:
         """Returns what this of several devices evaluates."""
-        if self.trainer is None or self.trainer.world_size == 1:
-            return indices
-        return indices[self.trainer.global_rank :: self.trainer.world_size]
+        return indices[self._process[0] :: self._process[1]]
+
+    @property  # its number, and how many there are
+    def _process(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _eval_loader(self, indices: np.ndarray, cached: Dataset[Batch] | None = None) -> DataLoader[Batch]:
         images = cached or EvalImages(self.image_set, indices, self.image_size, self.interpolation, self.crop_pct)
-        positions = np.arange(len(indices))
-        batches = [positions[start : start + EVAL_BATCH_SIZE] for start in range(0, len(indices), EVAL_BATCH_SIZE)]
+        batches = eval_batches(np.arange(len(indices)))
         # Images in memory are cut faster than a worker process hands them over.
         in_memory = cached is not None or isinstance(self.image_set.images, ArrayImages)
         return batch_loader(images, batches, 0 if in_memory else self.num_workers)

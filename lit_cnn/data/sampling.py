@@ -5,6 +5,7 @@ an attribute that is set on its copy of the data set later.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
 
 Sampler = Literal["shuffled", "balanced"]
 Key = tuple[int, int]
+
+_EVAL_BATCH_SIZE = 256
+
+
+def eval_batches(items: Any) -> list[Any]:
+    """Returns a list or an array in slices of 256, as evaluations take their images."""
+    return [items[start : start + _EVAL_BATCH_SIZE] for start in range(0, len(items), _EVAL_BATCH_SIZE)]
 
 
 def next_batch(trainer: "Trainer | None", batches_per_epoch: int) -> tuple[int, int]:
@@ -49,6 +57,7 @@ class TrainBatches:
         labels: `(num_images,)`: give every class its equal share of an epoch; see `balanced_order`.
         views: Cycle through that many views of each image: the epoch of a key is the epoch modulo this number,
             and an image that comes again in an epoch is the same view of it.
+        merges_last: Whether the last, smaller batch of an epoch joins the one before it.
     """
 
     def __init__(
@@ -62,6 +71,7 @@ class TrainBatches:
         world_size: int = 1,
         labels: np.ndarray | None = None,
         views: int | None = None,
+        merges_last: bool = False,
     ) -> None:
         self.num_images = num_images
         self.batch_size = batch_size
@@ -72,6 +82,7 @@ class TrainBatches:
         self.world_size = world_size
         self.labels = labels
         self.views = views
+        self.merges_last = merges_last
         self._num_used = num_images - num_images % batch_size % world_size
         # Lightning announces the epoch to `batch_sampler.sampler`, not to the batch sampler.
         self.sampler = self
@@ -81,7 +92,14 @@ class TrainBatches:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-self._num_used // self.batch_size)
+        whole, rest = divmod(self._num_used, self.batch_size)
+        return whole + (rest > 0 and not (self.merges_last and whole))
+
+    @property
+    def sizes(self) -> list[int]:
+        """The images that this process gets in each batch of an epoch."""
+        starts = [batch * self.batch_size for batch in range(len(self))]
+        return [(end - start) // self.world_size for start, end in pairwise([*starts, self._num_used])]
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch = self.epoch
@@ -91,7 +109,8 @@ class TrainBatches:
             order = balanced_order(self.seed, epoch, self.labels)[: self._num_used]
         first = self._start[1] if epoch == self._start[0] else 0
         for batch in range(first, len(self)):
-            positions = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            end = None if batch == len(self) - 1 else (batch + 1) * self.batch_size
+            positions = order[batch * self.batch_size : end]
             own = positions[self.rank :: self.world_size].tolist()
             if self.views is None:
                 yield [(epoch, position) for position in own]

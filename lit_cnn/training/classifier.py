@@ -24,11 +24,12 @@ from lit_cnn.training.optimization import (
     PathSolver,
     Schedule,
     check_numbers,
+    fused_can_clip,
     optimizer_of,
     rewrite_rates,
-    total_steps,
     with_schedule,
 )
+from lit_cnn.training.steps import total_steps
 from lit_cnn.training.transfer import Freezer, Regime, SplitNet, resolve_regime
 from lit_cnn.training.weights import build_network
 
@@ -259,7 +260,11 @@ class LitClassifier(pl.LightningModule):
         if self.solves_head and stage == "fit":
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
             data.batch_size = len(data.splits.train)
-        if str(self.trainer.precision).startswith("bf16"):
+        self.lay_out_for(str(self.trainer.precision))
+
+    def lay_out_for(self, precision: str) -> None:
+        """Lays the weights out for training in a precision, in Lightning's words."""
+        if precision.startswith("bf16"):
             self.use_channels_last()
             train_depthwise_in_float32(self.net)
 
@@ -334,16 +339,20 @@ class LitClassifier(pl.LightningModule):
         if self.solves_head:
             head = [self.net.get_parameter(name) for name in self.freezer.head]
             return PathSolver(head, total_steps(self.trainer))
-        return with_schedule(self.build_optimizer(), self.hparams, total_steps(self.trainer))
+        optimizer = self.build_optimizer(fused_can_clip(self.trainer))
+        return with_schedule(optimizer, self.hparams, total_steps(self.trainer))
 
-    def build_optimizer(self) -> torch.optim.Optimizer:
+    def build_optimizer(self, allows_fused: bool = True) -> torch.optim.Optimizer:
         """Returns a fresh optimizer of the network's parameters.
+
+        Args:
+            allows_fused: See `lit_cnn.training.optimization.build_optimizer`.
 
         Raises:
             UsageError: If there is none of that name, or it refuses its options.
         """
         self.freezer.unfreeze_for_optimizer()
-        optimizer = optimizer_of(self.net, self.hparams, self.freezer.head)
+        optimizer = optimizer_of(self.net, self.hparams, self.freezer.head, allows_fused)
         if self.freezer.begin_epoch(self.current_epoch):
             self.train()
         return optimizer

@@ -6,14 +6,12 @@ from functools import wraps
 from inspect import signature, unwrap
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import nn
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.precision import has_native_bf16
-from lit_cnn.data.datamodule import ImageDataModule
 
 Schedule = Literal["constant", "one_cycle", "cyclic"]
 HeadSolver = Literal["sgd", "lbfgs"]
@@ -104,11 +102,12 @@ def build_optimizer(
     layer_decay: float = 1.0,
     head: Iterable[str] = (),
     head_lr_factor: float = 1.0,
+    allows_fused: bool = True,
 ) -> torch.optim.Optimizer:
     """Builds one of timm's optimizers over the trainable parameters, in the groups of `parameter_groups`.
 
     PyTorch's fused step, one pass over each parameter instead of several, is taken where the optimizer has one;
-    `{fused: false}` in `options` does without.
+    `{fused: false}` in `options` does without, and so does `allows_fused`.
 
     Args:
         model: Whose trainable parameters are optimised.
@@ -119,6 +118,7 @@ def build_optimizer(
         layer_decay: See `parameter_groups`.
         head: See `parameter_groups`.
         head_lr_factor: See `parameter_groups`.
+        allows_fused: Whether to take the fused step where options do not say.
 
     Raises:
         UsageError: If timm has no such optimizer, or it refuses the options.
@@ -133,13 +133,15 @@ def build_optimizer(
     try:
         has_fused = "fused" in signature(get_optimizer_class(name, bind_defaults=False)).parameters
         # PyTorch's other way to be fast excludes this one.
-        fused = {"fused": True} if has_fused and not options.get("foreach") else {}
+        fused = {"fused": True} if has_fused and allows_fused and not options.get("foreach") else {}
         return create_optimizer_v2(groups, opt=name, lr=lr, **{**fused, **options})
     except (TypeError, ValueError, AssertionError) as error:
         raise UsageError("optimizer_options", options, f"{name} refuses them: {error}") from error
 
 
-def optimizer_of(net: nn.Module, hparams: Mapping[str, Any], head: Iterable[str]) -> torch.optim.Optimizer:
+def optimizer_of(
+    net: nn.Module, hparams: Mapping[str, Any], head: Iterable[str], allows_fused: bool = True
+) -> torch.optim.Optimizer:
     """Returns the optimizer that a classifier's hyperparameters describe; see `build_optimizer`."""
     return build_optimizer(
         net,
@@ -150,7 +152,13 @@ def optimizer_of(net: nn.Module, hparams: Mapping[str, Any], head: Iterable[str]
         hparams["layer_decay"],
         head,
         hparams["head_lr_factor"],
+        allows_fused,
     )
+
+
+def fused_can_clip(trainer: Any) -> bool:
+    """Whether gradients can be clipped before a fused step, if they are to be: Lightning cannot in mixed precision."""
+    return not (trainer.gradient_clip_val and "mixed" in str(trainer.precision))
 
 
 def with_schedule(optimizer: torch.optim.Optimizer, hparams: Mapping[str, Any], num_steps: int) -> dict[str, Any]:
@@ -264,35 +272,6 @@ def epochs_of_cycle(model: Any, trainer: Any) -> int | None:
         reason = f"each cycle of {found} epochs ends with a validation"
         raise UsageError("check_val_every_n_epoch", trainer.check_val_every_n_epoch, reason, "leave it out")
     return found
-
-
-def check_has_end(trainer: pl.Trainer) -> None:
-    """Refuses a trainer without a last step: the learning rate's schedule needs one.
-
-    Raises:
-        UsageError: If neither max_epochs nor max_steps is given.
-    """
-    if (trainer.max_epochs or -1) <= 0 and trainer.max_steps <= 0:
-        raise UsageError("max_epochs", trainer.max_epochs, "the schedule needs an end", "give 1 or more")
-
-
-def total_steps(trainer: pl.Trainer) -> int:
-    """Returns the optimizer steps of the whole run.
-
-    Not `trainer.estimated_stepping_batches`: that builds the training loader, and starts its workers, before a resumed
-    run's place in the epoch is restored.
-    """
-    check_has_end(trainer)
-    data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit
-    if not isinstance(data, ImageDataModule):
-        return max(1, int(trainer.estimated_stepping_batches))
-    batches = data.num_train_batches
-    limit = trainer.limit_train_batches
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    steps_per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
-    totals = [steps_per_epoch * trainer.max_epochs] if trainer.max_epochs and trainer.max_epochs > 0 else []
-    totals += [trainer.max_steps] if trainer.max_steps > 0 else []
-    return max(1, min(totals))
 
 
 class PathSolver(torch.optim.LBFGS):

@@ -24,7 +24,7 @@ from lit_cnn.training.distillation import Distillation
 from lit_cnn.training.launchers import leave_it_to_first
 from lit_cnn.training.linked import check_data_of, made_by
 from lit_cnn.training.metrics import log_now
-from lit_cnn.training.optimization import check_has_end, check_same_optimizer, path_of_penalties, total_steps
+from lit_cnn.training.optimization import check_same_optimizer, path_of_penalties
 from lit_cnn.training.parents import ParentRun
 from lit_cnn.training.process import (
     RunFailedError,
@@ -44,9 +44,11 @@ from lit_cnn.training.record import (
     log_preview,
     run_tags,
 )
+from lit_cnn.training.rehearsal import check_monitors, rehearse
 from lit_cnn.training.resume import checkpoint_file, mark_finished, mark_unfinished
 from lit_cnn.training.setup import Setup
 from lit_cnn.training.start import Start, find_start
+from lit_cnn.training.steps import check_callbacks, check_has_end, total_steps
 from lit_cnn.training.trainer import RunTrainer, build_trainer, evaluation_trainer
 
 
@@ -99,6 +101,9 @@ def _train(
         setup, start = find_start(setup, parent, ranks)
         _check(setup, parts, start, has_parent=parent is not None)
         report = check_before_fit(setup.data) if ranks.is_first else None
+        with failures_in_words(setup.data.batch_size), quiet_lightning():
+            uses_features = parts.feature_cache.used != "off"
+            rehearse(parts.trainer, setup.model, setup.data, uses_features, is_new=start.path is None)
         parent_key = None
         if parts.logger is not None and ranks.is_first:
             _require_room(setup, parts, start)
@@ -216,6 +221,8 @@ def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> N
         model.check_split(data)
     model.build_optimizer()  # only to see now, before anything is written, that it can be built
     parts.feature_cache.plan(parts.trainer, model, data)
+    check_callbacks(parts.trainer)
+    check_monitors(parts.trainer, model)
 
 
 def _check_not_beyond(start: Start, max_epochs: int | None) -> None:
@@ -293,7 +300,7 @@ def _train_and_test(setup: Setup, parts: RunTrainer, start: Start, ranks: Ranks)
         metrics = {f"best/{name}": value for name, value in best.items()}
         if logger and model.solves_head and best:
             logger.log_params({"best_l2": path_of_penalties(total_steps(trainer))[int(best["epoch"])]})
-        if parts.checkpoints.best_path is None and trainer.is_global_zero:
+        if logger and parts.checkpoints.best_path is None:
             what = "it has no best epoch, and compare and ensemble leave it out"
             print(f"lit-cnn: warning: the run ended before its first validation: {what}", file=sys.stderr)
         elif setup.options.test_after_fit and parts.checkpoints.best_path is not None:

@@ -1,11 +1,12 @@
 """What can be chosen for a run besides its model, its data and Lightning's Trainer."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.core.precision import default_precision
+from lit_cnn.core.precision import default_precision, is_cpu
 from lit_cnn.tracking import Store, check_writable, resolve_store
 
 MONITORS = ("val/acc", "val/acc5", "val/balanced_acc", "val/f1", "val/loss")
@@ -86,6 +87,11 @@ def trainer_options(given: Mapping[str, Any]) -> dict[str, Any]:
     The precision is settled here, so that the run records what it computes in.
     """
     options = {**TRAINER_DEFAULTS, **given}
-    if options.get("precision") is None:
-        options["precision"] = default_precision(options.get("accelerator", "auto"))
+    accelerator, precision = options.get("accelerator", "auto"), options.get("precision")
+    if precision is None:
+        options["precision"] = default_precision(accelerator)
+    elif str(precision) in ("16", "16-mixed") and is_cpu(accelerator):
+        # Lightning would compute in it too, and the run would record what was asked.
+        options["precision"] = "bf16-mixed"
+        print("lit-cnn: a CPU has no 16-mixed; precision is bf16-mixed", file=sys.stderr)
     return options

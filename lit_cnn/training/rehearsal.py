@@ -1,0 +1,220 @@
+"""A rehearsal: a step at each batch size of a run, on a copy of its network, before anything is written.
+
+What would end a run at its first step, or at the last batch of its first epoch, is told at once, and by the option
+that it is due to. The copy is thrown away and the random streams are put back, so a run's weights are those without.
+"""
+
+import copy
+import math
+import sys
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import islice
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.enums import GradClipAlgorithmType
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.randomness import torch_seed
+from lit_cnn.data.batches import Batch
+from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.sampling import Key, TrainBatches
+from lit_cnn.training.callbacks import RunCheckpoints
+from lit_cnn.training.classifier import LitClassifier
+from lit_cnn.training.optimization import fused_can_clip, with_schedule
+from lit_cnn.training.process import is_out_of_memory
+from lit_cnn.training.steps import limited, steps_of_run
+from lit_cnn.training.transfer import split_net
+
+_MOST_IMAGES = 8  # that are decoded; a batch is made of their repetitions
+
+
+def check_monitors(trainer: pl.Trainer, model: LitClassifier) -> None:
+    """Refuses callbacks that watch a metric that nobody logs.
+
+    Nothing is refused where callbacks of the user's own may log it.
+
+    Raises:
+        UsageError: With the metrics that there are.
+    """
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    own = any(type(each).__module__.partition(".")[0] not in ("lightning", "lit_cnn") for each in callbacks)
+    losses = ["train/loss", *(f"train/loss_aux{number + 1}" for number in range(len(model.aux_weights)))]
+    known = [*sorted(str(name) for name in model.val_metrics), *losses, "train/acc"]
+    for each in callbacks:
+        if isinstance(each, EarlyStopping | ModelCheckpoint | RunCheckpoints):
+            monitor, is_ours = each.monitor, isinstance(each, RunCheckpoints)
+            names = [name for name in known if name.startswith("val/")] if is_ours else known
+            if monitor is not None and monitor not in names and (is_ours or not own):
+                where = "" if is_ours else f" of {type(each).__name__}"
+                raise UsageError("monitor", monitor, f"no such metric{where}", f"choose one of {', '.join(names)}")
+
+
+def rehearse(trainer: pl.Trainer, model: LitClassifier, data: ImageDataModule, cached: bool, is_new: bool) -> None:
+    """Makes a step at each batch size that the run will see, in its precision and with its optimizer, on a copy.
+
+    Where an epoch's last batch is one image a device, and only that cannot be trained on (BatchNorm at 1 x 1 pixels
+    has nothing to normalise by), it joins the batch before it: `data.merges_last_batch`. That is said.
+
+    Args:
+        trainer: Of the run.
+        model: Stays as it is.
+        data: Likewise, but for `merges_last_batch`.
+        cached: Whether the run trains on cached features.
+        is_new: Whether it starts from the model's weights, so that it is known whether its first step is finite.
+
+    Raises:
+        UsageError: Naming the option to which it is due that a step fails.
+    """
+    data.merges_last_batch = False
+    if model.solves_head or not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        return  # no batches; or the network is shared out among devices
+    rehearsal = _Rehearsal(trainer, model, data, cached)
+    with isolate_rng(include_cuda=trainer.strategy.root_device.type == "cuda"):
+        try:
+            losses = rehearsal.steps(rehearsal.sizes)
+        except UsageError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            losses = rehearsal.explain(error)
+        # A few images again and again need not give what a batch of the run gives.
+        if is_new and not all(map(math.isfinite, losses)) and getattr(model.net, "is_whitened", True):
+            rehearsal.refuse_not_finite()
+
+
+@dataclass(frozen=True)
+class _Rehearsal:
+    """Steps on copies of a network, with images of the run's first batch."""
+
+    trainer: pl.Trainer
+    model: LitClassifier
+    data: ImageDataModule
+    cached: bool
+
+    @cached_property
+    def batches(self) -> TrainBatches:
+        """The run's."""
+        return self.data.train_batches(self.trainer.global_rank, self.trainer.world_size)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """The sizes of an epoch's batches, each once, in their order."""
+        return list(dict.fromkeys(self.batches.sizes[: limited(len(self.batches), self.trainer.limit_train_batches)]))
+
+    def steps(self, sizes: list[int], **changed: Any) -> list[float]:
+        """Returns the losses of steps with batches of these sizes; see `_train`. One comes after a step in any case."""
+        images, labels = self._read(next(iter(self.batches))[:_MOST_IMAGES])
+        all_sizes = sizes if len(sizes) > 1 else [*sizes, min(sizes[0], _MOST_IMAGES)]
+        places = [torch.arange(size) % len(labels) for size in all_sizes]
+        return self._train([(images, labels, place) for place in places], **changed)
+
+    def explain(self, error: Exception) -> list[float]:
+        """Finds what a failure is due to; returns the losses if it is a last batch of one image, which joins another.
+
+        Raises:
+            UsageError: If it is not.
+        """
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        hparams, trainer, first, last = self.model.hparams, self.trainer, self.sizes[0], self.sizes[-1]
+        if last < first and (losses := self._try([first])) is not None:
+            if last > 1:
+                fails = f"the last batch of an epoch, {last} images, cannot be trained on: {reason}"
+                raise UsageError("batch_size", self.data.batch_size, fails, "give another") from error
+            self.data.merges_last_batch = True
+            if trainer.is_global_zero:
+                what = "the last batch of an epoch would be one image, on which alone this network cannot be trained"
+                print(f"lit-cnn: {what}; it joins the batch before", file=sys.stderr)
+            return losses
+        if first == 1 and self._try([2]) is not None:
+            raise UsageError("batch_size", self.data.batch_size, f"one image a step: {reason}", "give more") from error
+        clip, precision, optimizer = trainer.gradient_clip_val, trainer.precision, hparams["optimizer"]
+        suspects: list[tuple[str, Any, str, dict[str, Any]]] = [
+            ("gradient_clip_val", clip, "leave it out, or take fused out of `optimizer_options`", {"clips": False}),
+            ("precision", precision, "give bf16-mixed or 32-true", {"precision": Precision()}),
+            ("optimizer", optimizer, "give another, for example adamw", {"optimizes": False}),
+        ]
+        for option, value, remedy, plain in suspects:
+            if self._try([first], **plain) is not None:
+                raise UsageError(option, value, f"a training step fails: {reason}", remedy) from error
+        what = f"a training step at `image_size={self.data.image_size}` fails: {reason}"
+        raise UsageError("arch", hparams["arch"], what, "give another size, or other `arch_options`") from error
+
+    def refuse_not_finite(self) -> None:
+        """Repeats the first two steps with the run's own images.
+
+        Raises:
+            UsageError: If a loss is not finite then either.
+        """
+        keys = list(islice(self.batches, 2))
+        batches = [self._read(each) for each in (keys if len(keys) > 1 else keys * 2)]
+        before, *after = self._train([(*batch, torch.arange(len(batch[0]))) for batch in batches])
+        hparams = self.model.hparams
+        if not math.isfinite(before):
+            option = "weights" if hparams["weights"] else "arch"
+            raise UsageError(option, hparams[option], f"the loss of the first batch is {before}", "give another")
+        if not all(map(math.isfinite, after)):
+            raise UsageError("lr", hparams["lr"], f"the loss is {after[0]} after the first step", "give a lower one")
+
+    def _try(self, sizes: list[int], **changed: Any) -> list[float] | None:
+        try:
+            return self.steps(sizes, **changed)
+        except Exception:  # whatever it is, this is not the way out
+            return None
+
+    def _read(self, keys: list[Key]) -> Batch:
+        return self.data.train_images().__getitems__(keys)
+
+    def _train(
+        self,
+        batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+        precision: Precision | None = None,
+        clips: bool = True,
+        optimizes: bool = True,
+    ) -> list[float]:
+        """Trains a copy on batches, and returns the loss of each.
+
+        Args:
+            batches: Images `(M, C, S, S)`, labels `(M,)`, and which of them, `(N,)`, are in the batch.
+            precision: In place of the trainer's.
+            clips: Whether gradients are clipped, if the trainer clips them.
+            optimizes: Whether the run's optimizer makes the steps, and not plain SGD.
+        """
+        trainer, plugin = self.trainer, precision or self.trainer.precision_plugin
+        model = copy.deepcopy(self.model).to(trainer.strategy.root_device)
+        model.lay_out_for(str(plugin.precision))
+        plugin.convert_module(model)
+        model.freezer.unfreeze_for_optimizer()  # as in the last epoch
+        model.train()
+        own = model.build_optimizer(allows_fused=fused_can_clip(trainer))
+        optimizer = own if optimizes else torch.optim.SGD(model.parameters(), lr=1e-3)
+        num_steps = steps_of_run(trainer, len(self.batches))
+        schedule = with_schedule(optimizer, model.hparams, num_steps)["lr_scheduler"]["scheduler"]
+        model.split = split_net(model.net) if self.cached else None
+        losses: list[float] = []
+
+        def closure(images: torch.Tensor, targets: torch.Tensor, places: torch.Tensor) -> float:
+            optimizer.zero_grad()
+            with plugin.train_step_context():
+                if model.split is not None:
+                    images = model.split.frozen(model.normalize(images)).detach()
+                loss, _ = model.losses(images[places], targets[places])
+            loss.backward()
+            if clips and trainer.gradient_clip_val:
+                algorithm = trainer.gradient_clip_algorithm or GradClipAlgorithmType.NORM
+                plugin.clip_gradients(optimizer, trainer.gradient_clip_val, algorithm)
+            losses.append(loss.item())
+            return losses[-1]
+
+        for number, batch in enumerate(batches):
+            torch.manual_seed(torch_seed("step", model.hparams["seed"], number, trainer.global_rank))
+            optimizer.step(partial(closure, *(each.to(model.device) for each in batch)))
+            schedule.step()
+        return losses
