@@ -18,6 +18,7 @@ from pathlib import Path
 from tests import forks
 
 PORT = 29400
+ON_TWO_HOSTS = ("--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.accelerator=cpu")
 _CLONE_NEWNET = 0x40000000
 _CABLE = "cable0"
 _NUMBERS = itertools.count()

@@ -18,12 +18,11 @@ from tests import forks
 from tests.cli.test_resume import LONGER, assert_same_run, background_fit, only_run, statuses
 from tests.cli.test_signals import TWO_DEVICES
 from tests.faults import has_checkpoint, wait_until
-from tests.hosts import Host, two_hosts
+from tests.hosts import ON_TWO_HOSTS, Host, two_hosts
 from tests.runs import SHORT, TrackedRun, copy_empty_store, fit, image_folder, tracked_runs
 
 # As others start it, each step long enough to be caught in.
 UNHURRIED = ("fit", *SHORT, *LONGER, "--trainer.callbacks+=tests.cli.test_resume.Unhurried")
-ON_TWO_HOSTS = ("--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.accelerator=cpu")
 SOON = 30  # seconds in which a process notices that another one is gone
 
 
