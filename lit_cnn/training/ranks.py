@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
@@ -84,14 +84,12 @@ class Ranks:
         """
         if not self.are_several or self.lifeline is not None:
             return
-        if not torch.distributed.is_initialized():
-            environment = self.strategy.cluster_environment
-            if not environment.creates_processes_externally:
-                os.environ[_STARTED_BY] = str(os.getpid())
-                self.strategy.launcher._call_children_scripts()
-                del os.environ[_STARTED_BY]
-            with _meeting(self.strategy):
-                self.strategy.setup_environment()
+        if not self.strategy.cluster_environment.creates_processes_externally:
+            os.environ[_STARTED_BY] = str(os.getpid())
+            self.strategy.launcher._call_children_scripts()
+            del os.environ[_STARTED_BY]
+        with _meeting(self.strategy):
+            self.strategy.setup_environment()
         self.lifeline = connect(self.strategy)
         self._to_hear = self.strategy.broadcast(self._said or [])
         if self._said is not None:
@@ -228,12 +226,7 @@ def join(trainer: Trainer) -> Ranks:
 
 def _starts_all(strategy: Any) -> bool:
     """Whether this process is to start all others."""
-    environment = strategy.cluster_environment
-    return (
-        strategy.num_nodes == 1
-        and not torch.distributed.is_initialized()
-        and not environment.creates_processes_externally
-    )
+    return strategy.num_nodes == 1 and not strategy.cluster_environment.creates_processes_externally
 
 
 @contextlib.contextmanager
@@ -282,7 +275,7 @@ def _require_as_many(strategy: Any) -> None:
     environment, nodes, devices = strategy.cluster_environment, strategy.num_nodes, strategy.num_processes
     try:
         environment.validate_settings(num_devices=devices, num_nodes=nodes)
-        if environment.world_size() == nodes * devices:
+        if not isinstance(environment, SLURMEnvironment) or environment.world_size() == nodes * devices:
             return
         reason = f"{environment.world_size()} processes were started for {nodes} x {devices} devices"
     except ValueError as error:

@@ -12,6 +12,7 @@ import yaml
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.audit import Report
 from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.sampling import check_shared_out
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.tracking.run import Run
 from lit_cnn.training.before_fit import check_before_fit
@@ -202,7 +203,7 @@ def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> N
     """Refuses, before anything is written, what would fail or mean nothing later."""
     model, data, options = setup.model, setup.data, setup.options
     check_data_of(model.hparams, model.class_names, data)
-    data.check_shared_out(parts.trainer.world_size)
+    check_shared_out(data.batch_size, parts.trainer.world_size)
     if data.sampler == "balanced" and model.hparams["class_weights"] == "balanced":
         raise UsageError("class_weights", "balanced", "`sampler=balanced` evens out the classes", "take one")
     if parts.trainer.world_size > 1 and has_parent:

