@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,10 +19,18 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.tracking.journal import read_journal
 from lit_cnn.training.checkpoints import load_checkpoint
 from tests import forks
+from tests.hosts import ON_TWO_HOSTS, Host, two_hosts
 from tests.outages import FAULTS, UNDISTURBED, outages
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "experiment" / "lenet5_scratch_digits.yaml"
+# What happens to which of two hosts, and whether they share a folder.
+HOST_FAULTS: dict[str, tuple[Callable[[Host], None], int, bool]] = {
+    "kill -9 of the second host": (Host.kill, 1, False),
+    "the same, shared folder": (Host.kill, 1, True),
+    "kill -9 of the first host": (Host.kill, 0, False),
+    "the second host is cut off": (Host.unplug, 1, False),
+}
 
 
 @dataclass
@@ -171,6 +180,52 @@ def kills(
         yield not reason
 
 
+def host_faults(fault: Callable[[Host], None], rank: int, shares: bool, tries: int, folder: Path) -> Iterator[bool]:
+    """Yields for each try whether a run on two hosts came out as an undisturbed one after one of them was gone.
+
+    Args:
+        fault: What happens to the host.
+        rank: Which.
+        shares: Whether both have the same folder.
+        tries: How often.
+        folder: For the runs.
+    """
+    common = [*fit_arguments(0, 4, 400), *ON_TWO_HOSTS]
+    rng = random.Random(rank)
+    with two_hosts() as hosts:
+
+        def both(place: Path) -> list[forks.Forked]:
+            places = [place / "shared"] * 2 if shares else [place / "first", place / "second"]
+            for each in places:
+                each.mkdir(parents=True, exist_ok=True)
+            return [host.start(*common, cwd=each) for host, each in zip(hosts, places, strict=True)]
+
+        first = "shared" if shares else "first"
+        if [each.wait() for each in both(folder / "reference")] != [0, 0]:
+            raise RuntimeError(f"the undisturbed run failed: see {folder}")
+        reference = outcome(folder / "reference" / first)
+        done = attempts = 0
+        while done < tries:
+            attempts += 1
+            place = folder / f"try{attempts}"
+            running = both(place)
+            wait_until(partial(has_checkpoint, place / first))
+            time.sleep(rng.uniform(0, 0.5))
+            fault(hosts[rank])
+            began = time.monotonic()
+            code, seconds = running[1 - rank].wait(), time.monotonic() - began
+            running[rank].wait()
+            hosts[rank].plug_in()
+            if not is_unfinished(place / first):
+                continue  # it came to its end before
+            codes = [each.wait() for each in both(place)]
+            done += 1
+            reason = why_lost(reference, place / first, max(codes))
+            if reason or code != 1 or seconds > 30:
+                print(f"lost in {place.name}: {code} after {seconds:.0f} s; {reason}", file=sys.stderr, flush=True)
+            yield not reason and code == 1 and seconds <= 30
+
+
 def main() -> int:
     """Prints one table: fault, tries, survived, lost; of outages the worst stall and the latest warning, in seconds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -178,6 +233,7 @@ def main() -> int:
     parser.add_argument("--num_workers", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--outages", type=int, default=2, help="tries of each outage of the tracking server")
     parser.add_argument("--outage_seconds", type=float, default=60)
+    parser.add_argument("--hosts", type=int, default=2, help="tries of each fault of one of two hosts")
     options = parser.parse_args()
 
     print(f"{'fault':40} {'tries':>6} {'survived':>9} {'lost':>6} {'stall':>6} {'warned':>7}")
@@ -186,6 +242,14 @@ def main() -> int:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             survived = sum(kills(options.tries, num_workers, Path(folder)))
         lost += _print_row(f"kill -9, {num_workers} workers, resume", options.tries, survived)
+    for name, (happens, rank, shares) in HOST_FAULTS.items() if options.hosts else ():
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            try:
+                survived = sum(host_faults(happens, rank, shares, options.hosts, Path(folder)))
+            except PermissionError as error:
+                print(f"{name:40} not tried: {error}", flush=True)
+                continue
+        lost += _print_row(name, options.hosts, survived)
     for fault in (UNDISTURBED, *FAULTS) if options.outages else ():
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             came_of = list(outages(fault, options.outages, options.outage_seconds, Path(folder), CONFIG))

@@ -74,19 +74,28 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def start(*arguments: str | Path, cwd: Path, log: int, errors: int | None = None) -> Forked:
+def start(
+    *arguments: str | Path,
+    cwd: Path,
+    log: int,
+    errors: int | None = None,
+    module: str = "lit_cnn",
+    environment: Mapping[str, str] | None = None,
+) -> Forked:
     """Starts `python -m lit_cnn ARGUMENTS…` by a fork, in a session of its own.
 
     Args:
-        arguments: What follows `python -m lit_cnn`.
+        arguments: What follows `python -m lit_cnn`, or another module.
         cwd: Its working directory.
         log: Descriptor of a file for what it prints.
         errors: The same for stderr; by default `log`.
+        module: What is started in the place of `lit_cnn`.
+        environment: Variables besides those of this process.
     """
-    command = [sys.executable, "-m", "lit_cnn", *map(str, arguments)]
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     with open(os.devnull) as nothing:
         descriptors = [nothing.fileno(), log, log if errors is None else errors]
-        return Forked(_server().fork(command, cwd, os.environ, descriptors))
+        return Forked(_server().fork(command, cwd, {**os.environ, **(environment or {})}, descriptors))
 
 
 def spawn_sender(path: str, argv: list[str], env: Mapping[str, str], **options: Any) -> int:

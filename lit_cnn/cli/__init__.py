@@ -11,12 +11,13 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from lit_cnn import __version__
 from lit_cnn.cli.spelling import spelling_of
-from lit_cnn.core.environment import set_environment
+from lit_cnn.core.environment import says_not_first, set_environment
 from lit_cnn.core.errors import UsageError, spelling_printed
 from lit_cnn.core.files import CANNOT_WRITE
 from lit_cnn.core.late_imports import postpone_imports
@@ -66,6 +67,7 @@ options:
   --version  {__version__}
 """
 
+_UNTIL_TOLD = 3.0  # seconds
 _OF_LIGHTNING = ("fit", "validate", "test")
 # Command -> the module of its function, imported when it is asked for.
 _COMMANDS = {
@@ -111,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with spelling_printed(spelling):
             return _command(arguments[0])(arguments[1:])
     except UsageError as error:
+        if says_not_first():
+            time.sleep(_UNTIL_TOLD)  # the first process says the same, and its launcher ends this one
         # One that was raised in a loader's worker process comes with that process's traceback, and ends with itself.
         message = error.in_words(spelling).rpartition("lit_cnn.core.errors.UsageError: ")[2]
         print(f"lit-cnn: error: {' '.join(message.split())}", file=sys.stderr)
@@ -158,8 +162,8 @@ def _train_or_evaluate(name: Any, arguments: list[str]) -> int:
     precheck(arguments)
     if name == "fit" and sys.stderr.isatty():
         print(starting_line(arguments, seeds), file=sys.stderr, flush=True)
-    # Not in the other processes of a distributed run, which Lightning starts with a rank, and which log nothing.
-    if name == "fit" and "LOCAL_RANK" not in os.environ and not {"--help", "-h"}.intersection(arguments):
+    # Not in the other processes of a distributed run, which are started with a rank, and log nothing.
+    if name == "fit" and not says_not_first() and not {"--help", "-h"}.intersection(arguments):
         from lit_cnn.tracking.supervisor import start_early
 
         start_early()

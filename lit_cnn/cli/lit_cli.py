@@ -12,10 +12,12 @@ from lit_cnn.core.file_names import all_as_text
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.linked import LINKED_FROM_DATA
 from lit_cnn.training.classifier import LitClassifier
+from lit_cnn.training.ranks import Ranks
 from lit_cnn.training.record import recorded_config
 from lit_cnn.training.resume import checkpoint_file, checkpoint_to_train_on
 from lit_cnn.training.run_options import TRAINER_DEFAULTS, RunOptions, trainer_options
 from lit_cnn.training.setup import Setup
+from lit_cnn.training.trainer import meet
 from lit_cnn.training.weights import expected_images, use_store
 
 _OPTIONS = tuple(field.name for field in dataclasses.fields(RunOptions))
@@ -37,6 +39,7 @@ class LitCLI(LightningCLI):
     """
 
     setup: Setup
+    _trains = True
 
     def __init__(
         self, command: str, arguments: Sequence[str], model_class: type[LitClassifier] = LitClassifier
@@ -78,15 +81,22 @@ class LitCLI(LightningCLI):
         """Refuses what can be told to be wrong before anything is read, and settles what others depend on."""
         config = self.config
         self.options = RunOptions(**{name: config[name] for name in _OPTIONS})
-        self.options.check(writes=self._command == "fit")
         self.finds_batch_size = config.find_batch_size
+        trains = self._trains and self._command == "fit" and not self.finds_batch_size
+        self._ranks = meet(config.trainer.as_dict()) if trains else Ranks()
+        with self._ranks.ending_together():
+            self._settle()
+
+    def _settle(self) -> None:
+        config = self.config
+        self.options.check(writes=self._command == "fit" and self._ranks.is_first)
         config.trainer.precision = trainer_options(config.trainer.as_dict())["precision"]
         if config.ckpt_path is not None and config.ckpt_path != "last":
-            find = checkpoint_to_train_on if self._command == "fit" else checkpoint_file
-            config.ckpt_path = str(find(config.ckpt_path, self.options.store))
+            given, find = config.ckpt_path, checkpoint_to_train_on if self._command == "fit" else checkpoint_file
+            config.ckpt_path = self._ranks.from_first(lambda: str(find(given, self.options.store)))
             self.options = dataclasses.replace(self.options, ckpt_path=config.ckpt_path)
         if config.model.weights is not None:
-            with use_store(self.options.store):
+            with use_store(self.options.store, self._ranks.file_of_first):
                 expected = expected_images(config.model.arch, config.model.weights)
             # In the configuration too, which the checkpoint keeps.
             config.data.weights_expect = expected
@@ -96,10 +106,11 @@ class LitCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Builds data and model; the runs whose weights are asked for are those of this store."""
-        with use_store(self.options.store):
+        with self._ranks.ending_together(), use_store(self.options.store, self._ranks.file_of_first):
             built = self.parser.instantiate_classes(self.config)
         config = recorded_config(self.plain_config)
-        self.setup = Setup(built.model, built.data, self.options, dict(built.trainer), config)
+        ranks = self._ranks if self._ranks.are_several else None
+        self.setup = Setup(built.model, built.data, self.options, dict(built.trainer), config, ranks)
 
 
 class DataCLI(LitCLI):
@@ -108,6 +119,8 @@ class DataCLI(LitCLI):
     Args:
         arguments: Options of `lit-cnn fit`.
     """
+
+    _trains = False
 
     def __init__(self, arguments: Sequence[str]) -> None:
         super().__init__("fit", [*arguments, "--track=false"])

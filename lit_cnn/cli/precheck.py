@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lit_cnn.cli.configs import SECTIONS, Layer, split_arguments
+from lit_cnn.core.environment import says_one_of_several
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.linked import LINKED_FROM_DATA
 
@@ -46,7 +47,8 @@ def precheck(arguments: Sequence[str]) -> None:
             raise UsageError(name, value, "no such option", _hint(name, known, "`"))
         if name in _LEAST and value not in (None, "null"):
             _check_whole_number(name, value, _LEAST[name])
-    _check_root(options)
+    if not says_one_of_several():  # else another host may have the folder, and is to hear of it
+        _check_root(options)
 
 
 def take_seeds(arguments: list[str]) -> tuple[list[int] | None, list[str]]:

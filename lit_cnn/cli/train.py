@@ -64,8 +64,9 @@ def run_trainer_command(
 def _run_one(command: Command, arguments: list[str], model_class: type[LitClassifier]) -> None:
     cli = LitCLI(command, arguments, model_class)
     if command != "fit":
-        for name, value in evaluate(cli.setup, command).items():
-            print(f"{name}  {value:.4f}")
+        metrics = evaluate(cli.setup, command)
+        if is_first_process():
+            print("\n".join(f"{name}  {value:.4f}" for name, value in metrics.items()))
     elif cli.finds_batch_size:
         size, is_whole = largest_batch_size(cli.setup)
         print(f"--data.batch_size {size}{'; the training set has no more images' if is_whole else ''}")

@@ -1,8 +1,9 @@
-"""What libraries read from the environment as they are imported."""
+"""What libraries read from the environment as they are imported, and what whoever started this process left there."""
 
 import os
 
 SPIN_COUNT = "10000"
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
 
 def set_environment() -> None:
@@ -21,3 +22,19 @@ def set_environment() -> None:
         "JSONARGPARSE_DEPRECATION_WARNINGS": "off",
     }.items():
         os.environ.setdefault(name, value)
+
+
+def number_said(name: str) -> int | None:
+    """Returns a variable of the environment that is a whole number; None where it is not."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else None
+
+
+def says_one_of_several() -> bool:
+    """Whether the environment gives this process a rank: it may be one of several, or the rank may be left over."""
+    return any(number_said(name) is not None for name in _RANKS)
+
+
+def says_not_first() -> bool:
+    """Whether the environment gives this process another rank than the first."""
+    return any(number_said(name) for name in _RANKS)

@@ -21,7 +21,7 @@ from lit_cnn.data.normalization import Normalization
 from lit_cnn.data.option_checks import check_options
 from lit_cnn.data.pixel_statistics import PixelStatistics, measure_pixels, remembered
 from lit_cnn.data.pixel_values import AS_IS, pixel_options
-from lit_cnn.data.sampling import Sampler, TrainBatches, eval_batches, next_batch
+from lit_cnn.data.sampling import Sampler, TrainBatches, check_shared_out, eval_batches, next_batch
 from lit_cnn.data.sources import (
     MAX_PIXELS,
     NAMES_AS_TEXT,
@@ -377,8 +377,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def train_batches(self, rank: int, world_size: int, first_epoch: int = 0, first_batch: int = 0) -> TrainBatches:
         """Returns which images one of several processes trains on, batch by batch; see `TrainBatches`."""
-        if self.batch_size % world_size:
-            raise UsageError("batch_size", self.batch_size, f"give a multiple of the {world_size} devices")
+        check_shared_out(self.batch_size, world_size)
         labels = self.image_set.labels[self.splits.train]
         more = labels if self.sampler == "balanced" else None, self.views, self.merges_last_batch
         where = first_epoch, first_batch, rank, world_size

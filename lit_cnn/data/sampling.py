@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from lit_cnn.core.errors import UsageError
 from lit_cnn.core.randomness import balanced_order, epoch_permutation
 
 if TYPE_CHECKING:
@@ -37,6 +38,12 @@ def next_batch(trainer: "Trainer | None", batches_per_epoch: int) -> tuple[int, 
     if batches.processed >= batches_per_epoch:
         return epochs.processed + 1, 0
     return epochs.processed, batches.processed
+
+
+def check_shared_out(batch_size: int, devices: int) -> None:
+    """Refuses a batch size of which devices have no equal shares."""
+    if batch_size % devices:
+        raise UsageError("batch_size", batch_size, f"give a multiple of the {devices} devices")
 
 
 class TrainBatches:

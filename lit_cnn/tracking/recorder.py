@@ -83,9 +83,9 @@ class Recorder:
         supervisor_of(self.store).add(self._journal.folder)
 
     @property
-    def has_begun(self) -> bool:
-        """Whether `begin` has opened the run."""
-        return self._journal is not None
+    def is_open(self) -> bool:
+        """Whether the run has begun and was not ended."""
+        return self._journal is not None and not self._journal.closed
 
     @property
     def key(self) -> str:

@@ -4,10 +4,13 @@ import logging
 import os
 import shutil
 import signal
+import socket
+import sys
 import tempfile
+import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,10 @@ from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.training.callbacks import RunCheckpoints, RunInterrupted
 from lit_cnn.training.checkpoints import size_of
 from lit_cnn.training.classifier import LitClassifier
+
+GO_ON = "what was saved before is whole: the same again with `resume=auto` goes on"
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_UNTIL_HEARD = 3.0  # seconds in which Python's own handler of a second signal should have run
 
 
 def is_first_process() -> bool:
@@ -61,11 +68,12 @@ class RunFailedError(Exception):
 
 
 @contextmanager
-def failures_in_words(batch_size: int) -> Iterator[None]:
-    """Turns a full disk and a full memory into one line that says what is safe and what to do.
+def failures_in_words(batch_size: int, gone: Callable[[], str] = str) -> Iterator[None]:
+    """Turns a full disk, a full memory and a lost host into one line that says what is safe and what to do.
 
     Args:
         batch_size: That of the data module.
+        gone: Says which other process of the run is gone; "" if none is.
 
     Raises:
         RunFailedError: In place of the system's own errors.
@@ -82,6 +90,8 @@ def failures_in_words(batch_size: int) -> Iterator[None]:
         ) from error
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
+            if lost := gone():  # by which an exchange with it has failed
+                raise RunFailedError(f"{lost}; {GO_ON}") from error
             raise
         mistake = too_large(batch_size)
         raise RunFailedError(f"`batch_size={batch_size}`: {mistake.reason}; {mistake.remedy}") from error
@@ -143,29 +153,77 @@ def find_batch_size(trainer: Trainer, model: LitClassifier, datamodule: ImageDat
 
 
 @contextmanager
-def signals_stop(trainer: Trainer, checkpoints: RunCheckpoints) -> Iterator[None]:
+def signals_stop(
+    trainer: Trainer, checkpoints: RunCheckpoints, at_end: Callable[[int], None] = lambda number: None
+) -> Iterator[None]:
     """Turns INT, TERM, HUP and USR1 into a stop between two steps; a second one stops at once.
 
     USR1 is how SLURM announces (`--signal=USR1@60`) that TERM will follow: that TERM changes nothing.
+
+    Args:
+        trainer: Of the run.
+        checkpoints: Those who stop it.
+        at_end: Called from another thread, before a second signal ends a process that does not hear of it: one that
+            waits for another process. Given the signal, it is to record how the run ended.
     """
     # Lightning's own handler of TERM ends the run by SystemExit, with exit code 0, where its loops notice it before we
     # do; with several processes it talks to the others in the midst of whatever they are exchanging.
     trainer._signal_connector.register_signal_handlers = _register_nothing  # type: ignore[method-assign]
     received: list[int] = []  # by this process; what another one of the run received is no second signal
+    heard = threading.Event()
 
     def stop(signal_number: int, frame: Any) -> None:
-        if received and (received[-1], signal_number) != (signal.SIGUSR1, signal.SIGTERM):
+        if _is_second(received, signal_number):
+            heard.set()
             raise RunInterrupted(signal_number, at_once=True)
         received.append(signal_number)
         checkpoints.signal_number = signal_number
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-    before = {number: signal.signal(number, stop) for number in numbers}
+    def end_unheard(signal_number: int) -> None:
+        if not heard.wait(_UNTIL_HEARD):
+            with suppress(Exception):
+                at_end(signal_number)
+            name = signal.Signals(signal_number).name
+            print(f"lit-cnn: stopped by {name}; the same command with --resume auto goes on", file=sys.stderr)
+            os._exit(128 + signal_number)
+
+    before = {number: signal.signal(number, stop) for number in _STOPPING}
     try:
-        yield
+        with _second_signal_noticed(end_unheard):
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _second_signal_noticed(then: Callable[[int], None]) -> Iterator[None]:
+    """Calls a function from another thread at a second signal: Python's handlers wait until PyTorch has returned."""
+    woken, wake = socket.socketpair()
+    wake.setblocking(False)
+
+    def watch() -> None:
+        seen: list[int] = []
+        while numbers := woken.recv(1):
+            if numbers[0] in _STOPPING:
+                if _is_second(seen, numbers[0]):
+                    then(numbers[0])
+                seen.append(numbers[0])
+
+    before = signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+    watcher = threading.Thread(target=watch, daemon=True, name="second signal")
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        wake.close()
+        watcher.join()
+        woken.close()
+
+
+def _is_second(received: Sequence[int], number: int) -> bool:
+    return bool(received) and (received[-1], number) != (signal.SIGUSR1, signal.SIGTERM)
 
 
 def _register_nothing() -> None:

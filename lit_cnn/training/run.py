@@ -1,6 +1,5 @@
 """One tracked run, from data and model to its end."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +12,7 @@ import yaml
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.audit import Report
 from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.sampling import check_shared_out
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.tracking.run import Run
 from lit_cnn.training.before_fit import check_before_fit
@@ -22,18 +22,20 @@ from lit_cnn.training.callbacks.snapshots import check_same_cycles
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.distillation import Distillation
+from lit_cnn.training.launchers import leave_it_to_first
 from lit_cnn.training.linked import check_data_of, made_by
 from lit_cnn.training.metrics import log_now
 from lit_cnn.training.optimization import check_same_optimizer, path_of_penalties
 from lit_cnn.training.parents import ParentRun
 from lit_cnn.training.process import (
+    RunFailedError,
     failures_in_words,
     find_batch_size,
-    is_first_process,
     quiet_lightning,
     require_room,
     signals_stop,
 )
+from lit_cnn.training.ranks import Ranks, join
 from lit_cnn.training.record import (
     check_classes,
     check_randomness,
@@ -58,9 +60,6 @@ from lit_cnn.training.training_on import (
     images_seen,
 )
 
-# How the first process of a distributed run tells the others.
-_RUN_FOLDER = "LIT_CNN_RUN_FOLDER"
-
 
 def train(
     setup: Setup,
@@ -84,32 +83,63 @@ def train(
         RunFailedError: If a disk or the memory was full; the run is FAILED.
         RunInterrupted: If a signal stopped it; the run is KILLED, and can be resumed.
     """
-    setup, start = find_start(setup, parent)
-    parts = build_trainer(setup.model, setup.options, setup.trainer, setup.new_logger())
-    if start.path is not None and start.folder is None:
-        parts.trainer.callbacks.append(TrainOn(batches_of(start.checkpoint)))  # type: ignore[attr-defined]
-    _check(setup, parts, start, has_parent=parent is not None)
-    report = check_before_fit(setup.data) if is_first_process() else None
-    with failures_in_words(setup.data.batch_size), quiet_lightning():
-        uses_features = parts.feature_cache.used != "off"
-        rehearse(parts.trainer, setup.model, setup.data, uses_features, is_new=start.path is None)
-    parent_key = None
-    if parts.logger is not None:
-        _require_room(setup, parts, start)
-        parent_key = _open_parent(parent, setup) if parent is not None else None
-    if parent is not None and label in parent.children:
-        return parent.children[label]
-    if is_first_process():
-        before(setup)
-    with signals_stop(parts.trainer, parts.checkpoints), quiet_lightning(), failures_in_words(setup.data.batch_size):
-        try:
-            if parts.logger is not None:
-                _begin(setup, parts, start, report, parent_key, parent.child_tags if parent is not None else {})
-            metrics = _train_and_test(setup, parts, start)
-        except BaseException as error:
-            if parts.logger is not None and parts.logger.has_begun:
-                _end_early(parts.logger, error)
-            raise
+    with (setup.ranks or Ranks()).ending_together():
+        parts = build_trainer(setup.model, setup.options, setup.trainer, setup.new_logger())
+    ranks = setup.ranks or join(parts.trainer)
+    try:
+        run = _train(setup, parts, ranks, parent, label, before)
+    except BaseException as error:
+        if parts.logger is not None and parts.logger.is_open:  # it failed between its opening and its first step
+            _end_early(parts.logger, error)
+        ranks.close(error)
+        if isinstance(error, UsageError) and not ranks.is_first:
+            leave_it_to_first()
+        raise
+    ranks.close()
+    return run
+
+
+def _train(
+    setup: Setup,
+    parts: RunTrainer,
+    ranks: Ranks,
+    parent: ParentRun | None,
+    label: str,
+    before: Callable[[Setup], None],
+) -> Run:
+    with ranks.ending_together():
+        _check_same_images(ranks, setup.data)
+        setup, start = find_start(setup, parent, ranks)
+        if start.path is not None and start.folder is None:
+            parts.trainer.callbacks.append(TrainOn(batches_of(start.checkpoint)))  # type: ignore[attr-defined]
+        _check(setup, parts, start, has_parent=parent is not None)
+        report = check_before_fit(setup.data) if ranks.is_first else None
+        with failures_in_words(setup.data.batch_size), quiet_lightning():
+            uses_features = parts.feature_cache.used != "off"
+            rehearse(parts.trainer, setup.model, setup.data, uses_features, is_new=start.path is None)
+        parent_key = None
+        if parts.logger is not None and ranks.is_first:
+            _require_room(setup, parts, start)
+            parent_key = _open_parent(parent, setup) if parent is not None else None
+        if parent is not None and label in parent.children:
+            return parent.children[label]
+        if ranks.is_first:
+            before(setup)
+        ranks.meet()
+        if parts.logger is not None:
+            tags = parent.child_tags if parent is not None else {}
+            parts.checkpoints.folder = ranks.from_first(lambda: _begin(setup, parts, start, report, parent_key, tags))
+
+    def end(error: BaseException) -> None:
+        """Records an end that the thread which trains cannot record, as it waits for another process."""
+        if parts.logger is not None and ranks.is_first:
+            _end_early(parts.logger, error)
+
+    if ranks.lifeline is not None:
+        ranks.lifeline.at_end = lambda line: end(RunFailedError(line))
+    stop = signals_stop(parts.trainer, parts.checkpoints, lambda number: end(RunInterrupted(number)))
+    with stop, quiet_lightning(), failures_in_words(setup.data.batch_size, ranks.gone):
+        metrics = _train_and_test(setup, parts, start, ranks)
     return _finished(setup, parts, metrics)
 
 
@@ -175,10 +205,19 @@ def largest_batch_size(setup: Setup) -> tuple[int, bool]:
     return find_batch_size(trainer, setup.model, setup.data)
 
 
+def _check_same_images(ranks: Ranks, data: ImageDataModule) -> None:
+    """Refuses hosts that have other images than the first one."""
+    digest = data.digests["data"] if ranks.are_several else ""
+    if len(set(ranks.from_each(digest))) > 1:
+        reason = "the hosts of this run have different images there"
+        raise UsageError("root", data.options["root"], reason, "copy the same folder to all of them")
+
+
 def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> None:
     """Refuses, before anything is written, what would fail or mean nothing later."""
     model, data, options = setup.model, setup.data, setup.options
     check_data_of(model.hparams, model.class_names, data)
+    check_shared_out(data.batch_size, parts.trainer.world_size)
     if data.sampler == "balanced" and model.hparams["class_weights"] == "balanced":
         raise UsageError("class_weights", "balanced", "`sampler=balanced` evens out the classes", "take one")
     if parts.trainer.world_size > 1 and has_parent:
@@ -235,11 +274,12 @@ def _begin(
     report: Report | None,
     parent_key: str | None,
     more_tags: Mapping[str, str],
-) -> None:
-    """Opens the run in the journal: the same run on resume, if its folder is here and it is the same work."""
-    if not is_first_process():
-        parts.checkpoints.folder = Path(os.environ[_RUN_FOLDER])
-        return
+) -> Path:
+    """Opens the run in the journal: the same run on resume, if its folder is here and it is the same work.
+
+    Returns:
+        The run's folder.
+    """
     logger, store = parts.logger, setup.options.store
     assert logger is not None
     tags = {**run_tags(setup.model, setup.data, setup.digest), **more_tags}
@@ -253,8 +293,6 @@ def _begin(
             print(f"lit-cnn: warning: the run that {what} {seen}: figures on them are too good", file=sys.stderr)
     logger.begin(run_name=setup.name, params=params, tags=tags, parent_key=parent_key, resume_folder=start.folder)
     mark_unfinished(logger.run_folder, setup.digest, setup.name, setup.data.digests)
-    parts.checkpoints.folder = logger.run_folder
-    os.environ[_RUN_FOLDER] = str(logger.run_folder)
     config_text = yaml.safe_dump(setup.config, sort_keys=False)
     of_run = {"key": logger.key, "config": config_text, "config_digest": setup.digest, "digests": setup.data.digests}
     of_run["num_batches"] = limited(setup.data.num_train_batches, parts.trainer.limit_train_batches)
@@ -272,35 +310,43 @@ def _begin(
     on = f", going on from run {tags['continued_from']} {params['continued']}" if "continued" in params else ""
     # Without an id: MLflow's is not known yet, and a run is to be known by one.
     print(f"{verb} {setup.name} (seed {setup.config['seed_everything']}){on}", file=sys.stderr)
+    return logger.run_folder
 
 
-def _train_and_test(setup: Setup, parts: RunTrainer, start: Start) -> dict[str, float]:
-    """Returns the best epoch's metrics and the test's; ends the run."""
+def _train_and_test(setup: Setup, parts: RunTrainer, start: Start, ranks: Ranks) -> dict[str, float]:
+    """Returns the best epoch's metrics and the test's; ends the run, whatever happens."""
     trainer, model, data = parts.trainer, setup.model, setup.data
     logger = parts.logger if trainer.is_global_zero else None
-    trainer.fit(model, datamodule=data, ckpt_path=start.path, weights_only=True)
-    best = parts.checkpoints.best
-    metrics = {f"best/{name}": value for name, value in best.items()}
-    if logger and model.solves_head and best:
-        logger.log_params({"best_l2": path_of_penalties(total_steps(trainer))[int(best["epoch"])]})
-    if logger and parts.checkpoints.best_path is None:
-        what = "it has no best epoch, and compare and ensemble leave it out"
-        print(f"lit-cnn: warning: the run ended before its first validation: {what}", file=sys.stderr)
-    elif setup.options.test_after_fit and parts.checkpoints.best_path is not None:
-        metrics |= _test_best(parts, model, data)
-    if logger:
-        for checkpoint in sorted(logger.run_folder.glob("*.ckpt")):
-            logger.log_artifact(checkpoint, "checkpoints")
-        logger.end("FINISHED")
-        mark_finished(logger.run_folder)
-    return metrics
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=start.path, weights_only=True)
+        best = parts.checkpoints.best
+        metrics = {f"best/{name}": value for name, value in best.items()}
+        if logger and model.solves_head and best:
+            logger.log_params({"best_l2": path_of_penalties(total_steps(trainer))[int(best["epoch"])]})
+        if logger and parts.checkpoints.best_path is None:
+            what = "it has no best epoch, and compare and ensemble leave it out"
+            print(f"lit-cnn: warning: the run ended before its first validation: {what}", file=sys.stderr)
+        elif setup.options.test_after_fit and parts.checkpoints.best_path is not None:
+            metrics |= _test_best(parts, model, data, ranks)
+        if logger:
+            for checkpoint in sorted(logger.run_folder.glob("*.ckpt")):
+                logger.log_artifact(checkpoint, "checkpoints")
+            logger.end("FINISHED")
+            mark_finished(logger.run_folder)
+        return metrics
+    except BaseException as error:
+        ranks.let_end()
+        if logger:
+            _end_early(logger, error)
+        raise
 
 
-def _test_best(parts: RunTrainer, model: LitClassifier, data: ImageDataModule) -> dict[str, float]:
+def _test_best(parts: RunTrainer, model: LitClassifier, data: ImageDataModule, ranks: Ranks) -> dict[str, float]:
     trainer, best_path = parts.trainer, parts.checkpoints.best_path
     assert best_path is not None
     loggers = trainer.loggers
-    model.load_state_dict(load_checkpoint(best_path)["state_dict"])
+    with ranks.ending_together():
+        model.load_state_dict(ranks.from_first(lambda: load_checkpoint(best_path)["state_dict"]))
     # The test's own logging would give it a step of its own; the run's last step is meant.
     trainer.loggers = []
     (metrics,) = trainer.test(model, data, verbose=False)

@@ -8,6 +8,7 @@ from typing import Any
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.training.classifier import LitClassifier
+from lit_cnn.training.ranks import Ranks
 from lit_cnn.training.record import run_name
 from lit_cnn.training.resume import config_digest
 from lit_cnn.training.run_options import RunOptions
@@ -23,6 +24,7 @@ class Setup:
         options: Of the run.
         trainer: Options of Lightning's Trainer, complete (see `trainer_options`).
         config: All of that as plain values, as the run records it.
+        ranks: The processes of the run, if they have met to build it; else they do in its Trainer.
     """
 
     model: LitClassifier
@@ -30,6 +32,7 @@ class Setup:
     options: RunOptions
     trainer: Mapping[str, Any]
     config: dict[str, Any]
+    ranks: Ranks | None = None
 
     @cached_property
     def digest(self) -> str:

@@ -1,6 +1,5 @@
 """Where a run starts: at its first step, or where the run that it goes on with stands, on the same split."""
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from lit_cnn.tracking.delivery import MlflowRun
 from lit_cnn.tracking.store import UNFINISHED, Store
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.parents import ParentRun
-from lit_cnn.training.process import is_first_process
+from lit_cnn.training.ranks import Ranks
 from lit_cnn.training.resume import (
     checkpoint_to_train_on,
     config_digest,
@@ -25,8 +24,6 @@ from lit_cnn.training.resume import (
     weights_alone,
 )
 from lit_cnn.training.setup import Setup
-
-_RESUME_FROM = "LIT_CNN_RESUME_FROM"  # how the first process of a distributed run tells the others
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Start:
         return known.run_id if known else str(key or self.path)
 
 
-def find_start(setup: Setup, parent: ParentRun | None = None) -> tuple[Setup, Start]:
+def find_start(setup: Setup, parent: ParentRun | None = None, ranks: Ranks | None = None) -> tuple[Setup, Start]:
     """Returns where the run starts; the processes of a distributed run start where the first one does.
 
     A run of an earlier version is gone on with on its own split: what data options did before there were such options
@@ -65,6 +62,7 @@ def find_start(setup: Setup, parent: ParentRun | None = None) -> tuple[Setup, St
     Args:
         setup: What the run is made of.
         parent: The run under which it is shown. All its children have the same split.
+        ranks: The processes of the run, of which the first one says where; by default there is one.
 
     Returns:
         The setup, and where it starts.
@@ -79,19 +77,15 @@ def find_start(setup: Setup, parent: ParentRun | None = None) -> tuple[Setup, St
         ):
             _tell_of_others(setup, parent.config_of(setup.config), before, needs_checkpoint=False)
         setup, before = setup.with_data_options(parent.data_options), {}
-    if is_first_process():
-        path = _choose_checkpoint(setup, before)
-        # Lightning starts the other processes of a run later, by which time this one holds the run.
-        os.environ[_RESUME_FROM] = str(path or "")
-        if path is None and parent is None and setup.options.resume == "auto":
-            _tell_of_others(setup, setup.config, before)
-    else:
-        path = Path(os.environ[_RESUME_FROM]) if os.environ.get(_RESUME_FROM) else None
+    ranks = ranks or Ranks()
+    path = ranks.file_of_first(lambda: _choose_checkpoint(setup, before))
+    if ranks.is_first and path is None and parent is None and setup.options.resume == "auto":
+        _tell_of_others(setup, setup.config, before)
     start = Start(path, load_checkpoint(path) if path else {})
     if path is not None and "optimizer_states" not in start.checkpoint:
         raise weights_alone(setup.options.ckpt_path)
     own = {name: value for name, value in before.items() if _stored_options(start).get(name) == value}
-    if own:
+    if own and ranks.is_first:
         words = ", ".join(f"{name} {value}" for name, value in own.items())
         print(f"going on as lit_cnn {start.record.get('lit_cnn')} began, with {words}", file=sys.stderr)
     setup = setup.with_data_options(own)

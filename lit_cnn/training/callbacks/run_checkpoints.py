@@ -162,8 +162,9 @@ class RunCheckpoints(Checkpoint):
                     self._unwritten[name] = copy.deepcopy(move_data_to_device(self._unwritten[name], "cpu"))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Notes the step of the checkpoint that the run goes on from."""
+        """Notes the step of the checkpoint that the run goes on from, and the first process's best epoch."""
         self._stored_step = trainer.global_step
+        self.best = trainer.strategy.broadcast(self.best)  # another host may not see the file of the best
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Writes `last.ckpt` if it is time, or if a signal came; the latter then ends the run."""
