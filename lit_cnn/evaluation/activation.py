@@ -127,7 +127,7 @@ def _places_of(module: nn.Module, net: nn.Module, output: torch.Tensor) -> _Plac
     shape, width = output.shape, getattr(net, "num_features", None)
     if len(shape) == 4 and shape[3] == width and shape[1] == shape[2] > 1:
         return _Places(module, "windows")
-    if len(shape) == 4 and shape[2:].numel() > 1:
+    if len(shape) == 4 and shape[2] * shape[3] > 1:
         return _Places(module, "maps")
     if len(shape) != 3 or shape[2] != width:
         return None

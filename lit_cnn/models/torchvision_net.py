@@ -73,13 +73,13 @@ class TorchvisionNet(nn.Module):
 
     def forward_with_aux(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Returns logits `(N, num_classes)`, and those of each side branch; these in train mode only."""
-        features, *aux_logits = _outputs(self.backbone(images * self.input_scale + self.input_shift))
+        features, *aux_logits = self._outputs(images)
         # Torchvision gives the branch that is nearest to the classifier first.
         return self.forward_head(features), [logits for logits in reversed(aux_logits) if logits is not None]
 
     def forward_features(self, images: torch.Tensor) -> torch.Tensor:
         """Returns the features that the classifier sees, `(N, num_features)`, float."""
-        return _outputs(self.backbone(images * self.input_scale + self.input_shift))[0]
+        return self._outputs(images)[0]
 
     def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Returns logits `(N, num_classes)` for features `(N, num_features)`; the features with `pre_logits`."""
@@ -125,6 +125,17 @@ class TorchvisionNet(nn.Module):
         groups[0] += [re.escape(f"backbone.{name}") for name in _positions(self.backbone)]
         stem, *blocks = (f"^(?:{'|'.join(parts)})" for parts in groups)
         return {"stem": stem, "blocks": [(pattern, (number,)) for number, pattern in enumerate(blocks)]}
+
+    def _outputs(self, images: torch.Tensor) -> list[torch.Tensor]:
+        try:
+            return _outputs(self.backbone(images * self.input_scale + self.input_shift))
+        except RuntimeError as error:
+            # Evaluation, in which the network was tried, has no side branches.
+            if not (self.training and self.aux_weights and re.search("Kernel size|Output size", str(error))):
+                raise
+            reason = f"too small for the side branches of torchvision/{self._name}"
+            remedy = f"give {native_size(self._name)}, or `arch_options={{aux_logits: false}}`"
+            raise UsageError("image_size", images.shape[-1], reason, remedy) from error
 
     def _expect_tensorflow_pixels(self) -> None:
         """Converts images normalised for ImageNet to pixels in [-1, 1], as the weights expect."""

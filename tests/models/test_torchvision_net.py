@@ -170,3 +170,18 @@ def test_the_stages_of_a_vision_transformer_are_its_blocks() -> None:
     assert {"backbone.class_token", "backbone.encoder.pos_embedding", "backbone.conv_proj.weight"} <= set(stem)
     assert [names[0].split(".")[3] for names in blocks] == [f"encoder_layer_{number}" for number in range(12)]
     assert "backbone.encoder.ln.weight" in blocks[-1] and head == ["classifier.weight", "classifier.bias"]
+
+
+def test_images_too_small_for_side_branches_are_told_in_the_first_step_of_training() -> None:
+    with torch.device("meta"):
+        net: Any = create_model("torchvision/inception_v3", num_classes=7, in_channels=3, image_size=96)
+        line = (
+            r"^image_size=96: too small for the side branches of torchvision/inception_v3; give 299, or arch_options="
+        )
+        with pytest.raises(UsageError, match=line + r"\{aux_logits: false\}$"):
+            net.forward_with_aux(torch.empty(2, 3, 96, 96))
+        assert net.forward_with_aux(torch.empty(2, 3, 299, 299))[1][0].shape == (2, 7)
+        without = create_model(
+            "torchvision/inception_v3", num_classes=7, in_channels=3, image_size=96, aux_logits=False
+        )
+        assert without(torch.empty(2, 3, 96, 96)).shape == (2, 7)
