@@ -1,5 +1,6 @@
 """Other last layers: a network cut after one of its stages, and a head of one or two layers in place of its own."""
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -54,7 +55,11 @@ class CutNet(nn.Module):
         try:
             place = _last_node(net, number_of, cut_at)
             self.backbone = create_feature_extractor(
-                net, {place: "features"}, tracer_kwargs=tracer_options(), suppress_diff_warning=True
+                net,
+                {place: "features"},
+                tracer_kwargs=tracer_options(),
+                suppress_diff_warning=True,
+                concrete_args=constant_arguments(net),
             )
         except Exception as error:  # torch.fx cannot follow what depends on the values in a tensor
             reason = " ".join(str(error).split())[:200]
@@ -126,11 +131,17 @@ def draw_classifier(net: nn.Module) -> None:
     Some networks draw theirs for training from scratch (EfficientNet within 1 / sqrt(classes)): with trained features
     before it and few classes, such a head starts at several times the loss of a guess.
     """
+    for classifier in classifiers(net):
+        for layer in classifier.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                layer.reset_parameters()
+
+
+def classifiers(net: nn.Module) -> list[nn.Module]:
+    """Returns a network's last layer; both of a distilled one, whose logits are averaged."""
     contract: Any = net
-    classifier = contract.get_classifier()
-    for layer in classifier.modules() if isinstance(classifier, nn.Module) else ():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            layer.reset_parameters()
+    found = contract.get_classifier()
+    return [each for each in (found if isinstance(found, tuple) else (found,)) if isinstance(each, nn.Module)]
 
 
 def with_new_head(
@@ -187,7 +198,7 @@ def _last_node(net: nn.Module, number_of: Mapping[str, int], cut_at: int) -> str
 
     was_training = net.training
     tracer = NodePathTracer(**tracer_options())
-    graph = tracer.trace(net.eval())
+    graph = tracer.trace(net.eval(), constant_arguments(net))
     net.train(was_training)
     late_names = {name for name, number in number_of.items() if number > cut_at}
     late_modules = set(_modules_within(net, late_names))
@@ -218,6 +229,12 @@ def tracer_options() -> dict[str, Any]:
         "autowrap_functions": get_notrace_functions(),
         "autowrap_modules": (math, torchvision.ops),
     }
+
+
+def constant_arguments(net: nn.Module) -> dict[str, Any]:
+    """Returns what `forward` takes besides the images, at its defaults: torch.fx would take it for more of them."""
+    parameters = inspect.signature(net.forward).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
 
 
 def _modules_within(net: nn.Module, parameters: set[str]) -> Iterator[str]:

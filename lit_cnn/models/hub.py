@@ -32,6 +32,8 @@ def loading_weights(arch: str, url: str | None = None) -> Iterator[None]:
         if url is not None and not _is_cached(url) and not _is_reachable(url):
             raise ConnectionError(url)
         yield
+    except UsageError:
+        raise
     except Exception as error:  # of the hub's client, of torch or of safetensors
         raise UsageError(
             "weights",

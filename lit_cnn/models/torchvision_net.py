@@ -1,12 +1,14 @@
 """Torchvision's networks by name, with timm's contract around them."""
 
 import re
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
 import torch
 from torch import nn
+from torchvision.models.vision_transformer import Encoder, VisionTransformer, interpolate_embeddings
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.models.hub import loading_weights
@@ -71,13 +73,13 @@ class TorchvisionNet(nn.Module):
 
     def forward_with_aux(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Returns logits `(N, num_classes)`, and those of each side branch; these in train mode only."""
-        features, *aux_logits = _outputs(self.backbone(images * self.input_scale + self.input_shift))
+        features, *aux_logits = self._outputs(images)
         # Torchvision gives the branch that is nearest to the classifier first.
         return self.forward_head(features), [logits for logits in reversed(aux_logits) if logits is not None]
 
     def forward_features(self, images: torch.Tensor) -> torch.Tensor:
         """Returns the features that the classifier sees, `(N, num_features)`, float."""
-        return _outputs(self.backbone(images * self.input_scale + self.input_shift))[0]
+        return self._outputs(images)[0]
 
     def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Returns logits `(N, num_classes)` for features `(N, num_features)`; the features with `pre_logits`."""
@@ -104,8 +106,9 @@ class TorchvisionNet(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Returns timm's patterns of parameter names: the stem, a group for each part of the backbone, the classifier.
 
-        Parts are the backbone's children in their order, a container of stages (`features`) split into its own; a
-        BatchNorm goes with what is before it. The side branches are classifiers and belong to the last group.
+        Parts are the backbone's children in their order, a container of stages (`features`) split into its own, a
+        vision transformer's encoder into its blocks; a BatchNorm goes with what is before it. The side branches are
+        classifiers and belong to the last group.
 
         Args:
             coarse: Part of timm's contract; the groups are the same.
@@ -114,11 +117,25 @@ class TorchvisionNet(nn.Module):
         for part in _parts(self.backbone):
             if part in self._aux_names:
                 continue
-            if not (groups and isinstance(self.backbone.get_submodule(part), nn.BatchNorm2d)):
+            is_norm = isinstance(self.backbone.get_submodule(part), nn.BatchNorm2d) or part == "encoder.ln"
+            if not (groups and is_norm):
                 groups.append([])
             groups[-1].append(re.escape(f"backbone.{part}."))
+        # A token and positions belong to what looks at the pixels.
+        groups[0] += [re.escape(f"backbone.{name}") for name in _positions(self.backbone)]
         stem, *blocks = (f"^(?:{'|'.join(parts)})" for parts in groups)
         return {"stem": stem, "blocks": [(pattern, (number,)) for number, pattern in enumerate(blocks)]}
+
+    def _outputs(self, images: torch.Tensor) -> list[torch.Tensor]:
+        try:
+            return _outputs(self.backbone(images * self.input_scale + self.input_shift))
+        except RuntimeError as error:
+            # Evaluation, in which the network was tried, has no side branches.
+            if not (self.training and self.aux_weights and re.search("Kernel size|Output size", str(error))):
+                raise
+            reason = f"too small for the side branches of torchvision/{self._name}"
+            remedy = f"give {native_size(self._name)}, or `arch_options={{aux_logits: false}}`"
+            raise UsageError("image_size", images.shape[-1], reason, remedy) from error
 
     def _expect_tensorflow_pixels(self) -> None:
         """Converts images normalised for ImageNet to pixels in [-1, 1], as the weights expect."""
@@ -143,6 +160,7 @@ class TorchvisionNet(nn.Module):
         first = f"{_first_convolution(self.backbone)}.weight"
         if (weight := given.get(f"backbone.{first}")) is not None:
             given[f"backbone.{first}"] = adapt_input_conv(own[f"backbone.{first}"].shape[1], weight)
+        given = self.resample(given)
         heads = ("classifier.", *(f"backbone.{_last_linear(self.backbone, branch)}." for branch in self._aux_names))
         for name in [name for name in given if name.startswith(heads)]:
             if name in own and given[name].shape[0] != own[name].shape[0]:
@@ -161,6 +179,17 @@ class TorchvisionNet(nn.Module):
         self.load_state_dict(given, strict=False)
         if self._name in _TRANSFORMED:
             self._expect_tensorflow_pixels()
+
+    def resample(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Returns weights by our names, a vision transformer's positions resampled to its number of patches.
+
+        By torchvision's own function, `interpolate_embeddings`.
+        """
+        given, name = dict(weights), "encoder.pos_embedding"
+        if isinstance(net := self.backbone, VisionTransformer) and f"backbone.{name}" in given:
+            state = OrderedDict({name: given[f"backbone.{name}"]})
+            given[f"backbone.{name}"] = interpolate_embeddings(net.image_size, net.patch_size, state)[name]
+        return given
 
     def _own_name(self, name: str) -> str:
         return re.sub(rf"^backbone\.{re.escape(self._place)}\.", "classifier.", f"backbone.{name}")
@@ -242,9 +271,19 @@ def _parts(backbone: nn.Module) -> Iterator[str]:
     for name, child in backbone.named_children():
         if not any(True for _ in child.parameters()):
             continue
-        if isinstance(child, nn.Sequential) and name in ("features", "layers", "blocks", "trunk_output"):
+        if isinstance(child, Encoder):
+            yield from (f"{name}.layers.{inner}" for inner, _ in child.layers.named_children())
+            yield f"{name}.ln"
+        elif isinstance(child, nn.Sequential) and name in ("features", "layers", "blocks", "trunk_output"):
             yield from (f"{name}.{inner}" for inner, part in child.named_children() if [*part.parameters()])
         else:
+            yield name
+
+
+def _positions(backbone: nn.Module) -> Iterator[str]:
+    """Yields the names of the parameters that are of no layer: a vision transformer's token and positions."""
+    for name, _ in backbone.named_parameters():
+        if isinstance(backbone, VisionTransformer) and "." not in name.removeprefix("encoder."):
             yield name
 
 

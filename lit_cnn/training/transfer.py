@@ -17,10 +17,11 @@ from torch.fx import Graph, GraphModule, Node
 from torchvision.models.feature_extraction import NodePathTracer
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.models.heads import tracer_options
+from lit_cnn.models.heads import constant_arguments, tracer_options
 from lit_cnn.models.stages import stage_parameters
 
 Regime = Literal["scratch", "head_only", "last_stages", "full", "gradual"]
+_DRAWS = ("bernoulli_", "normal_", "uniform_")  # methods of a tensor
 _FEW, _SOME = 100, 1000  # images a class: below the first head_only, below the second last_stages, else full
 
 
@@ -220,15 +221,15 @@ def split_net(net: nn.Module) -> SplitNet:
     Raises:
         ValueError: If the network cannot be followed, or its parts meet in more than one tensor; the message says why.
     """
-    was_training = net.training
+    was_training, arguments = net.training, constant_arguments(net)
     tracer = NodePathTracer(**tracer_options())
     try:
-        graph = tracer.trace(net)
+        graph = tracer.trace(net, arguments)
         cut = _last_frozen(net, graph)
         place = tracer.node_to_qualname[cut]
         frozen, late = GraphModule(net, _up_to(graph, cut)), {True: GraphModule(net, _after(graph, cut))}
         tracer = NodePathTracer(**tracer_options())
-        graph = tracer.trace(net.eval())
+        graph = tracer.trace(net.eval(), arguments)
         late[False] = GraphModule(net, _after(graph, next(n for n, p in tracer.node_to_qualname.items() if p == place)))
     except ValueError:
         raise
@@ -289,7 +290,7 @@ def _last_frozen(net: nn.Module, graph: Graph) -> Node:
 
 
 def _trains(net: nn.Module, node: Node) -> bool:
-    """Whether a node has parameters that train, or drops out at random."""
+    """Whether a node has parameters that train, or draws at random."""
     if node.op == "get_attr":
         return isinstance(found := attrgetter(str(node.target))(net), nn.Parameter) and found.requires_grad
     if node.op == "call_module":
@@ -297,12 +298,12 @@ def _trains(net: nn.Module, node: Node) -> bool:
         return any(parameter.requires_grad for parameter in module.parameters()) or (
             module.training and "Drop" in type(module).__name__
         )
-    return "drop" in getattr(node.target, "__name__", "")
+    return "drop" in getattr(node.target, "__name__", "") or node.target in _DRAWS
 
 
 def _up_to(graph: Graph, cut: Node) -> Graph:
     """Copies the part of a graph that ends with a node."""
-    part, needed = Graph(), _ancestors(cut)
+    part, needed = Graph(), _with_changes(graph, _ancestors(cut))
     copies: dict[Node, Node] = {}
     for node in graph.nodes:
         if node in needed:
@@ -315,7 +316,7 @@ def _after(graph: Graph, cut: Node) -> Graph:
     """Copies the part of a graph that starts from a node's result."""
     part = Graph()
     copies = {cut: part.placeholder("features")}
-    needed = _ancestors(next(iter(reversed(graph.nodes))), {cut})
+    needed = _with_changes(graph, _ancestors(next(iter(reversed(graph.nodes))), {cut}))
     for node in graph.nodes:
         if node in needed:
             copies[node] = part.node_copy(node, copies.__getitem__)
@@ -332,3 +333,13 @@ def _ancestors(last: Node, known: Set[Node] = frozenset()) -> set[Node]:
             found.add(node)
             waiting += node.all_input_nodes
     return found
+
+
+def _with_changes(graph: Graph, needed: set[Node]) -> set[Node]:
+    """Adds what changes one of these tensors in place, whose own result nothing takes: `mask.div_(keep_prob)`."""
+    for node in graph.nodes:
+        name = str(node.target)
+        is_in_place = node.op == "call_method" and name.endswith("_") and not name.endswith("__")
+        if is_in_place and node.args[0] in needed:
+            needed |= _ancestors(node, needed)
+    return needed

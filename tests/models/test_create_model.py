@@ -168,7 +168,6 @@ def test_resolve_arch_names_the_origin(arch: str, resolved: str) -> None:
         ("lit/resnet18", "resnet110, "),
         ("torchvision/resnet81", "torchvision/resnet18, "),
         ("resnet18.nope", "resnet18, "),
-        ("hf-hub:timm/resnet18", "resnet18, "),
     ],
 )
 def test_an_unknown_name_is_told_with_its_nearest(arch: str, nearest: str) -> None:
@@ -178,6 +177,20 @@ def test_an_unknown_name_is_told_with_its_nearest(arch: str, nearest: str) -> No
     assert time.monotonic() - start < 2
     assert str(caught.value).startswith(f"arch={arch}: no such architecture; nearest: {nearest}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arch", "way_out"),
+    [
+        ("hf-hub:timm/resnet18.a1_in1k", r"`?arch=resnet18.a1_in1k.* weights=pretrained, .* weights=FILE.safetensors"),
+        ("hf_hub:timm/resnet18", r"arch=resnet18 with weights=pretrained .*weights=FILE.safetensors"),
+        ("hf-hub:me/mine", r"architecture of its config.json as arch.*weights=FILE.safetensors"),
+        ("local-dir:/models/mine", r"config.json"),
+    ],
+)
+def test_an_address_in_place_of_a_name_asks_nobody_and_says_how_to_give_the_weights(arch: str, way_out: str) -> None:
+    with pytest.raises(UsageError, match=rf"^arch={arch}: is an address, not a name; give .*{way_out}"):
+        create_model(arch, num_classes=10, in_channels=1, image_size=32)
 
 
 @pytest.mark.parametrize(
@@ -195,16 +208,19 @@ def test_an_unknown_name_is_told_with_its_nearest(arch: str, nearest: str) -> No
             r"arch_options=.*drop_rate.* timm/resnet18 refuses .* between 0 and 1",
         ),
         ("lenet5_1998", {"output": "softmax"}, r"arch_options=.*softmax.*rbf"),
+        ("vit_tiny_patch16_224", {"img_size": 64}, r"arch_options=.*img_size.*\(32\) doesn't match model \(64\)"),
+        ("resnet18", {"features_only": True}, r"arch_options=.*\(1, 64, 16, 16\) and .* not 10 logits; leave them out"),
         (
-            "vit_tiny_patch16_224",
-            {},
-            r"image_size=32: timm/vit_tiny_patch16_224 .*\(32\) doesn't match model \(224\)",
+            "inception_v3",
+            {"aux_logits": True},
+            r"gives \(1, 10\) and \(1, 10\) .*; leave them out, or give arch=torchvision/inception_v3, which",
         ),
     ],
 )
 def test_what_an_architecture_refuses_is_told_in_one_line(arch: str, options: dict[str, Any], message: str) -> None:
+    image_size = 299 if arch == "inception_v3" else 32
     with pytest.raises(UsageError, match=message) as caught:
-        create_model(arch, num_classes=10, in_channels=1, image_size=32, **options)
+        create_model(arch, num_classes=10, in_channels=1, image_size=image_size, **options)
     assert "\n" not in str(caught.value)
 
 
@@ -215,7 +231,7 @@ def test_the_limits_of_a_network_of_ours_are_told(num_classes: int, image_size: 
 
 
 def test_a_network_that_takes_multiples_of_a_number_has_no_least_size_to_name() -> None:
-    with pytest.raises(UsageError, match=r"image_size=150: timm/test_vit does not take it: .* divisible"):
+    with pytest.raises(UsageError, match=r"image_size=150: timm/test_vit does not .* divisible.*give 144 or 160"):
         create_model("test_vit", num_classes=10, in_channels=1, image_size=150)
 
 

@@ -13,6 +13,7 @@ from timm.models import group_parameters
 from lit_cnn.core.errors import UsageError
 from lit_cnn.models import create_model, resolve_arch
 from lit_cnn.models.describe import describe
+from lit_cnn.models.stages import stage_parameters
 from lit_cnn.models.torchvision_net import TorchvisionNet, native_size, torchvision_names
 from lit_cnn.training.classifier import LitClassifier
 
@@ -160,3 +161,27 @@ def test_describe_counts_torchvisions_googlenet() -> None:
     assert found.totals["parameters"] == 13_004_888  # torchvision's documentation has 6,624,904, without side branches
     assert describe("torchvision/googlenet", aux_logits=False).totals["parameters"] == 6_624_904
     assert native_size("inception_v3") == 299
+
+
+def test_the_stages_of_a_vision_transformer_are_its_blocks() -> None:
+    with torch.device("meta"):
+        net = create_model("torchvision/vit_b_32", num_classes=7, in_channels=3, image_size=64)
+    stem, *blocks, head = stage_parameters(net)
+    assert {"backbone.class_token", "backbone.encoder.pos_embedding", "backbone.conv_proj.weight"} <= set(stem)
+    assert [names[0].split(".")[3] for names in blocks] == [f"encoder_layer_{number}" for number in range(12)]
+    assert "backbone.encoder.ln.weight" in blocks[-1] and head == ["classifier.weight", "classifier.bias"]
+
+
+def test_images_too_small_for_side_branches_are_told_in_the_first_step_of_training() -> None:
+    with torch.device("meta"):
+        net: Any = create_model("torchvision/inception_v3", num_classes=7, in_channels=3, image_size=96)
+        line = (
+            r"^image_size=96: too small for the side branches of torchvision/inception_v3; give 299, or arch_options="
+        )
+        with pytest.raises(UsageError, match=line + r"\{aux_logits: false\}$"):
+            net.forward_with_aux(torch.empty(2, 3, 96, 96))
+        assert net.forward_with_aux(torch.empty(2, 3, 299, 299))[1][0].shape == (2, 7)
+        without = create_model(
+            "torchvision/inception_v3", num_classes=7, in_channels=3, image_size=96, aux_logits=False
+        )
+        assert without(torch.empty(2, 3, 96, 96)).shape == (2, 7)

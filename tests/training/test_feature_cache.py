@@ -61,6 +61,15 @@ def entries() -> set[str]:
         ("lenet5", {"transfer": "head_only", "arch_options": {"batch_norm": True}}),
         ("torchvision/shufflenet_v2_x0_5", {"transfer": "last_stages"}),
         ("test_efficientnet", {"transfer": "head_only", "arch_options": {"drop_rate": 0.5}}),
+        ("test_vit", {"transfer": "last_stages", "train_stages": 2, "arch_options": {"drop_path_rate": 0.5}}),
+        ("deit_tiny_distilled_patch16_224", {"transfer": "last_stages", "arch_options": {"depth": 3}}),
+        (
+            "swin_tiny_patch4_window7_224",
+            {
+                "transfer": "last_stages",
+                "arch_options": {"depths": (1, 1, 1, 2), "embed_dim": 24, "drop_path_rate": 0.5},
+            },
+        ),
     ],
 )
 def test_weights_and_metrics_are_those_of_a_run_on_images(arch: str, options: dict[str, Any], tmp_path: Path) -> None:
