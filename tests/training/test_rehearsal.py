@@ -158,3 +158,16 @@ def test_batches_that_are_accumulated_from_an_epoch_on_are_counted(tmp_path: Pat
     rates = [rate for _, rate in run.history["lr"]]
     assert [step for step, _ in run.history["lr"]] == list(range(8 + 2 + 2))
     assert max(rates) == pytest.approx(0.004, rel=0.05) and rates[-1] < 0.1 * max(rates)
+
+
+def test_an_error_between_the_opening_and_the_first_step_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: object) -> None:
+        raise ValueError("a picture that cannot be drawn")
+
+    monkeypatch.setattr(run_module, "log_check", fails)
+    with pytest.raises(ValueError, match="a picture"):
+        fit()
+    (run,) = tracked_runs(tmp_path)
+    assert run.status == "FAILED"
