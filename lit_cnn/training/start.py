@@ -90,8 +90,10 @@ def find_start(setup: Setup, parent: ParentRun | None = None, ranks: Ranks | Non
         print(f"going on as lit_cnn {start.record.get('lit_cnn')} began, with {words}", file=sys.stderr)
     setup = setup.with_data_options(own)
     folder = setup.options.store.journal_dir / start.record.get("key", "-")
-    is_same = start.record.get("config_digest") == setup.digest and (folder / UNFINISHED).exists()
-    return setup, replace(start, folder=folder if is_same else None)
+    is_same = start.record.get("config_digest") == setup.digest
+    # Asked of the first process: another host need not see the folder.
+    goes_on = ranks.from_first(lambda: is_same and (folder / UNFINISHED).exists())
+    return setup, replace(start, folder=folder if goes_on else None)
 
 
 def _before(setup: Setup) -> dict[str, Any]:
