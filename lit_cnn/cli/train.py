@@ -188,8 +188,13 @@ def _with_config_of_checkpoint(command: Command, arguments: list[str]) -> list[s
 
 
 def _to_train_on(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a run can take over of another's configuration: nothing that names a class to call."""
     of_a_run = ("resume", "ckpt_path", "track", "tracking_uri", "find_batch_size")
-    return {name: value for name, value in config.items() if name not in of_a_run}
+    trainer = {name: value for name, value in config["trainer"].items() if not isinstance(value, list | dict)}
+    if left_out := [name for name in config["trainer"].keys() - trainer.keys() if config["trainer"][name]]:
+        options = ", ".join(f"--trainer.{name}" for name in sorted(left_out))
+        print(f"lit-cnn: warning: {options} of the run before: not taken over, give them again", file=sys.stderr)
+    return {**{name: value for name, value in config.items() if name not in of_a_run}, "trainer": trainer}
 
 
 def _to_evaluate(config: dict[str, Any]) -> dict[str, Any]:

@@ -265,7 +265,8 @@ def test_a_checkpoint_of_other_classes_is_refused(
 @pytest.mark.usefixtures("empty_store")
 def test_a_loss_that_is_not_finite_ends_the_run_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     every_step = ("--checkpoint_seconds=0", "--trainer.log_every_n_steps=1")
-    assert fit("--model.lr=1e30", "--model.optimizer=sgd", *every_step) == 1
+    # The first step is finite, else the run is refused before it is opened.
+    assert fit("--model.lr=1e6", "--model.optimizer=sgd", *every_step) == 1
     line = capsys.readouterr().err.splitlines()[-1]
     wait_until(lambda: [run.status for run in tracked_runs(tmp_path)] == ["FAILED"])
     (run,) = tracked_runs(tmp_path)

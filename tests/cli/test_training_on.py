@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from lit_cnn.cli import main
-from lit_cnn.training.checkpoints import load_checkpoint
+from lit_cnn.training.checkpoints import load_checkpoint, save_checkpoint
 from lit_cnn.training.optimization import learning_rate_factor
 from tests.cli.test_resume import LONGER, interrupted
 from tests.runs import TrackedRun, fit, run_of_its_own, tracked_runs
@@ -155,3 +156,15 @@ def test_auto_resumes_no_run_of_another_experiment(tmp_path: Path, capsys: pytes
     assert "is unfinished and in experiment two, not three; this run starts anew" in capsys.readouterr().err
     assert fit(*LONGER, "--experiment=one", "--resume=auto") == 0
     assert [run.status for run in tracked_runs(tmp_path)] == ["FINISHED", "KILLED", "FINISHED"]
+
+
+def test_no_class_of_a_checkpoint_is_called(
+    run: TrackedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = load_checkpoint(run.artifacts / "checkpoints" / "last.ckpt")
+    config = yaml.safe_load(checkpoint["lit_cnn"]["config"])
+    config["trainer"]["callbacks"] = [{"class_path": "no.such.Callback"}]
+    record = {**checkpoint["lit_cnn"], "config": yaml.safe_dump(config)}
+    save_checkpoint({**checkpoint, "lit_cnn": record}, tmp_path / "other.ckpt")
+    assert main(["fit", f"--ckpt_path={tmp_path / 'other.ckpt'}", "--trainer.max_epochs=3"]) == 0
+    assert "--trainer.callbacks of the run before: not taken over" in capsys.readouterr().err

@@ -25,6 +25,7 @@ from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.queries import RunInfo, artifact_names, search_runs
 from lit_cnn.tracking.sender import sync
 from lit_cnn.training.classifier import LitClassifier
+from lit_cnn.training.resume import mark_unfinished
 from tests.runs import TrackedRun, fit, tracked_runs
 from tests.tracking.conftest import start_python
 from tests.tracking_server import tracking_server
@@ -191,10 +192,16 @@ def test_a_run_that_takes_no_files_is_evaluated_all_the_same(
     assert not list(HERE.glob("*.here_only"))
 
 
+def go_on_with(run: TrackedRun | RunInfo, journals: Path) -> None:
+    """Makes a run one that has not come to its end, so that a fit goes on with it rather than in a run of its own."""
+    mark_unfinished(journals / run.tags["lit_cnn.key"], run.tags["config_digest"], run.name)
+
+
 def test_a_run_that_went_on_is_asked_anew(runs: list[TrackedRun], store_copy: Path) -> None:
     before = evaluate(runs[0])
     last = kept_with(runs[0]).parent / "checkpoints" / "last.ckpt"
     assert accuracy(before, last) == np.float32(runs[0].metrics["test/acc"])
+    go_on_with(runs[0], store_copy / "mlruns" / "journal")
     assert fit("--trainer.max_epochs=5", "--seed_everything=0", f"--ckpt_path={last}") == 0
     after, *_ = tracked_runs(store_copy, "fit")
     assert after.run_id == runs[0].run_id and after.metrics["test/acc"] != runs[0].metrics["test/acc"]
@@ -287,6 +294,7 @@ def test_through_a_server_a_hit_needs_no_checkpoint(tmp_path: Path, capsys: pyte
         (said,) = warnings(capsys)
         assert f"the logits of run {run.name} ({run.run_id}) are in" in said
 
+        go_on_with(run, tmp_path / "mlruns" / "journal")
         went_on = trained("--trainer.max_epochs=4", f"--ckpt_path={last}")
         assert went_on.run_id == run.run_id and went_on.metrics["test/acc"] != run.metrics["test/acc"]
         assert accuracy(evaluate(went_on, uri=uri), last) == np.float32(went_on.metrics["test/acc"])
