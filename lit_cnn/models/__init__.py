@@ -217,7 +217,7 @@ class _Plan:
         import torch
 
         with torch.device("meta"):
-            return self.build(image_size=0).eval()
+            return self.build(0).eval()
 
     def try_on_meta(self, image_size: int) -> "nn.Module":
         """Builds the network and sends one image through it, shapes only; raises whatever the network raises."""
