@@ -226,7 +226,7 @@ class _Plan:
         with torch.device("meta"), torch.no_grad():
             net = self.build(image_size).eval() if self.origin == "lit" else self._of_any_size
             output = net(torch.empty(1, self.in_channels, image_size, image_size))
-        if (found := not_logits(output, self.num_classes)) is not None:
+        if self.origin != "lit" and (found := not_logits(output, self.num_classes)) is not None:
             reason = f"{self.resolved} gives {found} for an image, not {self.num_classes} logits"
             if not self.options:
                 raise UsageError("arch", self.name, reason, "choose a classifier")
