@@ -77,6 +77,9 @@ def starting_line(arguments: Sequence[str], seeds: Sequence[int] | None) -> str:
         found = [layer.options.get(section, {}).get(name) or (name == "arch" and layer.arch) for layer in layers]
         return value_of(options, f"{section}.{name}") or next((each for each in reversed(found) if each), default)
 
+    given = value_of(options, "ckpt_path")
+    if given not in (None, "last") and not any(text.startswith("--config") for text in arguments):
+        return f"starting from {given} …"  # which has the configuration
     one_seed = value_of(options, "seed_everything") or "0"
     of_seeds = f"seeds {' '.join(map(str, seeds))}" if seeds is not None else f"seed {one_seed}"
     return f"starting {chosen('model', 'arch', 'lenet5')} on {chosen('data', 'dataset', 'digits')}, {of_seeds} …"
