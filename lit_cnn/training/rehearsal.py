@@ -134,6 +134,10 @@ class _Rehearsal:
                 print(f"lit-cnn: {what}; it joins the batch before", file=sys.stderr)
             return losses
         if first == 1 and self._try([2]) is not None:
+            if self.data.batch_size > trainer.world_size:
+                fails = f"one image to train on, on which alone this network cannot be trained: {reason}"
+                option = "root" if self.data.options["limit_train"] is None else "limit_train"
+                raise UsageError(option, self.data.options[option], fails, "give more") from error
             raise UsageError("batch_size", self.data.batch_size, f"one image a step: {reason}", "give more") from error
         clip, precision, optimizer = trainer.gradient_clip_val, trainer.precision, hparams["optimizer"]
         suspects: list[tuple[str, Any, str, dict[str, Any]]] = [

@@ -66,9 +66,11 @@ def how_continued(checkpoint: Mapping[str, Any], params: Mapping[str, Any]) -> s
         checkpoint: Of the run before.
         params: Option -> value, of this run.
     """
-    before = flatten(yaml.safe_load(checkpoint.get("lit_cnn", {}).get("config", "{}")))
+    config = yaml.safe_load(checkpoint.get("lit_cnn", {}).get("config", "{}"))
+    before = {**dict.fromkeys(_unset(config)), **flatten(config)}
     other = [name for name, value in before.items() if decides(name) and str(value) != str(params.get(name))]
-    options = ", ".join(f"{name.rpartition('.')[2]}={before[name]}" for name in other)
+    values = {name: "null" if before[name] is None else before[name] for name in other}
+    options = ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in values.items())
     return f"after {epochs_done(checkpoint):.3g} epochs{f' with {options}' if options else ''}"
 
 
@@ -113,6 +115,12 @@ def check_same_network(checkpoint: Mapping[str, Any], model: LitClassifier, path
     raise UsageError("ckpt_path", path, reason, "give the same, or another checkpoint")
 
 
+def steps_done(checkpoint: Mapping[str, Any], trainer: Any, before: int, now: int) -> int:
+    """Returns the optimizer steps that a run would have made at a checkpoint's place; see `put_in_place`."""
+    epochs, _, batch = _place_now(checkpoint, trainer, before, now)
+    return steps_after(epochs, now, trainer, batch)
+
+
 def put_in_place(checkpoint: dict[str, Any], trainer: Any, hparams: Any, before: int, now: int) -> None:
     """Rewrites a checkpoint's counts and learning rates to those at the same share of another run.
 
@@ -127,19 +135,12 @@ def put_in_place(checkpoint: dict[str, Any], trainer: Any, hparams: Any, before:
     Raises:
         UsageError: If the checkpoint is from within an epoch and there is no such place in this run.
     """
-    epochs, share = _place(checkpoint, before)
-    used = limited(now, trainer.limit_train_batches)
-    batch = 0
-    if share:
-        of_step = accumulated(trainer, epochs)
-        batch = max(1, int(share * used) // of_step) * of_step
-        if batch >= used:
-            reason = f"{epochs + share:.2f} epochs are done, and an epoch of this run has no place within it"
-            raise UsageError(
-                "ckpt_path", None, reason, "give a smaller `batch_size`, or the checkpoint of a whole epoch"
-            )
+    epochs, used, batch = _place_now(checkpoint, trainer, before, now)
     loops = checkpoint["loops"]["fit_loop"]
     batches, steps = loops["epoch_loop.batch_progress"], steps_after(epochs, now, trainer, batch)
+    if batch:  # where a number of steps or a time has ended an epoch, it is not at its end
+        for count in loops["epoch_progress"].values():
+            count["processed"] = count["completed"]
     _shift(batches["current"], "processed", batch or used)
     _shift(batches["total"], "processed", epochs * used + batch)
     optimizer = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]
@@ -159,14 +160,44 @@ def put_in_place(checkpoint: dict[str, Any], trainer: Any, hparams: Any, before:
             group["lr"] = rate
 
 
+def _place_now(checkpoint: Mapping[str, Any], trainer: Any, before: int, now: int) -> tuple[int, int, int]:
+    """Returns the whole epochs that are done, the batches of each, and those that are done of the next one.
+
+    Raises:
+        UsageError: If the checkpoint is from within an epoch and there is no such place in this run.
+    """
+    epochs, share = _place(checkpoint, before)
+    used = limited(now, trainer.limit_train_batches)
+    if not share:
+        return epochs, used, 0
+    of_step = accumulated(trainer, epochs)
+    batch = max(1, int(share * used) // of_step) * of_step
+    if batch >= used:
+        reason = f"{epochs + share:.2f} epochs are done, and an epoch of this run has no place within it"
+        raise UsageError("ckpt_path", None, reason, "give a smaller `batch_size`, or the checkpoint of a whole epoch")
+    return epochs, used, batch
+
+
 def _place(checkpoint: Mapping[str, Any], num_batches: int) -> tuple[int, float]:
     """Returns the whole epochs that are done, and the share of the next one, in [0, 1)."""
     loops = checkpoint["loops"]["fit_loop"]
-    epochs = loops["epoch_progress"]["current"]
-    done = loops["epoch_loop.batch_progress"]["current"]["processed"]
-    if epochs["started"] == epochs["processed"]:  # between two epochs
+    epochs, batches = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
+    has_ended = epochs["started"] == epochs["processed"]
+    if has_ended and batches.get("is_last_batch", True):
         return epochs["processed"], 0.0
-    return (epochs["processed"] + 1, 0.0) if done >= num_batches else (epochs["processed"], done / num_batches)
+    whole, done = epochs["processed"] - has_ended, batches["current"]["processed"]  # steps or a time can end an epoch
+    return (whole + 1, 0.0) if done >= num_batches else (whole, done / num_batches)
+
+
+def _unset(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Returns the options of nested sections that are None, as `flatten` names those that are not."""
+    found = []
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found += _unset(value, f"{prefix}{name}.")
+        elif value is None:
+            found.append(f"{prefix}{name}")
+    return found
 
 
 def _shift(progress: dict[str, int], by: str, value: int) -> None:

@@ -105,6 +105,31 @@ def test_a_checkpoint_within_an_epoch_goes_on_within_it(average: list[str], tmp_
     assert [each.status for each in tracked_runs(tmp_path)] == ["FINISHED", "FINISHED"]
 
 
+@pytest.mark.parametrize(
+    ("steps", "place", "epochs"), [(11, "1.38", ["2/5", "3/5"]), (8, "1", ["2/5", "3/5"])], ids=["within", "at its end"]
+)
+def test_a_run_that_steps_have_ended_goes_on_where_it_was(
+    steps: int, place: str, epochs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [EVERY_STEP, "--trainer.max_epochs=5"]
+    assert fit(*options, f"--trainer.max_steps={steps}") == 0
+    first = newest().run_id
+    capsys.readouterr()
+    assert fit(*options, "--trainer.max_steps=20", f"--ckpt_path=runs:/{first}") == 0
+    lines = [line.split() for line in capsys.readouterr().err.splitlines() if line.startswith("epoch ")]
+    assert [words[1] for words in lines] == epochs  # none of them again, and without an image
+    assert newest().params["continued"] == f"after {place} epochs with max_steps={steps}"
+    assert [step for step, _ in newest().history["train/loss_step"]] == list(range(steps, 20))
+    assert [step for step, _ in newest().history["train/loss"]] == [15, 19]
+    assert fit(*options, f"--trainer.max_steps={steps}", f"--ckpt_path=runs:/{first}") == 2
+    assert f"--trainer.max_steps {steps}: the run of " in capsys.readouterr().err
+
+
+def test_what_was_not_set_before_is_said(run: TrackedRun) -> None:
+    assert fit(f"--ckpt_path=runs:/{run.run_id}", "--trainer.max_epochs=3", "--model.class_weights=balanced") == 0
+    assert newest().params["continued"] == "after 2 epochs with class_weights=null, max_epochs=2"
+
+
 def test_what_cannot_be_meant_is_one_line(run: TrackedRun, capsys: pytest.CaptureFixture[str]) -> None:
     best, last = (run.artifacts / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
     runs = tracked_runs(Path())
