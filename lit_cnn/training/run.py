@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from lightning.pytorch.callbacks import Timer
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.audit import Report
@@ -58,6 +59,7 @@ from lit_cnn.training.training_on import (
     epochs_done,
     how_continued,
     images_seen,
+    splits_before,
     steps_done,
 )
 
@@ -251,7 +253,15 @@ def _check_not_beyond(start: Start, trainer: Any, num_batches: int) -> None:
     if 0 <= epochs < done or (epochs == done and not goes_on):
         reason = f"the run of {start.path} has trained {done:.3g} epochs already"
         raise UsageError("max_epochs", epochs, reason, "give more, or start anew: neither `resume` nor `ckpt_path`")
-    steps = 0 if goes_on else steps_done(start.checkpoint, trainer, batches_of(start.checkpoint), num_batches)
+    if goes_on:
+        return
+    for each in trainer.callbacks:
+        if isinstance(each, Timer) and each._duration is not None:
+            state = start.checkpoint.get("callbacks", {}).get(each.state_key, {}).get("time_elapsed", {})
+            if (seconds := state.get("train", 0.0)) >= each._duration:
+                reason = f"the run of {start.path} has trained {seconds:.3g} seconds already, of {each._duration:g}"
+                raise UsageError("max_time", None, reason, "give more, or start anew, without `ckpt_path`")
+    steps = steps_done(start.checkpoint, trainer, batches_of(start.checkpoint), num_batches)
     if 0 <= trainer.max_steps <= steps:
         reason = f"the run of {start.path} has made {steps} steps already, in epochs of this run"
         raise UsageError("max_steps", trainer.max_steps, reason, "give more, or start anew, without `ckpt_path`")
@@ -291,10 +301,11 @@ def _begin(
     assert logger is not None
     tags = {**run_tags(setup.model, setup.data, setup.digest), **more_tags}
     params = {**flatten(setup.config), "feature_cache": parts.feature_cache.used}
+    before = splits_before(start.checkpoint, is_same_run=start.folder is not None)
     if start.path is not None and start.folder is None:
         tags["continued_from"] = start.id_in(store)
         params["continued"] = how_continued(start.checkpoint, params)
-        if seen := images_seen(start.checkpoint, setup.data, store.splits_dir):
+        if seen := images_seen(before, setup.data, store.splits_dir):
             tags["lit_cnn.trained_on"] = seen
             what = "it goes on from was trained on"
             print(f"lit-cnn: warning: the run that {what} {seen}: figures on them are too good", file=sys.stderr)
@@ -302,6 +313,7 @@ def _begin(
     mark_unfinished(logger.run_folder, setup.digest, setup.name, setup.data.digests)
     config_text = yaml.safe_dump(setup.config, sort_keys=False)
     of_run = {"key": logger.key, "config": config_text, "config_digest": setup.digest, "digests": setup.data.digests}
+    of_run["splits_before"] = before
     of_run["num_batches"] = limited(setup.data.num_train_batches, parts.trainer.limit_train_batches)
     setup.model.run_record = {**made_by(setup.data.class_names), **of_run}
     if start.folder is not None:

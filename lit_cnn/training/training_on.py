@@ -7,7 +7,7 @@ had them. A checkpoint from within an epoch goes on at the same share of that ep
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,20 +74,32 @@ def how_continued(checkpoint: Mapping[str, Any], params: Mapping[str, Any]) -> s
     return f"after {epochs_done(checkpoint):.3g} epochs{f' with {options}' if options else ''}"
 
 
-def images_seen(checkpoint: Mapping[str, Any], data: ImageDataModule, splits_folder: Path) -> str:
-    """Returns in words how many images of val and test a checkpoint's run was trained on; "" if none or not known.
+def splits_before(checkpoint: Mapping[str, Any], is_same_run: bool) -> list[str]:
+    """Returns the digests of the splits that a run was trained on before its own one.
 
     Args:
-        checkpoint: Of the run before.
+        checkpoint: What it goes on from; empty for a run that starts anew.
+        is_same_run: Whether that is its own.
+    """
+    record = checkpoint.get("lit_cnn", {})
+    own = [] if is_same_run else [digest for name, digest in record.get("digests", {}).items() if name == "split"]
+    return list(dict.fromkeys([*record.get("splits_before", []), *own]))
+
+
+def images_seen(splits: Sequence[str], data: ImageDataModule, splits_folder: Path) -> str:
+    """Returns in words how many images of val and test were trained on before; "" if none or not known.
+
+    Args:
+        splits: Digests of the splits before; see `splits_before`.
         data: Of this run.
         splits_folder: Where split manifests are kept.
     """
-    digest = checkpoint.get("lit_cnn", {}).get("digests", {}).get("split", "-")
-    kept = splits_folder / f"{digest[:16]}.csv"
-    if digest == data.digests["split"] or not kept.is_file():
-        return ""
-    rows = csv.reader(io.StringIO(kept.read_text(encoding="utf-8")))
-    trained = {path for path, _, split in rows if split == "train"}
+    trained: set[str] = set()
+    for digest in splits:
+        kept = splits_folder / f"{digest[:16]}.csv"
+        if digest != data.digests["split"] and kept.is_file():
+            rows = csv.reader(io.StringIO(kept.read_text(encoding="utf-8")))
+            trained |= {path for path, _, split in rows if split == "train"}
     paths = data.image_set.paths
     evaluated: dict[str, np.ndarray] = {"val": data.splits.val, "test": data.splits.test}
     seen = {split: sum(paths[index] in trained for index in indices) for split, indices in evaluated.items()}

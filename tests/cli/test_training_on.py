@@ -158,6 +158,18 @@ def test_images_that_were_trained_on_are_counted(run: TrackedRun, capsys: pytest
     assert fit("--trainer.max_epochs=3", "--data.split_seed=1", f"--ckpt_path=runs:/{run.run_id}") == 0
     assert "warning: the run that it goes on from was trained on" in capsys.readouterr().err
     assert newest().tags["lit_cnn.trained_on"].endswith("images of test")
+    # A second time, on the same split: the first run's images are still known.
+    assert fit("--trainer.max_epochs=4", "--data.split_seed=1", f"--ckpt_path=runs:/{newest().run_id}") == 0
+    second, first = reversed(tracked_runs(Path())[-2:])
+    assert second.tags["lit_cnn.trained_on"] == first.tags["lit_cnn.trained_on"]
+
+
+def test_a_time_that_is_used_up_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--trainer.max_time=00:00:00:01", "--trainer.max_epochs=1000"]
+    assert fit(*options) == 0
+    assert fit(*options, f"--ckpt_path=runs:/{newest().run_id}") == 2
+    assert "--trainer.max_time: the run of " in capsys.readouterr().err
+    assert len(tracked_runs(tmp_path)) == 1
 
 
 def test_a_run_that_is_resumed_for_longer_is_shown_with_its_epochs(
