@@ -314,6 +314,7 @@ def _begin(
     config_text = yaml.safe_dump(setup.config, sort_keys=False)
     of_run = {"key": logger.key, "config": config_text, "config_digest": setup.digest, "digests": setup.data.digests}
     of_run["splits_before"] = before
+    of_run["continued_from"] = start.record.get("key" if start.folder is None else "continued_from")
     of_run["num_batches"] = limited(setup.data.num_train_batches, parts.trainer.limit_train_batches)
     setup.model.run_record = {**made_by(setup.data.class_names), **of_run}
     if start.folder is not None:

@@ -1,12 +1,15 @@
 """A checkpoint given by hand: a run of its own, which goes on at the same share of its schedule."""
 
+import os
 import signal
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 
 from lit_cnn.cli import main
+from lit_cnn.training.callbacks import FitProgress
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.optimization import learning_rate_factor
 from tests.cli.test_resume import LONGER, interrupted
@@ -125,6 +128,25 @@ def test_a_run_that_steps_have_ended_goes_on_where_it_was(
     assert f"--trainer.max_steps {steps}: the run of " in capsys.readouterr().err
 
 
+def test_the_same_command_goes_on_with_a_run_that_was_stopped_while_it_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fit(EVERY_STEP) == 0
+    options = [EVERY_STEP, "--trainer.max_epochs=4", f"--ckpt_path=runs:/{newest().run_id}"]
+
+    def stopped(progress: FitProgress, trainer: pl.Trainer, *args: object) -> None:
+        if trainer.global_step == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FitProgress, "on_train_batch_end", stopped)
+        assert fit(*options) == 128 + signal.SIGTERM
+    assert fit(*options, "--resume=auto") == 0
+    first, second = tracked_runs(tmp_path)
+    assert second.status == "FINISHED" and second.tags["continued_from"] == first.run_id
+    assert [step for step, _ in second.history["train/loss_step"]] == list(range(16, 32))
+
+
 def test_what_was_not_set_before_is_said(run: TrackedRun) -> None:
     assert fit(f"--ckpt_path=runs:/{run.run_id}", "--trainer.max_epochs=3", "--model.class_weights=balanced") == 0
     assert newest().params["continued"] == "after 2 epochs with class_weights=null, max_epochs=2"
@@ -164,8 +186,10 @@ def test_images_that_were_trained_on_are_counted(run: TrackedRun, capsys: pytest
     assert second.tags["lit_cnn.trained_on"] == first.tags["lit_cnn.trained_on"]
 
 
-def test_a_time_that_is_used_up_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--trainer.max_time=00:00:00:01", "--trainer.max_epochs=1000"]
+@pytest.mark.parametrize("callback", [False, True])
+def test_a_time_that_is_used_up_is_refused(callback: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    timer = "--trainer.callbacks+=lightning.pytorch.callbacks.Timer", "--trainer.callbacks.duration=00:00:00:01"
+    options = [*(timer if callback else ["--trainer.max_time=00:00:00:01"]), "--trainer.max_epochs=1000"]
     assert fit(*options) == 0
     assert fit(*options, f"--ckpt_path=runs:/{newest().run_id}") == 2
     assert "--trainer.max_time: the run of " in capsys.readouterr().err
