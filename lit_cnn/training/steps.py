@@ -53,7 +53,7 @@ def check_has_end(trainer: pl.Trainer) -> None:
 
 
 def check_limits(trainer: Any, data: ImageDataModule, num_batches: int, tests: bool) -> None:
-    """Refuses limits that leave nothing to train on, or a share of batches in which there is none.
+    """Refuses numbers that Lightning ignores or fails of later: limits without a batch, steps of none, a negative clip.
 
     Args:
         trainer: A trainer, or its options.
@@ -65,6 +65,10 @@ def check_limits(trainer: Any, data: ImageDataModule, num_batches: int, tests: b
         UsageError: Naming the limit.
     """
     evaluated = {"val": data.splits.val, **({"test": data.splits.test} if tests else {})}
+    if (trainer.accumulate_grad_batches or 0) < 1:
+        raise UsageError("accumulate_grad_batches", trainer.accumulate_grad_batches, "give a number of at least 1")
+    if (trainer.gradient_clip_val or 0) < 0:
+        raise UsageError("gradient_clip_val", trainer.gradient_clip_val, "give a number above 0, or leave it out")
     totals = {"train": num_batches}
     totals |= {split: len(eval_batches(indices[:: trainer.world_size])) for split, indices in evaluated.items()}
     for split, total in totals.items():
