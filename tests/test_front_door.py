@@ -142,6 +142,7 @@ def test_seeds_are_children_of_one_run_and_a_finished_parent_is_not_trained_agai
         ({"seeds": [1, 1]}, r"^seeds=1 1: give one or more different"),
         ({"seeds": [1], "ckpt_path": "last"}, r"^seeds=1: does not go with ckpt_path"),
         ({"ckpt_path": "nothing.ckpt"}, r"^ckpt_path=nothing.ckpt: no such file"),
+        ({"ckpt_path": Path("nothing.ckpt")}, r"^ckpt_path=nothing.ckpt: no such file"),
         ({"ckpt_path": "last"}, r"^ckpt_path=last: no unfinished run"),
         ({"resume": "yes"}, r"^resume=yes: "),
         ({"precision": "8"}, r"^trainer: "),

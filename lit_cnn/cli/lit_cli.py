@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import yaml
+from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lit_cnn.cli.parser import OneLineParser, arranged
@@ -19,6 +21,10 @@ from lit_cnn.training.run_options import TRAINER_DEFAULTS, RunOptions, trainer_o
 from lit_cnn.training.setup import Setup
 from lit_cnn.training.trainer import meet
 from lit_cnn.training.weights import expected_images, use_store
+
+# What callbacks have as defaults (Timer's interval, a device), and jsonargparse cannot write into a configuration.
+register_type(torch.device)
+yaml.SafeDumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str.__str__(text)))
 
 _OPTIONS = tuple(field.name for field in dataclasses.fields(RunOptions))
 

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -107,7 +108,9 @@ def _split(options: Mapping[str, Any]) -> tuple[RunOptions, dict[str, Any]]:
             near = difflib.get_close_matches(name, (*_OF_RUN, *_OF_TRAINER), 3, 0.6)
             hint = f"did you mean {', '.join(near)}?" if near else "see the docstring of lit_cnn.fit"
             raise UsageError(name, value, "is an option neither of a run nor of Lightning's Trainer", hint)
-    of_run = {name: value for name, value in options.items() if name in _OF_RUN}
+    of_run: dict[str, Any] = {
+        name: str(each) if isinstance(each, Path) else each for name, each in options.items() if name in _OF_RUN
+    }
     return RunOptions(**of_run), {name: value for name, value in options.items() if name not in _OF_RUN}
 
 

@@ -1,4 +1,4 @@
-"""A rehearsal: a step at each batch size of a run, on a copy of its network, before anything is written.
+"""A rehearsal: a step, and the last batch of an epoch, on a copy of a run's network, before anything is written.
 
 What would end a run at its first step, or at the last batch of its first epoch, is told at once, and by the option
 that it is due to. The copy is thrown away and the random streams are put back, so a run's weights are those without.
@@ -8,7 +8,7 @@ import copy
 import math
 import sys
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -57,7 +57,7 @@ def check_monitors(trainer: pl.Trainer, model: LitClassifier) -> None:
 
 
 def rehearse(trainer: pl.Trainer, model: LitClassifier, data: ImageDataModule, cached: bool, is_new: bool) -> None:
-    """Makes a step at each batch size that the run will see, in its precision and with its optimizer, on a copy.
+    """Makes a step in the run's precision and with its optimizer, and computes the loss of an epoch's last batch.
 
     Where an epoch's last batch is one image a device, and only that cannot be trained on (BatchNorm at 1 x 1 pixels
     has nothing to normalise by), it joins the batch before it: `data.merges_last_batch`. That is said.
@@ -134,6 +134,10 @@ class _Rehearsal:
                 print(f"lit-cnn: {what}; it joins the batch before", file=sys.stderr)
             return losses
         if first == 1 and self._try([2]) is not None:
+            if self.data.batch_size > trainer.world_size:
+                fails = f"one image to train on, on which alone this network cannot be trained: {reason}"
+                option = "root" if self.data.options["limit_train"] is None else "limit_train"
+                raise UsageError(option, self.data.options[option], fails, "give more") from error
             raise UsageError("batch_size", self.data.batch_size, f"one image a step: {reason}", "give more") from error
         clip, precision, optimizer = trainer.gradient_clip_val, trainer.precision, hparams["optimizer"]
         suspects: list[tuple[str, Any, str, dict[str, Any]]] = [
@@ -179,7 +183,7 @@ class _Rehearsal:
         clips: bool = True,
         optimizes: bool = True,
     ) -> list[float]:
-        """Trains a copy on batches, and returns the loss of each.
+        """Makes a step with the first batch on a copy; returns its loss, and those of the others after it.
 
         Args:
             batches: Images `(M, C, S, S)`, labels `(M,)`, and which of them, `(N,)`, are in the batch.
@@ -196,26 +200,33 @@ class _Rehearsal:
         model.train()
         own = model.build_optimizer(allows_fused=fused_can_clip(trainer))
         optimizer = own if optimizes else torch.optim.SGD(model.parameters(), lr=1e-3)
-        num_steps = steps_of_run(trainer, len(self.batches))
-        schedule = with_schedule(optimizer, model.hparams, num_steps)["lr_scheduler"]["scheduler"]
+        with_schedule(optimizer, model.hparams, steps_of_run(trainer, len(self.batches)))  # sets the first rates
         model.split = split_net(model.net) if self.cached else None
-        losses: list[float] = []
+        losses: list[torch.Tensor] = []
 
-        def closure(images: torch.Tensor, targets: torch.Tensor, places: torch.Tensor) -> float:
-            optimizer.zero_grad()
+        def forward(images: torch.Tensor, targets: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
             with plugin.train_step_context():
                 if model.split is not None:
                     images = model.split.frozen(model.normalize(images)).detach()
                 loss, _ = model.losses(images[places], targets[places])
+            losses.append(loss.detach())
+            return loss
+
+        def closure() -> float:
+            optimizer.zero_grad()
+            loss = forward(*batch)
             loss.backward()
             if clips and trainer.gradient_clip_val:
                 algorithm = trainer.gradient_clip_algorithm or GradClipAlgorithmType.NORM
                 plugin.clip_gradients(optimizer, trainer.gradient_clip_val, algorithm)
-            losses.append(loss.item())
-            return losses[-1]
+            return loss.item()
 
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate([each.to(model.device) for each in tensors] for tensors in batches):
             torch.manual_seed(torch_seed("step", model.hparams["seed"], number, trainer.global_rank))
-            optimizer.step(partial(closure, *(each.to(model.device) for each in batch)))
-            schedule.step()
-        return losses
+            if number == 0:
+                optimizer.step(closure)
+                continue
+            # What depends on a batch's size fails on its way forward, at a third of a step's time.
+            with torch.no_grad():
+                forward(*batch)
+        return [loss.item() for loss in losses]

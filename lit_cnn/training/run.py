@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from lightning.pytorch.callbacks import Timer
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.audit import Report
@@ -49,7 +50,7 @@ from lit_cnn.training.rehearsal import check_monitors, rehearse
 from lit_cnn.training.resume import checkpoint_file, mark_finished, mark_unfinished
 from lit_cnn.training.setup import Setup
 from lit_cnn.training.start import Start, find_start
-from lit_cnn.training.steps import check_callbacks, check_has_end, limited, total_steps
+from lit_cnn.training.steps import check_callbacks, check_has_end, check_limits, limited, total_steps
 from lit_cnn.training.trainer import RunTrainer, build_trainer, evaluation_trainer
 from lit_cnn.training.training_on import (
     TrainOn,
@@ -58,6 +59,8 @@ from lit_cnn.training.training_on import (
     epochs_done,
     how_continued,
     images_seen,
+    splits_before,
+    steps_done,
 )
 
 
@@ -218,6 +221,8 @@ def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> N
     model, data, options = setup.model, setup.data, setup.options
     check_data_of(model.hparams, model.class_names, data)
     check_shared_out(data.batch_size, parts.trainer.world_size)
+    num_batches = 1 if model.solves_head else data.num_train_batches
+    check_limits(parts.trainer, data, num_batches, tests=options.test_after_fit)
     if data.sampler == "balanced" and model.hparams["class_weights"] == "balanced":
         raise UsageError("class_weights", "balanced", "`sampler=balanced` evens out the classes", "take one")
     if parts.trainer.world_size > 1 and has_parent:
@@ -231,7 +236,7 @@ def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> N
         check_same_cycles(start.checkpoint, parts.cycle_epochs)
         check_average_of(start.checkpoint, options.ema_decay, options.swa_start)
         check_same_network(start.checkpoint, model, start.path)
-        _check_not_beyond(start, parts.trainer)
+        _check_not_beyond(start, parts.trainer, num_batches)
     check_has_end(parts.trainer)
     if isinstance(model, Distillation):
         model.check_split(data)
@@ -241,13 +246,25 @@ def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> N
     check_monitors(parts.trainer, model)
 
 
-def _check_not_beyond(start: Start, trainer: Any) -> None:
+def _check_not_beyond(start: Start, trainer: Any, num_batches: int) -> None:
     """Refuses a run without a step, but one that goes on after its last: the test may be still to come."""
     done, goes_on = epochs_done(start.checkpoint), start.folder is not None
     epochs = trainer.max_epochs or -1
     if 0 <= epochs < done or (epochs == done and not goes_on):
         reason = f"the run of {start.path} has trained {done:.3g} epochs already"
         raise UsageError("max_epochs", epochs, reason, "give more, or start anew: neither `resume` nor `ckpt_path`")
+    if goes_on:
+        return
+    for each in trainer.callbacks:
+        if isinstance(each, Timer) and each._duration is not None:
+            state = start.checkpoint.get("callbacks", {}).get(each.state_key, {}).get("time_elapsed", {})
+            if (seconds := state.get("train", 0.0)) >= each._duration:
+                reason = f"the run of {start.path} has trained {seconds:.3g} seconds already, of {each._duration:g}"
+                raise UsageError("max_time", None, reason, "give more, or start anew, without `ckpt_path`")
+    steps = steps_done(start.checkpoint, trainer, batches_of(start.checkpoint), num_batches)
+    if 0 <= trainer.max_steps <= steps:
+        reason = f"the run of {start.path} has made {steps} steps already, in epochs of this run"
+        raise UsageError("max_steps", trainer.max_steps, reason, "give more, or start anew, without `ckpt_path`")
 
 
 def _require_room(setup: Setup, parts: RunTrainer, start: Start) -> None:
@@ -284,10 +301,11 @@ def _begin(
     assert logger is not None
     tags = {**run_tags(setup.model, setup.data, setup.digest), **more_tags}
     params = {**flatten(setup.config), "feature_cache": parts.feature_cache.used}
+    before = splits_before(start.checkpoint, is_same_run=start.folder is not None)
     if start.path is not None and start.folder is None:
         tags["continued_from"] = start.id_in(store)
         params["continued"] = how_continued(start.checkpoint, params)
-        if seen := images_seen(start.checkpoint, setup.data, store.splits_dir):
+        if seen := images_seen(before, setup.data, store.splits_dir):
             tags["lit_cnn.trained_on"] = seen
             what = "it goes on from was trained on"
             print(f"lit-cnn: warning: the run that {what} {seen}: figures on them are too good", file=sys.stderr)
@@ -295,6 +313,8 @@ def _begin(
     mark_unfinished(logger.run_folder, setup.digest, setup.name, setup.data.digests)
     config_text = yaml.safe_dump(setup.config, sort_keys=False)
     of_run = {"key": logger.key, "config": config_text, "config_digest": setup.digest, "digests": setup.data.digests}
+    of_run["splits_before"] = before
+    of_run["continued_from"] = start.record.get("key" if start.folder is None else "continued_from")
     of_run["num_batches"] = limited(setup.data.num_train_batches, parts.trainer.limit_train_batches)
     setup.model.run_record = {**made_by(setup.data.class_names), **of_run}
     if start.folder is not None:

@@ -116,11 +116,18 @@ def _stored_options(start: Start) -> dict[str, Any]:
 
 def _choose_checkpoint(setup: Setup, before: Mapping[str, Any]) -> Path | None:
     options = setup.options
+    configs = (setup.config, _with(before, setup.config))
     if options.ckpt_path not in (None, "last"):
-        return checkpoint_to_train_on(options.ckpt_path, options.store)
+        given = checkpoint_to_train_on(options.ckpt_path, options.store)
+        if options.resume == "auto" and (key := load_checkpoint(given).get("lit_cnn", {}).get("key")):
+            for digest in (config_digest(config, setup.data.digests["data"]) for config in configs):
+                for run in unfinished_runs(options.store, setup.experiment, digest):
+                    if load_checkpoint(run.checkpoint).get("lit_cnn", {}).get("continued_from") == key:
+                        return run.checkpoint  # it has begun to train on from there
+        return given
     if options.ckpt_path is None and options.resume != "auto":
         return None
-    for config in (setup.config, _with(before, setup.config)):
+    for config in configs:
         digest = config_digest(config, setup.data.digests["data"])
         if (path := last_checkpoint(options.store, setup.experiment, digest)) is not None:
             return path

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks.finetuning import BaseFinetuning
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.sampling import eval_batches
 
 # Callbacks that a run cannot have: what they change is settled before the first step, and recorded.
 _REFUSED: tuple[tuple[type[pl.Callback], str, str], ...] = (
@@ -49,6 +50,39 @@ def check_has_end(trainer: pl.Trainer) -> None:
     """
     if (trainer.max_epochs or -1) <= 0 and trainer.max_steps <= 0:
         raise UsageError("max_epochs", trainer.max_epochs, "the schedule needs an end", "give 1 or more")
+
+
+def check_limits(trainer: Any, data: ImageDataModule, num_batches: int, tests: bool) -> None:
+    """Refuses numbers that Lightning ignores or fails of later: limits without a batch, steps of none, a negative clip.
+
+    Args:
+        trainer: A trainer, or its options.
+        data: Its images of val and test are evaluated.
+        num_batches: Training batches that the data have for an epoch.
+        tests: Whether the run is tested at its end.
+
+    Raises:
+        UsageError: Naming the limit.
+    """
+    evaluated = {"val": data.splits.val, **({"test": data.splits.test} if tests else {})}
+    if (trainer.accumulate_grad_batches or 0) < 1:
+        raise UsageError("accumulate_grad_batches", trainer.accumulate_grad_batches, "give a number of at least 1")
+    if (trainer.gradient_clip_val or 0) < 0:
+        raise UsageError("gradient_clip_val", trainer.gradient_clip_val, "give a number above 0, or leave it out")
+    totals = {"train": num_batches}
+    totals |= {split: len(eval_batches(indices[:: trainer.world_size])) for split, indices in evaluated.items()}
+    for split, total in totals.items():
+        name = f"limit_{split}_batches"
+        limit = getattr(trainer, name)
+        if (limit == 0 and split != "val") or limited(total, limit) == 0 < limit:
+            name, limit = ("overfit_batches", trainer.overfit_batches) if trainer.overfit_batches else (name, limit)
+            reason = f"leaves none of {total} batches of {split}"
+            raise UsageError(name, limit, reason, "give a number of at least 1, or a larger share")
+    every, used = trainer.val_check_interval, limited(num_batches, trainer.limit_train_batches)
+    validates = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
+    if validates and isinstance(every, int) and every > used:
+        reason = f"an epoch has {used} batches"
+        raise UsageError("val_check_interval", every, reason, "give less, or `check_val_every_n_epoch=null`")
 
 
 def total_steps(trainer: pl.Trainer) -> int:

@@ -116,9 +116,16 @@ def _trainer(given: Mapping[str, Any], ours: Sequence[Callback], logger: Journal
         if number_said("SLURM_PROCID"):
             leave_it_to_first()
         raise UsageError("trainer", None, " ".join(str(error).split())) from error
+    # With max_steps, Lightning would end an epoch a second time that was at its end when its checkpoint was written.
+    trainer.fit_loop._iteration_based_training = _never  # type: ignore[method-assign]
     for_first: Any = rank_zero_only
     for_first.rank = trainer.global_rank  # until here it was what some variable says
     return trainer
+
+
+def _never() -> bool:
+    """Takes the place of Lightning's own; a function with a name, as `ddp_spawn` pickles the trainer."""
+    return False
 
 
 def _several(given: Any) -> list[Any]:

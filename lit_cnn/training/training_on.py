@@ -7,7 +7,7 @@ had them. A checkpoint from within an epoch goes on at the same share of that ep
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,26 +66,40 @@ def how_continued(checkpoint: Mapping[str, Any], params: Mapping[str, Any]) -> s
         checkpoint: Of the run before.
         params: Option -> value, of this run.
     """
-    before = flatten(yaml.safe_load(checkpoint.get("lit_cnn", {}).get("config", "{}")))
+    config = yaml.safe_load(checkpoint.get("lit_cnn", {}).get("config", "{}"))
+    before = {**dict.fromkeys(_unset(config)), **flatten(config)}
     other = [name for name, value in before.items() if decides(name) and str(value) != str(params.get(name))]
-    options = ", ".join(f"{name.rpartition('.')[2]}={before[name]}" for name in other)
+    values = {name: "null" if before[name] is None else before[name] for name in other}
+    options = ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in values.items())
     return f"after {epochs_done(checkpoint):.3g} epochs{f' with {options}' if options else ''}"
 
 
-def images_seen(checkpoint: Mapping[str, Any], data: ImageDataModule, splits_folder: Path) -> str:
-    """Returns in words how many images of val and test a checkpoint's run was trained on; "" if none or not known.
+def splits_before(checkpoint: Mapping[str, Any], is_same_run: bool) -> list[str]:
+    """Returns the digests of the splits that a run was trained on before its own one.
 
     Args:
-        checkpoint: Of the run before.
+        checkpoint: What it goes on from; empty for a run that starts anew.
+        is_same_run: Whether that is its own.
+    """
+    record = checkpoint.get("lit_cnn", {})
+    own = [] if is_same_run else [digest for name, digest in record.get("digests", {}).items() if name == "split"]
+    return list(dict.fromkeys([*record.get("splits_before", []), *own]))
+
+
+def images_seen(splits: Sequence[str], data: ImageDataModule, splits_folder: Path) -> str:
+    """Returns in words how many images of val and test were trained on before; "" if none or not known.
+
+    Args:
+        splits: Digests of the splits before; see `splits_before`.
         data: Of this run.
         splits_folder: Where split manifests are kept.
     """
-    digest = checkpoint.get("lit_cnn", {}).get("digests", {}).get("split", "-")
-    kept = splits_folder / f"{digest[:16]}.csv"
-    if digest == data.digests["split"] or not kept.is_file():
-        return ""
-    rows = csv.reader(io.StringIO(kept.read_text(encoding="utf-8")))
-    trained = {path for path, _, split in rows if split == "train"}
+    trained: set[str] = set()
+    for digest in splits:
+        kept = splits_folder / f"{digest[:16]}.csv"
+        if digest != data.digests["split"] and kept.is_file():
+            rows = csv.reader(io.StringIO(kept.read_text(encoding="utf-8")))
+            trained |= {path for path, _, split in rows if split == "train"}
     paths = data.image_set.paths
     evaluated: dict[str, np.ndarray] = {"val": data.splits.val, "test": data.splits.test}
     seen = {split: sum(paths[index] in trained for index in indices) for split, indices in evaluated.items()}
@@ -113,6 +127,12 @@ def check_same_network(checkpoint: Mapping[str, Any], model: LitClassifier, path
     raise UsageError("ckpt_path", path, reason, "give the same, or another checkpoint")
 
 
+def steps_done(checkpoint: Mapping[str, Any], trainer: Any, before: int, now: int) -> int:
+    """Returns the optimizer steps that a run would have made at a checkpoint's place; see `put_in_place`."""
+    epochs, _, batch = _place_now(checkpoint, trainer, before, now)
+    return steps_after(epochs, now, trainer, batch)
+
+
 def put_in_place(checkpoint: dict[str, Any], trainer: Any, hparams: Any, before: int, now: int) -> None:
     """Rewrites a checkpoint's counts and learning rates to those at the same share of another run.
 
@@ -127,19 +147,12 @@ def put_in_place(checkpoint: dict[str, Any], trainer: Any, hparams: Any, before:
     Raises:
         UsageError: If the checkpoint is from within an epoch and there is no such place in this run.
     """
-    epochs, share = _place(checkpoint, before)
-    used = limited(now, trainer.limit_train_batches)
-    batch = 0
-    if share:
-        of_step = accumulated(trainer, epochs)
-        batch = max(1, int(share * used) // of_step) * of_step
-        if batch >= used:
-            reason = f"{epochs + share:.2f} epochs are done, and an epoch of this run has no place within it"
-            raise UsageError(
-                "ckpt_path", None, reason, "give a smaller `batch_size`, or the checkpoint of a whole epoch"
-            )
+    epochs, used, batch = _place_now(checkpoint, trainer, before, now)
     loops = checkpoint["loops"]["fit_loop"]
     batches, steps = loops["epoch_loop.batch_progress"], steps_after(epochs, now, trainer, batch)
+    if batch:  # where a number of steps or a time has ended an epoch, it is not at its end
+        for count in loops["epoch_progress"].values():
+            count["processed"] = count["completed"]
     _shift(batches["current"], "processed", batch or used)
     _shift(batches["total"], "processed", epochs * used + batch)
     optimizer = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]
@@ -159,14 +172,44 @@ def put_in_place(checkpoint: dict[str, Any], trainer: Any, hparams: Any, before:
             group["lr"] = rate
 
 
+def _place_now(checkpoint: Mapping[str, Any], trainer: Any, before: int, now: int) -> tuple[int, int, int]:
+    """Returns the whole epochs that are done, the batches of each, and those that are done of the next one.
+
+    Raises:
+        UsageError: If the checkpoint is from within an epoch and there is no such place in this run.
+    """
+    epochs, share = _place(checkpoint, before)
+    used = limited(now, trainer.limit_train_batches)
+    if not share:
+        return epochs, used, 0
+    of_step = accumulated(trainer, epochs)
+    batch = max(1, int(share * used) // of_step) * of_step
+    if batch >= used:
+        reason = f"{epochs + share:.2f} epochs are done, and an epoch of this run has no place within it"
+        raise UsageError("ckpt_path", None, reason, "give a smaller `batch_size`, or the checkpoint of a whole epoch")
+    return epochs, used, batch
+
+
 def _place(checkpoint: Mapping[str, Any], num_batches: int) -> tuple[int, float]:
     """Returns the whole epochs that are done, and the share of the next one, in [0, 1)."""
     loops = checkpoint["loops"]["fit_loop"]
-    epochs = loops["epoch_progress"]["current"]
-    done = loops["epoch_loop.batch_progress"]["current"]["processed"]
-    if epochs["started"] == epochs["processed"]:  # between two epochs
+    epochs, batches = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]
+    has_ended = epochs["started"] == epochs["processed"]
+    if has_ended and batches.get("is_last_batch", True):
         return epochs["processed"], 0.0
-    return (epochs["processed"] + 1, 0.0) if done >= num_batches else (epochs["processed"], done / num_batches)
+    whole, done = epochs["processed"] - has_ended, batches["current"]["processed"]  # steps or a time can end an epoch
+    return (whole + 1, 0.0) if done >= num_batches else (whole, done / num_batches)
+
+
+def _unset(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Returns the options of nested sections that are None, as `flatten` names those that are not."""
+    found = []
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found += _unset(value, f"{prefix}{name}.")
+        elif value is None:
+            found.append(f"{prefix}{name}")
+    return found
 
 
 def _shift(progress: dict[str, int], by: str, value: int) -> None:

@@ -1,13 +1,16 @@
 """A checkpoint given by hand: a run of its own, which goes on at the same share of its schedule."""
 
+import os
 import signal
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import yaml
 
 from lit_cnn.cli import main
+from lit_cnn.training.callbacks import FitProgress
 from lit_cnn.training.checkpoints import load_checkpoint, save_checkpoint
 from lit_cnn.training.optimization import learning_rate_factor
 from tests.cli.test_resume import LONGER, interrupted
@@ -106,6 +109,50 @@ def test_a_checkpoint_within_an_epoch_goes_on_within_it(average: list[str], tmp_
     assert [each.status for each in tracked_runs(tmp_path)] == ["FINISHED", "FINISHED"]
 
 
+@pytest.mark.parametrize(
+    ("steps", "place", "epochs"), [(11, "1.38", ["2/5", "3/5"]), (8, "1", ["2/5", "3/5"])], ids=["within", "at its end"]
+)
+def test_a_run_that_steps_have_ended_goes_on_where_it_was(
+    steps: int, place: str, epochs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [EVERY_STEP, "--trainer.max_epochs=5"]
+    assert fit(*options, f"--trainer.max_steps={steps}") == 0
+    first = newest().run_id
+    capsys.readouterr()
+    assert fit(*options, "--trainer.max_steps=20", f"--ckpt_path=runs:/{first}") == 0
+    lines = [line.split() for line in capsys.readouterr().err.splitlines() if line.startswith("epoch ")]
+    assert [words[1] for words in lines] == epochs  # none of them again, and without an image
+    assert newest().params["continued"] == f"after {place} epochs with max_steps={steps}"
+    assert [step for step, _ in newest().history["train/loss_step"]] == list(range(steps, 20))
+    assert [step for step, _ in newest().history["train/loss"]] == [15, 19]
+    assert fit(*options, f"--trainer.max_steps={steps}", f"--ckpt_path=runs:/{first}") == 2
+    assert f"--trainer.max_steps {steps}: the run of " in capsys.readouterr().err
+
+
+def test_the_same_command_goes_on_with_a_run_that_was_stopped_while_it_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fit(EVERY_STEP) == 0
+    options = [EVERY_STEP, "--trainer.max_epochs=4", f"--ckpt_path=runs:/{newest().run_id}"]
+
+    def stopped(progress: FitProgress, trainer: pl.Trainer, *args: object) -> None:
+        if trainer.global_step == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FitProgress, "on_train_batch_end", stopped)
+        assert fit(*options) == 128 + signal.SIGTERM
+    assert fit(*options, "--resume=auto") == 0
+    first, second = tracked_runs(tmp_path)
+    assert second.status == "FINISHED" and second.tags["continued_from"] == first.run_id
+    assert [step for step, _ in second.history["train/loss_step"]] == list(range(16, 32))
+
+
+def test_what_was_not_set_before_is_said(run: TrackedRun) -> None:
+    assert fit(f"--ckpt_path=runs:/{run.run_id}", "--trainer.max_epochs=3", "--model.class_weights=balanced") == 0
+    assert newest().params["continued"] == "after 2 epochs with class_weights=null, max_epochs=2"
+
+
 def test_what_cannot_be_meant_is_one_line(run: TrackedRun, capsys: pytest.CaptureFixture[str]) -> None:
     best, last = (run.artifacts / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
     runs = tracked_runs(Path())
@@ -134,6 +181,20 @@ def test_images_that_were_trained_on_are_counted(run: TrackedRun, capsys: pytest
     assert fit("--trainer.max_epochs=3", "--data.split_seed=1", f"--ckpt_path=runs:/{run.run_id}") == 0
     assert "warning: the run that it goes on from was trained on" in capsys.readouterr().err
     assert newest().tags["lit_cnn.trained_on"].endswith("images of test")
+    # A second time, on the same split: the first run's images are still known.
+    assert fit("--trainer.max_epochs=4", "--data.split_seed=1", f"--ckpt_path=runs:/{newest().run_id}") == 0
+    second, first = reversed(tracked_runs(Path())[-2:])
+    assert second.tags["lit_cnn.trained_on"] == first.tags["lit_cnn.trained_on"]
+
+
+@pytest.mark.parametrize("callback", [False, True])
+def test_a_time_that_is_used_up_is_refused(callback: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    timer = "--trainer.callbacks+=lightning.pytorch.callbacks.Timer", "--trainer.callbacks.duration=00:00:00:01"
+    options = [*(timer if callback else ["--trainer.max_time=00:00:00:01"]), "--trainer.max_epochs=1000"]
+    assert fit(*options) == 0
+    assert fit(*options, f"--ckpt_path=runs:/{newest().run_id}") == 2
+    assert "--trainer.max_time: the run of " in capsys.readouterr().err
+    assert len(tracked_runs(tmp_path)) == 1
 
 
 def test_a_run_that_is_resumed_for_longer_is_shown_with_its_epochs(

@@ -63,6 +63,21 @@ FAILING = {
     "second derivatives": (["--model.optimizer=adahessian"], "--model.optimizer adahessian: a training step fails"),
     "rate": (["--model.lr=1e30"], "--model.lr 1e+30: the loss is nan after the first step; give a lower one"),
     "one image": (["--model.arch=resnet18", "--data.batch_size=1"], "--data.batch_size 1: one image a step"),
+    "all is one image": (
+        ["--model.arch=resnet18", "--data.limit_train=1"],
+        "--data.limit_train 1: one image to train on, on which alone this network cannot be trained",
+    ),
+    "no batch": (["--trainer.limit_train_batches=0"], "--trainer.limit_train_batches 0: leaves none of 8 batches"),
+    "no share": (["--trainer.limit_train_batches=0.1"], "--trainer.limit_train_batches 0.1: leaves none of 8 batches"),
+    "no val": (["--trainer.limit_val_batches=0.5"], "--trainer.limit_val_batches 0.5: leaves none of 1 batches of val"),
+    "no test": (["--trainer.limit_test_batches=0.1"], "--trainer.limit_test_batches 0.1: leaves none of 2 batches"),
+    "overfits nothing": (["--trainer.overfit_batches=0.5"], "--trainer.overfit_batches 0.5: leaves none of 1 batches"),
+    "accumulates none": (["--trainer.accumulate_grad_batches=0"], "--trainer.accumulate_grad_batches 0: give a number"),
+    "clips below 0": (["--trainer.gradient_clip_val=-1"], "--trainer.gradient_clip_val -1: give a number above 0"),
+    "never validates": (
+        ["--trainer.val_check_interval=9"],
+        "--trainer.val_check_interval 9: an epoch has 8 batches; give less, or --trainer.check_val_every_n_epoch null",
+    ),
     "no metric": ([f"--trainer.callbacks+={CALLBACKS}.EarlyStopping", "--trainer.callbacks.monitor=val/los"], NO_SUCH),
     "our metric": (["--monitor=val/accuracy"], "--monitor val/accuracy: choose one of"),
     "finds its batch": ([f"--trainer.callbacks+={CALLBACKS}.BatchSizeFinder"], "ask for it first: --find_batch_size"),
@@ -158,6 +173,13 @@ def test_callbacks_that_change_the_schedule_are_refused(callback: pl.Callback, r
     trainer = pl.Trainer(callbacks=[callback], logger=False, enable_checkpointing=False, accelerator="cpu")
     with pytest.raises(UsageError, match=f"callbacks={type(callback).__name__}: .*{remedy}"):
         check_callbacks(trainer)
+
+
+def test_batches_that_make_no_step_log_none(tmp_path: Path) -> None:
+    options = ["--trainer.accumulate_grad_batches=3", "--trainer.log_every_n_steps=1", "--trainer.max_epochs=1"]
+    assert fit(*options) == 0
+    (run,) = tracked_runs(tmp_path)
+    assert [step for step, _ in run.history["train/loss_step"]] == [0, 1, 2]
 
 
 def test_batches_that_are_accumulated_from_an_epoch_on_are_counted(tmp_path: Path) -> None:

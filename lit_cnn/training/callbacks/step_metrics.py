@@ -51,7 +51,8 @@ class StepMetrics(pl.Callback):
         """Logs the step's loss and learning rate."""
         self._epoch_images += len(batch[1])
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by a connector
-        if trainer.global_step % every == 0 and isinstance(pl_module, LitClassifier):
+        makes_step = not trainer.fit_loop.epoch_loop._should_accumulate()
+        if makes_step and trainer.global_step % every == 0 and isinstance(pl_module, LitClassifier):
             metrics = {"train/loss_step": pl_module.last_loss}
             if not pl_module.solves_head:
                 metrics["lr"] = pl_module.learning_rate
