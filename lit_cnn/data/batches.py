@@ -247,6 +247,7 @@ def start_worker(worker_id: int) -> None:
     """Prepares a worker process: one thread of OpenCV, little memory, and an end when its reader wants it."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)  # its parent's: a signal here is none there
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # Worker processes share the cores with training; OpenCV's own pool would only contend with it.
     cv2.setNumThreads(0)

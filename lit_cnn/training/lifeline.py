@@ -76,9 +76,9 @@ class Lifeline:
         for peer in self._peers:
             with contextlib.suppress(OSError):
                 peer.sendall(reason.encode()[:_LONGEST] or _DONE)
-        self._wake.close()
+        self._wake.shutdown(socket.SHUT_RDWR)  # loader processes that are still there have it too
         self._thread.join()
-        for peer in (self._woken, *self._peers):
+        for peer in (self._wake, self._woken, *self._peers):
             peer.close()
 
     def _watch(self) -> None:

@@ -217,8 +217,9 @@ def _second_signal_noticed(then: Callable[[int], None]) -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(before)
-        wake.close()
+        wake.shutdown(socket.SHUT_RDWR)  # to close it is not enough: loader processes that are still there have it too
         watcher.join()
+        wake.close()
         woken.close()
 
 

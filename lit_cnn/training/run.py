@@ -92,8 +92,6 @@ def train(
     try:
         run = _train(setup, parts, ranks, parent, label, before)
     except BaseException as error:
-        if parts.logger is not None and parts.logger.is_open:  # it failed between its opening and its first step
-            _end_early(parts.logger, error)
         ranks.close(error)
         if isinstance(error, UsageError) and not ranks.is_first:
             leave_it_to_first()
@@ -110,28 +108,35 @@ def _train(
     label: str,
     before: Callable[[Setup], None],
 ) -> Run:
-    with ranks.ending_together():
-        _check_same_images(ranks, setup.data)
-        setup, start = find_start(setup, parent, ranks)
-        if start.path is not None and start.folder is None:
-            parts.trainer.callbacks.append(TrainOn(batches_of(start.checkpoint)))  # type: ignore[attr-defined]
-        _check(setup, parts, start, has_parent=parent is not None)
-        report = check_before_fit(setup.data) if ranks.is_first else None
-        with failures_in_words(setup.data.batch_size), quiet_lightning():
-            uses_features = parts.feature_cache.used != "off"
-            rehearse(parts.trainer, setup.model, setup.data, uses_features, is_new=start.path is None)
-        parent_key = None
-        if parts.logger is not None and ranks.is_first:
-            _require_room(setup, parts, start)
-            parent_key = _open_parent(parent, setup) if parent is not None else None
-        if parent is not None and label in parent.children:
-            return parent.children[label]
-        if ranks.is_first:
-            before(setup)
-        ranks.meet()
-        if parts.logger is not None:
-            tags = parent.child_tags if parent is not None else {}
-            parts.checkpoints.folder = ranks.from_first(lambda: _begin(setup, parts, start, report, parent_key, tags))
+    try:
+        with ranks.ending_together():
+            _check_same_images(ranks, setup.data)
+            setup, start = find_start(setup, parent, ranks)
+            if start.path is not None and start.folder is None:
+                parts.trainer.callbacks.append(TrainOn(batches_of(start.checkpoint)))  # type: ignore[attr-defined]
+            _check(setup, parts, start, has_parent=parent is not None)
+            report = check_before_fit(setup.data) if ranks.is_first else None
+            with failures_in_words(setup.data.batch_size), quiet_lightning():
+                uses_features = parts.feature_cache.used != "off"
+                rehearse(parts.trainer, setup.model, setup.data, uses_features, is_new=start.path is None)
+            parent_key = None
+            if parts.logger is not None and ranks.is_first:
+                _require_room(setup, parts, start)
+                parent_key = _open_parent(parent, setup) if parent is not None else None
+            if parent is not None and label in parent.children:
+                return parent.children[label]
+            if ranks.is_first:
+                before(setup)
+            ranks.meet()
+            if parts.logger is not None:
+                tags = parent.child_tags if parent is not None else {}
+                parts.checkpoints.folder = ranks.from_first(
+                    lambda: _begin(setup, parts, start, report, parent_key, tags)
+                )
+    except BaseException as error:
+        if parts.logger is not None and parts.logger.is_open:  # between its opening and its first step
+            _end_early(parts.logger, error)
+        raise
 
     def end(error: BaseException) -> None:
         """Records an end that the thread which trains cannot record, as it waits for another process."""

@@ -118,7 +118,7 @@ def test_stages(describe: Callable[..., str]) -> None:
         (["lenet5", "--arch_options", "[1]"], "--arch_options [1]: give names and values in YAML"),
         (["lenet5", "--arch_options", "{pretrained: true}"], "pretrained is not an option of an architecture"),
         (["resnet18", "--arch_options", "{image_size: 8}"], "image_size is not an option of an architecture"),
-        (["vit_tiny_patch16_224", "--image_size", "32"], "--image_size 32: timm/vit_tiny_patch16_224 does not take it"),
+        (["vit_tiny_patch16_224", "--image_size", "33"], "--image_size 33: timm/vit_tiny_patch16_224 does not take it"),
         (["pit_ti_224", "--stages"], "--stages: timm/pit_ti_224 is not made to be split into stages"),
     ],
 )

@@ -120,7 +120,7 @@ def test_a_resumed_run_is_the_same_run(store: Store) -> None:
     second.end("FINISHED")
     sync(store, show_progress=False)
     (run,) = find_runs(store, [first.key])
-    assert (run.status, run.params["lr"], run.tags["lit_cnn.param_changed.lr"]) == ("FINISHED", "0.1", "0.2")
+    assert (run.status, run.params["lr"], run.tags["lit_cnn.param_changed.lr"]) == ("FINISHED", "0.2", "0.2")
     assert [(step, value) for _, step, value, *_ in stored_metrics(store.database, first.key)] == [
         (step, step) for step in range(8)
     ]

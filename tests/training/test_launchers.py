@@ -1,5 +1,7 @@
 """Variables that a shell, a notebook or a batch system leaves, and those that say that several were started."""
 
+import multiprocessing
+import time
 from typing import Any
 
 import pytest
@@ -7,7 +9,9 @@ from lightning.pytorch import Trainer
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.training import launchers
+from lit_cnn.training.callbacks import RunCheckpoints
 from lit_cnn.training.launchers import OneProcess, environments
+from lit_cnn.training.process import signals_stop
 
 ONE: dict[str, Any] = {"devices": 1, "accelerator": "cpu"}
 TWO: dict[str, Any] = {"devices": 2, "accelerator": "cpu", "strategy": "ddp"}
@@ -70,3 +74,16 @@ def test_several_tasks_of_a_run_of_one_device_are_refused(
     set_all(monkeypatch, {"RANK": "1", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"})
     with pytest.raises(SystemExit, match="2"):  # the first one has said it
         environments(ONE, [])
+
+
+def test_the_end_of_a_run_waits_for_no_process_that_it_has_forked() -> None:
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    with signals_stop(trainer, RunCheckpoints()):
+        worker.start()
+        began = time.monotonic()
+    try:
+        assert time.monotonic() - began < 20
+    finally:
+        worker.kill()
+        worker.join()
