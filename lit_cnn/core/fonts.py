@@ -139,6 +139,7 @@ def _written_with(text: str, faces: dict[str, _Face | None]) -> tuple[str, int]:
     lacking = {letter for letter in text if _needs_a_font(letter) and faces[letter] is None}
 
     def write(letter: str) -> str:
+        r"""Returns a letter as it is, a blank for any kind of blank, and what cannot be drawn as `\u732b`."""
         if unicodedata.category(letter) == "Zs":
             return " "
         if letter not in lacking and (letter in _JOINERS or letter.isprintable()):

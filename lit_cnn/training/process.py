@@ -173,6 +173,7 @@ def signals_stop(
     heard = threading.Event()
 
     def stop(signal_number: int, frame: Any) -> None:
+        """Notes the first signal for the next step's end; ends the run at once at a second one."""
         if _is_second(received, signal_number):
             heard.set()
             raise RunInterrupted(signal_number, at_once=True)
@@ -180,6 +181,7 @@ def signals_stop(
         checkpoints.signal_number = signal_number
 
     def end_unheard(signal_number: int) -> None:
+        """Ends the process where its main thread does not hear of the second signal."""
         if not heard.wait(_UNTIL_HEARD):
             with suppress(Exception):
                 at_end(signal_number)
@@ -203,6 +205,7 @@ def _second_signal_noticed(then: Callable[[int], None]) -> Iterator[None]:
     wake.setblocking(False)
 
     def watch() -> None:
+        """Reads the numbers of signals until the other end is shut down."""
         seen: list[int] = []
         while numbers := woken.recv(1):
             if numbers[0] in _STOPPING:

@@ -241,6 +241,7 @@ def _meeting(strategy: Any) -> Iterator[None]:
     os.environ.pop(_STARTED_BY, None)  # it is no one's who is started later
 
     def watch() -> None:
+        """Ends the process where the others will not come, and says after a while that it waits."""
         has_said = False
         while not has_met.wait(0.2):
             if starter not in (None, os.getppid()):

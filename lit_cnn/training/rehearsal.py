@@ -205,6 +205,7 @@ class _Rehearsal:
         losses: list[torch.Tensor] = []
 
         def forward(images: torch.Tensor, targets: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+            """Returns the loss of a batch, and keeps it."""
             with plugin.train_step_context():
                 if model.split is not None:
                     images = model.split.frozen(model.normalize(images)).detach()
@@ -213,6 +214,7 @@ class _Rehearsal:
             return loss
 
         def closure() -> float:
+            """Computes the loss of the first batch and its gradients, as Lightning has an optimizer do."""
             optimizer.zero_grad()
             loss = forward(*batch)
             loss.backward()

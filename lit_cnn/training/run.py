@@ -116,9 +116,10 @@ def _train(
                 parts.trainer.callbacks.append(TrainOn(batches_of(start.checkpoint)))  # type: ignore[attr-defined]
             _check(setup, parts, start, has_parent=parent is not None)
             report = check_before_fit(setup.data) if ranks.is_first else None
-            with failures_in_words(setup.data.batch_size), quiet_lightning():
-                uses_features = parts.feature_cache.used != "off"
-                rehearse(parts.trainer, setup.model, setup.data, uses_features, is_new=start.path is None)
+            if parent is None or label not in parent.children:  # else it is trained
+                with failures_in_words(setup.data.batch_size), quiet_lightning():
+                    uses_features = parts.feature_cache.used != "off"
+                    rehearse(parts.trainer, setup.model, setup.data, uses_features, is_new=start.path is None)
             parent_key = None
             if parts.logger is not None and ranks.is_first:
                 _require_room(setup, parts, start)

@@ -47,7 +47,7 @@ def batches_of(checkpoint: Mapping[str, Any]) -> int:
     record = checkpoint.get("lit_cnn", {})
     if "num_batches" in record:
         return record["num_batches"]
-    config = yaml.safe_load(record.get("config", "{}"))  # of 0.3 and before
+    config = yaml.safe_load(record.get("config", "{}"))  # of 0.2 and before
     num_images = sum(checkpoint["hyper_parameters"].get("class_counts") or [1])
     batches = -(-num_images // config.get("data", {}).get("batch_size", num_images))
     return limited(batches, config.get("trainer", {}).get("limit_train_batches"))
