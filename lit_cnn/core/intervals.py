@@ -1,4 +1,14 @@
-"""The confidence interval of an accuracy."""
+"""Estimates with their limits, and the confidence interval of an accuracy."""
+
+from typing import NamedTuple
+
+
+class Interval(NamedTuple):
+    """An estimate with the limits of its confidence interval, all in the unit of the estimate."""
+
+    mean: float
+    low: float
+    high: float
 
 
 def wilson_interval(num_correct: int, num_images: int, confidence: float = 0.95) -> tuple[float, float]:

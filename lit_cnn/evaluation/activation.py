@@ -3,6 +3,7 @@
 import importlib.util
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,8 +11,35 @@ import numpy as np
 import torch
 from torch import nn
 
+from lit_cnn.core.resize import resize_and_center_crop
 from lit_cnn.models.heads import classifiers
+from lit_cnn.reports.mistakes import Maps
+from lit_cnn.reports.predictions import Predictions
 from lit_cnn.training.classifier import LitClassifier
+
+
+def maps_of(load_model: Callable[[], LitClassifier] | None) -> Maps | None:
+    """Returns what draws a network's maps of its mistakes for a report, for the class predicted; None of None.
+
+    Args:
+        load_model: Returns the network.
+    """
+    if load_model is None:
+        return None
+
+    def draw(predictions: Predictions, places: np.ndarray) -> tuple[list[np.ndarray] | None, str]:
+        model = load_model()
+        if reason := why_no_maps(model):
+            return None, reason
+        how = [model.hparams[name] for name in ("image_size", "interpolation", "crop_pct")]
+        pixels = [predictions.image_set.images[index] for index in predictions.indices[places]]
+        images = np.stack([resize_and_center_crop(each, *how) for each in pixels])
+        tensor = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        maps = list(activation_maps(model, tensor, predictions.labels[places]))
+        arch = model.hparams["arch"]
+        return maps, f"Grad-CAM (Selvaraju et al. 2017) of {arch}: red is what spoke for the class chosen."
+
+    return draw
 
 
 def why_no_maps(model: LitClassifier) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lit_cnn.core.intervals import wilson_interval
-from lit_cnn.evaluation.report.figure import new_figure, save_png, shortened
-from lit_cnn.evaluation.statistics import Interval, unpaired_difference
+from lit_cnn.core.intervals import Interval, wilson_interval
+from lit_cnn.evaluation.statistics import unpaired_difference
+from lit_cnn.reports.figures import new_figure, save_png, shortened
 from lit_cnn.training.transfer import Regime
 
 _LEAST_PER_CLASS = 5

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.evaluation.report.figure import new_figure, save_png, shortened
 from lit_cnn.evaluation.statistics import mean_std, paired_difference
+from lit_cnn.reports.figures import new_figure, save_png, shortened
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.queries import RunInfo, metric_history, search_runs
 from lit_cnn.tracking.run import Run

@@ -12,7 +12,6 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.evaluation.comparison import outputs_of
 from lit_cnn.evaluation.leaderboard import Group, Leaderboard, build_leaderboard
 from lit_cnn.evaluation.members import find_members, find_networks, member_names, refuse_unlike
-from lit_cnn.evaluation.mistakes import Predictions
 from lit_cnn.evaluation.pair import Pair, build_pair
 from lit_cnn.evaluation.predict import (
     LOADING,
@@ -24,6 +23,7 @@ from lit_cnn.evaluation.predict import (
     split_by_path,
 )
 from lit_cnn.evaluation.recording import record_comparison
+from lit_cnn.reports.predictions import Predictions
 from lit_cnn.tracking import Store, check_writable, resolve_store
 from lit_cnn.tracking.queries import RunInfo
 from lit_cnn.tracking.run import Run

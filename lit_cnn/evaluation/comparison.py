@@ -14,10 +14,10 @@ from lit_cnn.evaluation.calibration import calibration_of
 from lit_cnn.evaluation.combining import Outputs, Rule, combine, select_greedily
 from lit_cnn.evaluation.cost import Cost, Network, cost_of, time_networks
 from lit_cnn.evaluation.members import member_names
-from lit_cnn.evaluation.mistakes import Predictions
 from lit_cnn.evaluation.multi_crop import average_probabilities
 from lit_cnn.evaluation.predict import LOADING, Loading, Member, are_stored, predict_views, split_by_path
-from lit_cnn.evaluation.report import Row, Table
+from lit_cnn.evaluation.table import Row, Table
+from lit_cnn.reports.predictions import Predictions
 from lit_cnn.tracking.queries import RunInfo
 
 COMBINATIONS = ("mean", "logits", "vote", "greedy")

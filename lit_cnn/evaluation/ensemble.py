@@ -15,7 +15,7 @@ from lit_cnn.evaluation.members import MUST_AGREE, find_members, find_networks, 
 from lit_cnn.evaluation.multi_crop import VIEWS
 from lit_cnn.evaluation.predict import LOADING, Loading, load_network
 from lit_cnn.evaluation.recording import record_comparison
-from lit_cnn.evaluation.report import Table
+from lit_cnn.evaluation.table import Table
 from lit_cnn.tracking import Store, check_writable, resolve_store
 from lit_cnn.tracking.queries import RunInfo
 from lit_cnn.tracking.run import Run

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from lit_cnn.core.intervals import wilson_interval
-from lit_cnn.evaluation.report.page import bullets, grid, page, paragraph
-from lit_cnn.evaluation.report.result import (
+from lit_cnn.core.intervals import Interval, wilson_interval
+from lit_cnn.evaluation.statistics import MeanStd, holm, mean_std, paired_mean_difference, welch_difference
+from lit_cnn.reports.page import bullets, grid, page, paragraph
+from lit_cnn.reports.result import (
     Result,
     escaped_markdown,
     json_text,
@@ -20,15 +21,7 @@ from lit_cnn.evaluation.report.result import (
     with_limits,
     write_texts,
 )
-from lit_cnn.evaluation.report.wording import p_text, rounded, signed
-from lit_cnn.evaluation.statistics import (
-    Interval,
-    MeanStd,
-    holm,
-    mean_std,
-    paired_mean_difference,
-    welch_difference,
-)
+from lit_cnn.reports.wording import p_text, rounded, signed
 from lit_cnn.tracking.run import Run
 
 if TYPE_CHECKING:

@@ -8,22 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lit_cnn.core.fonts import class_labels, note_on_labels
+from lit_cnn.core.intervals import Interval
 from lit_cnn.core.words import counted
 from lit_cnn.data.contact_sheet import captioned_images
 from lit_cnn.data.preview import write_png
-from lit_cnn.evaluation.mistakes import Predictions
-from lit_cnn.evaluation.report.mistakes import write_mistakes
-from lit_cnn.evaluation.report.page import bullets, heading, page, picture
-from lit_cnn.evaluation.report.result import Result, json_text, with_limits, write_texts
-from lit_cnn.evaluation.report.wording import accuracy_text, p_text, points, rounded_up
-from lit_cnn.evaluation.statistics import (
-    Interval,
-    McNemar,
-    accuracy_interval,
-    images_for_power,
-    mcnemar_exact,
-    paired_bootstrap,
-)
+from lit_cnn.evaluation.activation import maps_of
+from lit_cnn.evaluation.statistics import McNemar, accuracy_interval, images_for_power, mcnemar_exact, paired_bootstrap
+from lit_cnn.reports.mistakes import write_mistakes
+from lit_cnn.reports.page import bullets, heading, page, picture
+from lit_cnn.reports.predictions import Predictions
+from lit_cnn.reports.result import Result, json_text, with_limits, write_texts
+from lit_cnn.reports.wording import accuracy_text, p_text, points, rounded_up
 from lit_cnn.tracking.run import Run
 from lit_cnn.training.classifier import LitClassifier
 
@@ -136,7 +131,7 @@ class Pair(Result):
         for predictions, load_model, prefix in zip(
             (self.first, self.second), self.load_models or (None, None), ("first_", "second_"), strict=True
         ):
-            more, section = write_mistakes(predictions, folder, load_model, prefix)
+            more, section = write_mistakes(predictions, folder, maps_of(load_model), prefix)
             files += more
             parts.append(section)
         html = page(f"{self.first.name} against {self.second.name}", *parts)

@@ -32,8 +32,8 @@ from lit_cnn.data.pixel_values import PixelOptions, pixel_options, scaled
 from lit_cnn.data.sources import FileImages, find_images, read_image
 from lit_cnn.evaluation.good_images import forward_good
 from lit_cnn.evaluation.predict import Loading, ViewImages, logits_of, probabilities_of, to_device
-from lit_cnn.evaluation.report.page import grid
 from lit_cnn.portable import ImageClassifier
+from lit_cnn.reports.page import grid
 from lit_cnn.training.load import load_classifier
 
 if TYPE_CHECKING:

@@ -6,15 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lit_cnn.core.intervals import wilson_interval
-
-
-class Interval(NamedTuple):
-    """An estimate with the limits of its confidence interval, all in the unit of the estimate."""
-
-    mean: float
-    low: float
-    high: float
+from lit_cnn.core.intervals import Interval, wilson_interval
 
 
 class McNemar(NamedTuple):

@@ -21,7 +21,7 @@ from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.preview import preview
 from lit_cnn.data.sources import load_image_set
 from lit_cnn.evaluation.arms import plot_by_images
-from lit_cnn.evaluation.report.figure import new_figure, save_png, shortened, svg_of
+from lit_cnn.reports.figures import new_figure, save_png, shortened, svg_of
 from tests.runs import image_folder
 
 # What DejaVu Sans, which comes with matplotlib, has; and what it has not.

@@ -13,10 +13,10 @@ from scipy.stats import binomtest
 from statsmodels.stats.multitest import multipletests
 
 from lit_cnn.evaluation.cost import Cost, Latency, Network, Timing, cost_of, network_of, passes_needed, time_networks
-from lit_cnn.evaluation.report import Row, Table, sentences
-from lit_cnn.evaluation.report.figure import save_png
-from lit_cnn.evaluation.report.frontier import cheapest_not_worse, pareto_front
-from lit_cnn.evaluation.report.pareto import draw_pareto
+from lit_cnn.evaluation.table import Row, Table, sentences
+from lit_cnn.evaluation.table.frontier import cheapest_not_worse, pareto_front
+from lit_cnn.evaluation.table.pareto import draw_pareto
+from lit_cnn.reports.figures import save_png
 from lit_cnn.training.classifier import LitClassifier
 
 

@@ -26,7 +26,7 @@ from lit_cnn.evaluation.comparison import Comparison, evaluate
 from lit_cnn.evaluation.ensemble import ensemble
 from lit_cnn.evaluation.members import find_members, refuse_unlike
 from lit_cnn.evaluation.predict import Loading, load_member, load_network, predict_views, split_by_path
-from lit_cnn.evaluation.report import Table
+from lit_cnn.evaluation.table import Table
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.queries import find_runs
 from lit_cnn.training.classifier import LitClassifier

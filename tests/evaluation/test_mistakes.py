@@ -18,10 +18,10 @@ from sklearn.metrics import classification_report
 
 from lit_cnn.data.contact_sheet import captioned_images
 from lit_cnn.data.sources import ArrayImages, ImageSet
-from lit_cnn.evaluation.activation import activation_maps, why_no_maps
-from lit_cnn.evaluation.mistakes import Predictions, confusion_matrix, most_confused, scores_of_classes, worst_mistakes
-from lit_cnn.evaluation.report.mistakes import write_mistakes
-from lit_cnn.evaluation.report.page import page
+from lit_cnn.evaluation.activation import activation_maps, maps_of, why_no_maps
+from lit_cnn.reports.mistakes import write_mistakes
+from lit_cnn.reports.page import page
+from lit_cnn.reports.predictions import Predictions, confusion_matrix, most_confused, scores_of_classes, worst_mistakes
 from lit_cnn.training.classifier import LitClassifier
 
 NUM_IMAGES = 200
@@ -111,7 +111,7 @@ class Tags(HTMLParser):
 
 def test_hostile_names_stay_text(predictions: Predictions, tmp_path: Path) -> None:
     model = LitClassifier("lenet5", num_classes=5, in_channels=1, image_size=32).eval()
-    files, section = write_mistakes(predictions, tmp_path, lambda: model, "first_")
+    files, section = write_mistakes(predictions, tmp_path, maps_of(lambda: model), "first_")
     assert {file.name for file in files} == {
         "first_confusion.png",
         "first_classes.csv",

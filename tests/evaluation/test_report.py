@@ -21,9 +21,10 @@ from statsmodels.stats.proportion import proportion_confint
 
 from lit_cnn.evaluation.calibration import calibration_of
 from lit_cnn.evaluation.multi_crop import average_probabilities
-from lit_cnn.evaluation.report import Row, Table, sentences
-from lit_cnn.evaluation.report.figure import _positions, draw_accuracy, save_png
-from lit_cnn.evaluation.report.reliability import draw_reliability
+from lit_cnn.evaluation.table import Row, Table, sentences
+from lit_cnn.evaluation.table.accuracy import _positions, draw_accuracy
+from lit_cnn.evaluation.table.reliability import draw_reliability
+from lit_cnn.reports.figures import save_png
 
 NUM_IMAGES, NUM_CLASSES, NUM_MEMBERS = 600, 4, 3
 

@@ -1,22 +1,17 @@
-"""Pictures of the table; the first: what accuracy costs in forward passes."""
+"""The first picture of the table: what accuracy costs in forward passes."""
 
-import io
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_cnn.core.files import replace_atomically
-from lit_cnn.core.fonts import set_fonts, without_middle
-from lit_cnn.evaluation.report.numbers import Line, Numbers
+from lit_cnn.evaluation.table.numbers import Line, Numbers
+from lit_cnn.reports.figures import MEMBER_COLOR, REFERENCE_COLOR, new_figure, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-REFERENCE_COLOR, MEMBER_COLOR = "#c2410c", "#9aa5b1"
 _COMBINED_COLORS = ("#0b5cad", "#15803d", "#7e22ce", "#0f766e", "#b45309", "#be185d")
 
 
@@ -24,37 +19,6 @@ def ensemble_colors(lines: Sequence[Line]) -> dict[str, str]:
     """Returns a colour for the name of each ensemble and baseline in the table, in its order."""
     names = dict.fromkeys(line.row.name for line in lines if line.row.is_combined)
     return {name: _COMBINED_COLORS[place % len(_COMBINED_COLORS)] for place, name in enumerate(names)}
-
-
-def new_figure(width: float, height: float) -> tuple["Figure", "Axes"]:
-    """Returns an empty picture of so many inches, 150 px each, and its axes."""
-    # Not pyplot: it keeps every figure alive and may look for a display.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def save_png(figure: "Figure", path: Path) -> None:
-    """Writes a picture as PNG; a file that is there is replaced whole. Its texts are taken literally."""
-    set_fonts(figure)
-    with replace_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-
-
-def svg_of(figure: "Figure", salt: str) -> str:
-    """Returns a picture as an `<svg>` element; `salt` tells its names from those of another on the same page."""
-    import matplotlib
-
-    set_fonts(figure, spell_out=False)
-    text = io.StringIO()
-    # Letters as text, not as outlines: small, searchable; and no date, so that the same table gives the same page.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"lit_cnn {salt}"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a browser has fonts of its own
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
 
 
 def draw_accuracy(table: Numbers) -> "Figure":
@@ -176,10 +140,3 @@ def _label_axes(axes: "Axes", table: Numbers) -> None:
     axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.margins(y=0.1)
-
-
-def shortened(name: str) -> str:
-    """Returns a name as a legend has it: one line of 48 letters at most."""
-    name = without_middle(" ".join(name.splitlines()), 48)
-    # matplotlib leaves what begins with an underscore out of legends; the mark before it is invisible.
-    return f"\u200e{name}" if name.startswith("_") else name

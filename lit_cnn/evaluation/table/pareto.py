@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from lit_cnn.evaluation.report.figure import MEMBER_COLOR, REFERENCE_COLOR, ensemble_colors, new_figure, shortened
-from lit_cnn.evaluation.report.frontier import cheapest_not_worse, cost_on_axis, pareto_front
-from lit_cnn.evaluation.report.numbers import Line, Numbers
-from lit_cnn.evaluation.report.wording import machine_of
+from lit_cnn.evaluation.table.accuracy import ensemble_colors
+from lit_cnn.evaluation.table.frontier import cheapest_not_worse, cost_on_axis, pareto_front
+from lit_cnn.evaluation.table.numbers import Line, Numbers
+from lit_cnn.evaluation.table.wording import machine_of
+from lit_cnn.reports.figures import MEMBER_COLOR, REFERENCE_COLOR, new_figure, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

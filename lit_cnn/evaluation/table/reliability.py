@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 from lit_cnn.evaluation.calibration import Reliability
-from lit_cnn.evaluation.report.figure import REFERENCE_COLOR, shortened
-from lit_cnn.evaluation.report.numbers import Numbers, Row
+from lit_cnn.evaluation.table.numbers import Numbers, Row
+from lit_cnn.reports.figures import REFERENCE_COLOR, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lit_cnn.evaluation.report.numbers import ALPHA, Line, Numbers, Row, on_images_of
-from lit_cnn.evaluation.statistics import Interval, holm, mcnemar_exact, paired_bootstrap
+from lit_cnn.core.intervals import Interval
+from lit_cnn.evaluation.statistics import holm, mcnemar_exact, paired_bootstrap
+from lit_cnn.evaluation.table.numbers import ALPHA, Line, Numbers, Row, on_images_of
 
 _ABOUT_AS_CHEAP = 1.05  # networks of one architecture never take the same time to the microsecond
 

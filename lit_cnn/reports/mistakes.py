@@ -7,32 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from lit_cnn.core.csv_text import csv_text
 from lit_cnn.core.files import write_text_atomically
 from lit_cnn.core.fonts import class_labels, note_on_labels
-from lit_cnn.core.resize import resize_and_center_crop
 from lit_cnn.data.contact_sheet import captioned_images
 from lit_cnn.data.preview import write_png
-from lit_cnn.evaluation.activation import activation_maps, why_no_maps
-from lit_cnn.evaluation.mistakes import (
-    Predictions,
-    confusion_matrix,
-    most_confused,
-    scores_of_classes,
-    worst_mistakes,
-)
-from lit_cnn.evaluation.report.figure import new_figure, save_png, shortened
-from lit_cnn.evaluation.report.page import grid, heading, paragraph, picture
-from lit_cnn.training.classifier import LitClassifier
+from lit_cnn.reports.figures import new_figure, save_png, shortened
+from lit_cnn.reports.page import grid, heading, paragraph, picture
+from lit_cnn.reports.predictions import Predictions, confusion_matrix, most_confused, scores_of_classes, worst_mistakes
+
+Maps = Callable[[Predictions, np.ndarray], tuple[list[np.ndarray] | None, str]]
+"""Takes predictions and places of images; returns a picture of each, or none, and a sentence about them."""
 
 _MOST_COUNTS = 25  # classes; with more of them the numbers would not fit into their fields
 _MOST_NAMES = 60
 
 
 def write_mistakes(
-    predictions: Predictions, folder: Path, load_model: Callable[[], LitClassifier] | None, prefix: str = ""
+    predictions: Predictions, folder: Path, maps: Maps | None = None, prefix: str = ""
 ) -> tuple[list[Path], str]:
     """Writes what is to be seen of a classifier's mistakes, and returns the files and the sections of a page.
 
@@ -42,7 +35,7 @@ def write_mistakes(
     Args:
         predictions: What the classifier predicts.
         folder: Where the files go.
-        load_model: Returns the network whose class-activation maps are drawn for the class predicted; None: no maps.
+        maps: Draws class-activation maps of the worst mistakes; None: no maps.
         prefix: What the files' names begin with.
     """
     confusion = folder / f"{prefix}confusion.png"
@@ -68,17 +61,14 @@ def write_mistakes(
         files.append(mistakes)
         parts += [heading("Worst mistakes"), picture(mistakes, "the most confident wrong predictions")]
         parts.append(_list(predictions, worst))
-    if len(worst) and load_model is not None:
-        model = load_model()
-        reason = why_no_maps(model)
-        if not reason:
-            activation = folder / f"{prefix}activation.png"
-            write_png(activation, _activation_sheet(predictions, worst, model))
+    if len(worst) and maps is not None:
+        activation = folder / f"{prefix}activation.png"
+        sheet, said = maps(predictions, worst)
+        if sheet is not None:
+            write_png(activation, captioned_images(sheet, *_captions(predictions, worst)))
             files.append(activation)
             parts.append(picture(activation, "class-activation maps"))
-            arch = model.hparams["arch"]
-            reason = f"Grad-CAM (Selvaraju et al. 2017) of {arch}: red is what spoke for the class chosen."
-        parts.append(paragraph(reason))
+        parts.append(paragraph(said))
     return files, "\n".join(parts)
 
 
@@ -113,15 +103,6 @@ def plot_confusion(predictions: Predictions, path: Path) -> None:
     axes.set_ylabel("true class")
     axes.set_title(f"{shortened(predictions.name)}, n = {len(predictions.labels):,}", fontsize=10)
     save_png(figure, path)
-
-
-def _activation_sheet(predictions: Predictions, worst: np.ndarray, model: LitClassifier) -> np.ndarray:
-    how = [model.hparams[name] for name in ("image_size", "interpolation", "crop_pct")]
-    images = np.stack(
-        [resize_and_center_crop(predictions.image_set.images[index], *how) for index in predictions.indices[worst]]
-    )
-    maps = activation_maps(model, torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), predictions.labels[worst])
-    return captioned_images(list(maps), *_captions(predictions, worst))
 
 
 def _captions(predictions: Predictions, places: np.ndarray) -> tuple[list[list[str]], str]:

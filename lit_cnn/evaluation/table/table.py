@@ -6,25 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_cnn.evaluation.activation import maps_of
 from lit_cnn.evaluation.cost import BATCHES
-from lit_cnn.evaluation.mistakes import Predictions
-from lit_cnn.evaluation.report.figure import draw_accuracy, save_png, svg_of
-from lit_cnn.evaluation.report.mistakes import write_mistakes
-from lit_cnn.evaluation.report.numbers import Line, Numbers
-from lit_cnn.evaluation.report.page import bullets, grid, heading, page, paragraph
-from lit_cnn.evaluation.report.pareto import draw_pareto
-from lit_cnn.evaluation.report.reliability import draw_reliability
-from lit_cnn.evaluation.report.result import (
-    Result,
-    escaped_markdown,
-    json_text,
-    markdown_grid,
-    text_grid,
-    text_notes,
-    with_limits,
-    write_texts,
-)
-from lit_cnn.evaluation.report.wording import (
+from lit_cnn.evaluation.table.accuracy import draw_accuracy
+from lit_cnn.evaluation.table.numbers import Line, Numbers
+from lit_cnn.evaluation.table.pareto import draw_pareto
+from lit_cnn.evaluation.table.reliability import draw_reliability
+from lit_cnn.evaluation.table.wording import (
     CALIBRATION_CAPTION,
     CALIBRATION_COLUMNS,
     COLUMNS,
@@ -36,6 +24,20 @@ from lit_cnn.evaluation.report.wording import (
     grid_caption,
     machine_of,
     sentences,
+)
+from lit_cnn.reports.figures import save_png, svg_of
+from lit_cnn.reports.mistakes import write_mistakes
+from lit_cnn.reports.page import bullets, grid, heading, page, paragraph
+from lit_cnn.reports.predictions import Predictions
+from lit_cnn.reports.result import (
+    Result,
+    escaped_markdown,
+    json_text,
+    markdown_grid,
+    text_grid,
+    text_notes,
+    with_limits,
+    write_texts,
 )
 from lit_cnn.tracking.run import Run
 from lit_cnn.training.classifier import LitClassifier
@@ -164,7 +166,7 @@ class Table(Numbers, Result):
             files.append(folder / name)
         appendix = ""
         if self.predictions is not None:
-            of_mistakes, appendix = write_mistakes(self.predictions, folder, self.load_model)
+            of_mistakes, appendix = write_mistakes(self.predictions, folder, maps_of(self.load_model))
             files += of_mistakes
         return files + write_texts(folder, {"report.html": self.to_html(appendix)})
 

@@ -6,10 +6,10 @@ from typing import Literal, Self
 
 import numpy as np
 
+from lit_cnn.core.intervals import Interval
 from lit_cnn.evaluation.calibration import Calibration
 from lit_cnn.evaluation.cost import Cost
 from lit_cnn.evaluation.statistics import (
-    Interval,
     McNemar,
     MeanStd,
     accuracy_interval,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lit_cnn.core.csv_text import csv_text
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import write_text_atomically
-from lit_cnn.evaluation.statistics import Interval
+from lit_cnn.core.intervals import Interval
 
 if TYPE_CHECKING:
     import pandas

@@ -1,15 +1,15 @@
 """The table in words: cells, caption and whole sentences, the same in every format."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from lit_cnn.core.intervals import Interval
 from lit_cnn.evaluation.calibration import NO_TEMPERATURE, Calibration, Scaled
 from lit_cnn.evaluation.cost import LARGEST_PASS, Latency
-from lit_cnn.evaluation.report.frontier import cheapest_not_worse
-from lit_cnn.evaluation.report.numbers import ALPHA, Line, Numbers, Row
-from lit_cnn.evaluation.statistics import Interval
+from lit_cnn.evaluation.table.frontier import cheapest_not_worse
+from lit_cnn.evaluation.table.numbers import ALPHA, Line, Numbers, Row
+from lit_cnn.reports.wording import accuracy_text, p_text, points, rounded, rounded_up, signed
 
 T = TypeVar("T")
 
@@ -162,13 +162,6 @@ def sentences(table: Numbers) -> list[str]:
     ]
 
 
-def p_text(p_value: float) -> str:
-    """Writes a p-value with one or two significant digits; below 0.001 only that it is below."""
-    if p_value < 0.001:
-        return "<0.001"
-    return f"{p_value:.3f}" if p_value < 0.1 else f"{p_value:.2f}"
-
-
 def is_claimed(line: Line) -> bool:
     """Whether the table calls this line different from the reference."""
     return line.p_holm is not None and line.p_holm < ALPHA
@@ -291,14 +284,6 @@ def _of_scaled(line: Line, text: Callable[[Scaled], str]) -> str:
     return _or_dash(line.row.calibration.scaled if line.row.calibration else None, text)
 
 
-def rounded(number: float) -> str:
-    """Writes a count with three or four digits and its unit: 61.7 k, 1.82 G."""
-    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.{2 if number < 10 * size else 1}f} {unit}"
-    return f"{number:,.0f}"
-
-
 def _of_latency(line: Line, num_images: int, text: Callable[[Latency], str]) -> str:
     return _or_dash(line.row.cost.latency.get(num_images) if line.row.cost else None, text)
 
@@ -310,28 +295,6 @@ def _milliseconds(latency: Latency) -> str:
 
 def _crops(num_views: int) -> str:
     return f"{num_views} crop{'s' if num_views > 1 else ''}"
-
-
-def accuracy_text(value: Interval) -> str:
-    """Writes an accuracy and its limits in per cent."""
-    return f"{100 * value.mean:.2f} [{100 * value.low:.2f}, {100 * value.high:.2f}]"
-
-
-def points(value: Interval) -> str:
-    """Writes a difference of accuracies in points, with its limits."""
-    return signed(value).replace(" ", " points ", 1)
-
-
-def signed(value: Interval) -> str:
-    """Writes a difference of accuracies with its limits, in points."""
-    # z: -0.00 is written as +0.00.
-    return f"{100 * value.mean:+z.2f} [{100 * value.low:+z.2f}, {100 * value.high:+z.2f}]"
-
-
-def rounded_up(number: int) -> str:
-    """Writes a number with its first two digits, rounded up."""
-    step = 10 ** max(0, len(str(number)) - 2)
-    return f"{math.ceil(number / step) * step:,}"
 
 
 def _or_dash(value: T | None, text: Callable[[T], str], dash: str = "-") -> str:
