@@ -12,8 +12,8 @@ help:  ## This list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 quickstart: $(INSTALLED)  ## Install, train LeNet-5 on digits with three seeds, compare it with its ensemble
-	$(BIN)/lit-cnn fit --config configs/experiment/lenet5_scratch_digits.yaml --seeds 0 1 2
-	$(BIN)/lit-cnn ensemble --experiment digits --filter "tags.arch = 'lit/lenet5'" --top_k 3 --views 1 10
+	$(BIN)/lit-cnn fit --config lenet5_scratch_digits_crops --seeds 0 1 2
+	$(BIN)/lit-cnn ensemble --experiment digits --filter "attributes.run_name = 'lenet5_scratch_digits_crops'" --top_k 3 --views 1 5
 	@echo "Look at the runs in your browser: make ui"
 
 ui: $(INSTALLED)  ## Open MLflow on 127.0.0.1 and print the links to the runs
