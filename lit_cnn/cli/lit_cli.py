@@ -15,6 +15,7 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.core.file_names import all_as_text
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.linked import LINKED_FROM_DATA
+from lit_cnn.tracking.run import run_in
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.ranks import Ranks
 from lit_cnn.training.record import recorded_config
@@ -107,6 +108,8 @@ class LitCLI(LightningCLI):
             config.ckpt_path = self._ranks.from_first(lambda: str(find(given, self.options.store)))
             self.options = dataclasses.replace(self.options, ckpt_path=config.ckpt_path)
         if config.model.weights is not None:
+            run = run_in(config.model.weights)
+            config.model.weights = config.model.weights if run is None else f"runs:/{run}"
             with use_store(self.options.store, self._ranks.file_of_first):
                 expected = expected_images(config.model.arch, config.model.weights)
             # In the configuration too, which the checkpoint keeps.
