@@ -30,22 +30,23 @@ Find out, on your own images, which CNN, which transfer regime and which test-ti
 
 train and evaluate (Lightning):
   fit        train, track the run in MLflow, keep the best checkpoint, test it
+             lit-cnn fit FOLDER, with a sub-folder of images for each class
              lit-cnn fit --config lenet5_scratch_digits [--seeds 0 1 2] [--resume auto]
   validate   evaluate a checkpoint on the validation images
   test       evaluate a checkpoint on the test images
-             lit-cnn test --ckpt_path runs:/RUN_ID
+             lit-cnn test --ckpt_path RUN_ID
   predict    classify images, or a folder of them, into a CSV file
-             lit-cnn predict --ckpt_path runs:/RUN_ID FOLDER [--min_confidence 0.8]
+             lit-cnn predict FOLDER --model RUN_ID [--min_confidence 0.8]
 
 compare and look:
   describe   show a network layer by layer beside its paper's figures
              lit-cnn describe resnet50 [--compare resnet18] [--stages] [--format json]
   check-data look through the images before training: damaged, doubled, mislabelled
-             lit-cnn check-data --config own_images --data.root FOLDER [--strict]
+             lit-cnn check-data FOLDER [--strict]
   preview    write a picture of what augmentation makes of the training images
-             lit-cnn preview --config augment/geometric --data.dataset digits
+             lit-cnn preview FOLDER [--config augment/geometric]
   advise     try transfer regimes at a few training-set sizes, and say which to take
-             lit-cnn advise --config own_images --model.weights offline --data.root FOLDER
+             lit-cnn advise FOLDER [--budget MINUTES]
   compare    an experiment's runs by configuration over their seeds, or two runs image by image
              lit-cnn compare --experiment digits [--split val] [--format json] [--output FOLDER]
   ensemble   average tracked runs over one and many crops, with intervals and paired tests
@@ -157,11 +158,14 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
 def _train_or_evaluate(name: Any, arguments: list[str]) -> int:
     from lit_cnn.cli.precheck import precheck, starting_line, take_seeds
+    from lit_cnn.cli.shorthand import expand
 
     seeds, arguments = take_seeds(arguments) if name == "fit" else (None, arguments)
+    arguments = expand(name, arguments)
     precheck(arguments)
-    if name == "fit" and sys.stderr.isatty():
-        print(starting_line(arguments, seeds), file=sys.stderr, flush=True)
+    starting = starting_line(arguments, seeds) if name == "fit" else ""
+    if starting and sys.stderr.isatty():  # else it comes with what is known before the first step
+        print(starting, file=sys.stderr, flush=True)
     # Not in the other processes of a distributed run, which are started with a rank, and log nothing.
     if name == "fit" and not says_not_first() and not {"--help", "-h"}.intersection(arguments):
         from lit_cnn.tracking.supervisor import start_early
@@ -169,4 +173,4 @@ def _train_or_evaluate(name: Any, arguments: list[str]) -> int:
         start_early()
     from lit_cnn.cli.train import run_trainer_command
 
-    return run_trainer_command(name, arguments, seeds)
+    return run_trainer_command(name, arguments, seeds, starting=starting)

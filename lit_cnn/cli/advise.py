@@ -4,14 +4,14 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_cnn.cli.output import console
 from lit_cnn.cli.verbs import CommandParser
-from lit_cnn.core.errors import UsageError
+from lit_cnn.core.errors import UsageError, as_printed
 
 if TYPE_CHECKING:
     from lit_cnn.cli.lit_cli import DataCLI
@@ -33,7 +33,7 @@ def advise(arguments: list[str]) -> int:
         prog="lit-cnn advise",
         description="Train transfer regimes, and networks if several are given, at a few training-set sizes of these "
         "images; print accuracy on val with its interval and the time of each, draw them, and say which to take. Every "
-        "trial is a tracked run. Takes the options of lit-cnn fit too: --config, --data.root, --model.weights.",
+        "trial is a tracked run. Takes FOLDER and the options of lit-cnn fit too: --config, --model.weights.",
         allow_abbrev=False,
     )
     parser.add_argument("--archs", nargs="+", metavar="ARCH", help="networks to try; default: that of --model.arch")
@@ -47,39 +47,46 @@ def advise(arguments: list[str]) -> int:
     options, of_fit = parser.parse_known_args(arguments)
 
     from lit_cnn.cli.precheck import precheck, value_of
-    from lit_cnn.training.process import hush_lightning
+    from lit_cnn.cli.shorthand import expand
 
+    of_fit = expand("advise", of_fit)
     precheck(of_fit)
     if (value_of(of_fit, "track") or "true").lower() == "false":
         raise UsageError("track", False, "every trial is a tracked run", "leave it out")
-    hush_lightning()
     from lit_cnn.cli.train import exit_code
+    from lit_cnn.training.process import hush_lightning
 
+    hush_lightning()
     return exit_code(lambda: _advise(options, of_fit))
 
 
 def _advise(options: argparse.Namespace, of_fit: list[str]) -> None:
-    from lit_cnn.cli.lit_cli import DataCLI
+    from lit_cnn.cli.lit_cli import DataCLI, settled
     from lit_cnn.evaluation.advice import default_sizes, recommend, rows_of
     from lit_cnn.training.run import train_children
     from lit_cnn.training.transfer import starting_guess
 
     parsed = DataCLI(of_fit)
-    data, model = parsed.datamodule, parsed.plain_config["model"]
+    data, archs = parsed.datamodule, options.archs or [parsed.plain_config["model"]["arch"]]
     num_images = len(data.splits.train)
     sizes = sorted(set(options.sizes or default_sizes(num_images, data.num_classes)))
     if sizes[-1] > num_images:
         raise UsageError("sizes", sizes[-1], f"there are {num_images} training images", "give at most that many")
-    if model["weights"] is None and set(options.regimes) != {"scratch"}:
-        raise UsageError("weights", None, "the regimes but scratch need weights", "give pretrained, offline or a file")
     guess = starting_guess(num_images, data.num_classes)
     regimes = sorted(options.regimes, key=lambda regime: regime != guess)
     print(f"starting guess for {num_images:,} images of {data.num_classes} classes: {guess}", file=sys.stderr)
-    archs = options.archs or [model["arch"]]
     planned = [(arch, regime, size) for size in sizes for arch in archs for regime in regimes]
+    labels = [_label(*trial) for trial in planned]
+    given, why = settled(of_fit, lambda config: {**config, "children": labels})
+    parsed = DataCLI(given)
+    if why:
+        print(as_printed(f"weights {parsed.plain_config['model']['weights'] or 'none'}: {why}"), file=sys.stderr)
+    weights = _weights_of(archs, parsed.plain_config["model"]["weights"], is_chosen_here=given != of_fit)
+    if None in weights.values() and set(options.regimes) != {"scratch"}:
+        raise UsageError("weights", None, "the regimes but scratch need weights", "give pretrained, offline or a file")
     trials: list[Trial] = []
     parent = _parent_of(planned, parsed, trials, options.output, resume=parsed.options.resume is not None)
-    setups = _setups(planned, options.budget, trials, parent, data, of_fit, model["weights"])
+    setups = _setups(planned, options.budget, trials, parent, data, given, weights)
     run = train_children(parent, setups)
     advice = recommend(trials, num_images)
     if options.format == "json":
@@ -89,6 +96,15 @@ def _advise(options: argparse.Namespace, of_fit: list[str]) -> None:
         print(f"{advice}\n{options.output}; run {run.id}")
 
 
+def _weights_of(archs: Sequence[str], weights: str | None, is_chosen_here: bool) -> dict[str, str | None]:
+    """Returns what each network starts from: what was given, or of what was chosen here, each its own."""
+    from lit_cnn.training.available_weights import available_weights
+
+    if not is_chosen_here or len(archs) == 1:
+        return dict.fromkeys(archs, weights)
+    return {arch: available_weights(arch)[0] for arch in archs}
+
+
 def _setups(
     planned: Sequence[Planned],
     budget: float | None,
@@ -96,7 +112,7 @@ def _setups(
     parent: "ParentRun",
     data: "ImageDataModule",
     of_fit: list[str],
-    weights: str | None,
+    weights: Mapping[str, str | None],
 ) -> Iterator[tuple[str, Callable[[], "Setup"]]]:
     """Yields the setups of the trials that the budget has time for, and adds each to `trials` when it has ended."""
     from lit_cnn.data.datamodule import ImageDataModule
@@ -111,7 +127,7 @@ def _setups(
             continue
         print(f"trial {number} of {len(planned)}: {arch}, {regime}, {size:,} images", file=sys.stderr)
         begun, label = time.monotonic(), _label(arch, regime, size)
-        yield label, partial(_setup, arch, regime, size, of_fit, weights)
+        yield label, partial(_setup, arch, regime, size, of_fit, weights[arch])
         run = parent.children[label]
         seconds = taken[arch, regime] = run.seconds or time.monotonic() - begun
         if any(data.options[name] != value for name, value in parent.data_options.items()):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lit_cnn.cli.output import console
 from lit_cnn.cli.precheck import precheck
+from lit_cnn.cli.shorthand import expand
 from lit_cnn.cli.spelling import spelling_of
 from lit_cnn.cli.verbs import CommandParser, check_output_file, write_picture
 from lit_cnn.core.errors import spelt
@@ -21,8 +22,8 @@ def check_data(arguments: list[str]) -> int:
     parser = CommandParser(
         prog="lit-cnn check-data",
         description="Look through the images before training: files that are damaged or no images, copies within and "
-        "across splits, the same image under two labels, classes and groups out of line. Takes the options of "
-        "lit-cnn fit too: --config, --data.root and so on.",
+        "across splits, the same image under two labels, classes and groups out of line. Takes FOLDER and the options "
+        "of lit-cnn fit too: --config, --data.root and so on.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -37,6 +38,7 @@ def check_data(arguments: list[str]) -> int:
         "--strict", action="store_true", help="exit code 1 if there are errors or warnings, not for notes"
     )
     options, of_fit = parser.parse_known_args(arguments)
+    of_fit = expand("check-data", of_fit)
     precheck(of_fit)
     if options.output is not None:
         check_output_file(options.output)

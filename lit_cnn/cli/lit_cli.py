@@ -1,7 +1,7 @@
 """`LitCLI`: Lightning's command line, which turns arguments into the setup of a run."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,10 +9,13 @@ import yaml
 from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from lit_cnn.cli.auto_weights import settle
 from lit_cnn.cli.parser import OneLineParser, arranged
+from lit_cnn.core.errors import UsageError
 from lit_cnn.core.file_names import all_as_text
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.linked import LINKED_FROM_DATA
+from lit_cnn.tracking.run import run_in
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.ranks import Ranks
 from lit_cnn.training.record import recorded_config
@@ -51,6 +54,7 @@ class LitCLI(LightningCLI):
         self, command: str, arguments: Sequence[str], model_class: type[LitClassifier] = LitClassifier
     ) -> None:
         self._command = command
+        arguments, self._why_weights = settled(arguments)
         super().__init__(
             model_class,
             ImageDataModule,
@@ -96,12 +100,16 @@ class LitCLI(LightningCLI):
     def _settle(self) -> None:
         config = self.config
         self.options.check(writes=self._command == "fit" and self._ranks.is_first)
+        if len(set(self._ranks.from_each(config.model.weights))) > 1:
+            raise UsageError("weights", None, "each host would start from others", "give pretrained, offline or a file")
         config.trainer.precision = trainer_options(config.trainer.as_dict())["precision"]
         if config.ckpt_path is not None and config.ckpt_path != "last":
             given, find = config.ckpt_path, checkpoint_to_train_on if self._command == "fit" else checkpoint_file
             config.ckpt_path = self._ranks.from_first(lambda: str(find(given, self.options.store)))
             self.options = dataclasses.replace(self.options, ckpt_path=config.ckpt_path)
         if config.model.weights is not None:
+            run = run_in(config.model.weights)
+            config.model.weights = config.model.weights if run is None else f"runs:/{run}"
             with use_store(self.options.store, self._ranks.file_of_first):
                 expected = expected_images(config.model.arch, config.model.weights)
             # In the configuration too, which the checkpoint keeps.
@@ -116,7 +124,7 @@ class LitCLI(LightningCLI):
             built = self.parser.instantiate_classes(self.config)
         config = recorded_config(self.plain_config)
         ranks = self._ranks if self._ranks.are_several else None
-        self.setup = Setup(built.model, built.data, self.options, dict(built.trainer), config, ranks)
+        self.setup = Setup(built.model, built.data, self.options, dict(built.trainer), config, ranks, self._why_weights)
 
 
 class DataCLI(LitCLI):
@@ -134,3 +142,19 @@ class DataCLI(LitCLI):
     def instantiate_classes(self) -> None:
         """Builds the data module; nothing is read yet."""
         self.datamodule = ImageDataModule(**self.plain_config["data"], seed=self.plain_config["seed_everything"])
+
+
+def settled(
+    arguments: Sequence[str],
+    config_of: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config,
+) -> tuple[list[str], str]:
+    """Returns arguments of `lit-cnn fit` with weights that can be had here in the place of `auto`, and why these.
+
+    Args:
+        arguments: With the folder spelt out.
+        config_of: From a run's configuration to that of the run that `--resume auto` means, its parent's say.
+
+    Raises:
+        UsageError: If there are none, and the regime needs some.
+    """
+    return settle(arguments, DataCLI, config_of)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lit_cnn.cli.configs import SECTIONS, Layer, split_arguments
+from lit_cnn.cli.shorthand import chosen
 from lit_cnn.core.environment import says_one_of_several
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.linked import LINKED_FROM_DATA
@@ -26,6 +27,11 @@ _LEAST = {
     "data.limit_train": 1,
     "data.max_pixels": 1,
 }
+
+_HINT = (
+    "No folder is given: this is a run on scikit-learn's digits.\n"
+    "On photographs of your own: lit-cnn fit FOLDER, with a sub-folder for each class."
+)
 
 
 def precheck(arguments: Sequence[str]) -> None:
@@ -61,7 +67,7 @@ def take_seeds(arguments: list[str]) -> tuple[list[int] | None, list[str]]:
         return None, arguments
     start = arguments.index("--seeds")
     end = start + 1
-    while end < len(arguments) and not arguments[end].startswith("-"):
+    while end < len(arguments) and not arguments[end].startswith("-") and not Path(arguments[end]).exists():
         end += 1
     given = arguments[start + 1 : end]
     if not given or not all(seed.isdigit() for seed in given) or len(set(given)) < len(given):
@@ -70,19 +76,24 @@ def take_seeds(arguments: list[str]) -> tuple[list[int] | None, list[str]]:
 
 
 def starting_line(arguments: Sequence[str], seeds: Sequence[int] | None) -> str:
-    """Returns what is about to start, for who waits until PyTorch and Lightning are imported."""
+    """Returns what is about to start, for who waits until PyTorch and Lightning are imported.
+
+    Args:
+        arguments: Of `lit-cnn fit`, a folder spelt out.
+        seeds: Of `--seeds`.
+    """
     layers, options = split_arguments(arguments)
-
-    def chosen(section: str, name: str, default: str) -> str:
-        found = [layer.options.get(section, {}).get(name) or (name == "arch" and layer.arch) for layer in layers]
-        return value_of(options, f"{section}.{name}") or next((each for each in reversed(found) if each), default)
-
     given = value_of(options, "ckpt_path")
     if given not in (None, "last") and not any(text.startswith("--config") for text in arguments):
         return f"starting from {given} …"  # which has the configuration
     one_seed = value_of(options, "seed_everything") or "0"
     of_seeds = f"seeds {' '.join(map(str, seeds))}" if seeds is not None else f"seed {one_seed}"
-    return f"starting {chosen('model', 'arch', 'lenet5')} on {chosen('data', 'dataset', 'digits')}, {of_seeds} …"
+    arch = chosen(layers, options, "model", "arch", default="lenet5")
+    dataset = chosen(layers, options, "data", "dataset", default="")
+    root = chosen(layers, options, "data", "root")
+    on = f"{dataset or 'digits'}{f' in {root}' if root else ''}"
+    hint = "" if dataset else f"\n{_HINT}"
+    return f"starting {arch} on {on}, {of_seeds} …{hint}"
 
 
 def value_of(arguments: Sequence[str], option: str) -> str | None:

@@ -41,10 +41,11 @@ def predict(arguments: list[str]) -> int:
     from lit_cnn.tracking import resolve_store
     from lit_cnn.training.resume import checkpoint_file
 
+    source: str | Path
     if options.model is None:
         source = checkpoint_file(options.ckpt_path, resolve_store(options.tracking_uri))
-    else:  # a path is no run, whatever it is called
-        source = options.model if options.model.startswith("models:/") else Path(options.model)
+    else:
+        source = options.model
     files = _files_at(places)
     found = load(source, options.tracking_uri).predict_files(
         files,
@@ -71,8 +72,13 @@ def _parser() -> CommandParser:
         "predict", "Classify images; writes file, class, probability and, if there is one, the error."
     )
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--ckpt_path", help="a checkpoint's file or runs:/RUN_ID")
-    model.add_argument("--model", help="a folder that lit-cnn export wrote, models:/NAME@ALIAS or models:/NAME/VERSION")
+    model.add_argument(
+        "--model",
+        metavar="RUN",
+        help="a run's id, of which 6 characters will do; a checkpoint's file; a folder that lit-cnn export wrote; "
+        "models:/NAME@ALIAS or models:/NAME/VERSION",
+    )
+    model.add_argument("--ckpt_path", help="a checkpoint's file, or a run's id")
     parser.add_argument(
         "images",
         nargs="*",

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lit_cnn.cli.lit_cli import DataCLI
 from lit_cnn.cli.precheck import precheck
+from lit_cnn.cli.shorthand import expand
 from lit_cnn.cli.verbs import CommandParser, check_output_file, write_picture
 from lit_cnn.core.errors import UsageError, at_least
 from lit_cnn.data.preview import preview as draw_preview
@@ -16,7 +17,7 @@ def preview(arguments: list[str]) -> int:
         prog="lit-cnn preview",
         description="Write a picture of what augmentation makes of the training images: a row an image, the first "
         "column as validation sees it, then what it becomes in each epoch. The same picture for the same seed. Takes "
-        "the options of lit-cnn fit too: --config, --data.augment, --seed_everything and so on.",
+        "FOLDER and the options of lit-cnn fit too: --config, --data.augment, --seed_everything and so on.",
         allow_abbrev=False,
     )
     parser.add_argument("--output", type=Path, default=Path("preview.png"), help="default: preview.png")
@@ -24,6 +25,7 @@ def preview(arguments: list[str]) -> int:
     parser.add_argument("--num_draws", default="7", help="columns after the first; default: 7")
     options, of_fit = parser.parse_known_args(arguments)
     counts = {name: _count(name, getattr(options, name)) for name in ("num_images", "num_draws")}
+    of_fit = expand("preview", of_fit)
     precheck(of_fit)
     check_output_file(options.output)
     hush_lightning()

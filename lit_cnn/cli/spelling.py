@@ -25,6 +25,8 @@ def spelling_of(command: str) -> Spelling:
 
 
 def _spelt(command: str, option: str, value: str) -> str:
+    if option == "folder" and command in OPTIONS_OF_FIT:
+        return f"FOLDER {value}".strip()
     if (command, option) in _ARGUMENTS:
         return " ".join(filter(None, (_ARGUMENTS[command, option], value)))
     if command in OPTIONS_OF_FIT:

@@ -6,19 +6,19 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from lit_cnn.cli.lit_cli import LitCLI
+from lit_cnn.cli.lit_cli import LitCLI, settled
 from lit_cnn.cli.output import warn_not_sent
 from lit_cnn.cli.spelling import spelling_of
+from lit_cnn.cli.start_screen import start_summary
 from lit_cnn.core.errors import UsageError, spelt
 from lit_cnn.core.words import counted
-from lit_cnn.data.class_table import class_table, count_classes
-from lit_cnn.data.splits import SPLIT_NAMES
 from lit_cnn.data.stored_options import completed
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.run import Run
@@ -41,6 +41,7 @@ def run_trainer_command(
     arguments: list[str],
     seeds: list[int] | None = None,
     model_class: type[LitClassifier] = LitClassifier,
+    starting: str = "",
 ) -> int:
     """Runs `fit`, `validate` or `test`.
 
@@ -49,19 +50,20 @@ def run_trainer_command(
         arguments: What follows it on the command line, without `--seeds`.
         seeds: Train once with each of these.
         model_class: What is trained.
+        starting: The line that says what is about to start.
 
     Returns:
         The exit code.
     """
     hush_lightning()
     if seeds is not None:
-        return exit_code(lambda: _run_seeds(seeds, arguments, model_class))
+        return exit_code(lambda: _run_seeds(seeds, arguments, model_class, starting))
     if command != "fit" or not any(text.startswith("--config") for text in arguments):
         arguments = _with_config_of_checkpoint(command, arguments)
-    return exit_code(lambda: _run_one(command, arguments, model_class))
+    return exit_code(lambda: _run_one(command, arguments, model_class, starting))
 
 
-def _run_one(command: Command, arguments: list[str], model_class: type[LitClassifier]) -> None:
+def _run_one(command: Command, arguments: list[str], model_class: type[LitClassifier], starting: str) -> None:
     cli = LitCLI(command, arguments, model_class)
     if command != "fit":
         metrics = evaluate(cli.setup, command)
@@ -71,11 +73,11 @@ def _run_one(command: Command, arguments: list[str], model_class: type[LitClassi
         size, is_whole = largest_batch_size(cli.setup)
         print(f"--data.batch_size {size}{'; the training set has no more images' if is_whole else ''}")
     else:
-        print_run(train(cli.setup, before=_split_printer()))
+        print_run(train(cli.setup, before=_start_printer(starting)))
 
 
-def _run_seeds(seeds: list[int], arguments: list[str], model_class: type[LitClassifier]) -> None:
-    run = train_seeds(seeds, arguments, model_class, after_each=print_run, before_each=_split_printer())
+def _run_seeds(seeds: list[int], arguments: list[str], model_class: type[LitClassifier], starting: str) -> None:
+    run = train_seeds(seeds, arguments, model_class, after_each=print_run, before_each=_start_printer(starting))
     means = [
         f"{name} {run.metrics[name]:.4f} +- {run.metrics[f'{name}_std']:.4f}"
         for name in ("best/val/acc", "test/acc")
@@ -105,28 +107,36 @@ def train_seeds(
     """
     if any(text.startswith(("--seed_everything", "--ckpt_path")) for text in arguments):
         raise UsageError("seeds", None, "goes with neither `seed` nor `ckpt_path`; `resume=auto` is possible")
+    # Once, so that all seeds start from the same.
+    arguments, why = settled(arguments, lambda config: {**config, "seed_everything": list(seeds)})
     parent = of_seeds(seeds, resume="auto" in arguments or "--resume=auto" in arguments)
-    setups = ((str(seed), partial(_setup_of, seed, arguments, model_class)) for seed in seeds)
+    setups = ((str(seed), partial(_setup_of, seed, arguments, model_class, why)) for seed in seeds)
     return train_children(parent, setups, after_each, before_each)
 
 
-def _setup_of(seed: int, arguments: Sequence[str], model_class: type[LitClassifier]) -> Setup:
-    return LitCLI("fit", [*arguments, f"--seed_everything={seed}"], model_class).setup
+def _setup_of(seed: int, arguments: Sequence[str], model_class: type[LitClassifier], why_weights: str) -> Setup:
+    setup = LitCLI("fit", [*arguments, f"--seed_everything={seed}"], model_class).setup
+    return replace(setup, why_weights=why_weights)
 
 
-def _split_printer() -> Callable[[Setup], None]:
-    """Returns what prints the images of each class in each split; of several runs, where they differ from the last."""
-    printed = ""
+def _start_printer(starting: str = "") -> Callable[[Setup], None]:
+    """Returns what prints what a run is about to do; of several runs, where it differs from the last.
 
-    def print_split(setup: Setup) -> None:
+    Args:
+        starting: The line that who waits at a terminal has read already.
+    """
+    printed = "" if sys.stderr.isatty() else starting
+
+    def print_start(setup: Setup) -> None:
         nonlocal printed
-        data = setup.data
-        text = class_table(count_classes(data.image_set, {split: data.splits[split] for split in SPLIT_NAMES}))
+        if printed and printed == starting:
+            print(starting, file=sys.stderr)
+        text = start_summary(setup)
         if text != printed:
             print(text, file=sys.stderr)
         printed = text
 
-    return print_split
+    return print_start
 
 
 def print_run(run: Run) -> None:

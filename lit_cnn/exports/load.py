@@ -1,6 +1,5 @@
 """Whatever holds a trained network, ready to classify images: a run, a checkpoint, an export."""
 
-import re
 from pathlib import Path
 
 from lit_cnn.core.errors import UsageError
@@ -8,7 +7,7 @@ from lit_cnn.evaluation.predictor import Predictor, checkpoint_classifier
 from lit_cnn.exports.formats import load_folder
 from lit_cnn.portable import ImageClassifier, export_folder
 from lit_cnn.tracking import registry, resolve_store
-from lit_cnn.tracking.run import Run, id_of
+from lit_cnn.tracking.run import Run, run_in
 from lit_cnn.training.weights import checkpoint_of_run
 
 
@@ -39,14 +38,14 @@ def _classifier(source: Run | str | Path, tracking_uri: str | None) -> ImageClas
 def _place(source: Run | str | Path, tracking_uri: str | None) -> Path:
     if isinstance(source, Run) and source.checkpoint is not None and source.checkpoint.is_file():
         return source.checkpoint  # here before MLflow has it
-    text = str(source) if isinstance(source, Path) else id_of(source)
+    text = source.id if isinstance(source, Run) else str(source)
     if text.startswith("models:/"):
         return registry.registered_model(resolve_store(tracking_uri), text)
     path = Path(text).expanduser()
     if path.exists():
         return path
-    run_id = re.fullmatch(r"(?:runs:/)?(\w{6,}(?:/\d+)?)", text)
-    if run_id and not isinstance(source, Path):
-        return checkpoint_of_run(resolve_store(tracking_uri), run_id[1])
+    run_id = run_in(text)
+    if run_id is not None and not isinstance(source, Path):
+        return checkpoint_of_run(resolve_store(tracking_uri), run_id)
     advice = "give a run or its id, a checkpoint's file, a folder that export wrote, or models:/NAME@ALIAS"
     raise UsageError("source", text, "no such folder, file or run", advice)

@@ -1,5 +1,6 @@
 """A tracked run as Python sees it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,5 +34,16 @@ class Run:
 
 
 def id_of(run: Run | str) -> str:
-    """Returns the id of a run that is given itself or by its id."""
-    return run.id if isinstance(run, Run) else run
+    """Returns the id of a run that is given itself or by its id, `runs:/` before it or not."""
+    return run.id if isinstance(run, Run) else run.removeprefix("runs:/")
+
+
+def run_in(text: str) -> str | None:
+    """Returns the id in what may name a run or a file, with what follows it, such as `/2`; None if it names no run.
+
+    `runs:/ID` always does; an id, or its first 6 characters or more, where no file is called so.
+    """
+    if text.startswith("runs:/"):
+        return text.removeprefix("runs:/")
+    is_id = re.fullmatch(r"[0-9a-f]{6,32}(/\d+)?", text) and not Path(text).exists()
+    return text if is_id else None

@@ -11,6 +11,7 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import write_text_atomically
 from lit_cnn.data.stored_options import ADDED, MEANT_BEFORE
 from lit_cnn.tracking.journal import read_header, read_owner
+from lit_cnn.tracking.run import run_in
 from lit_cnn.tracking.store import LAST, UNFINISHED, Store
 
 # What decides no weights: with how many processes, where, what is shown and kept.
@@ -164,18 +165,18 @@ def last_checkpoint(store: Store, experiment: str, digest: str) -> Path | None:
 
 
 def checkpoint_file(text: str, store: Store) -> Path:
-    """Returns the file of a checkpoint given as a path or as `runs:/ID`; see `checkpoint_of_run`.
+    """Returns the file of a checkpoint given as a path, a run's id or `runs:/ID`; see `checkpoint_of_run`.
 
     Raises:
         UsageError: If there is no such file or run.
     """
-    if text.startswith("runs:/"):
+    if (name := run_in(text)) is not None:
         from lit_cnn.training.weights import checkpoint_of_run
 
-        return checkpoint_of_run(store, text.removeprefix("runs:/"))
+        return checkpoint_of_run(store, name)
     path = Path(text).expanduser()
     if not path.is_file():
-        raise UsageError("ckpt_path", text, "no such file", "give a checkpoint's file, runs:/RUN_ID, or last")
+        raise UsageError("ckpt_path", text, "no such file", "give a checkpoint's file, a run's id, or last")
     return path
 
 
@@ -185,8 +186,8 @@ def checkpoint_to_train_on(text: str, store: Store) -> Path:
     Raises:
         UsageError: If there is no such file or run, or it is of weights alone.
     """
-    name = text.removeprefix("runs:/")
-    if name == text:
+    name = run_in(text)
+    if name is None:
         return checkpoint_file(text, store)
     from lit_cnn.tracking import queries
 

