@@ -22,6 +22,7 @@ OF_THE_PLACE: dict[str, frozenset[str]] = {
             "on_full_disk",
             "test_after_fit",
             "log_preview",
+            "report",
             "experiment",
             "track",
             "tracking_uri",
