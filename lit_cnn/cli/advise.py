@@ -146,7 +146,7 @@ def _label(arch: str, regime: str, size: int) -> str:
 def _setup(arch: str, regime: "Regime", size: int, of_fit: list[str], weights: str | None) -> "Setup":
     from lit_cnn.cli.lit_cli import LitCLI
 
-    own = [f"--model.arch={arch}", f"--data.limit_train={size}", "--test_after_fit=false"]
+    own = [f"--model.arch={arch}", f"--data.limit_train={size}", "--test_after_fit=false", "--report=false"]
     own.append(f"--model.weights={'null' if regime == 'scratch' else weights}")
     # After the user's files; what the user says in options wins over it.
     return LitCLI("fit", [*of_fit, f"--config=transfer/{regime}", *own]).setup

@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,7 +19,6 @@ from lit_cnn.cli.output import warn_not_sent
 from lit_cnn.cli.spelling import spelling_of
 from lit_cnn.cli.start_screen import start_summary
 from lit_cnn.core.errors import UsageError, spelt
-from lit_cnn.core.words import counted
 from lit_cnn.data.stored_options import completed
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.run import Run
@@ -77,13 +77,8 @@ def _run_one(command: Command, arguments: list[str], model_class: type[LitClassi
 
 
 def _run_seeds(seeds: list[int], arguments: list[str], model_class: type[LitClassifier], starting: str) -> None:
-    run = train_seeds(seeds, arguments, model_class, after_each=print_run, before_each=_start_printer(starting))
-    means = [
-        f"{name} {run.metrics[name]:.4f} +- {run.metrics[f'{name}_std']:.4f}"
-        for name in ("best/val/acc", "test/acc")
-        if f"{name}_std" in run.metrics
-    ]
-    print(f"{counted(len(seeds), 'seed')} (mean +- std): {'  '.join(means)}")
+    printer = _start_printer(starting)
+    print_run(train_seeds(seeds, arguments, model_class, after_each=_print_child, before_each=printer))
 
 
 def train_seeds(
@@ -140,16 +135,45 @@ def _start_printer(starting: str = "") -> Callable[[Setup], None]:
 
 
 def print_run(run: Run) -> None:
-    """Prints what a run came to, and where it is, once it is sent (or that it is not)."""
+    """Prints what a run came to, where its report is, what one can do with it, and its id."""
     if not is_first_process():
         return
-    figures = "  ".join(f"{name} {value:.4f}" for name, value in run.metrics.items() if "acc" in name)
+    print(_wrapped(run.summary.replace("\n", " ")) or "done")
     if not run.id:
-        print(figures or "done")
         return
-    print(f"{figures}  run {run.id}")
+    if run.report is not None:
+        print(f"Report: {_from_here(run.report)}")
+    predict = [] if run.children else [f"lit-cnn predict FOLDER --model {run.id[:8]}"]
+    print(f"Next: {', '.join([*predict, 'lit-cnn ui'])}")
+    _print_id(run)
+
+
+def _print_child(run: Run) -> None:
+    """Prints the first sentence of a run that is one of several, and where it is."""
+    print(_wrapped(run.summary.partition("\n")[0]) or "done")
+    if run.report is not None:
+        print(f"Report: {_from_here(run.report)}")
+    if run.id:
+        _print_id(run)
+
+
+def _print_id(run: Run) -> None:
+    print(f"run {run.id}")
     if not run.is_sent:
         warn_not_sent()
+
+
+def _wrapped(text: str) -> str:
+    """Returns a text in lines as long as the terminal's, 100 columns at most; elsewhere as it is."""
+    if not sys.stdout.isatty():
+        return text
+    width = min(shutil.get_terminal_size().columns, 100)
+    return "\n".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
+
+
+def _from_here(path: Path) -> Path:
+    """Returns a path as it is written from the working directory, where it lies below that."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def exit_code(run: Callable[[], None]) -> int:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from lit_cnn.core.errors import UsageError
+from lit_cnn.core.run_params import decides
 from lit_cnn.evaluation.comparison import outputs_of
 from lit_cnn.evaluation.leaderboard import Group, Leaderboard, build_leaderboard
 from lit_cnn.evaluation.members import find_members, find_networks, member_names, refuse_unlike
@@ -27,7 +28,6 @@ from lit_cnn.reports.predictions import Predictions
 from lit_cnn.tracking import Store, check_writable, resolve_store
 from lit_cnn.tracking.queries import RunInfo
 from lit_cnn.tracking.run import Run
-from lit_cnn.training.resume import decides
 
 Split = Literal["val", "test"]
 

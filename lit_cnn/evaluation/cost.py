@@ -1,16 +1,15 @@
 """What a way to classify costs: forward passes, multiply-adds and parameters; and, measured, time."""
 
 import math
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from lit_cnn.core.machine import machine_name
 from lit_cnn.models.describe import measure
 from lit_cnn.training.classifier import LitClassifier
 
@@ -100,7 +99,7 @@ def time_networks(models: Sequence[LitClassifier], view_counts: Sequence[int]) -
         view_counts: Numbers of views that are to be priced with `cost_of`.
     """
     sizes = sorted({passes_needed(count, batch)[0] for count in view_counts for batch in BATCHES})
-    return Timing({size: _rounds(models, size) for size in sizes}, _machine(models[0].device))
+    return Timing({size: _rounds(models, size) for size in sizes}, machine_name(models[0].device))
 
 
 def cost_of(networks: Sequence[Network], used: np.ndarray, num_views: int, timing: Timing | None = None) -> Cost:
@@ -165,21 +164,3 @@ def _wait_for(device: torch.device) -> None:
     # A GPU is given its work and computes on.
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{_cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def _cpu_name() -> str:
-    # platform.processor() is empty on Debian.
-    lines = Path("/proc/cpuinfo")
-    if lines.is_file():
-        for line in lines.read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()

@@ -18,6 +18,8 @@ class Run:
         children: The runs of a parent, one a seed, in order.
         is_sent: Whether the store has all of it; else it is kept here, and `lit-cnn sync` sends it.
         seconds: How long a child took, test and sending included; None where nobody has measured it.
+        summary: What it came to, in a few sentences, one a line; "" for a run of a kind that has none.
+        report: The page that shows it, with its pictures beside it; None where none was made.
 
     Example:
         >>> run.name, run.metrics["test/acc"] > 0.5
@@ -31,6 +33,8 @@ class Run:
     children: tuple["Run", ...] = field(default=(), repr=False)
     is_sent: bool = True
     seconds: float | None = None
+    summary: str = field(default="", repr=False)
+    report: Path | None = None
 
 
 def id_of(run: Run | str) -> str:

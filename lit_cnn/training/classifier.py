@@ -318,9 +318,9 @@ class LitClassifier(pl.LightningModule):
         """Adds a batch to the validation metrics."""
         self._eval_step(batch, self.val_metrics)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds a batch to the test metrics."""
-        self._eval_step(batch, self.test_metrics)
+    def test_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Adds a batch to the test metrics; returns its logits `(N, num_classes)`."""
+        return self._eval_step(batch, self.test_metrics)
 
     def predict_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         """Returns class probabilities `(N, num_classes)`, float32."""
@@ -388,12 +388,12 @@ class LitClassifier(pl.LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             return self(images)
 
-    def _eval_step(self, batch: Batch, metrics: MetricCollection) -> None:
-        images, targets = batch
-        logits = self._evaluate(images)
+    def _eval_step(self, batch: Batch, metrics: MetricCollection) -> torch.Tensor:
+        logits, targets = self._evaluate(batch[0]), batch[1]
         losses = F.cross_entropy(logits, targets, reduction="none")
         for name, metric in metrics.items(keep_base=True):
             metric.update(losses) if name == "loss" else metric.update(logits, targets)
+        return logits
 
 
 def _channels(values: list[float] | None, default: float, in_channels: int) -> torch.Tensor:

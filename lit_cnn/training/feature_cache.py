@@ -23,8 +23,8 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
+from lit_cnn.core.bars import Bar
 from lit_cnn.core.errors import UsageError, as_printed
 from lit_cnn.core.randomness import SCHEME_VERSION
 from lit_cnn.data.batches import Batch
@@ -183,11 +183,14 @@ class FeatureCache(pl.Callback):
 
         def compute() -> Iterator[torch.Tensor]:
             """Yields the features of each batch, on the CPU."""
-            bar = tqdm(total=cache_key.shape[0], desc=f"features of {of}", unit="img", file=sys.stderr, delay=1)
-            with bar, torch.inference_mode():
+            bar, done = Bar(cache_key.shape[0]), 0
+            if not bar.is_shown:
+                print(f"computing features of {cache_key.shape[0]:,} {of}", file=sys.stderr, flush=True)
+            with contextlib.closing(bar), torch.inference_mode():
                 for images, _ in loader():
+                    bar.show(f"features of {of}", done)
                     yield self._frozen(model, images, context).cpu()
-                    bar.update(len(images))
+                    done += len(images)
 
         def check_stop() -> None:
             for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector

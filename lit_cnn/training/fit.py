@@ -39,8 +39,8 @@ def fit(model: LitClassifier, data: ImageDataModule, *, seeds: Sequence[int] | N
         seeds: Train once with each of these, under one run with their mean and standard deviation. Model and data are
             built anew from their arguments for each.
         **options: Those of a run (`resume`, `ckpt_path`, `monitor`, `monitor_mode`, `checkpoint_seconds`,
-            `on_full_disk`, `ema_decay`, `swa_start`, `test_after_fit`, `log_preview`, `recipe`, `experiment`, `track`,
-            `tracking_uri`: see `RunOptions`), and those of Lightning's Trainer (`max_epochs`, `precision`,
+            `on_full_disk`, `ema_decay`, `swa_start`, `test_after_fit`, `log_preview`, `report`, `recipe`, `experiment`,
+            `track`, `tracking_uri`: see `RunOptions`), and those of Lightning's Trainer (`max_epochs`, `precision`,
             `accelerator`, `devices`, `callbacks`, `logger`, …). Callbacks and loggers work beside ours.
 
     Returns:

@@ -10,6 +10,9 @@ import numpy as np
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import write_text_atomically
+from lit_cnn.core.labels import label_of
+from lit_cnn.core.words import counted
+from lit_cnn.reports.run_words import DESCRIPTION, seed_sentences
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.tracking.run import Run
 from lit_cnn.tracking.store import Store
@@ -30,6 +33,8 @@ class ParentRun:
         name_of: From a child's name to its own.
         conclude: Logs what the children come to together, when all are done.
         child_tags: Tags of each child besides its own: `trial` for those that are no result.
+        label_of: From the params that all children have to the run's label.
+        say: Says what the children come to together, given the metrics of each by its label.
 
     Attributes:
         data_options: Options of the data that all children have, whatever they are given: those of the version that
@@ -45,6 +50,8 @@ class ParentRun:
     name_of: Callable[[str], str]
     conclude: Callable[["ParentRun"], None]
     child_tags: Mapping[str, str] = field(default_factory=dict)
+    label_of: Callable[[Mapping[str, Any]], str] = lambda params: "advice"
+    say: Callable[[Mapping[str, Mapping[str, float]]], Sequence[str]] = lambda results: ()
     data_options: dict[str, Any] = field(default_factory=dict)
     children: dict[str, Run] = field(default_factory=dict)
     logger: JournalLogger | None = None
@@ -128,15 +135,17 @@ class ParentRun:
         """
         children = tuple(self.children.values())
         metrics = summarize([child.metrics for child in children]) if children else {}
+        said = "\n".join(self.say({label: child.metrics for label, child in self.children.items()})) if children else ""
         if self.logger is None:
-            return Run("", self.kind, metrics, children=children)
+            return Run("", self.kind, metrics, children=children, summary=said)
         if status == "FINISHED":
             self.conclude(self)
             mark_finished(self.logger.run_folder)
         self.logger.end(status)
         is_sent = self.logger.wait_until_sent(timeout=60)
         name = self.logger.run_name or self.kind
-        return Run(self.logger.run_id or self.logger.key, name, metrics, children=children, is_sent=is_sent)
+        run = Run(self.logger.run_id or self.logger.key, name, metrics, children=children, is_sent=is_sent)
+        return replace(run, summary=said)
 
 
 def of_seeds(seeds: Sequence[int], resume: bool) -> ParentRun:
@@ -158,13 +167,16 @@ def of_seeds(seeds: Sequence[int], resume: bool) -> ParentRun:
         tags={"seed": " ".join(map(str, seeds))},
         name_of=lambda name: f"{name} ({len(seeds)} seeds)",
         conclude=_log_summary,
+        label_of=lambda params: f"{label_of(params)} · {counted(len(seeds), 'seed')}",
+        say=seed_sentences,
     )
 
 
 def _log_summary(parent: ParentRun) -> None:
     assert parent.logger is not None
-    results = [child.metrics for child in parent.children.values()]
-    parent.logger.log_metrics({"seeds": len(results), **summarize(results)}, step=0)
+    results = {seed: child.metrics for seed, child in parent.children.items()}
+    parent.logger.log_metrics({"seeds": len(results), **summarize(list(results.values()))}, step=0)
+    parent.logger.set_tags({DESCRIPTION: " ".join(seed_sentences(results))})
 
 
 def summarize(results: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -189,6 +201,8 @@ def _plain(run: Run) -> dict[str, Any]:
         "metrics": dict(run.metrics),
         "checkpoint": checkpoint,
         "seconds": run.seconds,
+        "summary": run.summary,
+        "report": str(run.report) if run.report else None,
     }
 
 
@@ -203,7 +217,8 @@ def _read_children(file: Path) -> dict[str, Run]:
     whole = {
         label: kept if "metrics" in kept else {"id": "", "name": "", "metrics": kept} for label, kept in saved.items()
     }
+    files = ("checkpoint", "report")
     return {
-        label: Run(**{**kept, "checkpoint": Path(kept["checkpoint"]) if kept.get("checkpoint") else None})
+        label: Run(**{**kept, **{name: Path(kept[name]) if kept.get(name) else None for name in files}})
         for label, kept in whole.items()
     }

@@ -13,6 +13,7 @@ from lit_cnn import __version__
 from lit_cnn.core.credentials import recordable
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import write_text_atomically
+from lit_cnn.core.labels import label_of
 from lit_cnn.core.randomness import SCHEME_VERSION
 from lit_cnn.data.audit import Report
 from lit_cnn.data.contact_sheet import contact_sheet
@@ -37,18 +38,22 @@ def transfer_of(model: LitClassifier) -> str:
     return model.hparams["transfer"]
 
 
-def run_tags(model: LitClassifier, datamodule: ImageDataModule, digest: str) -> dict[str, str]:
+def run_tags(
+    model: LitClassifier, datamodule: ImageDataModule, digest: str, params: Mapping[str, Any]
+) -> dict[str, str]:
     """Returns a training run's tags.
 
     Args:
         model: What is trained.
         datamodule: On what.
         digest: Digest of the configuration.
+        params: Of the run, as it records them.
     """
     digests = datamodule.digests
     commit, dirty = git_state()
     return {
         "kind": "fit",
+        "label": label_of(params),
         "arch": model.hparams["arch"],
         "transfer": transfer_of(model),
         "data": datamodule.image_set.name,

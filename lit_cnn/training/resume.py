@@ -9,40 +9,12 @@ from typing import Any
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import write_text_atomically
+from lit_cnn.core.run_params import OF_THE_PLACE
 from lit_cnn.data.stored_options import ADDED, MEANT_BEFORE
 from lit_cnn.tracking.journal import read_header, read_owner
 from lit_cnn.tracking.run import run_in
 from lit_cnn.tracking.store import LAST, UNFINISHED, Store
 
-# What decides no weights: with how many processes, where, what is shown and kept.
-_OF_THE_PLACE: dict[str, frozenset[str]] = {
-    "data": frozenset({"num_workers", "root"}),
-    "model": frozenset({"feature_cache_gb"}),
-    "trainer": frozenset(
-        {
-            "default_root_dir",
-            "logger",
-            "enable_progress_bar",
-            "enable_model_summary",
-            "log_every_n_steps",
-            "profiler",
-        }
-    ),
-    "": frozenset(
-        {
-            "resume",
-            "ckpt_path",
-            "checkpoint_seconds",
-            "on_full_disk",
-            "test_after_fit",
-            "log_preview",
-            "experiment",
-            "track",
-            "tracking_uri",
-            "find_batch_size",
-        }
-    ),
-}
 # What else may differ between a run and the one that goes on with it: for how long.
 _MAY_CHANGE = {"trainer": frozenset({"max_epochs", "max_time", "callbacks"})}
 
@@ -86,18 +58,12 @@ def config_digest(config: Mapping[str, Any], data_digest: str) -> str:
     if "children" in config:
         kept["children"] = config["children"]
     for section in ("model", "data", "trainer"):
-        left_out = _OF_THE_PLACE[section] | _MAY_CHANGE.get(section, frozenset())
+        left_out = OF_THE_PLACE[section] | _MAY_CHANGE.get(section, frozenset())
         kept[section] = {name: value for name, value in config[section].items() if name not in left_out}
     # What does as versions did that had no such option has their digest.
     as_before = {**MEANT_BEFORE, **dict.fromkeys(ADDED)}
     kept["data"] = {name: value for name, value in kept["data"].items() if (name, value) not in as_before.items()}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def decides(param: str) -> bool:
-    """Whether a run's param, such as `data.batch_size`, has a say in its weights or in which of them are kept."""
-    section, dot, name = param.partition(".")
-    return name.partition(".")[0] not in _OF_THE_PLACE.get(section, ()) if dot else section not in _OF_THE_PLACE[""]
 
 
 def mark_unfinished(folder: Path, digest: str, run_name: str, digests: Mapping[str, str] | None = None) -> None:

@@ -21,11 +21,10 @@ from lit_cnn.training.callbacks import RunInterrupted
 from lit_cnn.training.callbacks.averaging import check_average_of
 from lit_cnn.training.callbacks.snapshots import check_same_cycles
 from lit_cnn.training.checkpoints import load_checkpoint
-from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.distillation import Distillation
+from lit_cnn.training.ending import Ending, conclude, test_best
 from lit_cnn.training.launchers import leave_it_to_first
 from lit_cnn.training.linked import check_data_of, made_by
-from lit_cnn.training.metrics import log_now
 from lit_cnn.training.optimization import check_same_optimizer, path_of_penalties
 from lit_cnn.training.parents import ParentRun
 from lit_cnn.training.process import (
@@ -148,8 +147,8 @@ def _train(
         ranks.lifeline.at_end = lambda line: end(RunFailedError(line))
     stop = signals_stop(parts.trainer, parts.checkpoints, lambda number: end(RunInterrupted(number)))
     with stop, quiet_lightning(), failures_in_words(setup.data.batch_size, ranks.gone):
-        metrics = _train_and_test(setup, parts, start, ranks)
-    return _finished(setup, parts, metrics)
+        metrics, ending = _train_and_test(setup, parts, start, ranks)
+    return _finished(setup, parts, metrics, ending)
 
 
 def train_children(
@@ -285,9 +284,10 @@ def _open_parent(parent: ParentRun, setup: Setup) -> str:
     logger = parent.logger or setup.new_logger()
     assert logger is not None
     config, digest = parent.config_of(setup.config), parent.digest_of(setup.config, setup.data.digests["data"])
-    tags = {**run_tags(setup.model, setup.data, digest), "kind": parent.kind, **parent.tags}
-    name = parent.name_of(setup.name)
-    return parent.open(logger, digest, name, setup.data.digests, params=flatten(config), tags=tags)
+    params, name = flatten(config), parent.name_of(setup.name)
+    label = parent.label_of({key: value for key, value in params.items() if key != "seed_everything"})
+    tags = {**run_tags(setup.model, setup.data, digest, params), "kind": parent.kind, "label": label, **parent.tags}
+    return parent.open(logger, digest, name, setup.data.digests, params=params, tags=tags)
 
 
 def _begin(
@@ -305,8 +305,8 @@ def _begin(
     """
     logger, store = parts.logger, setup.options.store
     assert logger is not None
-    tags = {**run_tags(setup.model, setup.data, setup.digest), **more_tags}
     params = {**flatten(setup.config), "feature_cache": parts.feature_cache.used}
+    tags = {**run_tags(setup.model, setup.data, setup.digest, params), **more_tags}
     before = splits_before(start.checkpoint, is_same_run=start.folder is not None)
     if start.path is not None and start.folder is None:
         tags["continued_from"] = start.id_in(store)
@@ -339,9 +339,9 @@ def _begin(
     return logger.run_folder
 
 
-def _train_and_test(setup: Setup, parts: RunTrainer, start: Start, ranks: Ranks) -> dict[str, float]:
-    """Returns the best epoch's metrics and the test's; ends the run, whatever happens."""
-    trainer, model, data = parts.trainer, setup.model, setup.data
+def _train_and_test(setup: Setup, parts: RunTrainer, start: Start, ranks: Ranks) -> tuple[dict[str, float], Ending]:
+    """Returns the best epoch's metrics and the test's, and what they come to; ends the run, whatever happens."""
+    trainer, model, data, predictions = parts.trainer, setup.model, setup.data, None
     logger = parts.logger if trainer.is_global_zero else None
     try:
         trainer.fit(model, datamodule=data, ckpt_path=start.path, weights_only=True)
@@ -353,35 +353,20 @@ def _train_and_test(setup: Setup, parts: RunTrainer, start: Start, ranks: Ranks)
             what = "it has no best epoch, and compare and ensemble leave it out"
             print(f"lit-cnn: warning: the run ended before its first validation: {what}", file=sys.stderr)
         elif setup.options.test_after_fit and parts.checkpoints.best_path is not None:
-            metrics |= _test_best(parts, model, data, ranks)
+            tested, predictions = test_best(setup, parts, ranks)
+            metrics |= tested
+        ending = conclude(setup, parts, metrics, predictions) if trainer.is_global_zero else Ending()
         if logger:
             for checkpoint in sorted(logger.run_folder.glob("*.ckpt")):
                 logger.log_artifact(checkpoint, "checkpoints")
             logger.end("FINISHED")
             mark_finished(logger.run_folder)
-        return metrics
+        return metrics, ending
     except BaseException as error:
         ranks.let_end()
         if logger:
             _end_early(logger, error)
         raise
-
-
-def _test_best(parts: RunTrainer, model: LitClassifier, data: ImageDataModule, ranks: Ranks) -> dict[str, float]:
-    trainer, best_path = parts.trainer, parts.checkpoints.best_path
-    assert best_path is not None
-    loggers = trainer.loggers
-    with ranks.ending_together():
-        model.load_state_dict(ranks.from_first(lambda: load_checkpoint(best_path)["state_dict"]))
-    # The test's own logging would give it a step of its own; the run's last step is meant.
-    trainer.loggers = []
-    (metrics,) = trainer.test(model, data, verbose=False)
-    trainer.loggers = loggers
-    log_now(trainer, metrics)
-    for logger in loggers:
-        if not isinstance(logger, JournalLogger):
-            logger.finalize("success")  # some write only then what they were given
-    return dict(metrics)
 
 
 def _end_early(logger: JournalLogger, error: BaseException) -> None:
@@ -392,9 +377,10 @@ def _end_early(logger: JournalLogger, error: BaseException) -> None:
     logger.wait_until_sent(timeout=5)
 
 
-def _finished(setup: Setup, parts: RunTrainer, metrics: dict[str, float]) -> Run:
+def _finished(setup: Setup, parts: RunTrainer, metrics: dict[str, float], ending: Ending) -> Run:
     logger = parts.logger if parts.trainer.is_global_zero else None
     if logger is None:
-        return Run("", setup.name, metrics)
+        return Run("", setup.name, metrics, summary=ending.summary)
     is_sent = logger.wait_until_sent(timeout=60)
-    return Run(logger.run_id or logger.key, setup.name, metrics, parts.checkpoints.best_path, is_sent=is_sent)
+    run = Run(logger.run_id or logger.key, setup.name, metrics, parts.checkpoints.best_path, is_sent=is_sent)
+    return replace(run, summary=ending.summary, report=ending.report)

@@ -36,6 +36,7 @@ class RunOptions:
         swa_start: The same with the equal average of the weights at the ends of all epochs from this one (1, 2, …) on.
         test_after_fit: Test the best checkpoint at the end.
         log_preview: Keep a picture of the augmentation with the run.
+        report: Make a page at the end, kept with the run: curves, mistakes, what it was trained on, what it cost.
         recipe: A word that ends the run's name.
         experiment: The MLflow experiment; default: the name of the data.
         track: false: no MLflow run and no checkpoints.
@@ -52,6 +53,7 @@ class RunOptions:
     swa_start: int | None = None
     test_after_fit: bool = True
     log_preview: bool = False
+    report: bool = True
     recipe: str | None = None
     experiment: str | None = None
     track: bool = True

@@ -16,11 +16,11 @@ import numpy as np
 import yaml
 
 from lit_cnn.core.errors import UsageError
+from lit_cnn.core.run_params import decides
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.optimization import learning_rate_factor
 from lit_cnn.training.record import flatten
-from lit_cnn.training.resume import decides
 from lit_cnn.training.steps import accumulated, limited, steps_after, steps_of_run
 
 

@@ -1,37 +1,42 @@
-"""How far a training run is: one bar in a terminal, a line per epoch elsewhere."""
+"""How far a training run is: a line per epoch, and beneath them in a terminal a bar over the whole run."""
 
 import math
 import sys
 import time
-from datetime import timedelta
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ProgressBar
-from tqdm import tqdm
+from lightning.pytorch.callbacks import ProgressBar, Timer
 
+from lit_cnn.core.bars import Bar, columns, say
+from lit_cnn.core.words import about, counted, duration
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.training.classifier import LitClassifier
+from lit_cnn.training.steps import accumulated
+
+_ESTIMATE_AFTER = 3.0  # seconds of training; by then steps take what they take
+_LEAST_TOLD = 20.0  # seconds; who waits for less needs no estimate
+_EVALUATION_COST = 1 / 3  # of a training step, for the same image: no way back, no step of the optimizer
 
 
 class FitProgress(ProgressBar):
-    """One bar over the whole run, in images: epoch, loss, val/acc, images/s and the time left for all epochs.
+    """A line per epoch on stderr, and after the first steps once how long the whole run is going to take.
 
-    Where standard error is no terminal, a line per epoch instead.
-
-    Args:
-        refresh_seconds: The bar is drawn at most this often, so that it costs nothing per step.
+    In a terminal also a bar: images of the whole run, the time left, the loss; likewise for a validation or a test.
     """
 
-    def __init__(self, refresh_seconds: float = 0.25) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.refresh_seconds = refresh_seconds
         self._enabled = True
-        self._bar: Any = None
-        self._drawn = 0.0
+        self._bar: Bar | None = None
+        self._epoch_images = 0  # that an epoch trains on; 0 where nobody knows
         self._images = 0
-        self._first_images = 0
+        self._since: tuple[int, float] | None = None  # images and time at the end of the first batch
         self._started = 0.0
+        self._epoch_began = 0.0
+        self._first = (0, 0, 0)  # epoch, step and image at which this fit began
+        self._has_told = False
 
     def enable(self) -> None:
         """Shows progress."""
@@ -43,39 +48,85 @@ class FitProgress(ProgressBar):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Opens the bar at the place where a resumed run stands."""
-        batch_size, epoch_images = self._sizes(trainer)
-        done_in_epoch = trainer.fit_loop.epoch_loop.batch_progress.current.completed * batch_size
-        self._images = trainer.current_epoch * epoch_images + done_in_epoch % epoch_images
-        self._first_images = self._images
-        self._started = time.monotonic()
-        if self._enabled and sys.stderr.isatty():
-            max_epochs = trainer.max_epochs or -1
-            total = max_epochs * epoch_images if max_epochs > 0 else None
-            self._bar = tqdm(
-                total=total, initial=self._images, unit="img", unit_scale=True, dynamic_ncols=True, smoothing=0.05
-            )
+        self._epoch_images = _images_of_epoch(trainer)
+        batches_done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        share = (batches_done / max(1, int(trainer.num_training_batches))) % 1
+        self._images = round((trainer.current_epoch + share) * self._epoch_images)
+        self._first = (trainer.current_epoch, trainer.global_step, self._images)
+        self._since, self._has_told = None, False
+        self._started = self._epoch_began = time.monotonic()
+        self._open(self._total(trainer), self._images)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Counts the batch's images and draws the bar if it is time."""
+        """Counts the batch's images, draws the bar if it is time, and tells once how long it will take."""
         self._images += len(batch[1]) * trainer.world_size
-        if self._bar is not None and time.monotonic() - self._drawn >= self.refresh_seconds:
-            self._draw(trainer, pl_module)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Says that the bar stands still for the validation."""
+        if not self._enabled:
+            return
+        if self._since is None:
+            self._since = (self._images, time.monotonic())  # the first batch waits for loaders and kernels
+        elif not self._has_told and time.monotonic() - self._since[1] >= _ESTIMATE_AFTER:
+            self._tell_expected(trainer, validated=trainer.current_epoch > 0)
         if self._bar is not None:
-            self._bar.set_description(f"{_epoch(trainer)} validating")
+            left = self._seconds_left(trainer)
+            more = [
+                *([f"{duration(round(left))} left"] if math.isfinite(left) else []),
+                f"loss {getattr(pl_module, 'last_loss', math.nan):.3f}",
+                f"{self._rate:,.0f} img/s",
+            ]
+            self._bar.show(_epoch(trainer), self._images, more)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Notes when the epoch began."""
+        self._epoch_began = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draws the bar, or prints the epoch's line."""
+        """Prints the epoch's line."""
         # On every process: with several devices, they add up what they have.
         means = pl_module.train_means() if isinstance(pl_module, LitClassifier) else {}
-        if self._bar is not None:
-            self._draw(trainer, pl_module)
-        elif self._enabled:
-            print(self._line(trainer, means), file=sys.stderr, flush=True)
+        if not self._enabled:
+            return
+        left = self._seconds_left(trainer)
+        values: dict[str, Any] = {**trainer.callback_metrics, **means}
+        width = columns() if sys.stderr.isatty() else None
+        seconds = time.monotonic() - self._epoch_began
+        say(epoch_line(_epoch(trainer), values, seconds, self._rate, left, width))
+        if not self._has_told and left >= _LEAST_TOLD:
+            self._tell_expected(trainer, validated=True)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Opens a bar for what is no part of a training run."""
+        if trainer.state.fn != "fit":
+            self._open_evaluation(trainer, trainer.val_dataloaders, trainer.num_val_batches)
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Shows how far the validation is."""
+        if trainer.state.fn != "fit":
+            self._count(trainer, batch, "validating")
+        elif self._bar is not None and args and not trainer.sanity_checking:
+            self._bar.show(f"{_epoch(trainer)}, validating", self._images)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Closes the bar of a validation by itself."""
+        if trainer.state.fn != "fit":
+            self._close()
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Opens the test's bar."""
+        self._open_evaluation(trainer, trainer.test_dataloaders, trainer.num_test_batches)
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, *args: Any
+    ) -> None:
+        """Shows how far the test is."""
+        self._count(trainer, batch, "testing")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Closes the test's bar."""
+        self._close()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Closes the bar."""
@@ -85,41 +136,113 @@ class FitProgress(ProgressBar):
         """Closes the bar, so that the error stands on a line of its own."""
         self._close()
 
+    def _open(self, total: int | None, done: int = 0, delay: float = 0.0) -> None:
+        self._close()
+        if self._enabled:
+            self._bar = Bar(total, initial=done, delay=delay)
+
+    def _open_evaluation(self, trainer: pl.Trainer, loader: Any, num_batches: Any) -> None:
+        total = None
+        if isinstance(getattr(trainer, "datamodule", None), ImageDataModule):
+            sizes = [len(batch) for batch in loader.batch_sampler]
+            total = sum(sizes[: int(num_batches[0])]) * trainer.world_size
+        self._images = 0
+        self._open(total, delay=1.0)
+
+    def _count(self, trainer: pl.Trainer, batch: Any, what: str) -> None:
+        self._images += len(batch[1]) * trainer.world_size
+        if self._bar is not None:
+            self._bar.show(what, self._images)
+
     def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
-    def _draw(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._drawn = time.monotonic()
-        shown = {"loss": f"{getattr(pl_module, 'last_loss', math.nan):.3f}"}
-        if "val/acc" in trainer.callback_metrics:
-            shown["val/acc"] = f"{float(trainer.callback_metrics['val/acc']):.4f}"
-        self._bar.set_description(_epoch(trainer), refresh=False)
-        self._bar.set_postfix(shown, refresh=False)
-        self._bar.update(self._images - self._bar.n)
-        self._bar.refresh()
+    @property
+    def _rate(self) -> float:
+        """Images a second, validation included; of the steps after the first, if there are any."""
+        images, since = self._since or (self._images, self._started)
+        if images == self._images:
+            return 0.0
+        return (self._images - images) / max(time.monotonic() - since, 1e-9)
 
-    def _line(self, trainer: pl.Trainer, means: dict[str, float]) -> str:
-        seconds = max(time.monotonic() - self._started, 1e-9)
-        rate = (self._images - self._first_images) / seconds
-        total = max(trainer.max_epochs or 0, 0) * self._sizes(trainer)[1]
-        values: dict[str, Any] = {**trainer.callback_metrics, **means}
-        shown = [name for name in ("train/loss", "val/loss", "val/acc") if name in values]
-        metrics = "  ".join(f"{name} {float(values[name]):.4f}" for name in shown)
-        seconds_left = max(0, total - self._images) / max(rate, 1e-9)
-        left = f"  left {timedelta(seconds=round(seconds_left))}" if total else ""
-        return f"{_epoch(trainer)}  {metrics}  {rate:,.0f} img/s{left}"
+    def _total(self, trainer: pl.Trainer) -> int | None:
+        """Returns the images of the whole run, if epochs or steps say how many; time may end it earlier."""
+        epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+        batches = max(1, int(trainer.num_training_batches)) if math.isfinite(trainer.num_training_batches) else 0
+        totals = [epochs * self._epoch_images] if epochs > 0 else []
+        if steps > 0 and batches:
+            totals.append(round(steps * accumulated(trainer, 0) / batches * self._epoch_images))
+        return min(totals) if totals and self._epoch_images else None
 
-    @staticmethod
-    def _sizes(trainer: pl.Trainer) -> tuple[int, int]:
+    def _seconds_left(self, trainer: pl.Trainer) -> float:
+        """Returns how long the run still trains; infinite where nobody knows."""
+        total, rate = self._total(trainer), self._rate
+        left = max(0, total - self._images) / rate if total is not None and rate else math.inf
+        timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
+        limits = [each.time_remaining() for each in timers]
+        return min([left, *(limit for limit in limits if limit is not None)])
+
+    def _tell_expected(self, trainer: pl.Trainer, validated: bool) -> None:
+        left = self._seconds_left(trainer)
+        if not math.isfinite(left):
+            return
+        self._has_told = True
         data = getattr(trainer, "datamodule", None)
-        if not isinstance(data, ImageDataModule):
-            return 1, int(trainer.num_training_batches)
-        return data.batch_size, len(data.splits.train)
+        if not validated and isinstance(data, ImageDataModule):
+            left *= 1 + _EVALUATION_COST * len(data.splits.val) / max(1, self._epoch_images)
+        seconds = time.monotonic() - self._started + left
+        if seconds < _LEAST_TOLD:
+            return
+        epoch, step, image = self._first
+        if trainer.max_steps > 0:
+            what = counted(trainer.max_steps - step, "step")
+        else:
+            what = counted((trainer.max_epochs or 0) - epoch, "epoch")
+        say(f"about {about(seconds)} for {f'the {what} that are left' if image else what}")
+
+
+def epoch_line(
+    epoch: str,
+    values: Mapping[str, Any],
+    seconds: float,
+    rate: float,
+    seconds_left: float,
+    width: int | None = None,
+) -> str:
+    """Returns what is printed at the end of an epoch.
+
+    Args:
+        epoch: Which.
+        values: Metric -> value.
+        seconds: How long it took.
+        rate: Images a second; 0 where it is not known.
+        seconds_left: How long the run still trains; infinite where nobody knows.
+        width: Columns of the terminal, in which a bar has the time left: what finds no room is left out. None for a
+            log, which has everything.
+    """
+    digits = {"train/loss": 3, "val/loss": 3, "val/acc": 4}
+    shown = [f"{name} {float(values[name]):.{places}f}" for name, places in digits.items() if name in values]
+    parts = [epoch, *shown, duration(seconds), *([f"{rate:,.0f} img/s"] if rate else [])]
+    if width is None:
+        return "  ".join([*parts, *([f"{duration(round(seconds_left))} left"] if 0 < seconds_left < math.inf else [])])
+    while len(parts) > 2 and len("  ".join(parts)) >= width:
+        parts.pop()
+    return "  ".join(parts)
+
+
+def _images_of_epoch(trainer: pl.Trainer) -> int:
+    """Returns how many images an epoch trains on, over all devices; 0 where the loader does not say."""
+    batches = getattr(trainer.train_dataloader, "batch_sampler", None)
+    sizes = getattr(batches, "sizes", None)
+    if sizes is None or not math.isfinite(trainer.num_training_batches):
+        return 0
+    return int(sum(sizes[: int(trainer.num_training_batches)]) * trainer.world_size)
 
 
 def _epoch(trainer: pl.Trainer) -> str:
     """Returns which epoch this is, and of how many, if that is known: steps or time may end a run."""
-    of = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
-    return f"epoch {trainer.current_epoch + 1}{of}"
+    epochs = trainer.max_epochs or -1
+    number = str(trainer.current_epoch + 1)
+    return f"epoch {number.rjust(len(str(epochs)))}/{epochs}" if epochs > 0 else f"epoch {number}"

@@ -1,0 +1,218 @@
+"""The report of a run: a page that needs no other file, and the pictures and tables that are on it."""
+
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+from lit_cnn.core.files import write_text_atomically
+from lit_cnn.core.fonts import without_middle
+from lit_cnn.core.labels import augmentation_name, label_of
+from lit_cnn.core.machine import machine_name
+from lit_cnn.core.run_params import decides
+from lit_cnn.core.words import duration
+from lit_cnn.data.class_table import count_classes
+from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.image_set import EncodedImages
+from lit_cnn.data.preview import preview, write_png
+from lit_cnn.data.splits import SPLIT_NAMES
+from lit_cnn.models.describe import measure
+from lit_cnn.reports.curves import plot_curves
+from lit_cnn.reports.mistakes import write_mistakes
+from lit_cnn.reports.page import answer, details, grid, heading, page, paragraph, picture
+from lit_cnn.reports.predictions import Predictions
+from lit_cnn.reports.wording import rounded
+from lit_cnn.training.classifier import LitClassifier
+from lit_cnn.training.history import History
+from lit_cnn.training.record import flatten, num_parameters
+from lit_cnn.training.run_options import TRAINER_DEFAULTS, RunOptions
+from lit_cnn.training.setup import Setup
+
+FOLDER = "report"
+"""Where the report's files are, in the run's folder and among its artifacts."""
+
+_SHOWN_AT = 224  # pixels; a large JPEG is decoded at a part of its size, but not smaller than that
+_LARGE = 128  # pixels; of larger images fewer draws are shown
+_LONGEST_VALUE = 200  # letters
+_MAIN = (
+    *("model.arch", "model.transfer", "model.weights", "data.dataset", "data.image_size", "data.augment"),
+    *("data.batch_size", "model.optimizer", "model.lr", "model.schedule", "trainer.max_epochs", "trainer.precision"),
+    "seed_everything",
+)
+"""Options that are shown whether or not they have their defaults."""
+
+Part = tuple[list[Path], str]
+"""Files that were written, and a section of the page in HTML."""
+
+
+def write_run_report(
+    setup: Setup,
+    trainer: pl.Trainer,
+    said: Sequence[str],
+    predictions: Predictions | None,
+    history: History,
+    best_epoch: int | None,
+    folder: Path,
+) -> tuple[list[Path], list[str]]:
+    """Writes the report of a run that has come to its end.
+
+    Args:
+        setup: What the run is made of.
+        trainer: Of the run.
+        said: The sentences that the page opens on.
+        predictions: Of the test images; None where nothing was tested.
+        history: How the run went.
+        best_epoch: Number of the best epoch, from 1; None where there is none.
+        folder: Where the files go; made if it is not there.
+
+    Returns:
+        The files, `report.html` last, and what could not be made, with the reason.
+
+    Raises:
+        OSError: If the page cannot be written.
+    """
+    model, data = setup.model, setup.data
+    folder.mkdir(parents=True, exist_ok=True)
+    sections: list[tuple[str, Callable[[], Part]]] = [("the curves", lambda: _curves(history, best_epoch, folder))]
+    if predictions is not None:
+        shown = replace(predictions, image_set=replace(predictions.image_set, images=_Reduced(data.image_set.images)))
+        sections.append(("the mistakes", lambda: write_mistakes(shown, folder)))
+    sections += [
+        ("the images trained on", lambda: _images(data)),
+        ("the augmentation", lambda: _augmentation(data, folder)),
+        ("the cost", lambda: _cost(model, trainer, history)),
+        ("the configuration", lambda: _configuration(setup, type(model))),
+    ]
+    files: list[Path] = []
+    parts = [answer(" ".join(said)), paragraph(label_of(flatten(setup.config)))]
+    missing = []
+    for what, make in sections:
+        try:
+            written, part = make()
+        except Exception as error:  # a report is no reason for a run to fail
+            reason = " ".join(str(error).split()) or type(error).__name__
+            missing.append(f"{what} ({reason})")
+            parts.append(paragraph(f"Missing: {missing[-1]}"))
+        else:
+            files += written
+            parts.append(part)
+    file = folder / "report.html"
+    write_text_atomically(file, page(setup.name, *parts))
+    return [*files, file], missing
+
+
+class _Reduced(Sequence[np.ndarray]):
+    """Images to be shown small: large JPEGs are decoded at a part of their size, which takes a part of the time."""
+
+    def __init__(self, images: Sequence[np.ndarray]) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(self._images, EncodedImages):
+            return self._images.decode(int(index), _reduction)
+        return self._images[index]
+
+
+def _reduction(height: int, width: int) -> int:
+    return next((factor for factor in (8, 4, 2) if min(height, width) // factor >= _SHOWN_AT), 1)
+
+
+def _curves(history: History, best_epoch: int | None, folder: Path) -> Part:
+    if not any(epochs for epochs, _ in history.curves.values()):
+        return [], ""
+    file = folder / "curves.png"
+    plot_curves(history.curves, best_epoch, file)
+    return [file], "\n".join([heading("Training"), picture(file, "losses and accuracies by epoch")])
+
+
+def _images(data: ImageDataModule) -> Part:
+    counts = count_classes(data.image_set, {split: data.splits[split] for split in SPLIT_NAMES})
+    rows = [(name, *(f"{of_class[split]:,}" for split in SPLIT_NAMES)) for name, of_class in counts.items()]
+    whole = ("all", *(f"{len(data.splits[split]):,}" for split in SPLIT_NAMES))
+    return [], "\n".join([heading("Images"), grid(("Class", *SPLIT_NAMES), [*rows, whole])])
+
+
+def _augmentation(data: ImageDataModule, folder: Path) -> Part:
+    file = folder / "examples.png"
+    draws = 1 if not data.train_transform.steps else 3 if data.image_size > _LARGE else 6
+    write_png(file, preview(data, num_images=4, num_draws=draws))
+    return [file], "\n".join(
+        [paragraph("Training images as validation would see them, then as training does:"), picture(file, "examples")]
+    )
+
+
+def _cost(model: LitClassifier, trainer: pl.Trainer, history: History) -> Part:
+    total = num_parameters(model)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    device = trainer.strategy.root_device
+    several = f"{trainer.world_size} x " if trainer.world_size > 1 else ""
+    rows = [
+        ("Parameters", f"{total:,}" if trained == total else f"{total:,}, {trained:,} of them trained"),
+        ("Multiply-adds for one image", rounded(_multiply_adds(model))),
+        ("Training", duration(history.seconds)),
+        *([("An epoch", duration(history.epoch_seconds))] if history.epoch_seconds is not None else []),
+        ("Device", f"{several}{machine_name(device)}, {trainer.precision}"),
+    ]
+    if device.type == "cuda":
+        rows.append(("GPU memory", f"{torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB at most"))
+    return [], "\n".join([heading("Cost"), grid(("", ""), rows)])
+
+
+def _multiply_adds(model: LitClassifier) -> int:
+    parameter = next(model.net.parameters())
+    size = model.hparams["image_size"]
+    images = torch.zeros(1, model.hparams["in_channels"], size, size, dtype=parameter.dtype, device=parameter.device)
+    was_training = model.training
+    try:
+        return sum(layer.multiply_adds for layer in measure(model.eval().net, images))
+    finally:
+        model.train(was_training)
+
+
+def _configuration(setup: Setup, model_class: type[LitClassifier]) -> Part:
+    rows = list(chosen_options(setup.config, model_class).items())
+    whole = paragraph("All other options have their defaults; all of them are in the run's config.yaml.")
+    return [], details("Configuration", grid(("Option", "Value"), rows), whole)
+
+
+def chosen_options(config: Mapping[str, Any], model_class: type[LitClassifier]) -> dict[str, str]:
+    """Returns the options that say most of a run, and those that have not their defaults, as texts.
+
+    Args:
+        config: As a run records it.
+        model_class: The class of its model.
+    """
+    defaults = {
+        "model": _defaults(model_class),
+        "data": _defaults(ImageDataModule),
+        "trainer": {**_defaults(pl.Trainer), **TRAINER_DEFAULTS},
+    }
+    flat = {name: value for name, value in config.items() if name not in defaults}
+    usual = {**asdict(RunOptions()), "seed_everything": 0}
+    for section, of_section in defaults.items():
+        flat |= {f"{section}.{name}": value for name, value in config[section].items()}
+        usual |= {f"{section}.{name}": value for name, value in of_section.items()}
+    unusual = [name for name, value in flat.items() if value not in (usual.get(name), None) and decides(name)]
+    shown = dict.fromkeys([*(name for name in _MAIN if flat.get(name) is not None), *unusual])
+    return {name: _value(name, flat[name]) for name in shown}
+
+
+def _defaults(made: type) -> dict[str, Any]:
+    parameters = inspect.signature(made.__init__).parameters  # type: ignore[misc]
+    return {name: each.default for name, each in parameters.items() if each.default is not inspect.Parameter.empty}
+
+
+def _value(name: str, value: Any) -> str:
+    if name == "data.augment":
+        return augmentation_name(value)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return without_middle(text, _LONGEST_VALUE)
