@@ -5,6 +5,7 @@ answers at once.
 """
 
 import codecs
+import difflib
 import importlib
 import io
 import json
@@ -88,6 +89,16 @@ _COMMANDS = {
     "gc": "gc",
 }
 
+# What other programs call a command.
+_IN_OTHER_WORDS = {
+    "fit": "train training learn run finetune",
+    "test": "eval evaluate",
+    "validate": "val valid",
+    "predict": "classify infer inference",
+    "check-data": "check check_data",
+    "ui": "mlflow show",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
@@ -151,9 +162,18 @@ def _command(name: str) -> Callable[[list[str]], int]:
     if name in _OF_LIGHTNING:
         return lambda arguments: _train_or_evaluate(name, arguments)
     if name not in _COMMANDS:
-        raise UsageError(None, name, "no such command", f"there are {', '.join((*_OF_LIGHTNING, *_COMMANDS))}")
+        raise UsageError(None, name, "no such command", _meant(name))
     module = importlib.import_module(f"lit_cnn.cli.{_COMMANDS[name]}")
     return getattr(module, name.replace("-", "_"))
+
+
+def _meant(name: str) -> str:
+    commands = (*_OF_LIGHTNING, *_COMMANDS)
+    if name.startswith("-") or os.path.exists(name):
+        return f"the command comes first: lit-cnn fit {name}"
+    near = [command for command, words in _IN_OTHER_WORDS.items() if name.lower() in words.split()]
+    near = near or difflib.get_close_matches(name, commands, 2, 0.6)
+    return f"did you mean lit-cnn {' or '.join(near)}?" if near else f"there are {', '.join(commands)}"
 
 
 def _train_or_evaluate(name: Any, arguments: list[str]) -> int:
@@ -163,6 +183,8 @@ def _train_or_evaluate(name: Any, arguments: list[str]) -> int:
     seeds, arguments = take_seeds(arguments) if name == "fit" else (None, arguments)
     arguments = expand(name, arguments)
     precheck(arguments)
+    if name in ("validate", "test") and not any(text.startswith(("--ckpt_path", "--help", "-h")) for text in arguments):
+        raise UsageError("ckpt_path", None, f"lit-cnn {name} needs a run's id, or a checkpoint's file")
     starting = starting_line(arguments, seeds) if name == "fit" else ""
     if starting and sys.stderr.isatty():  # else it comes with what is known before the first step
         print(starting, file=sys.stderr, flush=True)

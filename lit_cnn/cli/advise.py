@@ -50,7 +50,7 @@ def advise(arguments: list[str]) -> int:
     from lit_cnn.cli.shorthand import expand
 
     of_fit = expand("advise", of_fit)
-    precheck(of_fit)
+    precheck(of_fit, parser.options)
     if (value_of(of_fit, "track") or "true").lower() == "false":
         raise UsageError("track", False, "every trial is a tracked run", "leave it out")
     from lit_cnn.cli.train import exit_code

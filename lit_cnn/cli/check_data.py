@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lit_cnn.cli.output import console
 from lit_cnn.cli.precheck import precheck
@@ -10,11 +11,9 @@ from lit_cnn.cli.shorthand import expand
 from lit_cnn.cli.spelling import spelling_of
 from lit_cnn.cli.verbs import CommandParser, check_output_file, write_picture
 from lit_cnn.core.errors import spelt
-from lit_cnn.data.audit import Report
-from lit_cnn.data.audit import check_data as check
-from lit_cnn.data.class_table import class_table
-from lit_cnn.data.contact_sheet import contact_sheet
-from lit_cnn.training.process import hush_lightning
+
+if TYPE_CHECKING:
+    from lit_cnn.data.audit import Report
 
 
 def check_data(arguments: list[str]) -> int:
@@ -39,11 +38,15 @@ def check_data(arguments: list[str]) -> int:
     )
     options, of_fit = parser.parse_known_args(arguments)
     of_fit = expand("check-data", of_fit)
-    precheck(of_fit)
+    precheck(of_fit, parser.options)
     if options.output is not None:
         check_output_file(options.output)
-    hush_lightning()
     from lit_cnn.cli.lit_cli import DataCLI
+    from lit_cnn.data.audit import check_data as check
+    from lit_cnn.data.contact_sheet import contact_sheet
+    from lit_cnn.training.process import hush_lightning
+
+    hush_lightning()
 
     report = check(DataCLI(of_fit).datamodule, options.level)
     if options.format == "json":
@@ -56,9 +59,11 @@ def check_data(arguments: list[str]) -> int:
     return 1 if options.strict and report.of("error", "warning") else 0
 
 
-def _print_table(report: Report) -> None:
+def _print_table(report: "Report") -> None:
     from rich.markup import escape
     from rich.table import Table
+
+    from lit_cnn.data.class_table import class_table
 
     terminal = console()
     terminal.print(report.summary, markup=False, highlight=False)

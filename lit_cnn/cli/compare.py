@@ -5,6 +5,7 @@ from pathlib import Path
 from lit_cnn.cli.loading import add_loading_options, loading_of
 from lit_cnn.cli.output import console, warn_not_sent
 from lit_cnn.cli.verbs import store_parser
+from lit_cnn.core.errors import UsageError
 
 
 def compare(arguments: list[str]) -> int:
@@ -24,6 +25,8 @@ def compare(arguments: list[str]) -> int:
     add_loading_options(parser)
     parser.add_argument("--output", type=Path, help="folder for the report, which goes to MLflow too; default: none")
     options = parser.parse_args(arguments)
+    if bool(options.runs) == bool(options.experiment):  # before anything heavy is imported
+        raise UsageError(reason="give one of the two: `runs=ID ID` or `experiment=NAME`")
 
     from lit_cnn.evaluation.compare import compare as compare_runs
 

@@ -222,6 +222,8 @@ def _find(name: str, option: str, folder: Path) -> tuple[Path, str | None]:
     """Returns the file of a path or a name, and the architecture for which a recipe is taken."""
     if (folder / name).is_file():
         return folder / name, None
+    if option == "data" and (folder / name).is_dir():
+        raise UsageError(option, name, "is a folder of images, not a configuration", f"give `root={name}`")
     places, plain = _places(), _without_folder(name)
     found = [each for each in places if plain in (each, each.partition("/")[2])]
     if len(found) == 1:

@@ -32,7 +32,7 @@ def distill(arguments: list[str]) -> int:
     from lit_cnn.cli.precheck import precheck, take_seeds
 
     seeds, of_fit = take_seeds(of_fit)
-    precheck(of_fit)
+    precheck(of_fit, parser.options)
     from lit_cnn.cli.train import run_trainer_command
     from lit_cnn.training.distillation import Distillation
 

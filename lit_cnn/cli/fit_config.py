@@ -58,7 +58,7 @@ def fit_config(
     for name in _OF_COMMAND & options.keys():
         raise UsageError(name, options[name], "is no option of a run", "leave it out")
     arguments = [*(f"--config={name}" for name in configs), *map(_argument, options, options.values())]
-    precheck(arguments)
+    precheck(arguments, is_typed=False)
     keep_freed_memory()
     from lit_cnn.cli.distill import with_teachers
     from lit_cnn.cli.lit_cli import LitCLI

@@ -1,5 +1,6 @@
 """The parser of fit, validate and test: Lightning's, with errors of one line and lit_cnn's configurations."""
 
+import ast
 import difflib
 import json
 import re
@@ -10,6 +11,7 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_cnn.cli.configs import Layer, own_options, split_arguments
+from lit_cnn.cli.option_kinds import what_to_give
 from lit_cnn.core.errors import UsageError
 
 _NAMES = "--data.class_names"
@@ -20,6 +22,8 @@ class OneLineParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """Raises a UsageError with the message's first sentence that says what is wrong."""
+        if (mistake := _wrong_value(message)) is not None:
+            raise mistake from ex
         raise UsageError(message=one_line(message, self._known_options())) from ex
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
@@ -108,6 +112,20 @@ def _keep_names(content: yaml.MappingNode) -> None:
             for node in value.value:
                 if isinstance(node, yaml.ScalarNode):
                     node.tag, node.style = "tag:yaml.org,2002:str", '"'
+
+
+def _wrong_value(message: str) -> UsageError | None:
+    """Returns what jsonargparse says of a value, in words; None where it says anything else."""
+    text = " ".join(message.split())
+    found = re.search(r'"([\w.]+)": (.*?)\.? (?:Got value:|Given value type: .*? Given value:) (.*)$', text)
+    if found is None or not (kinds := re.findall(r"Expected an? (typing\.Literal\[.*?\]|<class '\w+'>)", found[2])):
+        return None
+    literals = [value for kind in kinds if "Literal" in kind for value in ast.literal_eval(kind[14:])]
+    types = [kind[8:-2] for kind in kinds if "Literal" not in kind]
+    if len(kinds) < found[2].count("Expected ") or not {"int", "float", "bool", "NoneType"}.issuperset(types):
+        return None
+    what = what_to_give([str(value) for value in literals], types, "NoneType" in types)
+    return UsageError(found[1], found[3], what)
 
 
 def one_line(message: str, known: list[str]) -> str:

@@ -7,18 +7,17 @@ importing the same modules takes seconds. What passes here is parsed in full aft
 import ast
 import difflib
 import functools
-import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lit_cnn.cli.configs import SECTIONS, Layer, split_arguments
+from lit_cnn.cli.option_kinds import option_kinds
 from lit_cnn.cli.shorthand import chosen
 from lit_cnn.core.environment import says_one_of_several
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.linked import LINKED_FROM_DATA
 
-_PACKAGE = Path(__file__).parent.parent
 # Least values of whole-number options; the data module checks them again, where they are used.
 _LEAST = {
     "data.batch_size": 1,
@@ -28,17 +27,43 @@ _LEAST = {
     "data.max_pixels": 1,
 }
 
+# What other libraries call an option.
+_IN_OTHER_WORDS = {
+    "trainer.max_epochs": "epoch epochs n_epochs num_epochs num_train_epochs",
+    "trainer.max_steps": "steps iterations num_steps",
+    "trainer.accelerator": "gpu gpus cuda cpu device",
+    "trainer.devices": "gpus num_gpus",
+    "trainer.precision": "amp fp16 bf16 half",
+    "model.arch": "net network backbone model_name architecture",
+    "model.weights": "pretrain pretrained checkpoint init",
+    "model.transfer": "freeze finetune fine_tune regime",
+    "model.lr": "learning_rate learningrate lr0 base_lr",
+    "model.weight_decay": "wd decay",
+    "model.optimizer": "opt optim",
+    "model.schedule": "scheduler lr_scheduler",
+    "data.root": "folder path dir data_dir data_path images input",
+    "data.image_size": "img_size imgsz imagesize input_size resolution size",
+    "data.batch_size": "bs batch batchsize train_batch_size",
+    "data.num_workers": "workers num_worker n_workers",
+    "data.augment": "aug augmentation augmentations transforms",
+    "seed_everything": "seed random_seed random_state",
+    "recipe": "name run_name tag",
+    "experiment": "project experiment_name",
+}
+
 _HINT = (
     "No folder is given: this is a run on scikit-learn's digits.\n"
     "On photographs of your own: lit-cnn fit FOLDER, with a sub-folder for each class."
 )
 
 
-def precheck(arguments: Sequence[str]) -> None:
+def precheck(arguments: Sequence[str], also: Sequence[str] = (), is_typed: bool = True) -> None:
     """Refuses arguments of fit, validate or test that cannot be right.
 
     Args:
         arguments: What follows the subcommand.
+        also: Options that the command has besides, `--strict` say, for who has misspelt one.
+        is_typed: Whether somebody has typed them.
 
     Raises:
         UsageError: If an option is not known, a number is not one, or a configuration is not there or has an option
@@ -50,9 +75,15 @@ def precheck(arguments: Sequence[str]) -> None:
         _check_names_in(layer, known)
     for name, value in _pairs(options):
         if not _is_known(name, known):
-            raise UsageError(name, value, "no such option", _hint(name, known, "`"))
+            # As it was typed: another one may be called so in Python.
+            typed = f"{'-' * min(2, len(name))}{name} {value or ''}".strip()
+            option, given = (None, typed) if is_typed else (name, value)
+            raise UsageError(option, given, "no such option", _hint(name, known, "`", also))
         if name in _LEAST and value not in (None, "null"):
             _check_whole_number(name, value, _LEAST[name])
+        kind = option_kinds().get(name)
+        if kind is not None and value is not None and not kind.takes(value):
+            raise UsageError(name, value, kind.in_words())
     if not says_one_of_several():  # else another host may have the folder, and is to hear of it
         _check_root(options)
 
@@ -91,7 +122,7 @@ def starting_line(arguments: Sequence[str], seeds: Sequence[int] | None) -> str:
     arch = chosen(layers, options, "model", "arch", default="lenet5")
     dataset = chosen(layers, options, "data", "dataset", default="")
     root = chosen(layers, options, "data", "root")
-    on = f"{dataset or 'digits'}{f' in {root}' if root else ''}"
+    on = root or dataset or "digits"
     hint = "" if dataset else f"\n{_HINT}"
     return f"starting {arch} on {on}, {of_seeds} …{hint}"
 
@@ -104,20 +135,10 @@ def value_of(arguments: Sequence[str], option: str) -> str | None:
 @functools.cache
 def known_options() -> frozenset[str]:
     """Returns the names of all options of fit, validate and test, such as `data.batch_size`."""
-    lightning = importlib.util.find_spec("lightning")
-    assert lightning is not None and lightning.origin is not None
-    trainer = Path(lightning.origin).parent / "pytorch" / "trainer" / "trainer.py"
     names = {"config", "c", "help", "h", "print_config", "seed_everything", "trainer", "model", "data", "ckpt_path"}
-    for section, file, class_name in (
-        ("trainer", trainer, "Trainer"),
-        ("model", _PACKAGE / "training" / "classifier.py", "LitClassifier"),
-        ("model", _PACKAGE / "training" / "distillation.py", "Distillation"),
-        ("data", _PACKAGE / "data" / "datamodule.py", "ImageDataModule"),
-    ):
-        names |= {f"{section}.{name}" for name in _init_arguments(file, class_name)}
+    names |= option_kinds().keys()
     names -= {"data.seed", "model.seed", *(f"model.{name}" for name in LINKED_FROM_DATA)}
     names |= set(_added_options(Path(__file__).parent / "lit_cli.py"))
-    names |= set(_fields(_PACKAGE / "training" / "run_options.py", "RunOptions"))
     return frozenset(names)
 
 
@@ -146,10 +167,13 @@ def _check_names_in(layer: Layer, known: frozenset[str]) -> None:
                 raise UsageError("config", layer.file, f"{name}: no such option", _hint(name, known, ""))
 
 
-def _hint(name: str, known: frozenset[str], quote: str) -> str:
-    elsewhere = sorted(option for option in known if option.rpartition(".")[2] == name.rpartition(".")[2])
-    near = elsewhere or difflib.get_close_matches(name, known, 3, 0.6)
-    quoted = ", ".join(f"{quote}{option}{quote}" for option in near)
+def _hint(name: str, known: frozenset[str], quote: str, also: Sequence[str] = ()) -> str:
+    last = name.rpartition(".")[2].replace("-", "_").lower()
+    meant = sorted(option for option in known if option.rpartition(".")[2] == last)
+    meant = meant or [option for option, words in _IN_OTHER_WORDS.items() if last in words.split()]
+    own = difflib.get_close_matches(f"--{name}", also, 1, 0.7)
+    near = meant or own or difflib.get_close_matches(name.replace("-", "_"), known, 3, 0.6)
+    quoted = ", ".join(option if option in also else f"{quote}{option}{quote}" for option in near)
     return f"did you mean {quoted}?" if near else "see lit-cnn fit --help"
 
 
@@ -165,21 +189,6 @@ def _check_root(arguments: Sequence[str]) -> None:
             continue
         if not Path(value).expanduser().exists():
             raise UsageError(name, value, "no such folder or file", "give the folder of your images")
-
-
-def _init_arguments(file: Path, class_name: str) -> list[str]:
-    classes = [node for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
-    (wanted,) = [node for node in classes if node.name == class_name]
-    (init,) = [node for node in wanted.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
-    return [argument.arg for argument in (*init.args.args, *init.args.kwonlyargs)][1:]
-
-
-def _fields(file: Path, class_name: str) -> list[str]:
-    classes = [node for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
-    (wanted,) = [node for node in classes if node.name == class_name]
-    return [
-        node.target.id for node in wanted.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    ]
 
 
 def _added_options(file: Path) -> Iterator[str]:

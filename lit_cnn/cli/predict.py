@@ -35,6 +35,11 @@ def predict(arguments: list[str]) -> int:
     places = [*options.images, *([options.folder] if options.folder is not None else [])]
     if not places or (options.images and options.folder is not None):
         parser.error("give images or folders of them, or one --folder")
+    if options.model is None and options.ckpt_path is None:
+        raise UsageError("source", None, "give the network: a run's id, a checkpoint's file, or an exported folder")
+    for place in places:
+        if not os.path.exists(place):
+            raise UsageError("folder", place, "no such folder or file", "give a folder of images, or images")
     check_output_file(options.output)
 
     from lit_cnn.exports.load import load
@@ -71,7 +76,7 @@ def _parser() -> CommandParser:
     parser = store_parser(
         "predict", "Classify images; writes file, class, probability and, if there is one, the error."
     )
-    model = parser.add_mutually_exclusive_group(required=True)
+    model = parser.add_mutually_exclusive_group()
     model.add_argument(
         "--model",
         metavar="RUN",
@@ -114,8 +119,6 @@ def _files_at(places: Sequence[Path]) -> list[Path]:
 
     files: list[Path] = []
     for place in places:
-        if not os.path.exists(place):
-            raise UsageError("folder", place, "no such folder or file", "give a folder of images, or images")
         if place.is_dir():
             found, findings = find_images(place)
             warn_of(findings)

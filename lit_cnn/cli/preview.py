@@ -2,13 +2,10 @@
 
 from pathlib import Path
 
-from lit_cnn.cli.lit_cli import DataCLI
 from lit_cnn.cli.precheck import precheck
 from lit_cnn.cli.shorthand import expand
 from lit_cnn.cli.verbs import CommandParser, check_output_file, write_picture
 from lit_cnn.core.errors import UsageError, at_least
-from lit_cnn.data.preview import preview as draw_preview
-from lit_cnn.training.process import hush_lightning
 
 
 def preview(arguments: list[str]) -> int:
@@ -26,8 +23,12 @@ def preview(arguments: list[str]) -> int:
     options, of_fit = parser.parse_known_args(arguments)
     counts = {name: _count(name, getattr(options, name)) for name in ("num_images", "num_draws")}
     of_fit = expand("preview", of_fit)
-    precheck(of_fit)
+    precheck(of_fit, parser.options)
     check_output_file(options.output)
+    from lit_cnn.cli.lit_cli import DataCLI
+    from lit_cnn.data.preview import preview as draw_preview
+    from lit_cnn.training.process import hush_lightning
+
     hush_lightning()
     picture = draw_preview(DataCLI(of_fit).datamodule, **counts)
     write_picture(options.output, picture)

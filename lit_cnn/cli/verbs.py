@@ -1,9 +1,11 @@
 """The commands describe, ui and sync, and what several commands share."""
 
 import argparse
+import difflib
 import errno
 import json
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -23,8 +25,18 @@ class CommandParser(argparse.ArgumentParser):
     """argparse's parser; a mistake is one line instead of the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises a UsageError that points to the command's --help."""
-        raise UsageError(None, None, message, f"see {self.prog} --help")
+        """Raises a UsageError that names the option that may have been meant, or points to the command's --help."""
+        unknown = re.match(r"unrecognized arguments: (?:.*? )?(-\S*)", message)
+        given = unknown[1].partition("=")[0].replace("-", "_").replace("__", "--", 1) if unknown else ""
+        near = difflib.get_close_matches(given, self.options, 2, 0.6) if given else []
+        raise UsageError(
+            None, None, message, f"did you mean {' or '.join(near)}?" if near else f"see {self.prog} --help"
+        )
+
+    @property
+    def options(self) -> list[str]:
+        """The options, as they are written."""
+        return [name for name in self._option_string_actions if name.startswith("--")]
 
 
 def describe(arguments: list[str]) -> int:

@@ -77,8 +77,10 @@ class Distillation(LitClassifier):
 
     Raises:
         UsageError: If a number is out of its range, a teacher is not there, was trained for other classes or takes
-            other images, or features of images would be cached, which teachers cannot look at.
+            other images, or the head is to be solved for on cached features, which teachers cannot look at.
     """
+
+    why_no_features = "teachers look at images"
 
     def __init__(
         self, teachers: list[str] | None = None, temperature: float = 4.0, alpha: float = 0.9, **options: Any
@@ -90,13 +92,8 @@ class Distillation(LitClassifier):
         if not 0 < alpha <= 1:
             raise UsageError("alpha", alpha, "give a number above 0 and at most 1, for example 0.9")
         super().__init__(**options)
-        if self.solves_head or (self.freezer.freezes and self.hparams["feature_cache"] != "off"):
-            raise UsageError(
-                "transfer",
-                self.hparams["transfer"],
-                "teachers look at images, not at cached features",
-                "give `feature_cache=off`, and `head_solver=sgd`",
-            )
+        if self.solves_head:
+            raise UsageError("head_solver", "lbfgs", "needs cached features, and teachers look at images", "give sgd")
         self.temperature, self.alpha = temperature, alpha
         found = {address: load_classifier(checkpoint_file(address)) for address in teachers}
         for address, (network, _) in found.items():

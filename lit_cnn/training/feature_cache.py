@@ -72,7 +72,8 @@ class FeatureCache(pl.Callback):
         if not model.freezer.freezes or options["feature_cache"] == "off":
             reason: str | None = "`feature_cache=off`" if model.freezer.freezes else "nothing is frozen"
         else:
-            reason = why_off(trainer, options, data) or self._try_split(model)
+            reason = getattr(model, "why_no_features", None) or why_off(trainer, options, data)
+            reason = reason or self._try_split(model)
             if reason is None:
                 rows = len(data.splits.train) * (data.views or 1) + len(data.splits.val)
                 num_bytes = CacheKey({}, (rows, *self._shape), options["feature_cache"]).num_bytes

@@ -194,7 +194,7 @@ def evaluate(setup: Setup, stage: Literal["validate", "test"]) -> dict[str, floa
     """
     given = setup.options.ckpt_path
     if given is None or given == "last":
-        raise UsageError("ckpt_path", None, f"lit-cnn {stage} needs a checkpoint's file or runs:/RUN_ID")
+        raise UsageError("ckpt_path", None, f"lit-cnn {stage} needs a run's id, or a checkpoint's file")
     path = checkpoint_file(given, setup.options.store)
     checkpoint = load_checkpoint(path)
     check_classes(checkpoint, setup.data, path)

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -108,6 +109,7 @@ def _trainer(given: Mapping[str, Any], ours: Sequence[Callback], logger: Journal
         "logger": loggers or False,
         "use_distributed_sampler": False,
     }
+    check_accelerator(given.get("accelerator"))
     try:
         trainer = Trainer(**config, plugins=[*plugins, *environments(given, plugins), CheckpointIO256()])
     except (ValueError, TypeError, MisconfigurationException) as error:
@@ -121,6 +123,24 @@ def _trainer(given: Mapping[str, Any], ours: Sequence[Callback], logger: Journal
     for_first: Any = rank_zero_only
     for_first.rank = trainer.global_rank  # until here it was what some variable says
     return trainer
+
+
+def check_accelerator(given: Any) -> None:
+    """Refuses an accelerator that there is not, by its name.
+
+    Raises:
+        UsageError: If it is no name of Lightning's, or nothing of the kind is in this machine.
+    """
+    if not isinstance(given, str) or given in ("auto", "cpu"):
+        return
+    names = [name for name in AcceleratorRegistry.available_accelerators() if name != "cpu"]
+    if given not in ("gpu", *names):
+        raise UsageError("accelerator", given, f"choose one of auto, cpu, gpu, {', '.join(names)}")
+    wanted = ("cuda", "mps") if given == "gpu" else (given,)
+    if not any(AcceleratorRegistry[name]["accelerator"].is_available() for name in wanted):
+        what = "GPU" if given in ("gpu", "cuda") else given
+        reason = f"PyTorch finds no {what} on this machine"
+        raise UsageError("accelerator", given, reason, "give `accelerator=cpu`, or auto for the best that there is")
 
 
 def _never() -> bool:
