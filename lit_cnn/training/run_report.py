@@ -1,5 +1,6 @@
 """The report of a run: a page that needs no other file, and the pictures and tables that are on it."""
 
+import copy
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -168,14 +169,15 @@ def _cost(model: LitClassifier, trainer: pl.Trainer, history: History) -> Part:
 
 
 def _multiply_adds(model: LitClassifier) -> int:
-    parameter = next(model.net.parameters())
-    size = model.hparams["image_size"]
-    images = torch.zeros(1, model.hparams["in_channels"], size, size, dtype=parameter.dtype, device=parameter.device)
-    was_training = model.training
-    try:
-        return sum(layer.multiply_adds for layer in measure(model.eval().net, images))
-    finally:
-        model.train(was_training)
+    """Counts on a copy without values, which computes nothing and takes no room."""
+    net, size = model.net, model.hparams["image_size"]
+    memo: dict[int, Any] = {
+        id(each): torch.nn.Parameter(each.to("meta"), each.requires_grad) for each in net.parameters()
+    }
+    memo |= {id(each): each.to("meta") for each in net.buffers()}
+    images = torch.zeros(1, model.hparams["in_channels"], size, size, device="meta")
+    copied = copy.deepcopy(net, memo).eval().float()
+    return sum(layer.multiply_adds for layer in measure(copied, images))
 
 
 def _configuration(setup: Setup, model_class: type[LitClassifier]) -> Part:

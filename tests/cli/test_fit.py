@@ -134,11 +134,11 @@ def test_several_seeds_are_children_of_a_run_with_their_mean_and_deviation(train
 @pytest.mark.usefixtures("empty_store")
 def test_seeds_print_mean_and_deviation(capsys: pytest.CaptureFixture[str]) -> None:
     assert fit("--seeds", "0", "1", "--trainer.max_epochs=1") == 0
-    last_line = capsys.readouterr().out.splitlines()[-1]
+    *_, said, then, last_line = capsys.readouterr().out.splitlines()
     (parent,) = tracked_runs(Path.cwd(), "seeds")
-    mean, deviation = parent.metrics["test/acc"], parent.metrics["test/acc_std"]
-    assert last_line.startswith("2 seeds (mean +- std): ")
-    assert f"test/acc {mean:.4f} +- {deviation:.4f}" in last_line
+    mean, deviation = 100 * parent.metrics["test/acc"], 100 * parent.metrics["test/acc_std"]
+    assert said.startswith(f"2 seeds: {mean:.2f} ± {deviation:.2f} % of the test images right")
+    assert (then, last_line) == ("Next: lit-cnn ui", f"run {parent.run_id}")
 
 
 def test_the_tracking_uri_of_the_environment_holds_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
