@@ -164,7 +164,11 @@ def of_seeds(seeds: Sequence[int], resume: bool) -> ParentRun:
 def _log_summary(parent: ParentRun) -> None:
     assert parent.logger is not None
     results = [child.metrics for child in parent.children.values()]
-    parent.logger.log_metrics({"seeds": len(results), **summarize(results)}, step=0)
+    summary = summarize(results)
+    parent.logger.log_metrics({"seeds": len(results), **summary}, step=0)
+    spread = {"val": summary.get("best/val/acc_std"), "test": summary.get("test/acc_std")}
+    in_words = {split: f"± {std:.3f}, {len(results)} seeds" for split, std in spread.items() if std is not None}
+    parent.logger.set_tags({f"{split}_interval": text for split, text in in_words.items()})
 
 
 def summarize(results: Sequence[Mapping[str, float]]) -> dict[str, float]:
