@@ -7,8 +7,9 @@ MLflow 3.17 opens on its "GenAI" pages and shows neither metrics nor tags in the
   the menu offers ours too.
 Children stand below their parent only where the table is sorted by "Created", so there is a view for that and one for
 the best on val first, which is flat. A parent is unfolded at first where its children have the tag that
-`tracking/delivery.py` sets. Runs that failed or were stopped cannot come last in a table sorted by anything else: the filter, which the page's
-search field shows, leaves them out, with trials, comparisons and exports; a third view has everything.
+`tracking/delivery.py` sets. Runs that failed or were stopped cannot come last in a table sorted by anything else: the
+filter, which the page's search field shows, leaves them out, with trials, comparisons and exports; a third view has
+everything.
 What no link can carry: a run opened from the table has the GenAI menu at its left until "Model training" is clicked
 there, once in that browser; the Assistant panel is open at the first visit; a banner says that the view is shared; the
 charts on a run's own page are sorted by name; metrics have all their digits.
