@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_cnn.cli.spelling import spelling_of
-from lit_cnn.cli.verbs import CommandParser, check_output_file, store_parser
+from lit_cnn.cli.verbs import CommandParser, check_output_file, store_parser, write_picture
 from lit_cnn.core.errors import UsageError, spelt
 from lit_cnn.core.file_names import as_text
 from lit_cnn.core.files import replace_atomically
 from lit_cnn.core.words import counted
 
 if TYPE_CHECKING:
-    from lit_cnn.evaluation.predictor import Prediction
+    from lit_cnn.evaluation.predictor import Prediction, Predictor
+    from lit_cnn.evaluation.tally import Tally
 
 UNCERTAIN = "uncertain"
 """What is written in place of a class that is not probable enough."""
@@ -41,7 +42,13 @@ def predict(arguments: list[str]) -> int:
         if not os.path.exists(place):
             raise UsageError("folder", place, "no such folder or file", "give a folder of images, or images")
     check_output_file(options.output)
+    if options.sheet is not None:
+        check_output_file(options.sheet, "sheet")
+        if os.path.abspath(options.sheet) == os.path.abspath(options.output):
+            raise UsageError("sheet", options.sheet, "is the file of `output` too", "give another file")
 
+    from lit_cnn.cli.predict_summary import FEW, summary_of
+    from lit_cnn.evaluation.tally import Tally
     from lit_cnn.exports.load import load
     from lit_cnn.tracking import resolve_store
     from lit_cnn.training.resume import checkpoint_file
@@ -52,7 +59,8 @@ def predict(arguments: list[str]) -> int:
     else:
         source = options.model
     files = _files_at(places)
-    found = load(source, options.tracking_uri).predict_files(
+    predictor, tally = load(source, options.tracking_uri), Tally(least)
+    found = predictor.predict_files(
         files,
         batch_size=options.batch_size,
         num_workers=options.num_workers,
@@ -60,8 +68,11 @@ def predict(arguments: list[str]) -> int:
         max_pixels=options.max_pixels,
     )
     folder = places[0] if len(places) == 1 and places[0].is_dir() else None
-    bad = _write(options.output, found, folder, least)
-    print(f"{counted(len(files) - len(bad), 'image')} classified: {options.output}")
+    few: list[tuple[str, Prediction, str]] = []
+    bad = _write(options.output, tally.over(found), folder, tally, few if len(files) <= FEW else None)
+    print(summary_of(tally, predictor.class_names, few, options.output))
+    if options.sheet is not None:
+        _write_sheet(options.sheet, tally, predictor, options.max_pixels)
     if bad:
         names = ", ".join(bad[:_MOST_NAMES]) + (", …" if len(bad) > _MOST_NAMES else "")
         print(
@@ -93,6 +104,13 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--folder", type=Path, metavar="FOLDER", help="the same, as an option")
     parser.add_argument("--output", type=Path, default=Path("predictions.csv"), help="default: predictions.csv")
+    parser.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="FILE.png",
+        help="draw the images below the name of their class, each with its probability, the least sure first: up to 16 "
+        "of a class, of the 20 classes with the most images",
+    )
     parser.add_argument(
         "--min_confidence",
         type=float,
@@ -128,25 +146,34 @@ def _files_at(places: Sequence[Path]) -> list[Path]:
     return files
 
 
-def _write(output: Path, predictions: "Iterator[Prediction]", folder: Path | None, least: float | None) -> list[str]:
+def _write(
+    output: Path,
+    predictions: "Iterator[Prediction]",
+    folder: Path | None,
+    tally: "Tally",
+    kept: "list[tuple[str, Prediction, str]] | None",
+) -> list[str]:
     """Writes a row for each prediction as soon as it is there; returns the names of those that have an error.
 
     Args:
         output: The file. What was classified before an interruption is left beside it, and it stays as it was.
         predictions: One for each file.
         folder: What names are relative to; None leaves them as they were given.
-        least: A class that is less probable is `UNCERTAIN`; None takes every one.
+        tally: It says whose class is not probable enough, and is `uncertain`.
+        kept: Gets each image's name, prediction and error in words; None keeps none.
     """
-    bad = []
+    bad, has_limit = [], tally.min_confidence is not None
     with replace_atomically(output) as temporary, temporary.open("w", newline="", encoding="utf-8") as table:
         writer = csv.writer(table)
-        writer.writerow(["file", "class", "probability", *(["best_class"] if least is not None else []), "error"])
+        writer.writerow(["file", "class", "probability", *(["best_class"] if has_limit else []), "error"])
         try:
             for each in predictions:
-                name = _name(each, folder)
-                writer.writerow([name, *_cells(each, least)])
+                name, cells = _name(each, folder), _cells(each, has_limit, tally.is_sure(each))
+                writer.writerow([name, *cells])
                 if each.error is not None:
                     bad.append(name)
+                if kept is not None:
+                    kept.append((name, each, cells[-1]))
         except UsageError:
             raise
         except BaseException:  # Ctrl-C, or a worker process that was killed for its memory
@@ -165,11 +192,22 @@ def _name(prediction: "Prediction", folder: Path | None) -> str:
     return as_text(file.as_posix())
 
 
-def _cells(prediction: "Prediction", least: float | None) -> list[str]:
-    """Returns class, probability, with `least` the best class, and the error."""
+def _cells(prediction: "Prediction", has_limit: bool, is_sure: bool) -> list[str]:
+    """Returns class, probability, where there is a limit the best class, and the error."""
     if prediction.error is not None:
         text = "; ".join(filter(None, (prediction.error.reason, prediction.error.remedy)))
         reason = " ".join(spelt(text, spelling_of("predict")).split())
-        return ["", "", *([""] if least is not None else []), reason]
-    label = UNCERTAIN if least is not None and prediction.probability < least else prediction.label
-    return [label, f"{prediction.probability:.6f}", *([prediction.label] if least is not None else []), ""]
+        return ["", "", *([""] if has_limit else []), reason]
+    label = prediction.label if is_sure else UNCERTAIN
+    return [label, f"{prediction.probability:.6f}", *([prediction.label] if has_limit else []), ""]
+
+
+def _write_sheet(file: Path, tally: "Tally", predictor: "Predictor", max_pixels: int | None) -> None:
+    from lit_cnn.evaluation.tally import prediction_sheet
+
+    picture = prediction_sheet(tally, predictor.classifier, max_pixels)
+    if picture is None:
+        print(f"lit-cnn: warning: {file} is not written: no image was classified", file=sys.stderr)
+        return
+    write_picture(file, picture, "sheet")
+    print(f"{file}: {picture.shape[1]} x {picture.shape[0]} px")

@@ -142,8 +142,12 @@ def store_parser(command: str, description: str) -> CommandParser:
     return parser
 
 
-def check_output_file(file: Path) -> None:
-    """Refuses an `--output` that cannot become a file; before the work, and without leaving anything there.
+def check_output_file(file: Path, option: str = "output") -> None:
+    """Refuses what cannot become a file, before the work, and without leaving anything there.
+
+    Args:
+        file: The file.
+        option: Name of the option that gave it.
 
     Raises:
         UsageError: If it is a folder, or there is no right to write there.
@@ -154,11 +158,16 @@ def check_output_file(file: Path) -> None:
         with tempfile.TemporaryFile(dir=next(folder for folder in file.absolute().parents if folder.exists())):
             pass
     except OSError as error:
-        raise _unwritable(file, error) from error
+        raise _unwritable(file, error, option) from error
 
 
-def write_picture(file: Path, picture: "np.ndarray") -> None:
-    """Writes an `(H, W, 3)` uint8 picture as PNG to an `--output`.
+def write_picture(file: Path, picture: "np.ndarray", option: str = "output") -> None:
+    """Writes an `(H, W, 3)` uint8 picture as PNG.
+
+    Args:
+        file: Where to.
+        picture: The pixels.
+        option: Name of the option that gave the file.
 
     Raises:
         UsageError: If it cannot be written.
@@ -168,8 +177,8 @@ def write_picture(file: Path, picture: "np.ndarray") -> None:
     try:
         write_png(file, picture)
     except OSError as error:
-        raise _unwritable(file, error) from error
+        raise _unwritable(file, error, option) from error
 
 
-def _unwritable(file: Path, error: OSError) -> UsageError:
-    return UsageError("output", file, f"cannot be written ({error.strerror})", "give another file")
+def _unwritable(file: Path, error: OSError, option: str) -> UsageError:
+    return UsageError(option, file, f"cannot be written ({error.strerror})", "give another file")

@@ -15,9 +15,9 @@ from lit_cnn.data.audit import Report
 from lit_cnn.data.decoding import pixel_limit
 from lit_cnn.data.sources import MAX_PIXELS, Finding, ImageSet, limit_pixels
 
-_CELL, _GAP = 112, 8  # pixels
+CELL, _GAP = 112, 8  # pixels
 _IN_A_ROW = 8
-_WIDTH = _GAP + _IN_A_ROW * (_CELL + _GAP)
+_WIDTH = _GAP + _IN_A_ROW * (CELL + _GAP)
 _COLORS = {"error": "#b00020", "warning": "#a05a00", "note": "#404040"}
 
 
@@ -41,7 +41,7 @@ def contact_sheet(report: Report, num_rows: int = 12) -> np.ndarray | None:
         rows = (_row(image_set, place, finding, labels) for finding in report.findings)
         drawn = list(itertools.islice((row for row in rows if row is not None), num_rows))
     if drawn and (note := note_on_labels(image_set.class_names, labels)):
-        drawn.append(_line_of_text(note))
+        drawn.append(line_of_text(note))
     return np.concatenate(drawn) if drawn else None
 
 
@@ -56,22 +56,23 @@ def captioned_images(images: Sequence[np.ndarray], captions: Sequence[Sequence[s
     Returns:
         `(H, W, 3)` uint8.
     """
-    height = _CELL + LINE_HEIGHT * len(captions[0]) + 2 * _GAP
+    height = CELL + LINE_HEIGHT * len(captions[0]) + 2 * _GAP
     num_rows = -(-len(images) // _IN_A_ROW)
     sheet = Image.new("RGB", (_WIDTH, _GAP + num_rows * height), "white")
     pen = ImageDraw.Draw(sheet)
     drawable(text for lines in captions for text in lines)  # finds fonts for all of them at once
     for place, (image, lines) in enumerate(zip(images, captions, strict=True)):
         row, column = divmod(place, _IN_A_ROW)
-        left, top = _GAP + column * (_CELL + _GAP), _GAP + row * height
-        sheet.paste(Image.fromarray(_as_rgb(resize_and_center_crop(image, _CELL))), (left, top))
-        pen.rectangle((left, top, left + _CELL - 1, top + _CELL - 1), outline="#c0c0c0")
+        left, top = _GAP + column * (CELL + _GAP), _GAP + row * height
+        sheet.paste(Image.fromarray(_as_rgb(resize_and_center_crop(image, CELL))), (left, top))
+        pen.rectangle((left, top, left + CELL - 1, top + CELL - 1), outline="#c0c0c0")
         for number, text in enumerate(lines):
-            draw_text(sheet, left, top + _CELL + number * LINE_HEIGHT + LINE_HEIGHT // 2, _fitted(text))
-    return np.concatenate([np.asarray(sheet), _line_of_text(note)]) if note else np.asarray(sheet)
+            draw_text(sheet, left, top + CELL + number * LINE_HEIGHT + LINE_HEIGHT // 2, _fitted(text))
+    return np.concatenate([np.asarray(sheet), line_of_text(note)]) if note else np.asarray(sheet)
 
 
-def _line_of_text(text: str) -> np.ndarray:
+def line_of_text(text: str) -> np.ndarray:
+    """Returns a line of text as wide as the sheets, `(H, W, 3)` uint8."""
     line = Image.new("RGB", (_WIDTH, LINE_HEIGHT + _GAP), "white")
     draw_text(line, _GAP, LINE_HEIGHT // 2, text)
     return np.asarray(line)
@@ -79,7 +80,7 @@ def _line_of_text(text: str) -> np.ndarray:
 
 def _row(image_set: ImageSet, place: dict[str, int], finding: Finding, labels: Sequence[str]) -> np.ndarray | None:
     """Draws the first cases of a finding; None if there is nothing to see of them."""
-    row = Image.new("RGB", (_WIDTH, 2 * _GAP + 3 * LINE_HEIGHT + _CELL), "white")
+    row = Image.new("RGB", (_WIDTH, 2 * _GAP + 3 * LINE_HEIGHT + CELL), "white")
     pen = ImageDraw.Draw(row)
     title = f"{finding.severity}: {finding.kind} ({len(finding.cases)})"
     draw_text(row, _GAP, (_GAP + LINE_HEIGHT) // 2, title, _COLORS[finding.severity])
@@ -90,19 +91,19 @@ def _row(image_set: ImageSet, place: dict[str, int], finding: Finding, labels: S
         views = [_view(image_set, place[path]) for path in shown]
         if all(view is None for view in views):
             continue
-        left = _GAP + column * (_CELL + _GAP)
+        left = _GAP + column * (CELL + _GAP)
         if len(case) > 1:
-            right = left + len(shown) * (_CELL + _GAP)
-            ground = (left - _GAP // 2, top - 3, right - _GAP // 2 - 2, top + _CELL + 2 * LINE_HEIGHT + 2)
+            right = left + len(shown) * (CELL + _GAP)
+            ground = (left - _GAP // 2, top - 3, right - _GAP // 2 - 2, top + CELL + 2 * LINE_HEIGHT + 2)
             pen.rectangle(ground, fill="#e8eef7")
         for path, view in zip(shown, views, strict=True):
             if view is not None:
                 row.paste(Image.fromarray(view), (left, top))
-            pen.rectangle((left, top, left + _CELL - 1, top + _CELL - 1), outline="#c0c0c0")
+            pen.rectangle((left, top, left + CELL - 1, top + CELL - 1), outline="#c0c0c0")
             name = labels[image_set.labels[place[path]]]
             for line, text in enumerate((name, path.rpartition("/")[2])):
-                draw_text(row, left, top + _CELL + line * LINE_HEIGHT + LINE_HEIGHT // 2, _fitted(text))
-            left += _CELL + _GAP
+                draw_text(row, left, top + CELL + line * LINE_HEIGHT + LINE_HEIGHT // 2, _fitted(text))
+            left += CELL + _GAP
             column += 1
         if column == _IN_A_ROW:
             break
@@ -111,7 +112,7 @@ def _row(image_set: ImageSet, place: dict[str, int], finding: Finding, labels: S
 
 def _view(image_set: ImageSet, index: int) -> np.ndarray | None:
     try:
-        return _as_rgb(resize_and_center_crop(image_set.images[index], _CELL))
+        return _as_rgb(resize_and_center_crop(image_set.images[index], CELL))
     except UsageError:
         return None
 
@@ -133,8 +134,8 @@ def _as_rgb(image: np.ndarray) -> np.ndarray:
 def _fitted(text: str) -> str:
     """Returns a text as wide as a cell at most; its end is what tells files apart."""
     (whole,) = drawable([text])
-    if text_width(whole) <= _CELL:
+    if text_width(whole) <= CELL:
         return whole
-    starts = range(max(0, len(whole) - _CELL), len(whole))  # no more than a letter a pixel
-    start = bisect.bisect_left(starts, True, key=lambda start: text_width(f"…{whole[start:]}") <= _CELL)
+    starts = range(max(0, len(whole) - CELL), len(whole))  # no more than a letter a pixel
+    start = bisect.bisect_left(starts, True, key=lambda start: text_width(f"…{whole[start:]}") <= CELL)
     return f"…{whole[len(whole) - len(starts) + start :]}"

@@ -209,7 +209,7 @@ class Predictor:
         options = pixel_options(self.classifier.pixel_range, self.classifier.background)
         given = (FileImages(paths, in_channels, options), _GivenImages(images or (), in_channels, options))
         views = ViewImages(given[images is not None], np.arange(len(files)), self.classifier.preprocessing)
-        with _pixels_limited_to(max_pixels or self.classifier.max_pixels or MAX_PIXELS):
+        with pixels_limited_to(max_pixels or self.classifier.max_pixels or MAX_PIXELS):
             if on_bad_image == "raise" and len(paths) > 1:
                 _refuse_bad_headers(paths, options)
             found = forward_good(probabilities_of(self.classifier), views, loading, "predicting")
@@ -242,7 +242,8 @@ class _GivenImages(Sequence[np.ndarray]):
 
 
 @contextlib.contextmanager
-def _pixels_limited_to(max_pixels: int) -> Iterator[None]:
+def pixels_limited_to(max_pixels: int) -> Iterator[None]:
+    """Lets images of so many pixels be decoded, and restores the limit."""
     before = pixel_limit()
     limit_pixels(max_pixels)
     try:

@@ -1,5 +1,6 @@
 """The formats: how a network is written, and loaded again. None is a pickle."""
 
+import json
 import sys
 import tempfile
 import warnings
@@ -40,6 +41,9 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 
 OF_NETWORK = ("arch", "arch_options", "cut_at", "head", "mean", "std")
 """The hyperparameters of a classifier that define its network, besides its images and number of classes."""
+
+CLASS_NAMES = "class_names"
+"""What a graph of ONNX or OpenVINO calls its class names, in label order, JSON, among its metadata."""
 
 _LARGEST_ONNX = 2**31 - 2**20  # bytes of weights; the file holds 2 GiB with the graph
 
@@ -98,6 +102,10 @@ def _write_onnx(file: Path, net: CombinedNet, card: ModelCard) -> None:
             external_data=False,
             verbose=False,
         )
+    onnx = needed_package("onnx", "format", "onnx")
+    graph = onnx.load(file)
+    onnx.helper.set_model_props(graph, {CLASS_NAMES: _as_json(card)})
+    onnx.save(graph, file)
 
 
 def _write_openvino(folder: Path, net: CombinedNet, card: ModelCard) -> None:
@@ -106,7 +114,13 @@ def _write_openvino(folder: Path, net: CombinedNet, card: ModelCard) -> None:
     with tempfile.TemporaryDirectory() as place:
         _write_onnx(Path(place, "model.onnx"), net, card)
         graph = openvino.Core().read_model(Path(place, "model.onnx").read_bytes())
+    graph.set_rt_info(_as_json(card), ["model_info", CLASS_NAMES])
     openvino.save_model(graph, folder / "model.xml", compress_to_fp16=False)
+
+
+def _as_json(card: ModelCard) -> str:
+    """Returns the class names as the graph itself has them, for whoever gets the file without `model.json`."""
+    return json.dumps(card.class_names, ensure_ascii=False)
 
 
 def load_folder(folder: Path) -> ImageClassifier:

@@ -1,7 +1,7 @@
 """What MLflow runs of an exported model: it loads this file from code, never a pickle (`mlflow models serve`).
 
 A row of the input is the bytes of an image file, a row of the answer its class, that class's probability and those of
-all classes in label order.
+all classes by name.
 """
 
 from pathlib import Path
@@ -36,7 +36,7 @@ class ImageModel(PythonModel):
             params: None are known.
 
         Returns:
-            The columns `class`, `probability` in [0, 1], and `probabilities`, a list over classes.
+            The columns `class`, `probability` in [0, 1], and `probabilities`, class -> probability in label order.
 
         Raises:
             MlflowException: If an image cannot be decoded; a server answers 400.
@@ -50,11 +50,12 @@ class ImageModel(PythonModel):
         except UsageError as error:
             raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from error
         probabilities = self.classifier.probabilities(np.stack([self.classifier.view(image) for image in images]))
+        names = self.classifier.class_names
         return pd.DataFrame(
             {
-                "class": [self.classifier.class_names[label] for label in probabilities.argmax(axis=1)],
+                "class": [names[label] for label in probabilities.argmax(axis=1)],
                 "probability": probabilities.max(axis=1).astype(float),
-                "probabilities": probabilities.astype(float).tolist(),
+                "probabilities": [dict(zip(names, row, strict=True)) for row in probabilities.astype(float).tolist()],
             }
         )
 

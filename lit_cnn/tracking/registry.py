@@ -131,12 +131,12 @@ def registered_model(store: Store, address: str) -> Path:
 
 def _signature() -> "ModelSignature":
     from mlflow.models import ModelSignature
-    from mlflow.types.schema import Array, ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types.schema import ColSpec, DataType, Map, Schema, TensorSpec
 
     answers: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.string, "class"),
         ColSpec(DataType.double, "probability"),
-        ColSpec(Array(DataType.double), "probabilities"),
+        ColSpec(Map(DataType.double), "probabilities"),
     ]
     return ModelSignature(inputs=Schema([ColSpec(DataType.binary, "image")]), outputs=Schema(answers))
 

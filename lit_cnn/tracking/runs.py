@@ -9,17 +9,20 @@ from lit_cnn.tracking.store import resolve_store
 if TYPE_CHECKING:
     import pandas
 
-_TAGS = ("arch", "transfer", "data", "seed", "parameters")
+_TAGS = ("arch", "transfer", "image_size", "seed", "data", "parameters", "kind", "val_interval", "test_interval")
 _METRICS = ("best/val/acc", "best/val/loss", "test/acc", "test/loss")
-_COLUMNS = ["id", "name", "kind", "status", *_TAGS, *_METRICS, "experiment", "start_time"]
+_COLUMNS = ["label", "best/val/acc", "test/acc", "test_interval", "status", "id", "kind", "arch", "transfer"]
+_COLUMNS += ["image_size", "seed", "data", "parameters", "val_interval", "best/val/loss", "test/loss"]
+_COLUMNS += ["experiment", "start_time", "name"]
 
 
 def runs(experiment: str | None = None, filter: str = "", tracking_uri: str | None = None) -> "pandas.DataFrame":
     """Returns the runs of an experiment, or of all experiments, as a data frame with a row for each, newest first.
 
-    Columns are `id`, `name`, `kind`, `status`, `arch`, `transfer`, `data`, `seed`, `parameters`, the metrics
-    `best/val/acc`, `best/val/loss`, `test/acc` and `test/loss`, `experiment` and `start_time` (UTC). What a run does
-    not have is None or NaN.
+    The first columns are `label`, which tells runs apart, `best/val/acc`, `test/acc`, `test_interval` (Wilson's, 95 %),
+    `status` and `id`; then `kind`, `arch`, `transfer`, `image_size`, `seed`, `data`, `parameters`, `val_interval`,
+    `best/val/loss`, `test/loss`, `experiment`, `start_time` (UTC) and `name`. What a run does not have is None or NaN;
+    one of an earlier version without a label has its name instead.
 
     Args:
         experiment: Its name; default: all.
@@ -37,9 +40,9 @@ def runs(experiment: str | None = None, filter: str = "", tracking_uri: str | No
 
     rows = [
         {
+            "label": run.tags.get("label", run.name),
             "id": run.run_id,
             "name": run.name,
-            "kind": run.tags.get("kind"),
             "status": run.status,
             **{tag: run.tags.get(tag) for tag in _TAGS},
             **{metric: run.metrics.get(metric) for metric in _METRICS},

@@ -2,11 +2,17 @@
 
 MLflow 3.17 opens on its "GenAI" pages and shows neither metrics nor tags in the table of runs. A link can change that:
 - `workflowType=machine_learning` in the address chooses the "Model training" pages;
-- `viewStateShareKey=KEY` makes the page read its state (columns, their order and widths, sorting) from the
-  experiment's tag `mlflow.sharedViewState.KEY`. The tag's value is what MLflow's own "Saved views" menu writes.
+- `viewStateShareKey=KEY` makes the page read its state (columns, their order and widths, filter, sorting, charts) from
+  the experiment's tag `mlflow.sharedViewState.KEY`. The tag's value is what MLflow's own menu of saved views writes, so
+  the menu offers ours too.
+Children stand below their parent only where the table is sorted by "Created", so there is a view for that and one for
+the best on val first, which is flat. A parent is unfolded at first where its children have the tag that
+`tracking/delivery.py` sets. Runs that failed or were stopped cannot come last in a table sorted by anything else: the
+filter, which the page's search field shows, leaves them out, with trials, comparisons and exports; a third view has
+everything.
 What no link can carry: a run opened from the table has the GenAI menu at its left until "Model training" is clicked
-there, once in that browser; the Assistant panel is open at the first visit; a banner says that the view is shared.
-Which parents are expanded is not carried either, but a table sorted by a metric is flat: child runs are all there.
+there, once in that browser; the Assistant panel is open at the first visit; a banner says that the view is shared; the
+charts on a run's own page are sorted by name; metrics have all their digits.
 """
 
 import hashlib
@@ -20,6 +26,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lit_cnn.core.errors import UsageError
@@ -33,6 +40,26 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 _START_LIMIT_S = 120  # a cold start took 6 s on 2 cores; a loaded machine may need many times that
 _STOP_LIMIT_S = 10
+
+_COLUMNS = {  # px: up to test/acc fits a window of 1280 whose Assistant is closed
+    "attributes.`Run Name`": 165,
+    "runDateAndNestInfo": 140,  # the column "Created", with the status as a sign
+    "tags.`label`": 260,
+    "metrics.`best/val/acc`": 105,
+    "metrics.`test/acc`": 85,
+    "tags.`test_interval`": 150,
+    "duration": 80,
+    "tags.`transfer`": 95,
+    "tags.`image_size`": 90,
+    "tags.`seed`": 60,
+    "tags.`arch`": 170,
+    "tags.`val_interval`": 150,
+    "attributes.`Description`": 300,
+}
+_CHARTS = ("val/acc", "val/loss", "train/loss")
+_SECTION = "lit_cnn"
+_ASIDE = ("advice", "compare", "export")
+"""Kinds of runs that are not in the table at first; an ensemble and a soup are results."""
 
 
 def serve_ui(store: Store, experiment: str | None = None, port: int = 5000) -> None:
@@ -68,9 +95,9 @@ def serve_ui(store: Store, experiment: str | None = None, port: int = 5000) -> N
 
 
 def training_view_url(store: Store, experiment: str, host: str = HOST, port: int = 5000) -> str:
-    """Returns the link to the experiment's runs: best/val/acc first, with the columns of `shared_view`.
+    """Returns the link to the experiment's runs in the first of `saved_views` that shows one.
 
-    Sets one tag on the experiment, the view; nothing is changed where the tag is there already.
+    Sets a tag on the experiment for each view; nothing is changed where the tag is there already.
 
     Raises:
         UsageError: If the store cannot be read or has no such experiment.
@@ -78,31 +105,63 @@ def training_view_url(store: Store, experiment: str, host: str = HOST, port: int
     return _view_urls(store, experiment, f"http://{host}:{port}")[experiment]
 
 
-def shared_view() -> tuple[str, str]:
-    """Returns the view's key and its state, JSON, as MLflow 3.17's page of runs reads it.
+@dataclass(frozen=True)
+class View:
+    """What the page of runs shows, as MLflow 3.17 reads it.
 
-    The key is made from the state: a later lit_cnn with other columns writes another view and leaves this one alone.
+    Attributes:
+        name: Its name in the page's menu of saved views.
+        search: Which runs, in MLflow's search syntax; "" means all.
+        state: JSON: columns, order, filter, charts.
     """
-    shown = {  # px: up to test/acc fits a window of 1200; the first two and the last are always shown
-        "attributes.`Run Name`": 225,
-        "runDateAndNestInfo": 140,  # the column "Created"
-        "tags.`arch`": 95,
-        "tags.`transfer`": 95,
-        "tags.`data`": 105,
-        "metrics.`best/val/acc`": 110,
-        "metrics.`test/acc`": 85,
-        "duration": 80,
-    }
-    state = json.dumps(
-        {
-            "selectedColumns": [column for column in shown if column.startswith(("tags.", "metrics."))],
-            "columnOrder": list(shown),
-            "columnWidths": shown,
-            "orderByKey": "metrics.`best/val/acc`",
-            "orderByAsc": False,
-        }
+
+    name: str
+    search: str
+    state: str
+
+    @property
+    def key(self) -> str:
+        """Made from the state: a later lit_cnn with other columns writes another view and leaves this one alone."""
+        return f"lit_cnn-{hashlib.sha256(self.state.encode()).hexdigest()[:8]}"
+
+
+def saved_views() -> tuple[View, ...]:
+    """Returns the views that the page's menu offers; the first that shows a run is the one that is opened."""
+    wanted = ["attributes.status != 'FAILED'", "attributes.status != 'KILLED'", "tags.trial IS NULL"]
+    results = " AND ".join([*wanted, *(f"tags.kind != '{kind}'" for kind in _ASIDE)])
+    return (
+        # No other order shows children below their parents.
+        _view("lit_cnn: runs, newest first", "attributes.start_time", results),
+        _view("lit_cnn: best on val first", "metrics.`best/val/acc`", results),
+        _view("lit_cnn: everything", "attributes.start_time", ""),
     )
-    return f"lit_cnn-{hashlib.sha256(state.encode()).hexdigest()[:8]}", state
+
+
+def _view(name: str, order: str, search: str) -> View:
+    """Returns a view of the runs that match, in descending order."""
+    state = {
+        "selectedColumns": [column for column in _COLUMNS if column.startswith(("attributes.", "tags.", "metrics."))],
+        "columnOrder": list(_COLUMNS),
+        "columnWidths": _COLUMNS,
+        "orderByKey": order,
+        "orderByAsc": False,
+        "searchFilter": search,
+        **_charts(),
+    }
+    return View(name, search, json.dumps(state))
+
+
+def _charts() -> dict[str, Any]:
+    """Returns the charts above those that the page makes for every other metric by itself."""
+    shared = {"type": "LINE", "metricSectionId": _SECTION, "deleted": False, "isGenerated": False}
+    axes = {"xAxisKey": "step", "xAxisScaleType": "linear", "scaleType": "linear", "range": {}, "lineSmoothness": 0}
+    shared |= {**axes, "runsCountToCompare": 10, "useGlobalXaxisKey": True, "useGlobalLineSmoothing": True}
+    charts = [
+        shared | {"uuid": metric, "metricKey": metric, "selectedMetricKeys": [metric], "displayName": metric}
+        for metric in _CHARTS
+    ]
+    section = {"uuid": _SECTION, "name": "Curves", "display": True, "isReordered": False, "deleted": False}
+    return {"compareRunCharts": charts, "compareRunSections": [section], "isAccordionReordered": True}
 
 
 def _view_urls(store: Store, experiment: str | None, base: str) -> dict[str, str]:
@@ -122,10 +181,14 @@ def _view_urls(store: Store, experiment: str | None, base: str) -> dict[str, str
 
 
 def _with_runs(client: "MlflowClient", store: Store) -> "list[Experiment]":
-    found = [each for each in client.search_experiments() if client.search_runs([each.experiment_id], max_results=1)]
+    found = [each for each in client.search_experiments() if _has_run(client, each)]
     if not found:
         raise _no_runs(store)
     return found
+
+
+def _has_run(client: "MlflowClient", experiment: "Experiment", search: str = "") -> bool:
+    return bool(client.search_runs([experiment.experiment_id], search, max_results=1))
 
 
 def _no_runs(store: Store) -> UsageError:
@@ -145,14 +208,16 @@ def _find(client: "MlflowClient", name: str) -> "Experiment":
 
 
 def _prepare_view(client: "MlflowClient", experiment: "Experiment", base: str) -> str:
-    """Returns the link under `base`, after writing the view to the experiment if it is not there."""
-    key, state = shared_view()
-    tag = f"mlflow.sharedViewState.{key}"
-    if tag not in experiment.tags:  # one that is there may have been changed by the user on the page: theirs to keep
-        now = int(time.time() * 1000)
-        value = {"name": "lit_cnn", "createdAt": now, "updatedAt": now, "state": state}
-        client.set_experiment_tag(experiment.experiment_id, tag, json.dumps(value))
-    query = f"viewStateShareKey={key}&workflowType=machine_learning"
+    """Returns the link under `base`, after writing the views to the experiment if they are not there."""
+    views = saved_views()
+    opened = next(view for view in views if not view.search or _has_run(client, experiment, view.search))
+    for place, view in enumerate(views):
+        tag = f"mlflow.sharedViewState.{view.key}"
+        if tag not in experiment.tags:  # one that is there may have been changed by the user on the page: theirs
+            now = int(time.time() * 1000) - place  # the menu has the latest first
+            value = {"name": view.name, "createdAt": now, "updatedAt": now, "state": view.state}
+            client.set_experiment_tag(experiment.experiment_id, tag, json.dumps(value))
+    query = f"viewStateShareKey={opened.key}&workflowType=machine_learning"
     return f"{base}/#/experiments/{experiment.experiment_id}/runs?{query}"
 
 

@@ -175,8 +175,12 @@ def of_seeds(seeds: Sequence[int], resume: bool) -> ParentRun:
 def _log_summary(parent: ParentRun) -> None:
     assert parent.logger is not None
     results = {seed: child.metrics for seed, child in parent.children.items()}
-    parent.logger.log_metrics({"seeds": len(results), **summarize(list(results.values()))}, step=0)
-    parent.logger.set_tags({DESCRIPTION: " ".join(seed_sentences(results))})
+    summary = summarize(list(results.values()))
+    parent.logger.log_metrics({"seeds": len(results), **summary}, step=0)
+    spread = {split: summary.get(f"{metric}_std") for split, metric in (("val", "best/val/acc"), ("test", "test/acc"))}
+    in_words = {split: f"± {std:.3f}, {len(results)} seeds" for split, std in spread.items() if std is not None}
+    tags = {f"{split}_interval": text for split, text in in_words.items()}
+    parent.logger.set_tags({DESCRIPTION: " ".join(seed_sentences(results)), **tags})
 
 
 def summarize(results: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from lit_cnn import __version__
 from lit_cnn.core.credentials import recordable
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import write_text_atomically
+from lit_cnn.core.intervals import wilson_interval
 from lit_cnn.core.labels import label_of
 from lit_cnn.core.randomness import SCHEME_VERSION
 from lit_cnn.data.audit import Report
@@ -58,6 +59,7 @@ def run_tags(
         "transfer": transfer_of(model),
         "data": datamodule.image_set.name,
         "seed": str(model.hparams["seed"]),
+        "image_size": str(model.hparams["image_size"]),
         "config_digest": digest,
         "data_digest": digests["data"],
         "split_digest": digests["split"],
@@ -69,6 +71,29 @@ def run_tags(
         "git_dirty": dirty,
         "lit_cnn_version": __version__,
     }
+
+
+def interval_tags(metrics: Mapping[str, float], num_images: Mapping[str, int]) -> dict[str, str]:
+    """Returns `val_interval` and `test_interval`: the Wilson intervals of a run's accuracies, as text for a table.
+
+    Args:
+        metrics: `best/val/acc` and `test/acc`, fractions in [0, 1], are looked for.
+        num_images: Split -> how many images its accuracy is over; one that is not there has no interval.
+    """
+    tags = {}
+    for split, metric in (("val", "best/val/acc"), ("test", "test/acc")):
+        num = num_images.get(split, 0)
+        if num and metric in metrics:
+            low, high = wilson_interval(round(metrics[metric] * num), num)
+            tags[f"{split}_interval"] = f"[{low:.3f}, {high:.3f}] of {num:,}"
+    return tags
+
+
+def images_in_full(trainer: Any, data: ImageDataModule) -> dict[str, int]:
+    """Returns how many images val and test have; leaves out a split of which Lightning was told to take a part."""
+    limits = {"val": trainer.limit_val_batches, "test": trainer.limit_test_batches}
+    whole = [split for split, limit in limits.items() if isinstance(limit, float) and limit == 1]  # 1 is one batch
+    return {split: len(getattr(data.splits, split)) for split in whole if not trainer.overfit_batches}
 
 
 def class_names_tag(class_names: Sequence[str]) -> str:

@@ -40,6 +40,8 @@ from lit_cnn.training.record import (
     check_classes,
     check_randomness,
     flatten,
+    images_in_full,
+    interval_tags,
     log_check,
     log_inputs,
     log_preview,
@@ -298,11 +300,7 @@ def _begin(
     parent_key: str | None,
     more_tags: Mapping[str, str],
 ) -> Path:
-    """Opens the run in the journal: the same run on resume, if its folder is here and it is the same work.
-
-    Returns:
-        The run's folder.
-    """
+    """Opens the run in the journal, and returns its folder: the same on resume, if it is here and the same work."""
     logger, store = parts.logger, setup.options.store
     assert logger is not None
     params = {**flatten(setup.config), "feature_cache": parts.feature_cache.used}
@@ -359,6 +357,7 @@ def _train_and_test(setup: Setup, parts: RunTrainer, start: Start, ranks: Ranks)
         if logger:
             for checkpoint in sorted(logger.run_folder.glob("*.ckpt")):
                 logger.log_artifact(checkpoint, "checkpoints")
+            logger.set_tags(interval_tags(metrics, images_in_full(trainer, data)))
             logger.end("FINISHED")
             mark_finished(logger.run_folder)
         return metrics, ending

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -103,11 +104,16 @@ def test_every_format_says_what_the_ensemble_says(name: str, left: Path) -> None
     given = {run.run_id: weight for run, weight in zip(tracked_runs(left, "fit"), WEIGHTS, strict=True)}
     assert card.temperature == temperature and {m["run_id"]: m["weight"] for m in card.members} == given
     assert card.class_names == [str(digit) for digit in range(10)]
+    if name == "openvino":  # the names are in the graph, for whoever gets it alone
+        (names,) = ElementTree.parse(left / name / "model.xml").iterfind("rt_info/model_info/class_names")
+        assert json.loads(names.attrib["value"]) == card.class_names
 
 
 def test_the_onnx_file_needs_nothing_of_ours(left: Path) -> None:
     images, probabilities, _ = expected(left)
     session = onnxruntime.InferenceSession(left / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
+    names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])
+    assert names == read_card(left / "onnx").class_names
     for count in (1, 5):
         (found,) = session.run(["probabilities"], {"images": images[:count]})
         np.testing.assert_allclose(found, probabilities[:count], atol=2e-6)
@@ -460,6 +466,8 @@ model = mlflow.pyfunc.load_model(sys.argv[1])
 import lit_cnn
 assert lit_cnn.__file__.startswith(sys.argv[1]), lit_cnn.__file__  # the source that went along
 answer = model.predict(pandas.DataFrame({"image": [open(file, "rb").read() for file in sys.argv[2:]]}))
+outputs = {column["name"]: column["type"] for column in model.metadata.signature.outputs.to_dict()}
+assert outputs == {"class": "string", "probability": "double", "probabilities": "map"}, outputs
 print(answer.to_json(orient="records"))
 """
 
@@ -516,7 +524,9 @@ def assert_same_as_the_export(answers: list[dict[str, Any]], left: Path) -> None
     views = np.stack([classifier.view(image) for image in load_digits().images[: len(answers)]])
     probabilities = classifier.probabilities(views)
     assert [answer["class"] for answer in answers] == [str(label) for label in probabilities.argmax(axis=1)]
-    np.testing.assert_allclose([answer["probabilities"] for answer in answers], probabilities, atol=1e-6)
+    named = [answer["probabilities"] for answer in answers]
+    assert all(list(each) == list(classifier.class_names) for each in named)  # in label order
+    np.testing.assert_allclose([list(each.values()) for each in named], probabilities, atol=1e-6)
     np.testing.assert_allclose([answer["probability"] for answer in answers], probabilities.max(axis=1), atol=1e-6)
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from lit_cnn.cli import main
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.resize import resize_and_center_crop
+from lit_cnn.data.contact_sheet import captioned_images
 from lit_cnn.data.decoding import MAX_PIXELS, limit_pixels, pixel_limit
 from lit_cnn.data.sources import FileImages, load_digits
 from lit_cnn.evaluation.predict import ViewImages
@@ -202,7 +203,8 @@ def test_bad_images_get_a_row_that_says_why(
     how = [f"--ckpt_path={checkpoint}", "--batch_size=1", f"--num_workers={num_workers}", *least]
     assert main(["predict", *how, "mixed", "--max_pixels=8_000_000"]) == 1
     out, err = capsys.readouterr()
-    assert out == "5 images classified: predictions.csv\n"
+    first, *said, last = out.splitlines()
+    assert first == "5 of 10 images classified: predictions.csv" and last.split() == ["not", "classified", "5"]
     assert err == (
         "lit-cnn: warning: 5 of 10 images could not be classified: 1.png, 3.png, 5.png, 7.png, below/9.tif; the column "
         "error of predictions.csv says why\n"
@@ -215,10 +217,62 @@ def test_bad_images_get_a_row_that_says_why(
         assert reason in row["error"] and bool(row["error"]) == bool(reason)
         assert [bool(row[name]) for name in row if name not in ("file", "error")] == [not reason] * (len(row) - 2)
         assert "\n" not in row["error"] and "`" not in row["error"]
+        label = row["best_class"] if least else row["class"]
+        sure = f"uncertain, {label}" if least else label
+        what = f"not classified, {row['error']}" if reason else f"{sure} {100 * float(row['probability']):.1f} %"
+        assert f"{row['file']}: {what}" in said  # ten images are said one by one
     # The others are classified as they are without them.
     good = [row for row in rows if not row["error"]]
     assert main(["predict", *how, *(f"mixed/{row['file']}" for row in good), "--output=good.csv"]) == 0
     assert rows_of("good.csv") == [{**row, "file": f"mixed/{row['file']}"} for row in good]
+
+
+UNSURE = {f"{name}{number:02d}.png" for name in "abc" for number in range(2)}
+
+
+def test_many_images_are_counted_and_the_least_sure_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checkpoint: Path
+) -> None:
+    """A classifier that reads class and probability off an image's gray: 41 images, 20 of `b`, one that is none."""
+    names = ("a", "b", "c")
+
+    def probabilities(views: np.ndarray) -> np.ndarray:
+        gray = views[:, 0, 0, 0]
+        sure = 0.4 + (gray % 64) / 100
+        return np.stack([np.where(gray // 64 == label, sure, (1 - sure) / 2) for label in range(3)], 1)
+
+    fake = Predictor(ImageClassifier(names, 4, 1, "area", 1.0, probabilities))
+    monkeypatch.setattr("lit_cnn.exports.load.load", lambda source, tracking_uri: fake)
+    (tmp_path / "many").mkdir()
+    for label, many in ((0, 18), (1, 20), (2, 2)):
+        for number in range(many):
+            cv2.imwrite(f"many/{names[label]}{number:02d}.png", np.full((8, 8), 64 * label + number, np.uint8))
+    Path("many/none.png").write_text("no image")
+    drawn: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        "lit_cnn.evaluation.tally.captioned_images",
+        lambda images, lines: drawn.extend(lines) or captioned_images(images, lines),
+    )
+    predict = ["predict", f"--ckpt_path={checkpoint}", "--num_workers=0", "many", "--sheet=sheet.png"]
+    assert main([*predict, "--min_confidence=0.415"]) == 1
+    out = capsys.readouterr().out.splitlines()
+    height = cv2.imread("sheet.png").shape[0]
+    assert [line.split() for line in out] == [
+        ["40", "of", "41", "images", "classified:", "predictions.csv"],
+        ["class", "images", "mean", "probability"],
+        ["b", "18", "50.5", "%"],
+        ["a", "16", "49.5", "%"],
+        ["c", "0"],
+        ["uncertain,", "below", "41.5", "%", "6", "40.5", "%"],
+        ["not", "classified", "1"],
+        ["sheet.png:", "968", "x", str(height), "px"],
+    ]
+    shown = [line for line, _ in drawn]
+    assert shown[:2] == ["b 42 %", "b 43 %"] and drawn[0][1] == "b02.png" and len(drawn) == 16 + 16 + 6
+    assert ("b 59 %", "b19.png") not in drawn and {name for _, name in drawn[-6:]} == UNSURE
+    for option, message in ((["--sheet=many"], "--sheet many: cannot"), (["--sheet=predictions.csv"], "--output too")):
+        assert main([*predict[:-1], *option]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_what_is_given_is_classified_whatever_it_is_called(

@@ -59,7 +59,9 @@ def test_runs_are_found_by_either_id_and_by_its_beginning(store: Store, runs: li
 
 def test_runs_are_a_data_frame(store: Store, runs: list[Journal], new_journal: NewJournal) -> None:
     other = new_journal("other", "later")
-    other.append({"kind": "tags", "values": {"arch": "resnet20", "kind": "fit", "seed": "3"}})
+    other.append(
+        {"kind": "tags", "values": {"arch": "resnet20", "kind": "fit", "seed": "3", "label": "resnet20 · seed 3"}}
+    )
     other.log_metrics({"best/val/acc": 0.9}, 0)
     Courier(store).deliver(other.folder)
     frame = runs_of(tracking_uri=store.tracking_uri)
@@ -67,6 +69,8 @@ def test_runs_are_a_data_frame(store: Store, runs: list[Journal], new_journal: N
     assert frame["start_time"].is_monotonic_decreasing and str(frame["start_time"].dt.tz) == "UTC"
     row = frame.iloc[0]
     assert (row["kind"], row["arch"], row["seed"], row["best/val/acc"]) == ("fit", "resnet20", "3", 0.9)
+    assert frame.columns.tolist()[:3] == ["label", "best/val/acc", "test/acc"]
+    assert sorted(frame["label"]) == ["resnet20 · seed 3", "run0", "run1"]  # a name where there is no label
     assert row["experiment"] == "other" and frame["test/acc"].isna().all()
     assert row["id"] == find_runs(store, [other.header.key])[0].run_id
     found = runs_of("digits", "metrics.`val/acc` < 0.6", store.tracking_uri)

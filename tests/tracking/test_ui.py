@@ -24,7 +24,7 @@ from PIL import Image
 import lit_cnn
 from lit_cnn.core.errors import UsageError
 from lit_cnn.tracking.store import Store, resolve_store
-from lit_cnn.tracking.ui import serve_ui, shared_view, training_view_url
+from lit_cnn.tracking.ui import saved_views, serve_ui, training_view_url
 
 # MLflow's own use of SQLAlchemy.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
@@ -32,29 +32,46 @@ CHROMIUM = pytest.mark.skipif(
     not (shutil.which("chromium") and shutil.which("chromedriver")),
     reason="needs Debian's packages chromium and chromium-driver",
 )
-COLUMNS = ["arch", "transfer", "data", "best/val/acc", "test/acc"]
+COLUMNS = ["Run Name", "Created", "label", "best/val/acc", "test/acc", "test_interval", "Duration", "transfer"]
+COLUMNS += ["image_size", "seed", "arch", "val_interval", "Description"]
 
 
-def make_run(client: MlflowClient, experiment_id: str, name: str, accuracy: float, parent: str | None = None) -> str:
-    tags = {"mlflow.runName": name, "arch": "lenet5", "transfer": "scratch", "data": "digits"}
-    run_id = client.create_run(
-        experiment_id, tags=tags | ({"mlflow.parentRunId": parent} if parent else {})
-    ).info.run_id
-    client.log_batch(run_id, [Metric("best/val/acc", accuracy, 0, 0), Metric("test/acc", accuracy - 0.125, 0, 0)])
-    client.set_terminated(run_id)
+def make_run(
+    client: MlflowClient, experiment_id: str, name: str, accuracy: float, status: str = "FINISHED", **tags: str
+) -> str:
+    of_run = {"mlflow.runName": name, "label": f"label of {name}", "test_interval": f"[0, 1] of {name}", "kind": "fit"}
+    of_run |= {"arch": "lit/lenet5", "transfer": "scratch", "image_size": "32", "seed": "0", "val_interval": "[0, 1]"}
+    of_run |= {"mlflow.note.content": "7 of 8 right."} | {key.replace("__", "."): tag for key, tag in tags.items()}
+    run_id = client.create_run(experiment_id, tags=of_run).info.run_id
+    logged = {"best/val/acc": accuracy, "test/acc": accuracy - 0.125, "data/wait": 0.5}
+    steps = [Metric(metric, value, 0, 0) for metric, value in logged.items()]
+    steps += [Metric(metric, 1 / (1 + step), 0, step) for metric in CURVES for step in range(3)]
+    client.log_batch(run_id, steps)
+    client.set_terminated(run_id, status)
     return str(run_id)
 
 
+CURVES = ["val/acc", "val/loss", "train/loss"]
+
+
 def make_store(folder: Path) -> Store:
-    """A sqlite store with an experiment `digits`: one run, and one with a child and a table."""
+    """A sqlite store with an experiment `digits`: a run with two children and a table; a run; and what is aside."""
     store = resolve_store(f"sqlite:///{folder}/mlflow.db")
     client = MlflowClient(store.tracking_uri)
     experiment_id = client.create_experiment("digits", artifact_location=store.artifact_location)
-    make_run(client, experiment_id, "lenet5_scratch_digits", 0.75)
-    parent = make_run(client, experiment_id, "ensemble_digits", 0.625)
-    make_run(client, experiment_id, "child_digits", 0.875, parent)
+    parent = make_run(client, experiment_id, "three_seeds", 0.625, kind="seeds")
+    of_child = {"mlflow__parentRunId": parent, "mlflow__runType": "evaluation"}
+    make_run(client, experiment_id, "child_0", 0.5, **of_child)
+    make_run(client, experiment_id, "child_1", 0.875, **of_child)
+    make_run(client, experiment_id, "alone", 0.75)
+    for kind in ("advice", "compare", "export"):
+        make_run(client, experiment_id, f"aside_{kind}", 0.25, kind=kind)
+    make_run(client, experiment_id, "aside_trial", 1, trial="advice")
+    for status in ("FAILED", "KILLED"):
+        make_run(client, experiment_id, f"aside_{status}", 1, status)
     client.log_image(parent, Image.new("RGB", (61, 40), "red"), "evaluation/accuracy.png")
     client.log_text(parent, "model,test_acc\nmean of 2,0.9375\n", "evaluation/table.csv")
+    client.log_text(parent, "<h1>7 of 8 right</h1>", "report/report.html")
     return store
 
 
@@ -105,7 +122,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untype
         options.add_argument(f"--{switch}")
     options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
     driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-    size = {"width": 1600, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    size = {"width": 2600, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     yield driver
     driver.quit()
@@ -134,40 +151,78 @@ def visible_texts(browser, selector: str, at_least: set[str]) -> list[str]:  # t
     return seen
 
 
+def open_page(browser, link: str) -> None:  # type: ignore[no-untyped-def]
+    browser.get("about:blank")  # a change of the fragment alone would not load the page again
+    browser.get(link)
+
+
+def click(browser, text: str) -> None:  # type: ignore[no-untyped-def]
+    def clicked() -> bool:
+        shown = [e for e in browser.find_elements("xpath", f"//*[text()='{text}']") if e.is_displayed()]
+        for element in shown[:1]:
+            element.click()
+        return bool(shown)
+
+    wait(browser, clicked, lambda: f"{text} is not shown")
+
+
+def names_shown(browser, at_least: set[str]) -> list[str]:  # type: ignore[no-untyped-def]
+    return [text for text in visible_texts(browser, ".ag-row a", at_least) if text in NAMES or "aside" in text]
+
+
+NAMES = ("three_seeds", "child_0", "child_1", "alone")
+
+
 @pytest.mark.debian
 @CHROMIUM
-def test_link_shows_columns_in_order_and_best_run_first(link: str, browser) -> None:  # type: ignore[no-untyped-def]
-    browser.get(link)
+def test_link_shows_columns_and_children_below_their_parent(link: str, browser) -> None:  # type: ignore[no-untyped-def]
+    open_page(browser, link)
     headers = visible_texts(browser, ".ag-header-cell-text, .ag-header-cell", set(COLUMNS))
     assert [text for text in dict.fromkeys(headers) if text in COLUMNS] == COLUMNS
-    names = {"lenet5_scratch_digits", "ensemble_digits", "child_digits"}
-    links = visible_texts(browser, ".ag-row a", names)
-    assert [text for text in links if text in names] == ["child_digits", "lenet5_scratch_digits", "ensemble_digits"]
-    values = visible_texts(browser, ".ag-cell", {"lenet5", "scratch", "digits", "0.875", "0.75", "0.625", "0.5"})
-    assert values.count("lenet5") == 3
+    assert names_shown(browser, set(NAMES)) == ["alone", "three_seeds", "child_1", "child_0"]  # newest first
+    values = {"label of child_1", "0.875", "0.75", "[0, 1] of child_1", "scratch", "32", "lit/lenet5", "7 of 8 right."}
+    visible_texts(browser, ".ag-cell", values)
+
+
+@pytest.mark.debian
+@CHROMIUM
+def test_menu_has_the_best_first_and_everything(link: str, browser) -> None:  # type: ignore[no-untyped-def]
+    open_page(browser, link)
+    names_shown(browser, set(NAMES))
+    click(browser, "lit_cnn: runs, newest first")
+    click(browser, "lit_cnn: best on val first")
+    best_first = ["child_1", "alone", "three_seeds", "child_0"]
+    wait(browser, lambda: names_shown(browser, set(NAMES)) == best_first, lambda: str(names_shown(browser, set())))
+    click(browser, "lit_cnn: best on val first")
+    click(browser, "lit_cnn: everything")
+    aside = {f"aside_{what}" for what in ("advice", "compare", "export", "trial", "FAILED", "KILLED")}
+    names_shown(browser, aside)
+
+
+@pytest.mark.debian
+@CHROMIUM
+def test_charts_begin_with_the_curves(link: str, browser) -> None:  # type: ignore[no-untyped-def]
+    open_page(browser, f"{link}&compareRunsMode=CHART")
+    assert visible_texts(browser, "h4", set(CURVES))[:3] == CURVES
 
 
 @pytest.mark.debian
 @CHROMIUM
 def test_run_opened_from_the_table_shows_its_table_and_plot(link: str, browser) -> None:  # type: ignore[no-untyped-def]
-    def click(text: str) -> None:
-        def clicked() -> bool:
-            shown = [e for e in browser.find_elements("xpath", f"//*[text()='{text}']") if e.is_displayed()]
-            for element in shown[:1]:
-                element.click()
-            return bool(shown)
-
-        wait(browser, clicked, lambda: f"{text} is not shown")
-
-    browser.get("about:blank")  # a change of the fragment alone would not load the page again
-    browser.get(link)
-    for text in ("ensemble_digits", "Artifacts", "evaluation", "table.csv"):
-        click(text)
+    open_page(browser, link)
+    for text in ("three_seeds", "Artifacts", "evaluation", "table.csv"):
+        click(browser, text)
     visible_texts(browser, "th", {"model", "test_acc"})
     visible_texts(browser, "td", {"mean of 2", "0.9375"})
-    click("accuracy.png")
+    click(browser, "accuracy.png")
     plots = "return [...document.images].some(image => image.naturalWidth == 61 && image.checkVisibility())"
     wait(browser, lambda: browser.execute_script(plots), lambda: "the plot is not shown")
+    for text in ("report", "report.html"):
+        click(browser, text)
+    wait(browser, lambda: bool(browser.find_elements("css selector", "iframe")), lambda: "the report is not shown")
+    browser.switch_to.frame(browser.find_element("css selector", "iframe"))
+    visible_texts(browser, "h1", {"7 of 8 right"})
+    browser.switch_to.default_content()
 
 
 @pytest.mark.parametrize("path", ["/", "/ajax-api/2.0/mlflow/experiments/get?experiment_id=1", "/get-artifact"])
@@ -285,19 +340,25 @@ def test_server_that_is_down_is_said_in_one_line_and_soon(tmp_path: Path) -> Non
     assert time.monotonic() - started < 30
 
 
-def test_view_is_written_once_and_the_users_changes_to_it_stay(tmp_path: Path) -> None:
+def test_views_are_written_once_and_the_users_changes_to_them_stay(tmp_path: Path) -> None:
     store = make_store(tmp_path)
     client = MlflowClient(store.tracking_uri)
-    tag = f"mlflow.sharedViewState.{shared_view()[0]}"
+    runs, best, everything = saved_views()
+    tags = [f"mlflow.sharedViewState.{view.key}" for view in (runs, best, everything)]
 
-    first = training_view_url(store, "digits", port=5055)
-    assert (
-        first
-        == f"http://127.0.0.1:5055/#/experiments/1/runs?viewStateShareKey={shared_view()[0]}&workflowType=machine_learning"
-    )
-    written = json.loads(client.get_experiment("1").tags[tag])
-    assert json.loads(written["state"])["orderByKey"] == "metrics.`best/val/acc`"
+    def link_to(key: str, experiment: str = "1") -> str:
+        query = f"viewStateShareKey={key}&workflowType=machine_learning"
+        return f"http://127.0.0.1:5055/#/experiments/{experiment}/runs?{query}"
 
-    client.set_experiment_tag("1", tag, json.dumps(written | {"name": "mine"}))
-    assert training_view_url(store, "digits", port=5055) == first
-    assert json.loads(client.get_experiment("1").tags[tag])["name"] == "mine"
+    assert training_view_url(store, "digits", port=5055) == link_to(runs.key)
+    written = [json.loads(client.get_experiment("1").tags[tag]) for tag in tags]
+    assert [each["name"] for each in written] == [view.name for view in (runs, best, everything)]
+    assert json.loads(written[1]["state"])["orderByKey"] == "metrics.`best/val/acc`"
+
+    client.set_experiment_tag("1", tags[0], json.dumps(written[0] | {"name": "mine"}))
+    assert training_view_url(store, "digits", port=5055) == link_to(runs.key)
+    assert json.loads(client.get_experiment("1").tags[tags[0]])["name"] == "mine"
+
+    # Runs that another program made, or none but failed ones, are not behind an empty table.
+    client.create_run(client.create_experiment("others"))
+    assert training_view_url(store, "others", port=5055) == link_to(everything.key, "2")
