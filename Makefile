@@ -6,10 +6,12 @@ DEBIAN_PACKAGES := chromium chromium-driver postgresql g++ python3-dev dataset-f
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart ui test test-full lint bench faults determinism notebooks debian
+.PHONY: help install quickstart ui docs test test-full lint bench faults determinism notebooks debian
 
 help:  ## This list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+install: $(INSTALLED)  ## Install into .venv
 
 quickstart: $(INSTALLED)  ## Install, train LeNet-5 on digits with three seeds, compare it with its ensemble
 	$(BIN)/lit-cnn fit --config lenet5_scratch_digits_crops --seeds 0 1 2
@@ -18,6 +20,10 @@ quickstart: $(INSTALLED)  ## Install, train LeNet-5 on digits with three seeds, 
 
 ui: $(INSTALLED)  ## Open MLflow on 127.0.0.1 and print the links to the runs
 	$(BIN)/lit-cnn ui
+
+docs: $(INSTALLED)  ## The documentation as a site, docs/_build/index.html; warnings are errors
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . docs/_build
+	@echo "Open docs/_build/index.html in your browser."
 
 test: $(INSTALLED)  ## The quick tests
 	$(BIN)/python -m pytest -m "not slow and not debian" -n 2 --dist worksteal

@@ -18,15 +18,30 @@ SHORTER = ["--trainer.max_epochs=1"]
 # In the order in which a reader follows them.
 DOCUMENTS = (
     "README.md",
-    "docs/training.md",
-    "docs/data.md",
+    "docs/index.md",
+    "docs/your_images.md",
+    "docs/predict.md",
     "docs/transfer.md",
-    "docs/evaluation.md",
+    "docs/augmentation.md",
+    "docs/data.md",
+    "docs/training.md",
+    "docs/networks.md",
+    "docs/seeds.md",
+    "docs/ensembles.md",
+    "docs/comparing.md",
+    "docs/python.md",
     "docs/export.md",
     "docs/tracking.md",
-    "docs/errors.md",
+    "docs/server.md",
+    "docs/resume.md",
     "docs/faults.md",
+    "docs/results.md",
     "docs/experiments.md",
+    "docs/notebooks.md",
+    "docs/commands.md",
+    "docs/api.md",
+    "docs/api_rooms.md",
+    "docs/glossary.md",
 )
 
 
@@ -37,7 +52,7 @@ def text_of(repo_root: Path) -> str:
 
 def code_blocks(text: str, language: str) -> list[str]:
     """Returns what stands in the code blocks of a language, `python` or none."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```([^`\n]*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     return [content for of, content in blocks if of == language]
 
 
@@ -66,6 +81,16 @@ def make_folder(folder: Path) -> None:
 
 def test_every_document_is_looked_at(repo_root: Path) -> None:
     assert {f"docs/{path.name}" for path in (repo_root / "docs").glob("*.md")} == set(DOCUMENTS) - {"README.md"}
+    assert len((repo_root / "README.md").read_text("utf-8").splitlines()) <= 200
+
+
+def test_every_command_is_in_the_reference(repo_root: Path) -> None:
+    from lit_cnn.cli import HELP
+
+    reference = (repo_root / "docs" / "commands.md").read_text("utf-8")
+    assert set(re.findall(r"^```{command-help} (\S+)$", reference, re.MULTILINE)) | {"validate"} == set(
+        re.findall(r"^  ([a-z]\S+) +\S", HELP, re.MULTILINE)
+    )
 
 
 @pytest.mark.parametrize("name", [*DOCUMENTS, "CONTRIBUTING.md", "CHANGELOG.md", "tests/benchmarks/results/README.md"])
@@ -102,6 +127,7 @@ def test_the_options_that_are_named_are_known(repo_root: Path) -> None:
     of_other_commands |= {"seeds", "config", "print_config"}
     unknown = {name for name in named - of_other_commands if name not in known_options()}
     assert len(named) > 60
+    unknown = {name for name in unknown if not name.startswith("model.arch_options.")}
     assert unknown <= {"trainer.callbacks"}, unknown
 
 
@@ -117,12 +143,10 @@ def test_the_commands(repo_root: Path, tmp_path: Path, lit_cnn_cli: Callable[...
         if "fashion" in line:
             continue  # minutes each; tests/cli runs the same configuration in small
         given = [word.replace("FOLDER", "images") for word in given]
+        if given[0] == "ui":
+            continue  # serves until it is stopped; tests/tracking/test_ui.py
         if given[0] in ("ensemble", "compare", "distill"):
-            trained = ["fit", "--config", "lenet5_scratch_digits", "--seeds", "0", "1", "2"]
-            if given[:3] == ["ensemble", "--experiment", "digits"]:
-                assert lit_cnn_cli(*trained, *SHORTER).returncode == 0
-            others = runs_of(tmp_path)
-            place = iter(others)
+            place = iter(runs_of(tmp_path))
             given = [next(place) if word == "RUN_ID" else word for word in given]
         given = [word.replace("RUN_ID", run_id) for word in given]
         shorter = SHORTER if given[0] in ("fit", "advise", "distill") else []
@@ -132,7 +156,7 @@ def test_the_commands(repo_root: Path, tmp_path: Path, lit_cnn_cli: Callable[...
         started.add(given[0])
         expected = 2 if "resnet81" in line else 0
         assert finished.returncode == expected, (line, finished.stderr[-2000:])
-        if given[0] == "fit" and expected == 0:
+        if given[0] == "fit" and expected == 0 and "--seeds" not in given:
             run_id = re.findall(r"run ([0-9a-f]{32})", finished.stdout)[-1]
     assert (tmp_path / "predictions.csv").read_text().startswith("file,class,probability,error\n")
     assert (tmp_path / "sure.csv").read_text().startswith("file,class,probability,best_class,error\n")
@@ -145,7 +169,8 @@ def test_the_readmes_python(repo_root: Path, tmp_path: Path) -> None:
     photograph = cv2.imread(str(tmp_path / "photos" / "tigga" / "0.png"))
     assert photograph is not None
     cv2.imwrite(str(tmp_path / "tigga.jpg"), photograph)
-    (code,) = code_blocks(text_of(repo_root), "python")
+    short, code = code_blocks(text_of(repo_root), "python")
+    assert set(short.replace("lit_cnn.load(run)", "cat").split("\n")) - {"cat"} <= set(code.split("\n"))
     checked = code.replace("max_epochs=10", "max_epochs=1") + (
         "assert run.id and run.checkpoint.is_file() and run.metrics['test/acc'] >= 0\n"
         "assert len(lit_cnn.runs('photos')) >= 2\n"

@@ -21,7 +21,7 @@ class UsageError(Exception):
 
     In Python it reads ``batch_size=0: give a whole number of at least 1``. The command line alone knows how its options
     are spelt: it says ``--data.batch_size 0: …`` and ends with exit code 2. Other options that the text mentions stand
-    in backticks, ``give `in_channels=3` ``, and are spelt in the same way.
+    in backticks, ``give `in_channels=3` too``, and are spelt in the same way.
 
     Args:
         option: Name of the argument in Python, `run` for a run; None if it is no argument's mistake.

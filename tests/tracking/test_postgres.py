@@ -63,8 +63,8 @@ def test_four_first_launches_at_once_on_postgresql(postgres: str, tmp_path: Path
 
 @pytest.fixture
 def team_server(postgres: str, tmp_path: Path) -> Iterator[TrackingServer]:
-    """An MLflow server as docs/tracking.md sets it up for a team: the options of its command, but for the places."""
-    readme = (ROOT / "docs/tracking.md").read_text(encoding="utf-8")
+    """An MLflow server as docs/server.md sets it up for a team: the options of its command, but for the places."""
+    readme = (ROOT / "docs/server.md").read_text(encoding="utf-8")
     (line,) = re.findall(r"^mlflow server (.+)$", readme, re.MULTILINE)
     places = {"postgresql:///mlflow": postgres, "/srv/mlflow": str(tmp_path / "files"), "localhost:5000": "127.0.0.1:*"}
     for place, here in places.items():
