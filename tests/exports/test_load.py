@@ -248,15 +248,19 @@ def test_many_images_are_counted_and_the_least_sure_drawn(
         for number in range(many):
             cv2.imwrite(f"many/{names[label]}{number:02d}.png", np.full((8, 8), 64 * label + number, np.uint8))
     Path("many/none.png").write_text("no image")
-    drawn: list[tuple[str, str]] = []
-    monkeypatch.setattr(
-        "lit_cnn.evaluation.tally.captioned_images",
-        lambda images, lines: drawn.extend(lines) or captioned_images(images, lines),
-    )
+    drawn: list[Any] = []
+
+    def captioned(images: Any, lines: Any) -> np.ndarray:
+        drawn.extend(lines)
+        return captioned_images(images, lines)
+
+    monkeypatch.setattr("lit_cnn.evaluation.tally.captioned_images", captioned)
     predict = ["predict", f"--ckpt_path={checkpoint}", "--num_workers=0", "many", "--sheet=sheet.png"]
     assert main([*predict, "--min_confidence=0.415"]) == 1
     out = capsys.readouterr().out.splitlines()
-    height = cv2.imread("sheet.png").shape[0]
+    sheet = cv2.imread("sheet.png")
+    assert sheet is not None
+    height = sheet.shape[0]
     assert [line.split() for line in out] == [
         ["40", "of", "41", "images", "classified:", "predictions.csv"],
         ["class", "images", "mean", "probability"],
