@@ -49,7 +49,9 @@ DEFAULTS: dict[str, Any] = {
 """What a param is where a run has none of this name, or nobody asked for another value."""
 
 _SIZE, _AUGMENT, _LIMIT = "data.image_size", "data.augment", "data.limit_train"
-_WEIGHTS, _SEED = "model.weights", "seed_everything"
+_WEIGHTS = "model.weights"
+SEED = "seed_everything"
+"""The param that has the training seed."""
 
 _WORDS: dict[str, Callable[[str], str]] = {
     "model.arch": lambda value: value.rpartition("/")[2],
@@ -77,11 +79,11 @@ _WORDS: dict[str, Callable[[str], str]] = {
     "data.views": lambda value: f"{value} views",
     "model.cycles": lambda value: f"{value} cycles",
     "data.sampler": lambda value: f"{value} classes" if value == "balanced" else value,
-    _SEED: lambda value: f"seed {value}",
+    SEED: lambda value: f"seed {value}",
 }
 """What is said of a param's value, in the order in which it is said. Of others: `layer decay 0.8`."""
 
-_MAIN = ("model.arch", "model.transfer", _SIZE, "recipe", "model.teachers", _LIMIT, _SEED)
+_MAIN = ("model.arch", "model.transfer", _SIZE, "recipe", "model.teachers", _LIMIT, SEED)
 _OF_ITSELF = ("model.arch", "model.transfer", _SIZE)
 _HIDDEN = (
     *(_WEIGHTS, "feature_cache", "model.feature_cache", "monitor_mode", "continued"),
@@ -111,10 +113,10 @@ def label_of(params: Params) -> str:
     unusual = [
         _words(name, run[name]) or f"no {_name(name)}"
         for name in _ordered(run)
-        if name not in (*_OF_ITSELF, _SEED) and not _is_hidden(name) and _is_unusual(name, run)
+        if name not in (*_OF_ITSELF, SEED) and not _is_hidden(name) and _is_unusual(name, run)
     ]
     more = ["…"] if len(unusual) > _MOST_UNUSUAL else []
-    seed = [_words(_SEED, run[_SEED])] if _SEED in run else []
+    seed = [_words(SEED, run[SEED])] if SEED in run else []
     return SEPARATOR.join([*said, *unusual[:_MOST_UNUSUAL], *more, *seed])
 
 
@@ -182,7 +184,7 @@ def _known(params: Params) -> dict[str, str]:
         run["model.arch"] = run["model.arch"].rpartition("/")[2]
         run.setdefault("model.transfer", "full" if _WEIGHTS in run else "scratch")
     if run:
-        run = {**{name: _text(value) for name, value in DEFAULTS.items() if name != _SEED}, **run}
+        run = {**{name: _text(value) for name, value in DEFAULTS.items() if name != SEED}, **run}
     if run.get("model.transfer") not in ("last_stages", "auto"):
         run.pop("model.train_stages", None)
     if run.get("model.transfer") != "gradual":
@@ -227,7 +229,7 @@ def _splits(name: str, chosen: Sequence[str], runs: Sequence[Mapping[str, str]])
 def _ordered(names: "Sequence[str] | Mapping[str, str]") -> list[str]:
     """Returns names as they are said: those with words of their own, then the others, the seed last."""
     places = {name: place for place, name in enumerate(_WORDS)}
-    places[_SEED] = len(places) + 1
+    places[SEED] = len(places) + 1
     return sorted(names, key=lambda name: (places.get(name, len(_WORDS)), name.startswith(_HIDDEN), name))
 
 

@@ -1,4 +1,6 @@
-"""Numbers in sentences."""
+"""Numbers and lists in sentences."""
+
+from collections.abc import Sequence
 
 
 def counted(number: int, noun: str) -> str:
@@ -9,3 +11,8 @@ def counted(number: int, noun: str) -> str:
 def and_more(number: int) -> str:
     """Returns what follows the first of several things in a sentence: ` (and 3 more)` of four, nothing of one."""
     return f" (and {number - 1:,} more)" if number > 1 else ""
+
+
+def joined(things: Sequence[str]) -> str:
+    """Returns things as a sentence lists them: `a`, `a and b`, `a, b and c`."""
+    return " and ".join([*([", ".join(things[:-1])] if len(things) > 1 else []), *things[-1:]])
