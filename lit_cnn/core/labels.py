@@ -124,8 +124,8 @@ def labels_of(params: Sequence[Params]) -> list[str]:
     """Returns what several runs are called next to each other: what differs and nothing else, `head_only · seed 2`.
 
     Network, regime, image size, recipe, number of images, augmentation and seed are named wherever they differ;
-    settings that come with a network or regime, such as the learning rate, where somebody chose another value or
-    nothing else tells two runs apart. Runs that differ in nothing have the same label.
+    settings that come with a network or regime, such as the learning rate, where somebody chose another value and gave
+    it no name as a recipe, or nothing else tells two runs apart. Runs that differ in nothing have the same label.
 
     Args:
         params: Those of each run; see `label_of`.
@@ -138,10 +138,11 @@ def labels_of(params: Sequence[Params]) -> list[str]:
     chosen = [
         name
         for name in differing
-        if name in _MAIN
-        or (not _is_hidden(name) and any(_is_unusual(name, run) for run in runs))
-        or (name == _WEIGHTS and len({run[name] for run in runs if name in run}) > 1)
+        if name in _MAIN or (name == _WEIGHTS and len({run[name] for run in runs if name in run}) > 1)
     ]
+    if "recipe" not in chosen:  # a recipe is somebody's word for all that it changes
+        own = [name for name in differing if name not in chosen and not _is_hidden(name)]
+        chosen += [name for name in own if any(_is_unusual(name, run) for run in runs)][:_MOST_UNUSUAL]
     for name in differing:
         # What a version recorded that another one had not tells nothing of two runs.
         of_versions = _is_hidden(name) and any(name not in run for run in runs)

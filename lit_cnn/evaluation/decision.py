@@ -168,7 +168,8 @@ def _cheaper(
     open_ = [
         (row, found.difference)
         for row, found in zip(less, test(less, than) if less else [], strict=True)
-        if found.difference is not None and not found.is_worse
+        # An interval without 0 speaks against it, even where the adjusted test claims nothing.
+        if found.difference is not None and not found.is_worse and found.difference.high >= 0
     ]
     if not open_:
         return None

@@ -42,6 +42,51 @@ def smallest_difference(
     return max(least, float(brentq(lacking, 1e-9, 1.0)))
 
 
+def smallest_unpaired_difference(
+    num_correct: int, num_images: int, power: float = 0.8, alpha: float = 0.05
+) -> float | None:
+    """Returns the smallest loss of accuracy that two counts of right images show, where nobody knows which they are.
+
+    Fleiss, Levin and Paik 2003, "Statistical methods for rates and proportions", section 4.3, solved for the
+    difference; never less than the least one for which Fisher's exact test is below `alpha`.
+
+    Args:
+        num_correct: Images that the better one gets right.
+        num_images: N, at least 1; the other has as many.
+        power: Chance of seeing the difference, in (0, 1).
+        alpha: Level of the two-sided test, in (0, 1).
+
+    Returns:
+        A fraction in (0, 1], or None if even a classifier that is always wrong would not be told apart.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import fisher_exact, norm
+
+    accuracy = num_correct / num_images
+    z_alpha, z_power = norm.ppf(1 - alpha / 2), norm.ppf(power)
+
+    def lacking(delta: float) -> float:
+        other = accuracy - delta
+        mean = accuracy - delta / 2
+        variances = accuracy * (1 - accuracy) + other * (1 - other)
+        needed = z_alpha * math.sqrt(2 * mean * (1 - mean)) + z_power * math.sqrt(max(0.0, variances))
+        return float(needed - delta * math.sqrt(num_images))
+
+    if not num_correct or lacking(accuracy) > 0:
+        return None
+    smallest = float(brentq(lacking, 1e-9, accuracy))
+
+    def is_seen(num_less: int) -> bool:
+        right = (num_correct, num_correct - num_less)
+        return bool(fisher_exact([right, [num_images - count for count in right]]).pvalue < alpha)
+
+    # Of many images Fisher's test sees as much as the formula.
+    least = int(smallest * num_images)
+    while least < num_correct and not is_seen(least):
+        least += 1
+    return max(smallest, least / num_images) if is_seen(least) else None
+
+
 def score_limits(only_a: int, only_b: int, num_images: int, confidence: float = 0.95) -> Interval:
     """Difference of two accuracies on the same images with its score limits (Tango 1998, section 3).
 

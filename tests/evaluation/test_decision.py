@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
-from scipy.stats import binom, binomtest, norm
+from scipy.stats import binom, binomtest, fisher_exact, norm
 
 from lit_cnn.evaluation.cost import Cost
-from lit_cnn.evaluation.paired import score_limits, smallest_difference
+from lit_cnn.evaluation.paired import score_limits, smallest_difference, smallest_unpaired_difference
 from lit_cnn.evaluation.table import Row, Table
 from lit_cnn.evaluation.table.frontier import decision_of
 
@@ -173,6 +173,21 @@ def test_connor_the_other_way_round() -> None:
     # Connor 1987: psi = 0.035, delta = 0.005 takes 10,983 images (see `images_for_power`).
     assert smallest_difference(10_983, disagree=0.035) == pytest.approx(0.005, rel=1e-3)
     assert smallest_difference(5) is None and smallest_difference(1) is None
+
+
+@pytest.mark.parametrize(("num_correct", "num_images"), [(11, 12), (20, 22), (90, 100), (900, 1000)])
+def test_the_smallest_unpaired_difference_is_seen_in_four_of_five_cases(num_correct: int, num_images: int) -> None:
+    smallest = smallest_unpaired_difference(num_correct, num_images)
+    assert smallest is not None
+    accuracy, generator = num_correct / num_images, np.random.default_rng(0)
+    ones = generator.binomial(num_images, accuracy, 300)
+    others = generator.binomial(num_images, max(0.0, accuracy - smallest), 300)
+    seen = [
+        fisher_exact([[one, num_images - one], [other, num_images - other]]).pvalue < 0.05
+        for one, other in zip(ones, others, strict=True)
+    ]
+    assert 0.65 < np.mean(seen) < 0.95
+    assert smallest_unpaired_difference(2, 2) is None and smallest_unpaired_difference(0, 9) is None
 
 
 @pytest.mark.parametrize(
