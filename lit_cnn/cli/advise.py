@@ -1,7 +1,6 @@
 """`lit-cnn advise`: trains regimes and networks at a few training-set sizes, and says which to take."""
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_cnn.cli.output import console
+from lit_cnn.cli.output import print_result
 from lit_cnn.cli.verbs import CommandParser
 from lit_cnn.core.errors import UsageError, as_printed
 
@@ -42,8 +41,8 @@ def advise(arguments: list[str]) -> int:
     )
     parser.add_argument("--sizes", nargs="+", type=_size, help="training images; default: a sixteenth, a quarter, all")
     parser.add_argument("--budget", type=_minutes, metavar="MINUTES", help="begin no trial that would end later")
-    parser.add_argument("--output", type=Path, default=Path("advice.png"), help="the picture; default: advice.png")
-    parser.add_argument("--format", choices=["table", "json"], default="table", help="default: table")
+    parser.add_argument("--output", type=_folder, default=Path("advice"), help="folder for the report; default: advice")
+    parser.add_argument("--format", choices=["table", "csv", "json"], default="table", help="default: table")
     options, of_fit = parser.parse_known_args(arguments)
 
     from lit_cnn.cli.precheck import precheck, value_of
@@ -62,7 +61,7 @@ def advise(arguments: list[str]) -> int:
 
 def _advise(options: argparse.Namespace, of_fit: list[str]) -> None:
     from lit_cnn.cli.lit_cli import DataCLI, settled
-    from lit_cnn.evaluation.advice import default_sizes, recommend, rows_of
+    from lit_cnn.evaluation.advice import Advice, default_sizes
     from lit_cnn.training.run import train_children
     from lit_cnn.training.transfer import starting_guess
 
@@ -88,12 +87,10 @@ def _advise(options: argparse.Namespace, of_fit: list[str]) -> None:
     parent = _parent_of(planned, parsed, trials, options.output, resume=parsed.options.resume is not None)
     setups = _setups(planned, options.budget, trials, parent, data, given, weights)
     run = train_children(parent, setups)
-    advice = recommend(trials, num_images)
-    if options.format == "json":
-        print(json.dumps({"trials": rows_of(trials), "advice": advice, "run": run.id}, indent=2))
-    else:
-        _print_table(trials)
-        print(f"{advice}\n{options.output}; run {run.id}")
+    advice = Advice(tuple(trials), num_images, data.image_set.name, run.id)
+    print_result(advice, options.format)
+    if options.format == "table":
+        print(f"\nReport: {options.output / 'report.html'}\nrun {run.id}; see it with: lit-cnn ui")
 
 
 def _weights_of(archs: Sequence[str], weights: str | None, is_chosen_here: bool) -> dict[str, str | None]:
@@ -153,10 +150,10 @@ def _setup(arch: str, regime: "Regime", size: int, of_fit: list[str], weights: s
 
 
 def _parent_of(
-    planned: Sequence[Planned], parsed: "DataCLI", trials: list["Trial"], picture: Path, resume: bool
+    planned: Sequence[Planned], parsed: "DataCLI", trials: list["Trial"], output: Path, resume: bool
 ) -> "ParentRun":
-    """Returns the run that the trials are shown under; it keeps table, picture and words."""
-    from lit_cnn.evaluation.advice import plot_trials, recommend, rows_of
+    """Returns the run that the trials are shown under; it keeps the report."""
+    from lit_cnn.evaluation.advice import Advice
     from lit_cnn.training.parents import ParentRun
 
     archs = sorted({arch for arch, _, _ in planned})
@@ -164,12 +161,12 @@ def _parent_of(
 
     def keep(parent: "ParentRun") -> None:
         """Logs what the trials come to."""
-        plot_trials(trials, picture)
         assert parent.logger is not None
-        parent.logger.log_text(json.dumps(rows_of(trials), indent=2), "advice/trials.json")
-        parent.logger.log_artifact(picture, "advice")
+        advice = Advice(tuple(trials), len(data.splits.train), data.image_set.name)
+        for file in advice.report_files(output):
+            parent.logger.log_artifact(file, "advice")
         members = " ".join(trial.run for trial in trials)
-        parent.logger.set_tags({"members": members, "mlflow.note.content": recommend(trials, len(data.splits.train))})
+        parent.logger.set_tags({"members": members, "mlflow.note.content": advice.answer()})
 
     return ParentRun(
         "advice",
@@ -185,15 +182,10 @@ def _parent_of(
     )
 
 
-def _print_table(trials: Sequence["Trial"]) -> None:
-    from rich.table import Table
-
-    table = Table("network", "regime", "images", "val % [95 %]", "time, s", "run")
-    for trial in sorted(trials, key=lambda trial: (-trial.size, -trial.num_correct)):
-        accuracy = trial.accuracy
-        percent = f"{100 * accuracy.mean:.1f} [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
-        table.add_row(trial.arch, trial.regime, f"{trial.size:,}", percent, f"{trial.seconds:.1f}", trial.run[:8])
-    console().print(table, markup=False)
+def _folder(text: str) -> Path:
+    if text.endswith(".png"):  # what it was up to 0.3
+        raise argparse.ArgumentTypeError(f"{text}: give a folder; the picture is advice.png in it, beside report.html")
+    return Path(text)
 
 
 def _size(text: str) -> int:

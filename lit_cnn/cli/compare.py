@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lit_cnn.cli.loading import add_loading_options, loading_of
-from lit_cnn.cli.output import console, warn_not_sent
+from lit_cnn.cli.output import print_result, warn_not_sent
 from lit_cnn.cli.verbs import store_parser
 from lit_cnn.core.errors import UsageError
 
@@ -39,10 +39,9 @@ def compare(arguments: list[str]) -> int:
         output=options.output,
         tracking_uri=options.tracking_uri,
     )
-    if options.format == "table":
-        console().print(found)
-    else:
-        print(found.to_json() if options.format == "json" else found.to_csv(), end="")
+    print_result(found, options.format)
+    if options.output is not None and options.format == "table":
+        print(f"\nReport: {options.output / 'report.html'}")
     if found.run is not None and not found.run.is_sent:
         warn_not_sent()
     return 0

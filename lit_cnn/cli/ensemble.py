@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from lit_cnn.cli.loading import add_loading_options, loading_of
-from lit_cnn.cli.output import console, warn_not_sent
+from lit_cnn.cli.output import print_result, warn_not_sent
 from lit_cnn.cli.verbs import store_parser
 
 
@@ -42,6 +42,7 @@ def ensemble(arguments: list[str]) -> int:
     parser.add_argument("--weights", nargs="+", type=float, help="one for each of --runs; default: equal weights")
     parser.add_argument("--calibration", action="store_true", help="fit a temperature for each row on val")
     parser.add_argument("--latency", action="store_true", help="time the networks' forward passes: some seconds")
+    parser.add_argument("--format", choices=["table", "csv", "json"], default="table", help="default: table")
     add_loading_options(parser)
     parser.add_argument(
         "--output", type=Path, help="folder for the report, with activation maps; default: only in MLflow"
@@ -66,9 +67,12 @@ def ensemble(arguments: list[str]) -> int:
         output=options.output,
         tracking_uri=options.tracking_uri,
     )
-    console().print(table)
+    print_result(table, options.format)
     assert table.run is not None
-    print(f"run {table.run.id} in experiment {table.experiment}; see it with: lit-cnn ui")
+    if options.format == "table":
+        if options.output is not None:
+            print(f"\nReport: {options.output / 'report.html'}")
+        print(f"run {table.run.id} in experiment {table.experiment}; see it with: lit-cnn ui")
     if not table.run.is_sent:
         warn_not_sent()
     return 0

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from lit_cnn.reports.result import Result
+
 FILE_WIDTH = 150
 """Columns of a table in a file or a pipe, where there is no terminal to ask: every table of ours fits."""
 
@@ -20,3 +22,11 @@ def console() -> "Console":
 def warn_not_sent() -> None:
     """Says on stderr that a run is not all in MLflow yet, and which command sends the rest."""
     print("not all of this run could be sent to MLflow; it is kept, lit-cnn sync sends it", file=sys.stderr)
+
+
+def print_result(result: "Result", format: str) -> None:
+    """Prints what a comparison found: `table` for people, the answer first; `csv` or `json` for programs."""
+    if format == "table":
+        console().print(result)
+    else:
+        print(result.to_json() if format == "json" else result.to_csv(), end="")

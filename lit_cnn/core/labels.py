@@ -49,7 +49,9 @@ DEFAULTS: dict[str, Any] = {
 """What a param is where a run has none of this name, or nobody asked for another value."""
 
 _SIZE, _AUGMENT, _LIMIT = "data.image_size", "data.augment", "data.limit_train"
-_WEIGHTS, _SEED = "model.weights", "seed_everything"
+_WEIGHTS = "model.weights"
+SEED = "seed_everything"
+"""The param that has the training seed."""
 
 _WORDS: dict[str, Callable[[str], str]] = {
     "model.arch": lambda value: value.rpartition("/")[2],
@@ -77,11 +79,11 @@ _WORDS: dict[str, Callable[[str], str]] = {
     "data.views": lambda value: f"{value} views",
     "model.cycles": lambda value: f"{value} cycles",
     "data.sampler": lambda value: f"{value} classes" if value == "balanced" else value,
-    _SEED: lambda value: f"seed {value}",
+    SEED: lambda value: f"seed {value}",
 }
 """What is said of a param's value, in the order in which it is said. Of others: `layer decay 0.8`."""
 
-_MAIN = ("model.arch", "model.transfer", _SIZE, "recipe", "model.teachers", _LIMIT, _SEED)
+_MAIN = ("model.arch", "model.transfer", _SIZE, "recipe", "model.teachers", _LIMIT, SEED)
 _OF_ITSELF = ("model.arch", "model.transfer", _SIZE)
 _HIDDEN = (
     *(_WEIGHTS, "feature_cache", "model.feature_cache", "monitor_mode", "continued"),
@@ -111,10 +113,10 @@ def label_of(params: Params) -> str:
     unusual = [
         _words(name, run[name]) or f"no {_name(name)}"
         for name in _ordered(run)
-        if name not in (*_OF_ITSELF, _SEED) and not _is_hidden(name) and _is_unusual(name, run)
+        if name not in (*_OF_ITSELF, SEED) and not _is_hidden(name) and _is_unusual(name, run)
     ]
     more = ["…"] if len(unusual) > _MOST_UNUSUAL else []
-    seed = [_words(_SEED, run[_SEED])] if _SEED in run else []
+    seed = [_words(SEED, run[SEED])] if SEED in run else []
     return SEPARATOR.join([*said, *unusual[:_MOST_UNUSUAL], *more, *seed])
 
 
@@ -122,8 +124,8 @@ def labels_of(params: Sequence[Params]) -> list[str]:
     """Returns what several runs are called next to each other: what differs and nothing else, `head_only · seed 2`.
 
     Network, regime, image size, recipe, number of images, augmentation and seed are named wherever they differ;
-    settings that come with a network or regime, such as the learning rate, where somebody chose another value or
-    nothing else tells two runs apart. Runs that differ in nothing have the same label.
+    settings that come with a network or regime, such as the learning rate, where somebody chose another value and gave
+    it no name as a recipe, or nothing else tells two runs apart. Runs that differ in nothing have the same label.
 
     Args:
         params: Those of each run; see `label_of`.
@@ -136,10 +138,11 @@ def labels_of(params: Sequence[Params]) -> list[str]:
     chosen = [
         name
         for name in differing
-        if name in _MAIN
-        or (not _is_hidden(name) and any(_is_unusual(name, run) for run in runs))
-        or (name == _WEIGHTS and len({run[name] for run in runs if name in run}) > 1)
+        if name in _MAIN or (name == _WEIGHTS and len({run[name] for run in runs if name in run}) > 1)
     ]
+    if "recipe" not in chosen:  # a recipe is somebody's word for all that it changes
+        own = [name for name in differing if name not in chosen and not _is_hidden(name)]
+        chosen += [name for name in own if any(_is_unusual(name, run) for run in runs)][:_MOST_UNUSUAL]
     for name in differing:
         # What a version recorded that another one had not tells nothing of two runs.
         of_versions = _is_hidden(name) and any(name not in run for run in runs)
@@ -182,7 +185,7 @@ def _known(params: Params) -> dict[str, str]:
         run["model.arch"] = run["model.arch"].rpartition("/")[2]
         run.setdefault("model.transfer", "full" if _WEIGHTS in run else "scratch")
     if run:
-        run = {**{name: _text(value) for name, value in DEFAULTS.items() if name != _SEED}, **run}
+        run = {**{name: _text(value) for name, value in DEFAULTS.items() if name != SEED}, **run}
     if run.get("model.transfer") not in ("last_stages", "auto"):
         run.pop("model.train_stages", None)
     if run.get("model.transfer") != "gradual":
@@ -227,7 +230,7 @@ def _splits(name: str, chosen: Sequence[str], runs: Sequence[Mapping[str, str]])
 def _ordered(names: "Sequence[str] | Mapping[str, str]") -> list[str]:
     """Returns names as they are said: those with words of their own, then the others, the seed last."""
     places = {name: place for place, name in enumerate(_WORDS)}
-    places[_SEED] = len(places) + 1
+    places[SEED] = len(places) + 1
     return sorted(names, key=lambda name: (places.get(name, len(_WORDS)), name.startswith(_HIDDEN), name))
 
 

@@ -1,4 +1,6 @@
-"""Numbers in sentences."""
+"""Numbers and lists in sentences."""
+
+from collections.abc import Sequence
 
 
 def counted(number: int, noun: str) -> str:
@@ -34,3 +36,8 @@ def about(seconds: float) -> str:
     if seconds < 57.5:
         return f"{max(5, 5 * round(seconds / 5))} s"
     return duration(60 * round(seconds / 60) if seconds < 3600 else 600 * round(seconds / 600))
+
+
+def joined(things: Sequence[str]) -> str:
+    """Returns things as a sentence lists them: `a`, `a and b`, `a, b and c`."""
+    return " and ".join([*([", ".join(things[:-1])] if len(things) > 1 else []), *things[-1:]])

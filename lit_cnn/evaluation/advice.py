@@ -2,21 +2,38 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lit_cnn.core.intervals import Interval, wilson_interval
-from lit_cnn.evaluation.statistics import unpaired_difference
-from lit_cnn.reports.figures import new_figure, save_png, shortened
+from lit_cnn.core.labels import SEPARATOR
+from lit_cnn.core.words import counted
+from lit_cnn.evaluation.decision import ALPHA, MARGIN, Decision, Tested, decide
+from lit_cnn.evaluation.paired import smallest_unpaired_difference
+from lit_cnn.evaluation.statistics import holm, unpaired_difference
+from lit_cnn.reports.figures import legend_columns, new_figure, save_png, shortened, svg_of
+from lit_cnn.reports.page import drawing, grid, paragraph
+from lit_cnn.reports.result import Result, json_text, text_grid, with_limits, write_texts
+from lit_cnn.reports.wording import missed_words, percent_words, points_words, worse_words
 from lit_cnn.training.transfer import Regime
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import RenderableType
+
+_TITLES = ("Trial", "Training images", "Val % [95 %]", "Right", "Time", "Run")
+_CAPTION = (
+    "Val: accuracy of the best epoch on val, with its Wilson interval; val has chosen the epoch and the trial, so the "
+    "best looks somewhat better than it is. Time: of the whole run, from reading the images on."
+)
 _LEAST_PER_CLASS = 5
 _COLORS = ("#0b5cad", "#c2410c", "#15803d", "#7e22ce", "#9aa5b1", "#b45309")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trial:
     """A training run at one size.
 
@@ -43,11 +60,6 @@ class Trial:
         """On val, with its 95 % Wilson interval; fractions."""
         return Interval(self.num_correct / self.num_val, *wilson_interval(self.num_correct, self.num_val))
 
-    @property
-    def name(self) -> str:
-        """Architecture and regime."""
-        return f"{self.arch}, {self.regime}"
-
 
 def default_sizes(num_images: int, num_classes: int) -> list[int]:
     """Returns up to three training-set sizes: all images, a quarter and a sixteenth, of five a class at least."""
@@ -55,44 +67,146 @@ def default_sizes(num_images: int, num_classes: int) -> list[int]:
     return [size for size in sizes if size >= _LEAST_PER_CLASS * num_classes] + [num_images]
 
 
-def recommend(trials: Sequence[Trial], num_images: int) -> str:
-    """Returns what the trials at the largest size say, and why.
+@dataclass(frozen=True, eq=False, repr=False)
+class Advice(Result):
+    """What trials say about which regime and network to take.
 
-    The cheapest trial is named whose difference to the best the val images do not tell from none. That test leaves out
-    that both saw the same images, so it claims a difference too seldom rather than too often.
-
-    Args:
+    Attributes:
         trials: At least one.
         num_images: Training images that there are.
+        subject: What they are about: the data set.
+        run: The id of the run that holds the trials in MLflow.
     """
-    largest = max(trial.size for trial in trials)
-    there = [trial for trial in trials if trial.size == largest]
-    best = max(there, key=lambda trial: (trial.num_correct, -trial.seconds))
-    equal = [trial for trial in there if _difference(best, trial).low <= 0]
-    chosen = min(equal, key=lambda trial: trial.seconds)
-    text = f"With {largest:,} training images take {chosen.name}: {_in_words(chosen)}"
-    if chosen is best:
-        text += ", the best on val"
-    else:
-        text += (
-            f". The best on val is {best.name}, {_in_words(best)}: {best.num_val:,} val images do not tell them apart "
-            f"({_points(_difference(best, chosen))}), and it takes {best.seconds / chosen.seconds:.1f} times as long"
-        )
-    others = [trial for trial in there if trial not in equal]
-    if others:
-        nearest = max(others, key=lambda trial: trial.num_correct)
-        text += f". Next, and worse than the best: {nearest.name}, {_points(_difference(nearest, best))}"
-    if largest < num_images:
-        text += f". That is not all of the {num_images:,} images that there are"
-    return text + ". One seed each: a small difference may be the seed's."
+
+    trials: tuple[Trial, ...]
+    num_images: int
+    subject: str = ""
+    run: str = ""
+
+    @property
+    def title(self) -> str:
+        """Title of its page."""
+        return f"Advice for {self.subject}" if self.subject else "Advice"
+
+    @cached_property
+    def decision(self) -> Decision[Trial]:
+        """Which of the trials with the most training images to take; see `decide`.
+
+        The reference is the best on val, of equal ones the fastest. Fisher's exact tests of the numbers of val images
+        leave out that all saw the same ones, so they claim a difference too seldom rather than too often.
+        """
+        largest = max(trial.size for trial in self.trials)
+        there = [trial for trial in self.trials if trial.size == largest]
+        best = max(there, key=lambda trial: (trial.num_correct, -trial.seconds))
+        return decide(there, best, _tests, lambda trial: trial.seconds, lambda trial: trial.num_correct)
+
+    def answer(self) -> str:
+        """Returns which regime to take, how the others stand to it, and what so many val images can show."""
+        found = self.decision
+        chosen, name = found.chosen, dict(zip(self.trials, names_of(self.trials), strict=True))
+        n = chosen.num_val
+        accuracy = f"{percent_words(chosen.accuracy, n)} on {counted(n, 'val image')} in {_seconds(chosen)}"
+        of = counted(chosen.size, "training image")
+        if not found.num_others:
+            return f"{name[chosen]}: {accuracy}, with {of}. There is nothing here to compare it with."
+        said = [f"Take {name[chosen]}: {accuracy}, with {of}."]
+        if found.is_for_its_cost:
+            assert found.over_reference is not None
+            ratio = found.reference.seconds / chosen.seconds
+            times = f"{ratio:,.0f}" if ratio >= 9.5 else f"{ratio:.1f}"
+            said.append(
+                f"{name[found.reference]}, the best on val, takes {times} times as "
+                f"long, and a loss of more than {100 * MARGIN:.0f} point is excluded "
+                f"({points_words(found.over_reference, n)})."
+            )
+        worse, others = len(found.worse), found.num_others
+        if worse == others:
+            said.append("All else here is measurably worse.")
+        else:
+            smallest = smallest_unpaired_difference(found.reference.num_correct, n, alpha=ALPHA / others)
+            missed = missed_words(smallest, n, "val")
+            said.append(f"Nothing else here is measurably better{worse_words(worse, others)}; {missed}.")
+        if found.cheaper is not None:
+            said.append(
+                f"Faster and not measurably worse: {name[found.cheaper.row]}, in {_seconds(found.cheaper.row)}, "
+                f"{points_words(found.cheaper.difference, n)}."
+            )
+        if chosen.size < self.num_images:
+            said.append(f"There are {self.num_images:,} training images: more of them may turn this round.")
+        said.append("One seed each: a small difference may be the seed's.")
+        return " ".join(said)
+
+    def text(self) -> "Sequence[RenderableType]":
+        """Returns the table of the trials and its caption."""
+        trials = self._sorted()
+        chosen = [trial is self.decision.chosen for trial in trials]
+        return [text_grid(_TITLES, self._cells(trials), chosen, _CAPTION)]
+
+    def sections(self) -> list[str]:
+        """Returns table, caption and picture in HTML."""
+        trials = self._sorted()
+        classes = ["chosen" if trial is self.decision.chosen else "" for trial in trials]
+        table = grid(_TITLES, self._cells(trials), classes)
+        return [table, paragraph(_CAPTION), drawing(svg_of(draw_trials(self.trials), "trials"))]
+
+    def records(self) -> list[dict[str, Any]]:
+        """Returns a row for each trial: accuracies are fractions, in full precision."""
+        return [
+            {
+                "arch": trial.arch,
+                "regime": trial.regime,
+                "images": trial.size,
+                **with_limits("val_acc", trial.accuracy),
+                "num_val": trial.num_val,
+                "seconds": trial.seconds,
+                "is_taken": trial is self.decision.chosen,
+                "run": trial.run,
+            }
+            for trial in self.trials
+        ]
+
+    def to_json(self) -> str:
+        """Returns the answer and the trials."""
+        return json_text({"answer": self.answer(), "trials": self.records(), "run": self.run or None})
+
+    def write(self, folder: Path) -> list[Path]:
+        """Writes the trials as CSV and JSON, their picture, and a page."""
+        files = write_texts(folder, {"trials.csv": self.to_csv(), "trials.json": self.to_json()})
+        save_png(draw_trials(self.trials), folder / "advice.png")
+        return [*files, folder / "advice.png", *write_texts(folder, {"report.html": self.to_html()})]
+
+    def _sorted(self) -> list[Trial]:
+        return sorted(self.trials, key=lambda trial: (-trial.size, -trial.num_correct, trial.seconds))
+
+    def _cells(self, trials: Sequence[Trial]) -> list[tuple[str, ...]]:
+        name = dict(zip(self.trials, names_of(self.trials), strict=True))
+        return [
+            (
+                name[trial],
+                f"{trial.size:,}",
+                percent_words(trial.accuracy, trial.num_val).replace(" %", ""),
+                f"{trial.num_correct:,} of {trial.num_val:,}",
+                _seconds(trial),
+                trial.run[:8],
+            )
+            for trial in trials
+        ]
 
 
-def plot_trials(trials: Sequence[Trial], path: Path) -> None:
-    """Draws val accuracy with its 95 % interval over training images, a line for each architecture and regime (PNG)."""
+def names_of(trials: Sequence[Trial]) -> list[str]:
+    """Returns what trials are called: their regimes, with their networks if there are several."""
+    if len({trial.arch for trial in trials}) == 1:
+        return [trial.regime for trial in trials]
+    return [f"{trial.arch.rpartition('/')[2]}{SEPARATOR}{trial.regime}" for trial in trials]
+
+
+def draw_trials(trials: Sequence[Trial]) -> "Figure":
+    """Draws val accuracy with its 95 % interval over training images, a line for each network and regime."""
     figure, axes = new_figure(9, 5.4)
-    names = list(dict.fromkeys(trial.name for trial in trials))
+    called = dict(zip(trials, names_of(trials), strict=True))
+    names = list(dict.fromkeys(called.values()))
     for place, name in enumerate(names):
-        own = sorted((trial for trial in trials if trial.name == name), key=lambda trial: trial.size)
+        own = sorted((trial for trial in trials if called[trial] == name), key=lambda trial: trial.size)
         # Side by side, or one interval would hide the other.
         sizes = np.array([trial.size for trial in own]) * 1.04 ** (place - (len(names) - 1) / 2)
         values = np.array([trial.accuracy for trial in own]) * 100
@@ -106,37 +220,29 @@ def plot_trials(trials: Sequence[Trial], path: Path) -> None:
     axes.set_xlabel("training images")
     axes.set_ylabel("accuracy on val, %, with its 95 % Wilson interval")
     axes.grid(axis="y", alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
-    save_png(figure, path)
+    columns = legend_columns([shortened(name) for name in names], 9)
+    figure.legend(loc="outside upper center", ncols=columns, frameon=False, fontsize=9)
+    return figure
 
 
-def rows_of(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """Returns the trials as plain values, for a table: accuracy and its limits in percent, seconds of the run."""
+def _tests(trials: Sequence[Trial], against: Trial) -> list[Tested]:
+    from scipy.stats import fisher_exact
+
+    def wrong(trial: Trial) -> int:
+        return trial.num_val - trial.num_correct
+
+    p_values = [
+        float(fisher_exact([[each.num_correct, wrong(each)], [against.num_correct, wrong(against)]]).pvalue)
+        for each in trials
+    ]
     return [
-        {
-            "arch": trial.arch,
-            "regime": trial.regime,
-            "images": trial.size,
-            "val_acc": round(100 * trial.accuracy.mean, 2),
-            "val_acc_low": round(100 * trial.accuracy.low, 2),
-            "val_acc_high": round(100 * trial.accuracy.high, 2),
-            "seconds": round(trial.seconds, 1),
-            "run": trial.run,
-        }
-        for trial in trials
+        Tested(
+            unpaired_difference(trial.num_correct, trial.num_val, against.num_correct, against.num_val),
+            p_holm,
+        )
+        for trial, p_holm in zip(trials, holm(p_values), strict=True)
     ]
 
 
-def _difference(one: Trial, other: Trial) -> Interval:
-    return unpaired_difference(one.num_correct, one.num_val, other.num_correct, other.num_val)
-
-
-def _in_words(trial: Trial) -> str:
-    accuracy = trial.accuracy
-    percent = f"{100 * accuracy.mean:.1f} % [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
-    return f"{percent} in {trial.seconds:.0f} s" if trial.seconds >= 10 else f"{percent} in {trial.seconds:.1f} s"
-
-
-def _points(difference: Interval) -> str:
-    mean, low, high = (100 * value for value in difference)
-    return f"{mean:+.1f} points [{low:+.1f}, {high:+.1f}]"
+def _seconds(trial: Trial) -> str:
+    return f"{trial.seconds:,.0f} s" if trial.seconds >= 10 else f"{trial.seconds:.1f} s"

@@ -9,10 +9,18 @@ from typing import Literal
 import numpy as np
 
 from lit_cnn.core.errors import UsageError
+from lit_cnn.core.labels import SEED, labels_of
 from lit_cnn.core.run_params import decides
 from lit_cnn.evaluation.comparison import outputs_of
 from lit_cnn.evaluation.leaderboard import Group, Leaderboard, build_leaderboard
-from lit_cnn.evaluation.members import find_members, find_networks, member_names, refuse_unlike
+from lit_cnn.evaluation.members import (
+    find_members,
+    find_networks,
+    member_names,
+    recorded_params,
+    refuse_unlike,
+    subject_of,
+)
 from lit_cnn.evaluation.pair import Pair, build_pair
 from lit_cnn.evaluation.predict import (
     LOADING,
@@ -105,7 +113,7 @@ def _leaderboard(
             f"{len(without_logits)} run{'s have' if len(without_logits) > 1 else ' has'} no stored logits on {split}, "
             f"which an ensemble or a comparison of two runs stores: {', '.join(without_logits)}."
         )
-    board = build_leaderboard(groups, experiment, split, notes)
+    board = replace(build_leaderboard(groups, experiment, split, notes), subject=subject_of(runs))
     if output is None:
         return board
     files, name = board.report_files(output), f"compare_{experiment}"
@@ -124,11 +132,15 @@ def _pair(store: Store, named: Sequence[Run | str], split: Split, loading: Loadi
         _predictions(store, member, name, split, loading, f"{name}, {split}")
         for member, name in zip((first, second), names, strict=True)
     )
-    pair = replace(build_pair(one, other, split), load_models=(lambda: first.model, lambda: second.model))
+    pair = replace(
+        build_pair(one, other, split),
+        load_models=(lambda: first.model, lambda: second.model),
+        subject=subject_of(runs),
+    )
     if output is None:
         return pair
     files, name = pair.report_files(output), f"compare_{runs[0].name}"
-    note = "\n".join(f"- {sentence}" for sentence in pair.sentences())
+    note = "\n".join([f"**{pair.answer()}**", "", *(f"- {sentence}" for sentence in pair.sentences())])
     return replace(pair, run=record_comparison(store, runs, name=name, kind="compare", note=note, files=files))
 
 
@@ -139,25 +151,24 @@ def _by_configuration(runs: Sequence[RunInfo]) -> dict[str, list[RunInfo]]:
     several runs with one seed the newest is kept.
     """
     grouped: dict[str, dict[str, RunInfo]] = {}
-    params: dict[str, dict[str, str]] = {}
     for run in runs:
-        own = {name: value for name, value in run.params.items() if decides(name) and name != "seed_everything"}
+        own = {name: value for name, value in run.params.items() if decides(name) and name != SEED}
         key = json.dumps([run.name, run.tags.get("data_digest"), own], sort_keys=True)
-        params[key] = own
         seed = run.tags["seed"]
         kept = grouped.setdefault(key, {}).get(seed)
         if kept is None or run.start_time > kept.start_time:
             grouped[key][seed] = run
-    named = {}
-    for key, of_seeds in grouped.items():
-        name = json.loads(key)[0]
-        namesakes = [params[other] for other in grouped if json.loads(other)[0] == name]
-        differing = sorted(
-            option for option in set().union(*namesakes) if len({of_one.get(option) for of_one in namesakes}) > 1
-        )
-        words = ", ".join(f"{option}={params[key].get(option, '-')}" for option in differing)
-        named[f"{name} ({words})" if words else name] = [of_seeds[seed] for seed in sorted(of_seeds)]
-    return named
+    firsts = [of_seeds[min(of_seeds)] for of_seeds in grouped.values()]
+    # Without the seed: each group has several.
+    labels = labels_of([{**recorded_params(run), SEED: None} for run in firsts])
+    names = [
+        label if labels.count(label) == 1 else f"{label} {run.run_id[:8]}"
+        for label, run in zip(labels, firsts, strict=True)
+    ]
+    return {
+        name: [of_seeds[seed] for seed in sorted(of_seeds)]
+        for name, of_seeds in zip(names, grouped.values(), strict=True)
+    }
 
 
 def _group(

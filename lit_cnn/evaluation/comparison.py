@@ -181,6 +181,8 @@ def _ways(
         padded = np.concatenate([weights, np.zeros(len(runs) - num)])
         ways.append(_Way(name, "ensemble", padded, rule, composition=composition))
 
+    if num == 1:
+        return ways  # together with itself it is what it is alone
     add(f"ensemble of {num}", np.ones(num))
     if comparison.combine == "greedy":
         assert val is not None
@@ -208,7 +210,8 @@ def _baselines(members: Sequence[Member], baselines: Sequence[int]) -> Iterator[
     for num in baselines:
         weights = np.zeros(len(runs))
         weights[place : place + num] = 1
-        name = names[place] if num == 1 else f"{num} snapshots of {re.sub(r' snapshot [0-9]+', '', names[place])}"
+        of_run = re.sub("(^| · )snapshot [0-9]+", "", names[place])
+        name = names[place] if num == 1 else f"{num} snapshots{f' of {of_run}' if of_run else ''}"
         yield _Way(name, "baseline", weights, run=runs[place] if num == 1 else None)
         place += num
 

@@ -11,7 +11,7 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.core.words import counted
 from lit_cnn.data.splits import Split
 from lit_cnn.evaluation.comparison import COMBINATIONS, Comparison, evaluate
-from lit_cnn.evaluation.members import MUST_AGREE, find_members, find_networks, is_several, refuse_unlike
+from lit_cnn.evaluation.members import MUST_AGREE, find_members, find_networks, is_several, refuse_unlike, subject_of
 from lit_cnn.evaluation.multi_crop import VIEWS
 from lit_cnn.evaluation.predict import LOADING, Loading, load_network
 from lit_cnn.evaluation.recording import record_comparison
@@ -94,6 +94,7 @@ def ensemble(
     members = [load_network(store, network, splits, loading.root) for network in networks]
     started = time.monotonic()
     table = evaluate(members, comparison, [len(several) for several in others])
+    table = replace(table, subject=subject_of(found))
     with tempfile.TemporaryDirectory() as folder:
         # Activation maps are the one thing here that runs a network again: for who wants to look at them.
         report = table if output is not None else replace(table, load_model=None)
@@ -158,7 +159,8 @@ def _record(
 ) -> Run:
     first, weights = runs[0], comparison.weights
     # The combination that was asked for comes after the mean of all.
-    together = {line.row.num_views: line.accuracy.mean for line in table.lines if line.row.kind == "ensemble"}
+    kind = "ensemble" if len(runs) > 1 else "member"
+    together = {line.row.num_views: line.accuracy.mean for line in table.lines if line.row.kind == kind}
     return record_comparison(
         store,
         runs,

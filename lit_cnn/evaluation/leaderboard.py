@@ -1,16 +1,27 @@
 """Configurations against each other: each over its seeds, each against the one that is best on val."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from lit_cnn.core.intervals import Interval, wilson_interval
-from lit_cnn.evaluation.statistics import MeanStd, holm, mean_std, paired_mean_difference, welch_difference
-from lit_cnn.reports.page import bullets, grid, page, paragraph
+from lit_cnn.core.words import counted
+from lit_cnn.evaluation.decision import ALPHA, MARGIN, Decision, Tested, decide
+from lit_cnn.evaluation.paired import score_limits, smallest_difference
+from lit_cnn.evaluation.statistics import (
+    MeanStd,
+    holm,
+    mcnemar_exact,
+    mean_std,
+    paired_mean_difference,
+    welch_difference,
+)
+from lit_cnn.reports.page import bullets, grid, paragraph
 from lit_cnn.reports.result import (
     Result,
     escaped_markdown,
@@ -21,7 +32,7 @@ from lit_cnn.reports.result import (
     with_limits,
     write_texts,
 )
-from lit_cnn.reports.wording import p_text, rounded, signed
+from lit_cnn.reports.wording import missed_words, p_text, percent, points_words, rounded, signed
 from lit_cnn.tracking.run import Run
 
 if TYPE_CHECKING:
@@ -87,6 +98,7 @@ class Leaderboard(Result):
         reference: The group with the best mean on val.
         notes: What could not be done and why, in sentences.
         run: The run that holds its report in MLflow, where one was asked for.
+        subject: What the configurations have in common: data set, network, regime.
     """
 
     experiment: str
@@ -95,6 +107,102 @@ class Leaderboard(Result):
     reference: Group
     notes: tuple[str, ...]
     run: Run | None = None
+    subject: str = ""
+
+    @property
+    def title(self) -> str:
+        """Title of its page."""
+        return f"Comparison of {self.subject or self.experiment}"
+
+    def answer(self) -> str:
+        """Returns which configuration to take, how it stands to the others, and what was compared."""
+        found, taken = self.decision, self._standing_of
+        chosen = taken(found.chosen)
+        accuracy = self._accuracy_words(chosen)
+        if not found.num_others:
+            return f"{chosen.group.name}: {accuracy}. There is nothing here to compare it with."
+        said = f"Take {chosen.group.name}: {accuracy}"
+        if found.over_reference is not None:
+            over = points_words(found.over_reference, self.num_images or 1000)
+            of = f"{found.reference.name}, the best on val"
+            said += (
+                f". It takes fewer multiply-adds than {of}, and a loss of more than {100 * MARGIN:.0f} point is "
+                f"excluded ({over})"
+                if found.is_for_its_cost
+                else f", {over} over {of}"
+            )
+        return " ".join([f"{said}.", *self._about_others(found)])
+
+    @cached_property
+    def decision(self) -> Decision[Group]:
+        """Which configuration to take; see `decide`."""
+        return decide(
+            [standing.group for standing in self.standings],
+            self.reference,
+            self._tests,
+            lambda group: None if group.multiply_adds is None else float(group.multiply_adds),
+            lambda group: group.val_accuracy,
+        )
+
+    @property
+    def num_images(self) -> int | None:
+        """Images that the configurations were compared on; None if none has stored logits."""
+        return next((group.correct.shape[1] for group in self._groups if group.correct is not None), None)
+
+    @property
+    def _groups(self) -> list[Group]:
+        return [standing.group for standing in self.standings]
+
+    def _standing_of(self, group: Group) -> Standing:
+        return next(standing for standing in self.standings if standing.group is group)
+
+    def _tests(self, groups: Sequence[Group], against: Group) -> list[Tested]:
+        if against is self.reference:
+            found = [self._standing_of(group) for group in groups]
+            return [Tested(_careful(each, against), each.p_holm) for each in found]
+        standings = _compared(groups, against)
+        return [Tested(_careful(standing, against), standing.p_holm) for standing in standings]
+
+    def _accuracy_words(self, standing: Standing) -> str:
+        accuracy, n = standing.accuracy, self.num_images or 1000
+        limits = (
+            "" if standing.limits is None else f" [{percent(standing.limits[0], n)}, {percent(standing.limits[1], n)}]"
+        )
+        images = f" on {counted(self.num_images, f'{self.split} image')}" if self.num_images else f" on {self.split}"
+        seeds = f", mean of {accuracy.n} seeds" if accuracy.n > 1 else ""
+        return f"{percent(accuracy.mean, n)} %{limits}{images}{seeds}"
+
+    def _about_others(self, found: Decision[Group]) -> Iterator[str]:
+        worse, others, untested = len(found.worse), found.num_others, len(found.untested)
+        tested = others - untested
+        if tested and worse == tested == others and not found.is_better:
+            yield "Everything else here is measurably worse." if others > 1 else "The other one is measurably worse."
+        elif tested and not found.is_better:
+            some = (
+                f" and {worse:,} of the {others:,} others {'is' if worse == 1 else 'are'} measurably worse"
+                if worse
+                else ""
+            )
+            yield f"Nothing else here is measurably better{some}{self._missed()}."
+        if untested:
+            what = "The other one" if others == 1 else f"{untested:,} of {others:,} others"
+            yield f"{what} could not be tested: that takes stored logits or two seeds on both sides."
+        if found.cheaper is not None:
+            cheaper = found.cheaper
+            yield (
+                f"Cheaper and not measurably worse: {cheaper.row.name}, at {100 * cheaper.cost_ratio:.2g} % of the "
+                f"multiply-adds, {points_words(cheaper.difference, self.num_images or 1000)}."
+            )
+        if max(standing.accuracy.n for standing in self.standings) == 1:
+            yield "One seed each: another seed may turn this round."
+
+    def _missed(self) -> str:
+        """What these images would miss; nothing where seeds were compared."""
+        tested = [standing for standing in self.standings if standing.test == "images"]
+        if not tested or self.num_images is None:
+            return ""
+        smallest = smallest_difference(self.num_images, alpha=ALPHA / len(tested))
+        return f"; {missed_words(smallest, self.num_images, self.split)}"
 
     def text(self) -> "Sequence[RenderableType]":
         """Returns the table, its caption and its notes."""
@@ -103,9 +211,13 @@ class Leaderboard(Result):
 
     def sections(self) -> list[str]:
         """Returns the table, its caption and its notes in HTML."""
-        runs = [" ".join(standing.group.run_ids) for standing in self.standings]
+        runs = [" ".join(run_id[:8] for run_id in standing.group.run_ids) for standing in self.standings]
         rows = [(*cells, of_group) for cells, of_group in zip(self._cells(), runs, strict=True)]
-        classes = ["reference" if standing.group is self.reference else "" for standing in self.standings]
+        chosen = self.decision.chosen
+        classes = [
+            ("reference " if standing.group is self.reference else "") + ("chosen" if standing.group is chosen else "")
+            for standing in self.standings
+        ]
         parts = [grid((*_TITLES, "Runs"), rows, classes), paragraph(self._caption())]
         return [*parts, bullets(self.notes)] if self.notes else parts
 
@@ -114,34 +226,49 @@ class Leaderboard(Result):
         return [_record(standing, self.reference) for standing in self.standings]
 
     def to_json(self) -> str:
-        """Returns every number, in fractions and full precision, and the notes; null for no number."""
+        """Returns the answer, every number, in fractions and full precision, and the notes; null for no number."""
         rows = [{**record, "runs": record["runs"].split()} for record in self.records()]
+        found = self.decision
         return json_text(
-            {"experiment": self.experiment, "split": self.split, "configurations": rows, "notes": self.notes}
+            {
+                "answer": self.answer(),
+                "take": {
+                    "name": found.chosen.name,
+                    "is_better": found.is_better,
+                    "is_for_its_cost": found.is_for_its_cost,
+                },
+                "experiment": self.experiment,
+                "split": self.split,
+                "configurations": rows,
+                "notes": self.notes,
+            }
         )
 
     def to_markdown(self) -> str:
-        """Returns the table, its caption and its notes in GitHub's Markdown."""
+        """Returns answer, table, its caption and its notes in GitHub's Markdown."""
         notes = [f"- {escaped_markdown(note)}" for note in self.notes]
         grid = markdown_grid(_TITLES, self._cells())
-        return "\n".join([*grid, "", escaped_markdown(self._caption()), "", *notes, ""])
+        return "\n".join(
+            [f"**{escaped_markdown(self.answer())}**", "", *grid, "", escaped_markdown(self._caption()), "", *notes, ""]
+        )
 
     def write(self, folder: Path) -> list[Path]:
         """Writes the leaderboard as CSV, JSON and Markdown, and a page."""
         texts = {"csv": self.to_csv(), "json": self.to_json(), "md": self.to_markdown()}
-        html = page(f"Leaderboard of {self.experiment}", *self.sections())
-        return write_texts(folder, {f"leaderboard.{end}": text for end, text in texts.items()} | {"report.html": html})
+        named = {f"leaderboard.{end}": text for end, text in texts.items()}
+        return write_texts(folder, {**named, "report.html": self.to_html()})
 
     def _cells(self) -> list[tuple[str, ...]]:
         return [_cells(standing, self.reference) for standing in self.standings]
 
     def _caption(self) -> str:
+        about = f"{self.subject}. " if self.subject else ""
         return (
-            f"Accuracy on {self.split}: mean and standard deviation over n seeds; 95 %: Wilson limits of the mean over "
-            f"the images, as of one network. Reference: {self.reference.name}, best on val. Difference: percentage "
-            "points against it. Test images: paired over the images, about these trained networks (exact McNemar for "
-            "one run each, else sign flips); seeds: Welch's t over the seeds. p Holm: adjusted over the table. Params, "
-            "MACs: parameters and multiply-adds for one image."
+            f"{about}Accuracy on {self.split}: mean and standard deviation over n seeds; 95 %: Wilson limits of the "
+            f"mean over the images, as of one network. Reference: {self.reference.name}, best on val. Difference: "
+            "percentage points against it. Test images: paired over the images, about these trained networks (exact "
+            "McNemar for one run each, else sign flips); seeds: Welch's t over the seeds. p Holm: adjusted over the "
+            "table. Params, MACs: parameters and multiply-adds for one image."
         )
 
 
@@ -159,14 +286,30 @@ def build_leaderboard(groups: Sequence[Group], experiment: str, split: str, note
         notes: Sentences for below the table.
     """
     reference = max(groups, key=lambda group: group.val_accuracy)
+    standings = _compared(groups, reference)
+    standings.sort(key=lambda standing: (-standing.accuracy.mean, standing.group.name))
+    return Leaderboard(experiment, split, tuple(standings), reference, tuple(notes))
+
+
+def _compared(groups: Sequence[Group], reference: Group) -> list[Standing]:
     compared = [_standing(group, reference) for group in groups]
     p_values = [standing.p_value for standing in compared if standing.p_value is not None]
     adjusted = iter(holm(p_values))
-    standings = [
-        standing if standing.p_value is None else replace(standing, p_holm=next(adjusted)) for standing in compared
-    ]
-    standings.sort(key=lambda standing: (-standing.accuracy.mean, standing.group.name))
-    return Leaderboard(experiment, split, tuple(standings), reference, tuple(notes))
+    return [standing if standing.p_value is None else replace(standing, p_holm=next(adjusted)) for standing in compared]
+
+
+def _careful(standing: Standing, reference: Group) -> Interval | None:
+    """Returns a difference with limits that are wide enough for few images: the bootstrap's are none without any."""
+    own, other = standing.group.correct, reference.correct
+    if standing.test != "images" or own is None or other is None:
+        return standing.difference
+    if len(own) == len(other) == 1:
+        test = mcnemar_exact(own[0], other[0])
+        return score_limits(test.only_a, test.only_b, own.shape[1])
+    least = score_limits(0, 0, own.shape[1])
+    assert standing.difference is not None
+    mean, low, high = standing.difference
+    return Interval(mean, min(low, mean + least.low), max(high, mean + least.high))
 
 
 def _standing(group: Group, reference: Group) -> Standing:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lit_cnn.core.errors import UsageError
+from lit_cnn.core.labels import SEPARATOR, labels_of, shared_label
 from lit_cnn.tracking import Store, queries
 from lit_cnn.tracking.queries import RunInfo
 from lit_cnn.tracking.run import Run, id_of
@@ -131,20 +132,33 @@ def refuse_unlike(runs: Sequence[RunInfo], option: str = "runs") -> None:
 
 
 def member_names(runs: Sequence[RunInfo]) -> list[str]:
-    """Returns the shortest names that tell networks apart: architecture, what it is and seed; else by run name or id.
+    """Returns what tells networks apart and nothing else: `head_only · seed 2`, `snapshot 2`, `soup of 3`.
 
-    What it is: the run's recipe, `ema`, `swa`, `student` of an ensemble, `soup`, `snapshot 2`; or nothing.
+    Networks that differ in nothing have the first digits of their ids too.
     """
-    seeds = [run.tags.get("seed", "?") for run in runs]
-    short = [
-        " ".join([run.tags["arch"].rpartition("/")[2], *_what_it_is(run), f"seed {seed}"])
-        for run, seed in zip(runs, seeds, strict=True)
+    trained = [run for run in runs if not _is_soup(run)]
+    labels = iter(labels_of([recorded_params(run) for run in trained]))
+    of_run = [f"soup of {len(run.tags['members'].split())}" if _is_soup(run) else next(labels) for run in runs]
+    own = [f"snapshot {number}" if (number := run.run_id.partition("/")[2]) else "" for run in runs]
+    if len(set(of_run)) == 1 and len(set(own)) > 1:  # snapshots of one run
+        names = [snapshot or label for snapshot, label in zip(own, of_run, strict=True)]
+    else:
+        names = [SEPARATOR.join(filter(None, pair)) for pair in zip(of_run, own, strict=True)]
+    return [
+        name if names.count(name) == 1 else f"{name} {run.run_id[:8]}" for name, run in zip(names, runs, strict=True)
     ]
-    full = [f"{run.name} seed {seed}" for run, seed in zip(runs, seeds, strict=True)]
-    for names in (short, full):
-        if len(set(names)) == len(runs):
-            return names
-    return [f"{name} {run.run_id[:8]}" for name, run in zip(short, runs, strict=True)]
+
+
+def subject_of(runs: Sequence[RunInfo]) -> str:
+    """Returns what networks have in common: data set, network, regime, image size."""
+    params = [recorded_params(run) for run in runs if not _is_soup(run)]
+    return SEPARATOR.join(filter(None, [runs[0].tags["data"], shared_label(params) if params else ""]))
+
+
+def recorded_params(run: RunInfo) -> dict[str, str]:
+    """Returns a run's params for its label, with what `auto` or no regime have become."""
+    known = {"model.arch": "arch", "model.transfer": "transfer"}
+    return {**run.params, **{param: run.tags[tag] for param, tag in known.items() if tag in run.tags}}
 
 
 def _finished_runs(store: Store, experiment: str, filter: str) -> list[RunInfo]:
@@ -170,15 +184,8 @@ def _finished_runs(store: Store, experiment: str, filter: str) -> list[RunInfo]:
     return validated
 
 
-def _what_it_is(run: RunInfo) -> list[str]:
-    if run.tags.get("kind") == "soup":
-        return ["soup"]
-    words = {"ema_decay": "ema", "swa_start": "swa", "model.teachers": "student"}
-    found = [word for param, word in words.items() if param in run.params]
-    recipe = run.params.get("recipe")
-    found = [recipe, *found] if recipe and recipe not in found else found
-    number = run.run_id.partition("/")[2]
-    return [*found, f"snapshot {number}"] if number else found
+def _is_soup(run: RunInfo) -> bool:
+    return run.tags.get("kind") == "soup"
 
 
 def _networks_of(store: Store, name: str) -> list[RunInfo]:

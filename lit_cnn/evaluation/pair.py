@@ -13,12 +13,23 @@ from lit_cnn.core.words import counted
 from lit_cnn.data.contact_sheet import captioned_images
 from lit_cnn.data.preview import write_png
 from lit_cnn.evaluation.activation import maps_of
+from lit_cnn.evaluation.decision import ALPHA
+from lit_cnn.evaluation.paired import score_limits, smallest_difference
 from lit_cnn.evaluation.statistics import McNemar, accuracy_interval, images_for_power, mcnemar_exact, paired_bootstrap
 from lit_cnn.reports.mistakes import write_mistakes
-from lit_cnn.reports.page import bullets, heading, page, picture
+from lit_cnn.reports.page import bullets, details, grid, heading, picture
 from lit_cnn.reports.predictions import Predictions
 from lit_cnn.reports.result import Result, json_text, with_limits, write_texts
-from lit_cnn.reports.wording import accuracy_text, p_text, points, rounded_up
+from lit_cnn.reports.wording import (
+    accuracy_text,
+    missed_words,
+    p_text,
+    percent,
+    percent_words,
+    points,
+    points_words,
+    rounded_up,
+)
 from lit_cnn.tracking.run import Run
 from lit_cnn.training.classifier import LitClassifier
 
@@ -42,6 +53,7 @@ class Pair(Result):
         images_needed: Images that would show this difference with a power of 0.8; None if there is none.
         load_models: Return the networks whose class-activation maps a report shows; None for no maps.
         run: The run that holds its report in MLflow, where one was asked for.
+        subject: What the two have in common: data set, network, regime.
     """
 
     first: Predictions
@@ -53,6 +65,7 @@ class Pair(Result):
     images_needed: int | None
     load_models: tuple[Callable[[], LitClassifier], Callable[[], LitClassifier]] | None = None
     run: Run | None = None
+    subject: str = ""
 
     def won(self, most: int) -> np.ndarray:
         """Returns `(n,)` int, places of images that only the first gets right; its most confident ones come first."""
@@ -62,23 +75,54 @@ class Pair(Result):
         """Returns `(n,)` int, places of images that only the second gets right; its most confident ones come first."""
         return _only(self.second, self.first)[:most]
 
+    @property
+    def title(self) -> str:
+        """Title of its page."""
+        return f"{self.first.name} against {self.second.name}{f': {self.subject}' if self.subject else ''}"
+
+    @property
+    def limits(self) -> Interval:
+        """The first's accuracy minus the second's with Tango's limits, which two have too that never disagree."""
+        return score_limits(self.mcnemar.only_a, self.mcnemar.only_b, len(self.first.labels))
+
+    def answer(self) -> str:
+        """Returns which of the two is better, or what the images exclude and would miss."""
+        n, test = len(self.first.labels), self.mcnemar
+        names, images = (self.first.name, self.second.name), counted(n, f"{self.split} image")
+        shares = [percent(accuracy.mean, n) for accuracy in self.accuracies]
+        if test.p_value < ALPHA:
+            better, worse = (0, 1) if self.difference.mean > 0 else (1, 0)
+            mean, low, high = self.limits if better == 0 else (-self.limits.mean, -self.limits.high, -self.limits.low)
+            return (
+                f"Take {names[better]}: {shares[better]} % against {shares[worse]} % of {images}, "
+                f"{points_words(Interval(mean, low, high), n)} over {names[worse]}."
+            )
+        excluded = f"{100 * max(-self.limits.low, self.limits.high):.2g} points"
+        if not test.only_a and not test.only_b:
+            said = f"No image tells {names[0]} and {names[1]} apart: both are right on {shares[0]} % of {images}"
+        else:
+            said = f"{images} do not tell {names[0]} and {names[1]} apart: {shares[0]} % and {shares[1]} %"
+        smallest = smallest_difference(n, float(np.mean(self.first.correct != self.second.correct)))
+        return f"{said}. A difference above {excluded} is excluded (95 %); {missed_words(smallest, n, self.split)}."
+
     def sentences(self) -> list[str]:
         """Returns in words how accurate both are, what the first wins and loses, and whether that could be chance."""
         first, second = self.first.name, self.second.name
+        images = counted(len(self.first.labels), f"{self.split} image")
         said = [
-            f"{predictions.name}: {accuracy_text(accuracy)} % on {len(predictions.labels):,} {self.split} images."
+            f"{predictions.name}: {accuracy_text(accuracy)} % on {images}."
             for predictions, accuracy in zip((self.first, self.second), self.accuracies, strict=True)
         ]
         test = self.mcnemar
+        if not test.only_a and not test.only_b:
+            return said
         said.append(f"{first} wins {counted(test.only_a, 'image')} over {second} and loses {test.only_b:,}.")
         p_value = p_text(test.p_value)
         said.append(
             f"{first} minus {second}: {points(self.difference)}, 95 % paired bootstrap; exact McNemar test p "
             f"{'< 0.001' if p_value.startswith('<') else '= ' + p_value}."
         )
-        if self.images_needed is None:
-            said.append("Their accuracies are equal: no number of images would tell them apart.")
-        else:
+        if self.images_needed is not None:
             needed = rounded_up(self.images_needed)
             said.append(f"A true difference of this size would take about {needed} images (power 0.8, level 0.05).")
         return said
@@ -90,8 +134,16 @@ class Pair(Result):
         return [Text(sentence) for sentence in self.sentences()]
 
     def sections(self) -> list[str]:
-        """Returns the sentences in HTML."""
-        return [bullets(self.sentences())]
+        """Returns the numbers as a table, and the sentences, in HTML."""
+        n, test = len(self.first.labels), self.mcnemar
+        rows = [
+            (predictions.name, percent_words(accuracy, n), f"{alone:,}")
+            for predictions, accuracy, alone in zip(
+                (self.first, self.second), self.accuracies, (test.only_a, test.only_b), strict=True
+            )
+        ]
+        titles = ("Network", f"{self.split.capitalize()} [95 %]", "Right alone, images")
+        return [grid(titles, rows), details("Statistics", bullets(self.sentences()))]
 
     def records(self) -> list[dict[str, Any]]:
         """Returns one row: fractions, in full precision; None where there is no number."""
@@ -112,13 +164,13 @@ class Pair(Result):
         ]
 
     def to_json(self) -> str:
-        """Returns every number, in fractions and full precision, and the sentences; null for no number."""
-        return json_text({**self.records()[0], "sentences": self.sentences()})
+        """Returns the answer, every number, in fractions and full precision, and the sentences; null for no number."""
+        return json_text({"answer": self.answer(), **self.records()[0], "sentences": self.sentences()})
 
     def write(self, folder: Path) -> list[Path]:
         """Writes numbers, pictures of images won and lost, both networks' mistakes, and a page with all of it."""
         files = write_texts(folder, {"pair.csv": self.to_csv(), "pair.json": self.to_json()})
-        parts = self.sections()
+        parts: list[str] = []
         for name, only, places in (
             ("won", self.first.name, self.won(_MOST)),
             ("lost", self.second.name, self.lost(_MOST)),
@@ -134,8 +186,7 @@ class Pair(Result):
             more, section = write_mistakes(predictions, folder, maps_of(load_model), prefix)
             files += more
             parts.append(section)
-        html = page(f"{self.first.name} against {self.second.name}", *parts)
-        return files + write_texts(folder, {"report.html": html})
+        return files + write_texts(folder, {"report.html": self.to_html(*parts)})
 
 
 def build_pair(first: Predictions, second: Predictions, split: str) -> Pair:

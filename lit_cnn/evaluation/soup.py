@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +13,15 @@ from torch.optim.swa_utils import update_bn
 
 from lit_cnn import __version__
 from lit_cnn.core.errors import UsageError
+from lit_cnn.core.intervals import Interval
+from lit_cnn.core.words import counted
 from lit_cnn.data.splits import Split
 from lit_cnn.evaluation.comparison import runs_of
 from lit_cnn.evaluation.members import MUST_AGREE, checkpoint_of, find_members, member_names, refuse_unlike
 from lit_cnn.evaluation.predict import LOADING, Loading, Member, ViewImages, forward, load_network, logits_of
 from lit_cnn.evaluation.recording import ended
+from lit_cnn.evaluation.statistics import paired_bootstrap
+from lit_cnn.reports.wording import percent, points_words
 from lit_cnn.tracking import Store, check_writable, resolve_store
 from lit_cnn.tracking.recorder import Recorder
 from lit_cnn.tracking.run import Run
@@ -25,7 +29,10 @@ from lit_cnn.tracking.store import BEST, CHECKPOINTS
 from lit_cnn.training.checkpoints import digest_of_weights, load_checkpoint, save_checkpoint
 
 MOST_BARRIER = 0.02
-"""Accuracy that may be lost between two networks of one basin: below it is noise (Frankle et al. 2020, section 2)."""
+"""Accuracy that may be lost between two networks of one basin: below it is noise (Frankle et al. 2020, section 2).
+
+On few images a single one is more: a loss counts only if the images tell it from none, and if the loss rises too.
+"""
 
 _SAME = (
     *("arch", "arch_options", "cut_at", "head", "num_classes"),
@@ -52,7 +59,9 @@ class Ingredient:
         val: Alone, on val, computed here.
         barrier_acc: Mean accuracy on val of it and the first, minus that of the network halfway; None for the first.
         barrier_loss: Loss on val of the network halfway, minus the mean of both; None for the first.
+        barrier_limits: 95 % paired bootstrap limits of `barrier_acc`; None for the first.
         outcome: What became of it.
+        num_val: Images of val.
     """
 
     run_id: str
@@ -61,6 +70,8 @@ class Ingredient:
     barrier_acc: float | None
     barrier_loss: float | None
     outcome: Literal["first", "in the soup", "no gain on val", "another basin"]
+    barrier_limits: tuple[float, float] | None = None
+    num_val: int = 0
 
     @property
     def is_used(self) -> bool:
@@ -68,8 +79,11 @@ class Ingredient:
         return self.outcome in ("first", "in the soup")
 
     def __str__(self) -> str:
-        barrier = "" if self.barrier_acc is None else f"  barrier {100 * self.barrier_acc:+.2f} points"
-        return f"{self.name}  val/acc {self.val.acc:.4f}{barrier}  {self.outcome}"
+        barrier = ""
+        if self.barrier_acc is not None and self.barrier_limits is not None:
+            interval = Interval(self.barrier_acc, *self.barrier_limits)
+            barrier = f", barrier {points_words(interval, self.num_val)}"
+        return f"{self.name}: {percent(self.val.acc, self.num_val)} % on val{barrier}: {self.outcome}"
 
 
 @dataclass(frozen=True)
@@ -78,15 +92,25 @@ class Soup(Run):
 
     Attributes:
         ingredients: The networks that were to go into it, best on val first, and what became of each.
+        num_test: Images of test.
     """
 
     ingredients: tuple[Ingredient, ...] = ()
+    num_test: int = 0
+
+    def answer(self) -> str:
+        """Returns what came of it, against the first network alone."""
+        first, size = self.ingredients[0], sum(each.is_used for each in self.ingredients)
+        val, test = self.metrics["best/val/acc"], self.metrics["test/acc"]
+        n = first.num_val
+        gain = f"{percent(val, n)} % on {counted(n, 'val image')}, {first.name} alone {percent(first.val.acc, n)} %"
+        return (
+            f"A soup of {size} of {len(self.ingredients)} networks: {gain}; {percent(test, self.num_test)} % on "
+            f"{counted(self.num_test, 'test image')}."
+        )
 
     def __str__(self) -> str:
-        size = sum(each.is_used for each in self.ingredients)
-        val, test = self.metrics["best/val/acc"], self.metrics["test/acc"]
-        last = f"soup of {size}: val/acc {val:.4f}  test/acc {test:.4f}  run {self.id}"
-        return "\n".join([*map(str, self.ingredients), last])
+        return "\n".join([self.answer(), *(f"  {each}" for each in self.ingredients), f"run {self.id}"])
 
 
 def soup(runs: Sequence[Run | str], *, loading: Loading = LOADING, tracking_uri: str | None = None) -> Soup:
@@ -96,7 +120,8 @@ def soup(runs: Sequence[Run | str], *, loading: Loading = LOADING, tracking_uri:
     increasing inference time", recipe 1: the networks come in the order of their accuracy on val, and each stays if the
     equal average with it is at least as accurate there. Before that, each must lie in one basin with the first: the
     network halfway between the two may lose `MOST_BARRIER` of their mean accuracy on val (linear mode connectivity,
-    Frankle et al. 2020, "Linear mode connectivity and the lottery ticket hypothesis", section 2, at the midpoint).
+    Frankle et al. 2020, "Linear mode connectivity and the lottery ticket hypothesis", section 2, at the midpoint); see
+    `is_barrier`.
     BatchNorm's statistics are computed anew over the training images for every average, unless all networks have the
     same ones.
 
@@ -129,7 +154,8 @@ def soup(runs: Sequence[Run | str], *, loading: Loading = LOADING, tracking_uri:
     if sum(each.is_used for each in ingredients) < 2:
         raise _no_soup(ingredients)
     scores = {split: builder.score(state, split) for split in ("val", "test")}
-    return _record(store, members, ingredients, state, scores["val"], scores["test"])
+    num_test = len(builder.data.splits.test)
+    return _record(store, members, ingredients, state, scores["val"], scores["test"], num_test)
 
 
 def average_of(states: Sequence[Mapping[str, torch.Tensor]]) -> State:
@@ -163,18 +189,26 @@ class _SoupBuilder:
 
     def build(self) -> tuple[list[Ingredient], State]:
         """Returns what became of each network, and the soup."""
-        alone = [self.score(state, "val") for state in self.states]
+        alone = [self.results(state, "val") for state in self.states]
         names = member_names(self.runs)
-        found = [Ingredient(self.runs[0].run_id, names[0], alone[0], None, None, "first")]
-        places, best, soup = [0], alone[0].acc, self.states[0]
+        scores, num_val = [_score(each) for each in alone], len(alone[0].correct)
+        found = [Ingredient(self.runs[0].run_id, names[0], scores[0], None, None, "first", num_val=num_val)]
+        places, best, soup = [0], scores[0].acc, self.states[0]
         for place in range(1, len(self.runs)):
-            halfway = self.score(self.average([0, place]), "val")
-            barrier = (alone[0].acc + alone[place].acc) / 2 - halfway.acc
-            barrier_loss = halfway.loss - (alone[0].loss + alone[place].loss) / 2
+            halfway = self.results(self.average([0, place]), "val")
+            barrier = paired_bootstrap((alone[0].correct + alone[place].correct.astype(float)) / 2 - halfway.correct)
+            barrier_loss = _score(halfway).loss - (scores[0].loss + scores[place].loss) / 2
             tried = Ingredient(
-                self.runs[place].run_id, names[place], alone[place], barrier, barrier_loss, "another basin"
+                self.runs[place].run_id,
+                names[place],
+                scores[place],
+                barrier.mean,
+                barrier_loss,
+                "another basin",
+                barrier[1:],
+                num_val,
             )
-            if barrier <= MOST_BARRIER:
+            if not is_barrier(barrier, barrier_loss):
                 average = self.average([*places, place])
                 accuracy = self.score(average, "val").acc
                 tried = replace(tried, outcome="no gain on val")
@@ -198,6 +232,10 @@ class _SoupBuilder:
 
     def score(self, state: State, split: Split) -> Score:
         """Returns what a network comes to on val or test, one view, in float32."""
+        return _score(self.results(state, split))
+
+    def results(self, state: State, split: Split) -> "_Results":
+        """Returns what a network comes to for each image of val or test."""
         self.model.load_state_dict(state)
         images, indices = self.data.image_set, self.data.splits[split]
         views = ViewImages(images.images, indices, self.preprocessing)
@@ -206,7 +244,28 @@ class _SoupBuilder:
             images.labels[indices],
         )
         of_target = log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(targets)), targets]
-        return Score(float((logits.argmax(axis=1) == targets).mean()), float(-of_target.mean()))
+        return _Results(logits.argmax(axis=1) == targets, -of_target)
+
+
+class _Results(NamedTuple):
+    """Of N images: `(N,)` bool, whether each is classified correctly; `(N,)` float64, the loss in nats."""
+
+    correct: np.ndarray
+    losses: np.ndarray
+
+
+def is_barrier(accuracy: Interval, loss: float) -> bool:
+    """Whether two networks lie in different basins.
+
+    Args:
+        accuracy: What the network halfway loses of their mean accuracy, a fraction with its 95 % limits.
+        loss: What its loss is above their mean; linear heads on the same features have none, as theirs is convex.
+    """
+    return accuracy.mean > MOST_BARRIER and accuracy.low > 0 and loss > 0
+
+
+def _score(results: _Results) -> Score:
+    return Score(float(results.correct.mean()), float(results.losses.mean()))
 
 
 def _no_soup(ingredients: Sequence[Ingredient]) -> UsageError:
@@ -242,7 +301,13 @@ def _refuse_other_shape(first: Member, first_state: State, member: Member, state
 
 
 def _record(
-    store: Store, members: Sequence[Member], ingredients: Sequence[Ingredient], state: State, val: Score, test: Score
+    store: Store,
+    members: Sequence[Member],
+    ingredients: Sequence[Ingredient],
+    state: State,
+    val: Score,
+    test: Score,
+    num_test: int,
 ) -> Soup:
     """Keeps the soup as a run with a checkpoint like that of the first."""
     runs = runs_of(members)
@@ -285,5 +350,7 @@ def _record(
         "soup/size": len(used),
     }
     recorder.log_metrics(metrics)
+    made = Soup("", name, metrics, file, ingredients=tuple(ingredients), num_test=num_test)
+    recorder.set_tags({"mlflow.note.content": made.answer()})
     run = ended(recorder, name, metrics)
-    return Soup(run.id, name, run.metrics, file, is_sent=run.is_sent, ingredients=tuple(ingredients))
+    return replace(made, id=run.id, is_sent=run.is_sent)

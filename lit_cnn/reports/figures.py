@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,12 @@ def svg_of(figure: "Figure", salt: str) -> str:
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a browser has fonts of its own
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def legend_columns(labels: Sequence[str], width: float, most: int = 4) -> int:
+    """Returns how many columns of a legend of 9 points fit into so many inches: at least 1."""
+    longest = max(map(len, labels), default=1)
+    return max(1, min(most, int(width * 72 / (5.2 * longest + 40))))
 
 
 def shortened(name: str) -> str:

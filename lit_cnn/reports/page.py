@@ -96,7 +96,8 @@ h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
 p, li {{ max-width: 60rem; overflow-wrap: break-word; }}
 .caption {{ color: var(--soft); font-size: .875rem; }}
 .wide {{ overflow-x: auto; margin: 1rem 0; }}
-.card {{ background: #fff; color: #1f2933; border: 1px solid var(--line); border-radius: 6px; padding: .5rem; }}
+.card {{ background: #fff; color: #1f2933; border: 1px solid var(--line); border-radius: 6px; padding: .5rem;
+  width: fit-content; max-width: 100%; }}
 .card svg, .card img {{ display: block; max-width: max(34rem, min(100%, 60rem)); height: auto; }}
 .card img {{ max-width: max(40rem, min(100%, 60rem)); }}
 table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }}

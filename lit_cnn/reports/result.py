@@ -11,6 +11,7 @@ from lit_cnn.core.csv_text import csv_text
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import write_text_atomically
 from lit_cnn.core.intervals import Interval
+from lit_cnn.reports.page import answer, page
 
 if TYPE_CHECKING:
     import pandas
@@ -25,13 +26,22 @@ class Result(ABC):
     `rich.print` and the command line fit its tables to the terminal.
     """
 
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """Title of its page."""
+
+    @abstractmethod
+    def answer(self) -> str:
+        """Returns what one can act on, in a few sentences: what every form of the result opens on."""
+
     @abstractmethod
     def text(self) -> "Sequence[RenderableType]":
-        """Returns what is printed, one below the other."""
+        """Returns what is printed below the answer, one below the other."""
 
     @abstractmethod
     def sections(self) -> list[str]:
-        """Returns what a notebook shows and a page begins with, in HTML."""
+        """Returns what a notebook and a page show below the answer, in HTML."""
 
     @abstractmethod
     def records(self) -> list[dict[str, Any]]:
@@ -44,6 +54,10 @@ class Result(ABC):
     @abstractmethod
     def write(self, folder: Path) -> list[Path]:
         """Writes the report's files and returns them, `report.html` last; see `report`."""
+
+    def to_html(self, *appendix: str) -> str:
+        """Returns a page that needs no other file: answer, tables and pictures; and what is appended, in HTML."""
+        return page(self.title, answer(self.answer()), *self.sections(), *appendix)
 
     def to_csv(self) -> str:
         """Returns one line a row after a header; fractions, in full precision; empty where there is no number."""
@@ -80,6 +94,10 @@ class Result(ABC):
             raise UsageError("output", output, reason, "give another folder") from error
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        from rich.text import Text
+
+        yield Text(self.answer())
+        yield ""
         yield from self.text()
 
     def __str__(self) -> str:
@@ -92,7 +110,7 @@ class Result(ABC):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return "\n".join(self.sections())
+        return "\n".join([answer(self.answer()), *self.sections()])
 
 
 def json_text(document: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import math
 
 from lit_cnn.core.intervals import Interval
+from lit_cnn.core.words import counted
 
 
 def p_text(p_value: float) -> str:
@@ -25,6 +26,38 @@ def accuracy_text(value: Interval) -> str:
     return f"{100 * value.mean:.2f} [{100 * value.low:.2f}, {100 * value.high:.2f}]"
 
 
+def percent(value: float, num_images: int) -> str:
+    """Writes a share of so many images in per cent, with the digits that they bear: 90.9 of 22, 99.16 of 10,000."""
+    return f"{100 * value:.{_digits(num_images)}f}"
+
+
+def percent_words(value: Interval, num_images: int) -> str:
+    """Writes an accuracy on so many images and its limits for a sentence: `90.9 % [72.2, 97.5]`."""
+    mean, low, high = (percent(each, num_images) for each in value)
+    return f"{mean} % [{low}, {high}]"
+
+
+def points_words(value: Interval, num_images: int) -> str:
+    """Writes a difference of accuracies on so many images for a sentence: `+1.4 points [-0.6, +3.3]`."""
+    mean, low, high = (f"{100 * each:+z.{_digits(num_images)}f}" for each in value)
+    return f"{mean} points [{low}, {high}]"
+
+
+def missed_words(smallest: float | None, num_images: int, split: str = "test") -> str:
+    """Says which differences so many images would miss, of `smallest_difference`."""
+    images = counted(num_images, f"{split} image")
+    if smallest is None:
+        return f"{images} {'is' if num_images == 1 else 'are'} too few to show any difference"
+    return f"with {images} a difference under {100 * smallest:.2g} points is easily missed"
+
+
+def worse_words(num_worse: int, num_others: int) -> str:
+    """Says how many of the others are worse, as the end of a clause; nothing for none."""
+    if not num_worse:
+        return ""
+    return f" and {num_worse:,} of the {num_others:,} others {'is' if num_worse == 1 else 'are'} measurably worse"
+
+
 def points(value: Interval) -> str:
     """Writes a difference of accuracies in points, with its limits."""
     return signed(value).replace(" ", " points ", 1)
@@ -34,6 +67,10 @@ def signed(value: Interval) -> str:
     """Writes a difference of accuracies with its limits, in points."""
     # z: -0.00 is written as +0.00.
     return f"{100 * value.mean:+z.2f} [{100 * value.low:+z.2f}, {100 * value.high:+z.2f}]"
+
+
+def _digits(num_images: int) -> int:
+    return 1 if num_images <= 1000 else 2
 
 
 def rounded_up(number: int) -> str:

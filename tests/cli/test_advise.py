@@ -40,7 +40,7 @@ def test_every_trial_is_a_run_and_the_advice_one_that_names_them(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = ["--regimes", "scratch", "head_only", "--sizes", "30", "60", "--format", "json"]
-    assert advise(*options, *chosen, "--output", "a.png") == 0
+    assert advise(*options, *chosen, "--output", "a") == 0
     printed = capsys.readouterr()
     found = json.loads(printed.out[printed.out.index("{") :])
     assert "starting guess for" in printed.err and ": head_only" in printed.err
@@ -55,7 +55,7 @@ def test_every_trial_is_a_run_and_the_advice_one_that_names_them(
     for row in found["trials"]:
         run = runs[row["run"]]
         assert run.tags["transfer"] == row["regime"] and run.params["data.limit_train"] == str(row["images"])
-        assert 100 * run.metrics["best/val/acc"] == pytest.approx(row["val_acc"], abs=0.01)
+        assert run.metrics["best/val/acc"] == pytest.approx(row["val_acc"], abs=1e-6)
         assert "test/acc" not in run.metrics
         assert (run.params.get("model.weights") == "w.pth") == (row["regime"] == "head_only")
         # The regime's own recipe, and the user's words over it.
@@ -73,9 +73,10 @@ def test_every_trial_is_a_run_and_the_advice_one_that_names_them(
     assert "has no finished runs but trials; name them in --runs, or give --filter" in capsys.readouterr().err
     assert main(["compare", "--experiment", "images", "--split", "val", "--filter", "tags.trial = 'advice'"]) == 0
     assert advice.tags["members"].split() == [row["run"] for row in found["trials"]]
-    assert advice.tags["mlflow.note.content"] == found["advice"] and found["advice"].startswith("With 60 training")
-    assert {file.name for file in (advice.artifacts / "advice").iterdir()} == {"trials.json", "a.png"}
-    assert Path("a.png").is_file()
+    assert advice.tags["mlflow.note.content"] == found["answer"] and "with 60 training images" in found["answer"]
+    names = {"trials.csv", "trials.json", "advice.png", "report.html"}
+    assert {file.name for file in (advice.artifacts / "advice").iterdir()} == names
+    assert {file.name for file in Path("a").iterdir()} == names
 
 
 def test_no_trial_begins_that_would_end_after_the_budget(
@@ -85,7 +86,8 @@ def test_no_trial_begins_that_would_end_after_the_budget(
     assert advise(*options, "--regimes", "scratch", "--sizes", "30", "60", "--budget", "0.001") == 0
     printed = capsys.readouterr()
     assert "60 images: left out, --budget 0.001 is spent" in printed.err
-    assert "With 30 training images take" in " ".join(printed.out.split())
+    assert "with 30 training images. There is nothing here to compare it with." in " ".join(printed.out.split())
+    assert "Report: advice/report.html" in printed.out and Path("advice/report.html").is_file()
     assert len(tracked_runs(tmp_path, "fit")) == 1
 
 
@@ -94,6 +96,7 @@ def test_no_trial_begins_that_would_end_after_the_budget(
     [
         (["--sizes", "1000"], "--sizes 1000: there are"),
         (["--sizes", "few"], "few: give numbers of training images"),
+        (["--output", "a.png"], "a.png: give a folder; the picture is advice.png in it"),
         (["--budget", "0"], "0: give minutes"),
         (["--regimes", "gradual"], "argument --regimes: invalid choice"),
         (["--model.weights=null"], "--model.weights: the regimes but scratch need weights"),

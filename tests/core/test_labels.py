@@ -89,6 +89,11 @@ def test_a_run_by_itself_has_a_short_label(params, label):
             ["head_only · 224 px · lr 0.003 · seed 2", "full · 128 px · lr 0.1 · seed 0"],
         ),
         ([{"model.lr": "0.003"}, {"model.lr": "0.03"}], ["lr 0.003", "lr 0.03"]),
+        ([{}, {"recipe": "tuned", "model.lr": "0.03", "model.schedule": "constant"}], ["no recipe", "tuned"]),
+        (
+            [{"recipe": "a", "model.lr": "1"}, {"recipe": "a", "model.lr": "2"}, {"recipe": "b"}],
+            ["a · lr 1", "a · lr 2", "b · lr 0.003"],
+        ),
         ([{}, NO_AUGMENT], ["augment standard", "augment none"]),
         ([{}, {"data.limit_train": "50"}], ["all images", "50 images"]),
         ([{}, {"ema_decay": "0.999"}], ["no ema decay", "ema 0.999"]),

@@ -119,9 +119,10 @@ def test_an_experiments_runs_are_grouped_by_configuration(
     assert main(["compare", "--experiment", "digits", "--format", "json"]) == 0
     document = json.loads(capsys.readouterr().out)
     rows = {row["name"]: row for row in document["configurations"]}
-    assert rows.keys() == {f"lenet5_scratch_digits (model.lr={lr})" for lr in ("0.004", "0.0002")}
+    assert rows.keys() == {"lr 0.004", "lr 0.0002"}
+    assert "lr 0.0002 could not" not in document["answer"] and document["answer"].startswith("Take lr 0.004: ")
     for name, row in rows.items():
-        of_group = [run for run in two_configurations if f"model.lr={run.params['model.lr']})" in name]
+        of_group = [run for run in two_configurations if f"lr {run.params['model.lr']}" == name]
         values = [run.metrics["test/acc"] for run in of_group]
         assert row["runs"] == [run.run_id for run in sorted(of_group, key=lambda run: run.tags["seed"])]
         expected = (len(values), np.mean(values), np.std(values, ddof=1))

@@ -132,7 +132,12 @@ def test_an_ensemble_of_one_equals_its_member(rows: list[Row]) -> None:
     table = Table.of([rows[0], one], rows[0], NUM_CLASSES)
     line = table.lines[1]
     assert line.difference == (0, 0, 0) and line.p_holm == 1 and line.images_needed is None
-    assert "no difference can be claimed (+0.00 points [+0.00, +0.00], Holm-adjusted p = 1.00)." in sentences(table)[1]
+    # z^2 / (n + z^2), Tango's limit of two that never disagree.
+    assert sentences(table)[1:] == [
+        "No image tells the ensemble of 1 with 1 crop from the reference: a true difference above 0.64 points is "
+        "excluded (95 %)."
+    ]
+    assert "[+0.00, +0.00]" not in table.to_html() + str(table) and "same images" in str(table)
 
 
 def test_rows_of_other_images_are_refused(rows: list[Row]) -> None:
@@ -223,7 +228,7 @@ def test_markdown_has_one_cell_a_column_whatever_the_name(rows: list[Row]) -> No
     assert len(grid) == 2 + len(rows)
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in grid} == {11}
     assert r"a\|b\_c\*d\<i>net\_0" in grid[2]
-    assert text.startswith("- The reference is")
+    assert text.startswith(r"**Take the a\|b\_c\*d\<i>ensemble of 3 with 2 crops: ") and "\n- The reference is" in text
 
 
 def test_html_is_one_file_with_table_and_picture(rows: list[Row]) -> None:

@@ -1,9 +1,11 @@
 """Averages of weights: greedy on val, within one basin, and a run that other commands take."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,8 +13,9 @@ from lit_cnn.cli import main
 from lit_cnn.core.errors import UsageError
 from lit_cnn.evaluation.ensemble import ensemble
 from lit_cnn.evaluation.predict import Loading, load_member
-from lit_cnn.evaluation.soup import MOST_BARRIER, Soup, average_of
+from lit_cnn.evaluation.soup import MOST_BARRIER, Soup, average_of, is_barrier
 from lit_cnn.evaluation.soup import soup as make_soup
+from lit_cnn.evaluation.statistics import paired_bootstrap
 from lit_cnn.training.checkpoints import digest_of_weights, load_checkpoint
 from tests.runs import TrackedRun, copy_empty_store, fit, inside, tracked_runs
 
@@ -104,12 +107,37 @@ def test_what_became_of_each_network_is_said(store: Store, soup: TrackedRun, mad
     assert made.checkpoint is not None and made.checkpoint.is_file()
     used = {each.run_id for each in made.ingredients if each.is_used}
     assert used == {run.run_id for run in store.tuned} == set(soup.tags["members"].split())
-    *lines, last = str(made).splitlines()
+    first_line, *lines, last = str(made).splitlines()
     (other,) = (each for each in made.ingredients if each.run_id == store.other.run_id)
-    assert lines == [str(each) for each in made.ingredients]
-    assert str(other).endswith(f"  barrier {100 * (other.barrier_acc or 0):+.2f} points  another basin")
-    val, test = soup.metrics["best/val/acc"], soup.metrics["test/acc"]
-    assert last == f"soup of 2: val/acc {val:.4f}  test/acc {test:.4f}  run {soup.run_id}"
+    assert lines == [f"  {each}" for each in made.ingredients] and last == f"run {soup.run_id}"
+    assert f"barrier {100 * (other.barrier_acc or 0):+.1f} points [" in str(other) and str(other).endswith(
+        ": another basin"
+    )
+    val, test = (100 * soup.metrics[name] for name in ("best/val/acc", "test/acc"))
+    alone = made.ingredients[0]
+    assert first_line == soup.tags["mlflow.note.content"]
+    assert first_line == (
+        f"A soup of 2 of 3 networks: {val:.1f} % on 143 val images, {alone.name} alone {100 * alone.val.acc:.1f} %; "
+        f"{test:.1f} % on 359 test images."
+    )
+
+
+@pytest.mark.parametrize(
+    ("lost", "num_images", "loss", "expected"),
+    [
+        (0.5, 17, 0.1, False),  # half an image of 17 is 3 points: one cannot tell
+        (5, 17, 0.1, True),
+        (5, 17, -0.1, False),  # linear heads on the same features: their loss has no barrier
+        (5, 1000, 0.1, False),  # measurable, and below two points
+        (25, 1000, 0.1, True),
+    ],
+)
+def test_a_barrier_is_one_that_so_many_images_can_show(
+    lost: float, num_images: int, loss: float, expected: bool
+) -> None:
+    per_image = np.zeros(num_images)
+    per_image[: math.ceil(lost)] = min(1, lost)
+    assert is_barrier(paired_bootstrap(per_image), loss) is expected
 
 
 def test_a_soup_is_a_run_like_others(store: Store, soup: TrackedRun, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +151,9 @@ def test_a_soup_is_a_run_like_others(store: Store, soup: TrackedRun, capsys: pyt
         assert fit(BATCH_NORM, f"--model.weights=runs:/{soup.run_id}", "--trainer.max_epochs=1") == 0
     assert {path.suffix for path in (soup.artifacts / "logits").iterdir()} == {".json", ".safetensors"}
     row = table.lines[-1].row
-    assert row.name in ("lenet5 soup seed 3 4", "lenet5 soup seed 4 3")
+    assert row.name == "soup of 2"
+    names = {line.row.name for line in table.lines[:3]}
+    assert names == {"full · tuned · seed 3", "full · tuned · seed 4", "scratch · seed 1"}
     assert (row.kind, row.forward_passes) == ("baseline", 1)
     assert row.correct.mean() == pytest.approx(soup.metrics["test/acc"])
     assert table.lines[-1].mcnemar is not None and table.lines[-2].row.num_models == 3

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lit_cnn.evaluation.table.numbers import Line, Numbers
-from lit_cnn.reports.figures import MEMBER_COLOR, REFERENCE_COLOR, new_figure, shortened
+from lit_cnn.reports.figures import MEMBER_COLOR, REFERENCE_COLOR, legend_columns, new_figure, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,8 +39,14 @@ def draw_accuracy(table: Numbers) -> "Figure":
     _label_axes(axes, table)
     handles, labels = axes.get_legend_handles_labels()
     first_of_each = dict(zip(labels, handles, strict=True))
+    columns = legend_columns(list(first_of_each), 9)
     figure.legend(
-        first_of_each.values(), first_of_each.keys(), loc="outside upper center", ncols=4, frameon=False, fontsize=9
+        first_of_each.values(),
+        first_of_each.keys(),
+        loc="outside upper center",
+        ncols=columns,
+        frameon=False,
+        fontsize=9,
     )
     return figure
 

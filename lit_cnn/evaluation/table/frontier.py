@@ -1,33 +1,13 @@
-"""Which rows are worth their cost: those that none beats in both, and the cheapest that is as good as the best."""
+"""Which rows are worth their cost: those that none beats in both, and which one to take."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from lit_cnn.core.intervals import Interval
-from lit_cnn.evaluation.statistics import holm, mcnemar_exact, paired_bootstrap
-from lit_cnn.evaluation.table.numbers import ALPHA, Line, Numbers, Row, on_images_of
+import numpy as np
 
-_ABOUT_AS_CHEAP = 1.05  # networks of one architecture never take the same time to the microsecond
-
-
-@dataclass(frozen=True, eq=False)
-class CheapestNotWorse:
-    """The cheapest row that is not significantly worse than the best.
-
-    Attributes:
-        best: The row most accurate on test; of equal ones the cheapest.
-        cheapest: What is not significantly worse than it at the least cost; of rows within 5 % of that the one best
-            on val. It may be `best` itself.
-        difference: Accuracy of `cheapest` minus that of `best` on the same images, with its 95 % paired bootstrap.
-        p_holm: McNemar's exact p of the two, adjusted over all rows against `best`; 1 for `best` itself.
-        cost_ratio: Cost of `cheapest` over cost of `best`, at most 1.
-    """
-
-    best: Line
-    cheapest: Line
-    difference: Interval
-    p_holm: float
-    cost_ratio: float
+from lit_cnn.evaluation.decision import ALPHA, Decision, Tested, decide
+from lit_cnn.evaluation.paired import score_limits, smallest_difference
+from lit_cnn.evaluation.statistics import McNemar, holm, mcnemar_exact
+from lit_cnn.evaluation.table.numbers import Line, Numbers, Row
 
 
 def cost_on_axis(row: Row) -> float:
@@ -50,37 +30,61 @@ def pareto_front(lines: Sequence[Line]) -> list[Line]:
     return front
 
 
-def cheapest_not_worse(table: Numbers) -> CheapestNotWorse | None:
-    """Tests every row against the best one and returns the cheapest that is not significantly worse.
+def decision_of(table: Numbers) -> Decision[Line]:
+    """Returns which row to take; see `decide`.
 
-    Rows on a part of the images cannot be the best, unless all are; they are tested on their part. The best one is
-    chosen on the images that it is tested on, so it looks better than it is: the test is on the safe side.
-
-    Returns:
-        None if costs are not known.
+    McNemar's exact test, Holm-adjusted: against the reference over all of the table, else over the rows concerned.
+    Limits are Tango's, which two rows that never disagree have too. Rows on a part of the images are tested on it.
     """
-    if any(line.row.cost is None for line in table.lines):
-        return None
-    whole = [line for line in table.lines if line.row.part is None] or list(table.lines)
-    best = max(whole, key=lambda line: (line.accuracy.mean, -cost_on_axis(line.row)))
-    others = [line for line in table.lines if line is not best]
-    tests = [mcnemar_exact(line.row.correct, on_images_of(line.row, best.row)) for line in others]
-    adjusted = holm([test.p_value for test in tests])
-    p_of = {id(best): 1.0} | {id(line): p for line, p in zip(others, adjusted, strict=True)}
-    worse = {
-        id(line)
-        for line, test in zip(others, tests, strict=True)
-        if p_of[id(line)] < ALPHA and test.only_a < test.only_b
-    }
-    as_good = [line for line in table.lines if id(line) not in worse]
-    least = min(cost_on_axis(line.row) for line in as_good)
-    cheap = [line for line in as_good if cost_on_axis(line.row) <= _ABOUT_AS_CHEAP * least]
-    cheapest = best if best in cheap else max(cheap, key=lambda line: line.row.val_accuracy or 0.0)
-    difference = cheapest.row.correct.astype(float) - on_images_of(cheapest.row, best.row)
-    return CheapestNotWorse(
-        best,
-        cheapest,
-        paired_bootstrap(difference),
-        p_of[id(cheapest)],
-        cost_on_axis(cheapest.row) / cost_on_axis(best.row),
+    reference = next(line for line in table.lines if line.row is table.reference)
+
+    def test(lines: Sequence[Line], against: Line) -> list[Tested]:
+        tests = [_mcnemar(line.row, against.row) for line in lines]
+        if against is reference:
+            adjusted = [line.p_holm for line in lines]
+        else:
+            adjusted = list(holm([found.p_value for found in tests]))
+        return [
+            Tested(score_limits(found.only_a, found.only_b, _num_common(line.row, against.row)), p_holm)
+            for line, found, p_holm in zip(lines, tests, adjusted, strict=True)
+        ]
+
+    return decide(
+        table.lines,
+        reference,
+        test,
+        lambda line: None if line.row.cost is None else cost_on_axis(line.row),
+        lambda line: line.row.val_accuracy or 0.0,
     )
+
+
+def smallest_visible(table: Numbers) -> float | None:
+    """Returns the smallest difference to the reference that some row could show with a power of 0.8, a fraction.
+
+    At the level of the first test after Holm. None if the images are too few for any, or there is one row.
+    """
+    others = [line for line in table.lines if line.row is not table.reference]
+    found = []
+    for line in others:
+        correct, of_reference = on_common_images(line.row, table.reference)
+        disagree = float(np.mean(correct != of_reference))
+        smallest = smallest_difference(len(correct), disagree, alpha=ALPHA / len(others))
+        found += [] if smallest is None else [smallest]
+    return min(found, default=None)
+
+
+def on_common_images(row: Row, other: Row) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both rows' `correct` on the images that both are about."""
+    if row.part is None and other.part is not None:
+        return row.correct[other.part], other.correct
+    if row.part is not None and other.part is None:
+        return row.correct, other.correct[row.part]
+    return row.correct, other.correct
+
+
+def _mcnemar(row: Row, other: Row) -> McNemar:
+    return mcnemar_exact(*on_common_images(row, other))
+
+
+def _num_common(row: Row, other: Row) -> int:
+    return len(on_common_images(row, other)[0])

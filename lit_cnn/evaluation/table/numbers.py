@@ -21,9 +21,6 @@ from lit_cnn.evaluation.statistics import (
     unpaired_difference,
 )
 
-ALPHA = 0.05
-"""A Holm-adjusted p below this is called a difference."""
-
 
 @dataclass(frozen=True, eq=False)
 class Row:
@@ -123,6 +120,7 @@ class Numbers:
         members: One entry for each number of crops.
         gains: One entry for each ensemble of all members in the table.
         grid: Models x crops: the first member and nested means of the first, each against the first of these lines.
+        subject: What the members have in common: data set, network, regime.
     """
 
     lines: tuple[Line, ...]
@@ -132,6 +130,7 @@ class Numbers:
     members: tuple[MembersSummary, ...]
     gains: tuple[Gain, ...]
     grid: tuple[Line, ...] = ()
+    subject: str = ""
 
     @classmethod
     def of(cls, rows: Sequence[Row], reference: Row, num_classes: int, grid: Sequence[Row] = ()) -> Self:

@@ -5,10 +5,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lit_cnn.evaluation.table.accuracy import ensemble_colors
-from lit_cnn.evaluation.table.frontier import cheapest_not_worse, cost_on_axis, pareto_front
+from lit_cnn.evaluation.table.frontier import cost_on_axis, decision_of, pareto_front
 from lit_cnn.evaluation.table.numbers import Line, Numbers
 from lit_cnn.evaluation.table.wording import machine_of
-from lit_cnn.reports.figures import MEMBER_COLOR, REFERENCE_COLOR, new_figure, shortened
+from lit_cnn.reports.figures import MEMBER_COLOR, REFERENCE_COLOR, legend_columns, new_figure, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,8 +21,8 @@ def draw_pareto(table: Numbers) -> "Figure":
     """Draws each row's test accuracy with its 95 % Wilson interval over its cost, 1350 x 810 px.
 
     The cost is the median latency of one image where it was measured, else multiply-adds per image. A stepped line
-    joins the rows that no other beats in both; a ring marks the cheapest that is not significantly worse than the
-    best. The marker says how many crops.
+    joins the rows that no other beats in both; a ring marks the row to take, a dotted one a cheaper row that is not
+    measurably worse. The marker says how many crops.
 
     Args:
         table: What to draw; the costs of all rows are known.
@@ -35,21 +35,27 @@ def draw_pareto(table: Numbers) -> "Figure":
     for line in table.lines:
         is_reference = line.row is table.reference
         _draw_line(axes, line, REFERENCE_COLOR if is_reference else colors.get(line.row.name, MEMBER_COLOR))
-    found = cheapest_not_worse(table)
-    assert found is not None
+    found = decision_of(table)
+    _ring(axes, found.chosen, "the one to take", "-")
+    if found.cheaper is not None:
+        _ring(axes, found.cheaper.row, "cheaper, not measurably worse", ":")
+    _label_axes(axes, table)
+    _draw_legend(figure, axes, table)
+    return figure
+
+
+def _ring(axes: "Axes", line: Line, label: str, linestyle: str) -> None:
     axes.scatter(
-        [cost_on_axis(found.cheapest.row)],
-        [100 * found.cheapest.accuracy.mean],
+        [cost_on_axis(line.row)],
+        [100 * line.accuracy.mean],
         s=260,
         facecolors="none",
         edgecolors="#111827",
         linewidths=1.6,
+        linestyle=linestyle,
         zorder=6,
-        label="cheapest, not significantly worse than the best",
+        label=label,
     )
-    _label_axes(axes, table)
-    _draw_legend(figure, axes, table)
-    return figure
 
 
 def _draw_front(axes: "Axes", front: Sequence[Line], largest_cost: float) -> None:
@@ -106,4 +112,5 @@ def _draw_legend(figure: "Figure", axes: "Axes", table: Numbers) -> None:
         for count in sorted({line.row.num_views for line in table.lines})
     ]
     handles += axes.get_legend_handles_labels()[0]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    columns = legend_columns([handle.get_label() for handle in handles], 9)
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=9)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from lit_cnn.evaluation.calibration import Reliability
 from lit_cnn.evaluation.table.numbers import Numbers, Row
-from lit_cnn.reports.figures import REFERENCE_COLOR, shortened
+from lit_cnn.reports.figures import REFERENCE_COLOR, legend_columns, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,9 +43,9 @@ def draw_reliability(table: Numbers) -> "Figure":
             _draw_bins(panels[0], row, row.calibration.reliability, color)
             if row.calibration.scaled is not None:
                 _draw_bins(panels[1], row, row.calibration.scaled.reliability, color)
-    figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=8
-    )
+    handles, labels = panels[0].get_legend_handles_labels()
+    columns = legend_columns(labels, figure.get_figwidth(), most=2)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure
 
 

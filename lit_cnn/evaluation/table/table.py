@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from lit_cnn.evaluation.activation import maps_of
 from lit_cnn.evaluation.cost import BATCHES
 from lit_cnn.evaluation.table.accuracy import draw_accuracy
+from lit_cnn.evaluation.table.answer import answer
+from lit_cnn.evaluation.table.frontier import decision_of
 from lit_cnn.evaluation.table.numbers import Line, Numbers
 from lit_cnn.evaluation.table.pareto import draw_pareto
 from lit_cnn.evaluation.table.reliability import draw_reliability
@@ -27,7 +29,7 @@ from lit_cnn.evaluation.table.wording import (
 )
 from lit_cnn.reports.figures import save_png, svg_of
 from lit_cnn.reports.mistakes import write_mistakes
-from lit_cnn.reports.page import bullets, grid, heading, page, paragraph
+from lit_cnn.reports.page import bullets, details, drawing, grid, heading, paragraph
 from lit_cnn.reports.predictions import Predictions
 from lit_cnn.reports.result import (
     Result,
@@ -64,6 +66,15 @@ class Table(Numbers, Result):
     run: Run | None = None
     experiment: str = ""
 
+    @property
+    def title(self) -> str:
+        """Title of its page."""
+        return f"Models x crops: {self.subject}" if self.subject else "Models x crops"
+
+    def answer(self) -> str:
+        """Returns which row to take, how it stands to the others, and what so many images can show."""
+        return answer(self)
+
     def text(self) -> "Sequence[RenderableType]":
         """Returns the table, its caption and its sentences, for 100 columns or more; ensembles are bold.
 
@@ -80,17 +91,21 @@ class Table(Numbers, Result):
         return parts
 
     def sections(self) -> list[str]:
-        """Returns sentences, pictures and tables in HTML."""
-        parts = [bullets(sentences(self)), svg_of(draw_accuracy(self), "accuracy"), self._html_grid(COLUMNS)]
-        parts.append(paragraph(caption(self)))
+        """Returns tables, pictures and sentences in HTML."""
+        parts = [self._html_grid(COLUMNS), paragraph(caption(self)), drawing(svg_of(draw_accuracy(self), "accuracy"))]
+        parts.append(details("Statistics", bullets(sentences(self))))
         if self.grid:
             parts += [heading("Networks against crops"), self._html_grid(GRID_COLUMNS, self.grid)]
             parts.append(paragraph(grid_caption(self)))
         if self._has_cost:
-            parts += [heading("Cost"), svg_of(draw_pareto(self), "pareto"), self._html_grid(cost_columns(self))]
+            parts += [
+                heading("Cost"),
+                drawing(svg_of(draw_pareto(self), "pareto")),
+                self._html_grid(cost_columns(self)),
+            ]
             parts.append(paragraph(cost_caption(self)))
         if self._has_calibration:
-            parts += [heading("Calibration"), svg_of(draw_reliability(self), "reliability")]
+            parts += [heading("Calibration"), drawing(svg_of(draw_reliability(self), "reliability"))]
             parts += [self._html_grid(CALIBRATION_COLUMNS), paragraph(CALIBRATION_CAPTION)]
         return parts
 
@@ -99,9 +114,10 @@ class Table(Numbers, Result):
         return [_record(line) for line in self.lines]
 
     def to_markdown(self) -> str:
-        """Returns the sentences, the tables and their captions in GitHub's Markdown."""
+        """Returns answer, tables with their captions and sentences in GitHub's Markdown."""
         said = [f"- {escaped_markdown(sentence)}" for sentence in sentences(self)]
-        parts = [*said, "", *_markdown_grid(COLUMNS, self.lines), "", caption(self).replace("*:", r"\*:"), ""]
+        table = [*_markdown_grid(COLUMNS, self.lines), "", caption(self).replace("*:", r"\*:"), ""]
+        parts = [f"**{escaped_markdown(self.answer())}**", "", *table, *said, ""]
         if self._has_calibration:
             parts += [*_markdown_grid(CALIBRATION_COLUMNS, self.lines), "", CALIBRATION_CAPTION, ""]
         if self.grid:
@@ -110,14 +126,19 @@ class Table(Numbers, Result):
             parts += [*_markdown_grid(cost_columns(self), self.lines), "", cost_caption(self), ""]
         return "\n".join(parts)
 
-    def to_html(self, *appendix: str) -> str:
-        """Returns a page that needs no other file: what a notebook shows; and what is appended, in HTML."""
-        return page("Models x crops", *self.sections(), *appendix)
-
     def to_json(self) -> str:
         """Returns every number of the table, in fractions and full precision, and its sentences; null for no number."""
+        found = decision_of(self)
+        take = {
+            "name": found.chosen.row.name,
+            "num_views": found.chosen.row.num_views,
+            "is_better": found.is_better,
+            "is_for_its_cost": found.is_for_its_cost,
+        }
         return json_text(
             {
+                "answer": self.answer(),
+                "take": take,
                 "num_images": self.num_images,
                 "num_classes": self.num_classes,
                 "machine": machine_of(self) or None,
@@ -171,11 +192,14 @@ class Table(Numbers, Result):
         return files + write_texts(folder, {"report.html": self.to_html(appendix)})
 
     def _html_grid(self, columns: Sequence[Column], lines: Sequence[Line] | None = None) -> str:
-        lines = self.lines if lines is None else lines
+        lines, chosen = self.lines if lines is None else lines, decision_of(self).chosen
         return grid(
             [column.one_line_title for column in columns],
             [[column.text(line) for column in columns] for line in lines],
-            [line.row.kind + (" reference" if line.row is self.reference else "") for line in lines],
+            [
+                line.row.kind + " reference" * (line.row is self.reference) + " chosen" * (line is chosen)
+                for line in lines
+            ],
         )
 
     @property

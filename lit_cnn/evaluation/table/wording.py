@@ -5,13 +5,25 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from lit_cnn.core.intervals import Interval
+from lit_cnn.core.words import joined
 from lit_cnn.evaluation.calibration import NO_TEMPERATURE, Calibration, Scaled
 from lit_cnn.evaluation.cost import LARGEST_PASS, Latency
-from lit_cnn.evaluation.table.frontier import cheapest_not_worse
-from lit_cnn.evaluation.table.numbers import ALPHA, Line, Numbers, Row
-from lit_cnn.reports.wording import accuracy_text, p_text, points, rounded, rounded_up, signed
+from lit_cnn.evaluation.decision import ALPHA
+from lit_cnn.evaluation.paired import score_limits
+from lit_cnn.evaluation.table.numbers import Line, Numbers, Row
+from lit_cnn.reports.wording import (
+    accuracy_text,
+    p_text,
+    points,
+    rounded,
+    rounded_up,
+    signed,
+)
 
 T = TypeVar("T")
+
+SAME = "same images"
+"""In a table: what is right on the very images on which the other one is."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +46,11 @@ COLUMNS = (
     Column("Passes", lambda line: f"{line.row.forward_passes:,}"),
     Column("Val %", lambda line: _or_dash(line.row.val_accuracy, lambda value: f"{100 * value:.2f}"), narrow=False),
     Column("Test % [95 %]", lambda line: accuracy_text(line.accuracy)),
-    Column("Difference [95 %]", lambda line: _or_dash(line.difference, signed, "reference")),
+    Column("Difference [95 %]", lambda line: _difference(line)),
     Column("p", lambda line: _or_dash(line.mcnemar, lambda test: p_text(test.p_value))),
     Column("p Holm", lambda line: _or_dash(line.p_holm, p_text)),
-    Column("Over fewer crops [95 %]", lambda line: _or_dash(line.marginal, signed), narrow=False),
-    Column("Run", lambda line: line.row.run_id or "", narrow=False),
+    Column("Over fewer crops [95 %]", lambda line: _or_dash(line.marginal, _signed_or_same), narrow=False),
+    Column("Run", lambda line: (line.row.run_id or "")[:8], narrow=False),
 )
 
 CALIBRATION_COLUMNS = (
@@ -117,25 +129,26 @@ def machine_of(table: Numbers) -> str:
 
 def caption(table: Numbers) -> str:
     """Says what the columns hold and on how many images and classes they rest."""
+    about = f"{table.subject}. " if table.subject else ""
     return (
-        f"n = {table.num_images:,} test images, {table.num_classes:,} classes. Passes: forward passes per image. "
-        f"Test: accuracy with its Wilson interval. Difference: percentage points against the reference on the same "
-        f"images, with its paired bootstrap interval; p: exact McNemar test, alone and Holm-adjusted over the table."
+        f"{about}n = {table.num_images:,} test images, {table.num_classes:,} classes. Passes: forward passes an image. "
+        "Test: accuracy with its Wilson interval. Difference: percentage points against the reference on the same "
+        "images, with its paired bootstrap interval; p: exact McNemar test, alone and Holm-adjusted over the table."
         f"{_on_part(table.lines)}"
     )
 
 
 def sentences(table: Numbers) -> list[str]:
-    """What the table says, in plain words.
+    """What the table says in detail, below the answer.
 
     Returns:
-        Which row the reference is; the cheapest that is not significantly worse than the best; one sentence for each
-        ensemble and baseline, and for the reference's network at other numbers of crops; what more crops bring to
+        Which row the reference is; one sentence for each ensemble and baseline, and for the reference's network at
+        other numbers of crops, that differs from it; which do not differ in any image; what more crops bring to
         these; how much better than on test an ensemble selected on val looked there; then the gain of each ensemble
         over the mean of its members; then the members' mean and spread; then which rows have no temperature, and why.
     """
-    compared = [
-        _comparison(line)
+    told = [
+        line
         for line in table.lines
         if line.difference is not None and (line.row.is_combined or line.row.name == table.reference.name)
     ]
@@ -143,6 +156,7 @@ def sentences(table: Numbers) -> list[str]:
         f"{_subject(gain.row)} minus the mean of its members with {_crops(gain.row.num_views)}: "
         f"{points(gain.difference)}."
         for gain in table.gains
+        if any(gain.difference)
     ]
     members = [
         f"Members with {_crops(summary.num_views)}: mean {100 * summary.accuracy.mean:.2f}"
@@ -151,9 +165,9 @@ def sentences(table: Numbers) -> list[str]:
         if summary.accuracy.n > 1
     ]
     return [
-        _reference(table.reference),
-        *_cheapest(table),
-        *compared,
+        _reference(table),
+        *(_comparison(line) for line in told if not is_same(line)),
+        *_same(table),
         *_steps(table),
         *_selections(table),
         *gains,
@@ -162,27 +176,42 @@ def sentences(table: Numbers) -> list[str]:
     ]
 
 
+def is_same(line: Line) -> bool:
+    """Whether a row is right on the very images on which the reference is."""
+    return line.mcnemar is not None and not (line.mcnemar.only_a or line.mcnemar.only_b)
+
+
 def is_claimed(line: Line) -> bool:
     """Whether the table calls this line different from the reference."""
     return line.p_holm is not None and line.p_holm < ALPHA
 
 
-def _reference(row: Row) -> str:
-    on_val = "" if row.val_accuracy is None else f" ({100 * row.val_accuracy:.2f} % there)"
-    return f"The reference is the member best on val{on_val}: {row.name} with {_crops(row.num_views)}."
+def _reference(table: Numbers) -> str:
+    row = table.reference
+    if row.val_accuracy is None:
+        return f"The reference is {_subject(row)}."
+    ties = [
+        line.row.name
+        for line in table.lines
+        if line.row is not row
+        and (line.row.kind, line.row.num_views, line.row.val_accuracy) == ("member", row.num_views, row.val_accuracy)
+    ]
+    also = f"; {', '.join(ties)} {'are' if len(ties) > 1 else 'is'} as good there" if ties else ""
+    return (
+        f"The reference is the member best on val ({100 * row.val_accuracy:.2f} % there{also}): {row.name} with "
+        f"{_crops(row.num_views)}."
+    )
 
 
-def _cheapest(table: Numbers) -> list[str]:
-    found = cheapest_not_worse(table)
-    if found is None:
+def _same(table: Numbers) -> list[str]:
+    """Which rows no image tells from the reference, and what that excludes: said once."""
+    same = [line for line in table.lines if is_same(line)]
+    if not same:
         return []
-    best = f"the best on test ({_subject(found.best.row)}, {100 * found.best.accuracy.mean:.2f} %)"
-    if found.cheapest is found.best:
-        return [f"No row is cheaper than {best} without being significantly worse."]
-    what = "time for one image" if machine_of(table) else "multiply-adds"
+    names = joined([subject(line.row) for line in same])
+    limit = 100 * max(score_limits(0, 0, len(line.row.correct)).high for line in same)
     return [
-        f"The cheapest row that is not significantly worse than {best} is {_subject(found.cheapest.row)}, at "
-        f"{100 * found.cost_ratio:.2g} % of its {what}: {points(found.difference)}, {_holm_words(found.p_holm)}."
+        f"No image tells {names} from the reference: a true difference above {limit:.2g} points is excluded (95 %)."
     ]
 
 
@@ -214,9 +243,8 @@ def _steps(table: Numbers) -> list[str]:
     for line in table.lines:
         if line.marginal is not None and (line.row.is_combined or line.row.name == table.reference.name):
             on_part = f" (on {len(line.row.correct):,} images)" if line.row.part is not None else ""
-            steps.setdefault(line.row.name, []).append(
-                f"{line.fewer_views} to {line.row.num_views} {points(line.marginal)}{on_part}"
-            )
+            change = points(line.marginal) if any(line.marginal) else "no image changes"
+            steps.setdefault(line.row.name, []).append(f"{line.fewer_views} to {line.row.num_views} {change}{on_part}")
     return [f"More crops, {name}: {', '.join(parts)}." for name, parts in steps.items()]
 
 
@@ -236,7 +264,7 @@ def _without_temperature(table: Numbers) -> list[str]:
         for word, reason in NO_TEMPERATURE.items()
         if (
             found := [
-                _subject(line.row).replace("The ", "the ", 1)
+                subject(line.row)
                 for line in table.lines
                 if line.row.calibration and line.row.calibration.no_temperature == word
             ]
@@ -248,6 +276,19 @@ def _subject(row: Row) -> str:
     name = f"The {row.name}" if row.kind == "ensemble" else row.name
     on_part = f" on {len(row.correct):,} images" if row.part is not None else ""
     return f"{name} with {_crops(row.num_views)}{on_part}"
+
+
+def subject(row: Row) -> str:
+    """Returns a row within a sentence: `the ensemble of 2 with 10 crops`."""
+    return _subject(row).replace("The ", "the ", 1)
+
+
+def _difference(line: Line) -> str:
+    return SAME if is_same(line) else _or_dash(line.difference, signed, "reference")
+
+
+def _signed_or_same(difference: Interval) -> str:
+    return signed(difference) if any(difference) else SAME
 
 
 def _models_x_crops(row: Row) -> str:
@@ -269,7 +310,7 @@ def _error(accuracy: Interval) -> Interval:
 
 def _of_error(difference: Interval) -> str:
     """Writes what a difference of accuracies is of errors."""
-    return signed(Interval(-difference.mean, -difference.high, -difference.low))
+    return _signed_or_same(Interval(-difference.mean, -difference.high, -difference.low))
 
 
 def _of_calibration(line: Line, text: Callable[[Calibration], str]) -> str:
