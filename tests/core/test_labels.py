@@ -1,5 +1,7 @@
 import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -70,7 +72,7 @@ NO_AUGMENT = {"data.augment": "[]", "data.train_crop": "center"}
         ({}, ""),
     ],
 )
-def test_a_run_by_itself_has_a_short_label(params, label):
+def test_a_run_by_itself_has_a_short_label(params: dict[str, Any], label: str) -> None:
     assert label_of(params) == label
 
 
@@ -107,16 +109,16 @@ def test_a_run_by_itself_has_a_short_label(params, label):
         ([], []),
     ],
 )
-def test_labels_say_what_differs_and_nothing_else(changes, labels):
+def test_labels_say_what_differs_and_nothing_else(changes: list[dict[str, Any]], labels: list[str]) -> None:
     assert labels_of([LITE0 | change for change in changes]) == labels
 
 
-def test_what_runs_share_is_said_once():
+def test_what_runs_share_is_said_once() -> None:
     assert shared_label([LITE0, LITE0 | {"seed_everything": "3"}]) == "tf_efficientnet_lite0 · head_only · 224 px"
     assert shared_label([LITE0, LENET_OF_0_1]) == ""
 
 
-def test_a_list_of_transforms_has_a_name():
+def test_a_list_of_transforms_has_a_name() -> None:
     config = yaml.safe_load(Path(__file__).parents[2].joinpath("configs/augment/alexnet.yaml").read_text("utf-8"))[
         "data"
     ]["augment"]
@@ -131,7 +133,7 @@ def test_a_list_of_transforms_has_a_name():
     assert labels_of([LITE0 | {"data.augment": own}, LITE0 | NO_AUGMENT])[1] == "augment none"
 
 
-def test_the_defaults_are_those_of_the_options():
+def test_the_defaults_are_those_of_the_options() -> None:
     options = {
         "model": {**_defaults(LitClassifier), **_defaults(Distillation)},
         "data": _defaults(ImageDataModule),
@@ -149,7 +151,7 @@ def test_the_defaults_are_those_of_the_options():
     assert recorded <= DEFAULTS.keys()
 
 
-def _defaults(function):
+def _defaults(function: Callable[..., Any]) -> dict[str, Any]:
     return {
         name: parameter.default
         for name, parameter in inspect.signature(function).parameters.items()

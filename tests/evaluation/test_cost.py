@@ -109,7 +109,7 @@ def test_the_row_to_take_is_the_same_in_sentence_table_and_picture(rows: list[Ro
     assert "Cheaper and not measurably worse: small twin, at 20 % of the multiply-adds, -0.7 points [" in table.answer()
     assert '<tr class="member reference chosen"><td>large</td>' in table.to_html()
     assert json.loads(table.to_json())["take"]["name"] == "large"
-    rings = {one.get_label(): list(one.get_offsets()[0]) for one in draw_pareto(table).axes[0].collections}
+    rings = {one.get_label(): list(np.asarray(one.get_offsets())[0]) for one in draw_pareto(table).axes[0].collections}
     assert rings["the one to take"] == pytest.approx([500, 98])
     assert rings["cheaper, not measurably worse"] == pytest.approx([101, 100 * rows[4].correct.mean()])
 
