@@ -141,7 +141,8 @@ class Courier:
                 self._client.set_terminated(run.run_id, status, found.info.end_time)
 
     def _create_run(self, experiment_id: str, header: RunHeader, journal_dir: Path) -> str:
-        tags = {KEY_TAG: header.key, "mlflow.user": header.user}
+        # A run's own label comes with its tags; an ensemble, say, has its name.
+        tags = {KEY_TAG: header.key, "mlflow.user": header.user, "label": header.run_name}
         if header.parent_key is not None:
             parent_id = self._parent_of(experiment_id, journal_dir / header.parent_key)
             if parent_id is not None:

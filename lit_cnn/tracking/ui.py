@@ -42,11 +42,11 @@ _START_LIMIT_S = 120  # a cold start took 6 s on 2 cores; a loaded machine may n
 _STOP_LIMIT_S = 10
 
 _COLUMNS = {  # px: up to test/acc fits a window of 1280 whose Assistant is closed
-    "attributes.`Run Name`": 165,
+    "attributes.`Run Name`": 160,
     "runDateAndNestInfo": 140,  # the column "Created", with the status as a sign
-    "tags.`label`": 260,
-    "metrics.`best/val/acc`": 105,
-    "metrics.`test/acc`": 85,
+    "tags.`label`": 390,
+    "metrics.`best/val/acc`": 100,
+    "metrics.`test/acc`": 80,
     "tags.`test_interval`": 150,
     "duration": 80,
     "tags.`transfer`": 95,

@@ -170,7 +170,10 @@ def test_a_child_finds_its_parent(store: Store, new_journal: NewJournal, parent_
     courier = Courier(store)
     for journal in (parent, child) if parent_first else (child, parent):
         courier.deliver(journal.folder)
-    assert run_of(store, child).data.tags["mlflow.parentRunId"] == run_of(store, parent).info.run_id
+    tags = run_of(store, child).data.tags
+    assert tags["mlflow.parentRunId"] == run_of(store, parent).info.run_id
+    assert (tags["mlflow.runType"], tags["label"]) == ("evaluation", "seed0")  # see tracking/ui.py
+    assert "mlflow.runType" not in run_of(store, parent).data.tags
     assert len(MlflowClient(store.tracking_uri).search_runs(["1"])) == 2
 
 
