@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lit_cnn.core.files import size_in_words
 from lit_cnn.models.describe import TOTALS, Description, Layer, Stage
 
 
@@ -27,7 +28,7 @@ def render(description: Description, console: Console) -> None:
     for name in TOTALS:
         ours, papers = description.totals[name], description.paper.get(name)
         beside = (f"{papers:,.0f}", _difference(ours, papers)) if isinstance(papers, int | float) else ("", "")
-        rows.append((_title(name), f"{ours:,}", *beside)[: len(titles)])
+        rows.append((_title(name), _amount(name, ours), *beside)[: len(titles)])
     _print_grid(console, titles, rows)
     if source := description.paper.get("source"):
         _print(console, f"paper: {source}")
@@ -43,7 +44,9 @@ def render_comparison(first: Description, second: Description, console: Console)
     rows: list[tuple[str, ...]] = []
     for name in TOTALS:
         ours, theirs = first.totals[name], second.totals[name]
-        rows.append((_title(name), f"{ours:,}", f"{theirs:,}", f"{ours / theirs:,.3f}" if theirs else "-"))
+        rows.append(
+            (_title(name), _amount(name, ours), _amount(name, theirs), f"{ours / theirs:,.3f}" if theirs else "-")
+        )
     for description in (first, second):
         _print(console, _heading(description))
     _print_grid(console, ["", first.arch, second.arch, "ratio"], rows)
@@ -83,9 +86,13 @@ def _span(layers: tuple[str, ...]) -> str:
     return layers[0] if len(layers) == 1 else f"{len(layers)}: {layers[0]} to {layers[-1]}"
 
 
+def _amount(name: str, total: int) -> str:
+    return size_in_words(total) if name.endswith("_bytes") else f"{total:,}"
+
+
 def _difference(ours: int, papers: float) -> str:
     return f"{ours - papers:+,.0f} ({(ours - papers) / papers:+.2%})"
 
 
 def _title(name: str) -> str:
-    return name.replace("multiply_adds", "multiply-adds").replace("_", " ")
+    return name.replace("multiply_adds", "multiply-adds").replace("activation_bytes", "activations")

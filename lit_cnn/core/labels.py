@@ -150,7 +150,7 @@ def labels_of(params: Sequence[Params]) -> list[str]:
             chosen.append(name)
     said = [[_words(name, run.get(name)) for name in _ordered(chosen)] for run in runs]
     without = f"no {', '.join(map(_name, _ordered(chosen)))}"
-    return [SEPARATOR.join(filter(None, words)) or without for words in said]
+    return [SEPARATOR.join(dict.fromkeys(filter(None, words))) or without for words in said]
 
 
 def shared_label(params: Sequence[Params]) -> str:

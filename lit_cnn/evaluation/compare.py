@@ -73,7 +73,7 @@ def compare(
     Example:
         >>> pair = lit_cnn.compare([run, other])
         >>> print(pair)  # doctest: +ELLIPSIS
-        lenet5 seed 0: ...
+        359 test images do not tell seed 0 and seed 1 apart: ...
         >>> board = lit_cnn.compare(experiment="digits")
     """
     if bool(runs) == bool(experiment):

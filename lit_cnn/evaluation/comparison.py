@@ -188,7 +188,7 @@ def _ways(
         assert val is not None
         counts = select_greedily(val.probabilities[:num], val.targets)
         num_selected = np.count_nonzero(counts)
-        if num_selected < num:
+        if 1 < num_selected < num:
             # What the same number of forward passes buys without a selection.
             add("top-k ensemble", np.arange(num) < num_selected)
         composition = ", ".join(f"{count} x {name}" for count, name in zip(counts, names, strict=True) if count)

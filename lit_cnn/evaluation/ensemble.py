@@ -66,7 +66,7 @@ def ensemble(
     Example:
         >>> table = lit_cnn.ensemble([run, other], views=[1, 2])
         >>> table.to_dataframe()["name"].tolist()[:3]
-        ['lenet5 seed 1', 'lenet5 seed 0', 'ensemble of 2']
+        ['seed 1', 'seed 0', 'ensemble of 2']
         >>> table.report("report").name
         'report.html'
     """

@@ -46,6 +46,7 @@ SCHEMA_VERSION = 2
 1: a file for each number of views. 2: a file for each block of views, which numbers of views share.
 """
 
+_LEAST_PASS, _STEPS_SEEN = 16, 20
 _PREPROCESSING = ("image_size", "in_channels", "mean", "std", "interpolation", "crop_pct")
 _WHERE_GIVEN = ("pixel_range", "background")  # no part of the key of logits that were stored before there were any
 
@@ -141,10 +142,10 @@ def forward(network: Network, views: ViewImages, loading: Loading = LOADING, lab
 def batches_of(dataset: Any, views: ViewImages, loading: Loading, label: str) -> Iterator[Any]:
     """Yields what a data set makes of all positions of views, batch by batch; shows how far it is."""
     num_views = sum(block.num_views for block in views.blocks)
-    positions, step = np.arange(len(views)), max(1, loading.batch_size // num_views)
+    positions, step = np.arange(len(views)), max(1, _views_a_pass(len(views) * num_views, loading) // num_views)
     batches: Any = [positions[start : start + step] for start in range(0, len(views), step)]
-    # One batch would keep one process busy and this one waiting.
-    in_memory = isinstance(views.images, ArrayImages | list) or len(batches) == 1
+    # So few would keep one process busy and this one waiting.
+    in_memory = isinstance(views.images, ArrayImages | list) or len(views) * num_views <= loading.batch_size
     loader: Any = DataLoader(
         dataset,
         batch_sampler=batches,
@@ -372,12 +373,21 @@ def _files(member: Member, indices: np.ndarray, blocks: Sequence[Block], folder:
     return {block: folder / f"{store_key(member, image_digest, block)}.safetensors" for block in blocks}
 
 
+def _views_a_pass(num_views: int, loading: Loading) -> int:
+    """Returns how many views go through a network at once: on a CPU few enough to see how far it is."""
+    if torch.cuda.is_available():
+        return loading.batch_size
+    return min(loading.batch_size, max(_LEAST_PASS, num_views // _STEPS_SEEN))
+
+
 def _progress(loader: Any, batches: Sequence[np.ndarray], label: str) -> Iterator[Any]:
     from tqdm import tqdm
 
     # A bar where somebody looks; nothing in a log.
     disable = not sys.stderr.isatty() or bool(os.environ.get("TQDM_DISABLE"))
-    with tqdm(total=sum(map(len, batches)), desc=label, unit="img", disable=disable, leave=False) as bar:
+    with tqdm(
+        total=sum(map(len, batches)), desc=label, unit="img", disable=disable, leave=False, dynamic_ncols=True
+    ) as bar:
         for batch, positions in zip(loader, batches, strict=True):
             yield batch
             bar.update(len(positions))

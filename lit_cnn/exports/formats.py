@@ -14,7 +14,7 @@ import torch
 
 from lit_cnn import __version__
 from lit_cnn.core.errors import UsageError
-from lit_cnn.core.files import sha256_of_file
+from lit_cnn.core.files import sha256_of_file, size_in_words
 from lit_cnn.evaluation.statistics import is_at_bound
 from lit_cnn.exports.network import CombinedNet
 from lit_cnn.portable import (
@@ -84,7 +84,7 @@ def write_export(folder: Path, net: CombinedNet, card: ModelCard, format: str) -
 def _write_onnx(file: Path, net: CombinedNet, card: ModelCard) -> None:
     num_bytes = sum(tensor.nbytes for tensor in net.state_dict().values())
     if num_bytes > _LARGEST_ONNX:
-        reason = f"the weights take {num_bytes / 2**30:.1f} GiB, ONNX holds 2"
+        reason = f"the weights take {size_in_words(num_bytes)}, ONNX holds {size_in_words(_LARGEST_ONNX)}"
         raise UsageError("format", None, reason, "give `format=torch`")
     images = torch.zeros(2, card.in_channels, card.image_size, card.image_size, dtype=torch.uint8)
     with warnings.catch_warnings():

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_cnn.core.bars import Bar
 from lit_cnn.core.errors import UsageError, as_printed
+from lit_cnn.core.files import size_in_words
 from lit_cnn.core.randomness import SCHEME_VERSION
 from lit_cnn.data.batches import Batch
 from lit_cnn.data.datamodule import ImageDataModule
@@ -79,7 +80,7 @@ class FeatureCache(pl.Callback):
                 num_bytes = CacheKey({}, (rows, *self._shape), options["feature_cache"]).num_bytes
                 limit = options["feature_cache_gb"]
                 if num_bytes > limit * 1e9:
-                    reason = f"{num_bytes / 1e9:.3g} GB of features pass `feature_cache_gb={limit:g}`"
+                    reason = f"{size_in_words(num_bytes)} of features pass `feature_cache_gb={limit:g}`"
             if reason is not None and trainer.is_global_zero:
                 print("feature cache off:", as_printed(reason), file=sys.stderr)
         if reason is None:
@@ -202,7 +203,7 @@ class FeatureCache(pl.Callback):
         features, found = get_or_compute(cache_key, compute, max_bytes, check_stop)
         self._features.append(features)
         how = "found" if found else "computed"
-        size = f"{cache_key.num_bytes / 1e6:,.1f} MB as {cache_key.stored_as}"
+        size = f"{size_in_words(cache_key.num_bytes)} as {cache_key.stored_as}"
         print(f"features of {cache_key.shape[0]:,} {of} {how}: {size} in {store_folder()}", file=sys.stderr)
         with torch.inference_mode():
             size_of_image = (1, *(model.hparams[name] for name in ("in_channels", "image_size", "image_size")))

@@ -24,7 +24,14 @@ import numpy as np
 import torch
 
 from lit_cnn.core.file_hashes import default_cache_file
-from lit_cnn.core.files import held_alone, replace_atomically, sha256_of_file, sync_to_disk, write_text_atomically
+from lit_cnn.core.files import (
+    held_alone,
+    replace_atomically,
+    sha256_of_file,
+    size_in_words,
+    sync_to_disk,
+    write_text_atomically,
+)
 
 StoredType = Literal["bf16", "fp16", "fp32"]
 
@@ -247,7 +254,7 @@ def _make_room(num_bytes: int, max_bytes: int) -> None:
                     total -= size
     if total + num_bytes > max_bytes:
         raise NoRoomError(
-            f"{num_bytes / 1e9:.3g} GB of features, beside {total / 1e9:.3g} GB in use, pass "
+            f"{size_in_words(num_bytes)} of features, beside {size_in_words(total)} in use, pass "
             f"`feature_cache_gb={max_bytes / 1e9:g}`"
         )
 

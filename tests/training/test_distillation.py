@@ -78,7 +78,7 @@ def test_a_student_is_trained_tracked_and_evaluated_like_any_other(
     assert main(["test", f"--ckpt_path=runs:/{student.run_id}"]) == 0
     assert f"test/acc  {student.metrics['test/acc']:.4f}\n" in capsys.readouterr().out
     table = ensemble(runs=ids, baselines=[student.run_id], views=[1], loading=Loading(num_workers=0))
-    assert (table.lines[-1].row.name, table.lines[-1].row.num_models) == ("lenet5 student seed 0", 1)
+    assert (table.lines[-1].row.name, table.lines[-1].row.num_models) == ("student · seed 0", 1)
     assert np.float32(table.lines[-1].accuracy.mean) == np.float32(student.metrics["test/acc"])
 
 

@@ -217,7 +217,7 @@ def test_a_balanced_epoch_reads_an_image_that_comes_again(tmp_path: Path) -> Non
         ({"transfer": "head_only"}, {"train_crop": "random", "crop_pct": 1.0}, "each epoch augments anew"),
         ({"transfer": "head_only", "mixup": 0.2}, {}, "mixup and cutmix change the pixels"),
         ({"transfer": "gradual"}, {}, "what is frozen changes from epoch to epoch"),
-        ({"transfer": "head_only", "feature_cache_gb": 1e-6}, {}, "GB of features pass feature_cache_gb=1e-06"),
+        ({"transfer": "head_only", "feature_cache_gb": 1e-6}, {}, "kB of features pass feature_cache_gb=1e-06"),
     ],
 )
 def test_where_features_cannot_be_cached_the_run_says_why(
