@@ -102,17 +102,20 @@ def test_metrics_are_sklearns() -> None:
 
 
 def test_a_checkpoint_gives_the_same_logits_and_the_best_epoch_is_kept(tmp_path: Path) -> None:
-    data, checkpoints, seen = digits(), RunCheckpoints(), []
+    data, checkpoints = digits(), RunCheckpoints()
+    seen: list[tuple[float, float]] = []
 
     class Watch(pl.Callback):
         def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            seen.append(float(trainer.callback_metrics["val/acc"]))
+            metrics = trainer.callback_metrics
+            seen.append((float(metrics["val/acc"]), -float(metrics["val/loss"])))
 
     checkpoints.folder = tmp_path
     model = classifier(data, lr=3e-3)
     trainer(max_epochs=6, callbacks=[Watch(), checkpoints]).fit(model, datamodule=data)
-    assert checkpoints.best["val/acc"] == max(seen)
-    assert checkpoints.best["epoch"] == seen.index(max(seen)), "a tie keeps the first"
+    assert checkpoints.best["val/acc"] == max(seen)[0]
+    assert len({accuracy for accuracy, _ in seen}) < len(seen), "there is a tie, which goes to the lower loss"
+    assert checkpoints.best["epoch"] == seen.index(max(seen))
     saved = load_checkpoint(tmp_path / "last.ckpt")
     again = LitClassifier(**saved["hyper_parameters"])
     again.load_state_dict(saved["state_dict"])

@@ -6,7 +6,7 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,15 +118,17 @@ class RunCheckpoints(Checkpoint):
             self._say(f"best.ckpt and last.ckpt go to {self.folder}")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keeps `best.ckpt` and logs `best/…` if this epoch is the best so far; a tie is not better."""
+        """Keeps `best.ckpt` and logs `best/…` if this epoch is the best so far.
+
+        Of epochs that are equal the one with the lower `val/loss`: with a dozen val images many have the same accuracy,
+        and the first of them may be the third of twenty.
+        """
         if trainer.state.fn != "fit" or trainer.sanity_checking or self.folder is None:
             return
-        value = self._monitored(trainer)
-        if self.best and not (
-            value > self.best[self.monitor] if self.mode == "max" else value < self.best[self.monitor]
-        ):
-            return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        metrics[self.monitor] = self._monitored(trainer)
+        if self.best and not self._is_better(metrics):
+            return
         self.best = {**metrics, "epoch": trainer.current_epoch}
         self.keep(trainer, "best.ckpt")
         log_now(trainer, {f"best/{name}": value for name, value in self.best.items()})
@@ -222,6 +224,13 @@ class RunCheckpoints(Checkpoint):
             known = ", ".join(sorted(trainer.callback_metrics))
             raise ValueError(f"no metric {self.monitor} to monitor; there are {known}")
         return float(trainer.callback_metrics[self.monitor])
+
+    def _is_better(self, metrics: Mapping[str, float]) -> bool:
+        """Whether an epoch's metrics beat the best ones; NaN beats nothing."""
+        new, old = metrics[self.monitor], self.best[self.monitor]
+        if new == old:
+            return metrics.get("val/loss", math.inf) < self.best.get("val/loss", math.inf)
+        return new > old if self.mode == "max" else new < old
 
     def _is_due(self, trainer: pl.Trainer, seconds: float) -> bool:
         """Tells whether to write, since a signal came or since it is time; several devices agree on both."""
