@@ -177,19 +177,23 @@ def _meant(name: str) -> str:
 
 
 def _train_or_evaluate(name: Any, arguments: list[str]) -> int:
+    from lit_cnn.cli.configs import split_arguments
     from lit_cnn.cli.precheck import precheck, starting_line, take_seeds
-    from lit_cnn.cli.shorthand import expand
+    from lit_cnn.cli.shorthand import chosen, expand
 
     seeds, arguments = take_seeds(arguments) if name == "fit" else (None, arguments)
     arguments = expand(name, arguments)
     precheck(arguments)
-    if name in ("validate", "test") and not any(text.startswith(("--ckpt_path", "--help", "-h")) for text in arguments):
+    asks_for_help = {"--help", "-h"}.intersection(arguments)
+    if name != "fit" and not asks_for_help and chosen(*split_arguments(arguments), "ckpt_path") is None:
         raise UsageError("ckpt_path", None, f"lit-cnn {name} needs a run's id, or a checkpoint's file")
     starting = starting_line(arguments, seeds) if name == "fit" else ""
-    if starting and sys.stderr.isatty():  # else it comes with what is known before the first step
+    if (
+        starting and not says_not_first() and not asks_for_help and sys.stderr.isatty()
+    ):  # else it comes with what is known before the first step
         print(starting, file=sys.stderr, flush=True)
     # Not in the other processes of a distributed run, which are started with a rank, and log nothing.
-    if name == "fit" and not says_not_first() and not {"--help", "-h"}.intersection(arguments):
+    if name == "fit" and not says_not_first() and not asks_for_help:
         from lit_cnn.tracking.supervisor import start_early
 
         start_early()

@@ -30,8 +30,10 @@ def distill(arguments: list[str]) -> int:
     options, of_fit = parser.parse_known_args(arguments)
 
     from lit_cnn.cli.precheck import precheck, take_seeds
+    from lit_cnn.cli.shorthand import expand
 
     seeds, of_fit = take_seeds(of_fit)
+    of_fit = expand("distill", of_fit)
     precheck(of_fit, parser.options)
     from lit_cnn.cli.train import run_trainer_command
     from lit_cnn.training.distillation import Distillation

@@ -67,7 +67,7 @@ def test_a_student_is_that_of_distill(tmp_path: Path) -> None:
         (["lenet_scratch_digits"], {}, "config=lenet_scratch_digits: no such file, and no configuration of that name"),
         ([CONFIG], {"data.batch_size": 0}, "data.batch_size=0: give a whole number of at least 1"),
         ([CONFIG], {"monitor": "val/nonsense"}, "monitor=val/nonsense: choose one of val/acc"),
-        ([CONFIG], {"model.lr": "fast"}, '"model.lr": Expected a'),
+        ([CONFIG], {"model.lr": "fast"}, "model.lr=fast: give a number"),
         ([CONFIG], {"find_batch_size": True}, "find_batch_size=True: is no option of a run; leave it out"),
         ([CONFIG], {"print_config": ""}, "print_config: is no option of a run; leave it out"),
     ],

@@ -137,6 +137,15 @@ def test_what_cannot_be_taught_is_refused(
     assert len(list(tmp_path.glob("mlruns/journal/*"))) == before
 
 
+def test_a_frozen_student_looks_at_images(
+    teachers: list[TrackedRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = teachers[0].run_id
+    assert distill("--teachers", one, "--model.transfer=head_only", f"--model.weights={one}", "--recipe=frozen") == 0
+    assert "feature cache off: teachers look at images" in capsys.readouterr().err
+    assert by_name(tmp_path, "frozen").params["feature_cache"] == "off"
+
+
 def test_a_teacher_that_is_none_is_refused(
     teachers: list[TrackedRun], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
