@@ -73,13 +73,15 @@ def _sha256(file: Path | str) -> str | None:
 
 
 def with_progress(items: Iterable[Item], total: int, description: str, unit: str) -> Iterator[Item]:
-    """Passes items on; where there are many, with a progress bar on the error output."""
+    """Passes items on; where there are many, with a progress bar in a terminal, and a line in a log."""
     if total < FEW_FILES:
         yield from items
         return
     from tqdm import tqdm
 
-    yield from tqdm(items, total=total, desc=description, unit=unit, file=sys.stderr)
+    if not sys.stderr.isatty():
+        print(f"{description}: {total:,} {unit}s", file=sys.stderr)
+    yield from tqdm(items, total=total, desc=description, unit=unit, file=sys.stderr, disable=None)
 
 
 def default_cache_file() -> Path:

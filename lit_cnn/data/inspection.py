@@ -159,6 +159,7 @@ def inspect_images(image_set: ImageSet, full: bool) -> list[Inspection]:
         unit="image",
         file=sys.stderr,
         delay=1.0,
+        disable=None,
     )
     with ThreadPoolExecutor(os.cpu_count()) as pool, shown:
         for start in range(0, len(missing), _AT_ONCE):

@@ -83,7 +83,7 @@ def remembered(key: Sequence[str | int], loader: Callable[[], Any]) -> PixelStat
     """
     if (statistics := cached(key)) is None:
         batches = loader()
-        shown = tqdm(batches, desc="measuring pixels", unit="batch", file=sys.stderr, disable=len(batches) < 10)
+        shown = tqdm(batches, desc="measuring pixels", unit="batch", file=sys.stderr, disable=len(batches) < 10 or None)
         statistics = measure_pixels(views.permute(0, 2, 3, 1).numpy() for views, _ in shown)
         keep(key, statistics)
     return statistics

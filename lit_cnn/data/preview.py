@@ -4,6 +4,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from lit_cnn.core.files import replace_atomically
 from lit_cnn.core.fonts import FONT_SIZE, LINE_HEIGHT, class_labels, draw_text, note_on_labels, text_width
 from lit_cnn.core.resize import resize_and_center_crop
 from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.image_set import EncodedImages
 
 _LEAST_CELL = 96  # pixels; smaller images are enlarged by a whole number
 _GAP, _HEADER = 4, 18  # pixels
@@ -37,8 +39,10 @@ def preview(data: ImageDataModule, num_images: int = 8, num_draws: int = 7) -> n
     images, train, labels = data.train_images(), data.splits.train, data.image_set.labels
     rows, names, period = [], [], data.views or num_draws
     class_names = class_labels(data.class_names, longest=48)
+    if isinstance(images.images, EncodedImages) and not images.reduced_decode:
+        images.images = _LastDecoded(images.images)
     for position in _spread_over_classes(labels[train], num_images):
-        image = data.image_set.images[train[position]]
+        image = images.images[train[position]]
         original = resize_and_center_crop(image, data.image_size, data.interpolation, data.crop_pct)
         draws, _ = images.__getitems__([(epoch % period, position) for epoch in range(num_draws)])
         rows.append([original, *draws.permute(0, 2, 3, 1).numpy()])
@@ -51,6 +55,22 @@ def write_png(file: Path, picture: np.ndarray) -> None:
     """Writes an `(H, W, 3)` uint8 picture; whole, or not at all."""
     with replace_atomically(file) as temporary:
         Image.fromarray(picture).save(temporary, format="png")
+
+
+class _LastDecoded(Sequence[np.ndarray]):
+    """Images of which the last one stays decoded: all draws of an image are of one decoding."""
+
+    def __init__(self, images: Sequence[np.ndarray]) -> None:
+        self._images = images
+        self._last: tuple[int, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: Any) -> Any:
+        if self._last is None or self._last[0] != int(index):
+            self._last = (int(index), self._images[int(index)])
+        return self._last[1].copy()
 
 
 def _spread_over_classes(labels: np.ndarray, count: int) -> list[int]:

@@ -15,6 +15,7 @@ DESCRIPTION = "mlflow.note.content"
 """The tag that MLflow shows as a run's description, in Markdown."""
 
 _MOST_PAIRS = 2  # of classes that are named
+_LEAST_SHARE = 0.02  # of all mistakes, for a pair of classes to be named
 _LONGEST = 32  # letters of a class's name
 _SIGNIFICANT = 0.05
 
@@ -26,7 +27,7 @@ class Facts:
     Attributes:
         class_names: The K names in label order.
         counts: `(K, K)` int, test images of the row's class that were taken for the column's; None: nothing was tested.
-        most_frequent: Label of the class with the most training images.
+        train_counts: `(K,)` int, training images of each class.
         best_epoch: Number of the best epoch on val, from 1; None where the run ended before its first validation.
         num_epochs: How many epochs were trained.
         val_share: Share of the val images that are right in the best epoch, in [0, 1].
@@ -38,7 +39,7 @@ class Facts:
 
     class_names: Sequence[str]
     counts: np.ndarray | None
-    most_frequent: int
+    train_counts: Sequence[int]
     best_epoch: int | None
     num_epochs: int
     val_share: float = float("nan")
@@ -125,6 +126,8 @@ def _mistakes(facts: Facts) -> list[str]:
         return [f"The mistakes: {_listed(times)}."]
     if named[0][0] == 1:
         return [f"No two of the {total:,} mistakes are alike."]
+    if named[0][0] < _LEAST_SHARE * total:
+        return [f"No pair of classes stands out among the {total:,} mistakes."]
     often = [f"{text} ({count:,} times)" for count, text in named[:_MOST_PAIRS] if count > 1]
     return [f"The most frequent of {total:,} mistakes: {_listed(often)}."]
 
@@ -145,13 +148,14 @@ def _never_right(facts: Facts) -> list[str]:
 def _no_better_than_one_class(facts: Facts) -> list[str]:
     """Returns that always the same class would do as well, if one cannot tell it from that (McNemar's exact test)."""
     assert facts.counts is not None
-    counts, label = facts.counts, facts.most_frequent
+    counts, label = facts.counts, int(np.argmax(facts.train_counts))
     num_images, num_correct, by_guess = int(counts.sum()), int(np.trace(counts)), int(counts[label].sum())
     if len(facts.class_names) < 2:
         return []
     only_guess = by_guess - int(counts[label, label])
     only_ours = num_correct - int(counts[label, label])
-    name = f"{_name(facts, label)}, the most frequent class in training,"
+    is_most_frequent = list(facts.train_counts).count(facts.train_counts[label]) == 1
+    name = f"{_name(facts, label)}{', the most frequent class in training,' if is_most_frequent else ''}"
     if num_correct <= by_guess:
         more = "more" if num_correct < by_guess else "as many"
         return [f"That is no good: always guessing {name} gets {more} right, {by_guess:,} of {num_images:,}."]

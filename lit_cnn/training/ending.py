@@ -136,7 +136,7 @@ def _facts(setup: Setup, parts: RunTrainer, metrics: dict[str, float], predictio
     return Facts(
         class_names=data.class_names,
         counts=confusion_matrix(predictions) if predictions is not None else None,
-        most_frequent=int(np.argmax(data.class_counts)),
+        train_counts=data.class_counts,
         best_epoch=best_epoch,
         num_epochs=trainer.current_epoch,
         val_share=metrics.get("best/val/acc", math.nan),

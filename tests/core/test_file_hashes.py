@@ -141,7 +141,7 @@ def test_more_files_than_one_query_takes(tmp_path: Path, read_files: list[Path])
     assert hash_files(paths) == first and read_files == []
 
 
-def test_many_files_show_a_progress_bar_on_stderr(
+def test_many_files_are_told_of_on_stderr(
     files: list[Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hash_files(files[:1])
@@ -149,5 +149,5 @@ def test_many_files_show_a_progress_bar_on_stderr(
     monkeypatch.setattr(file_hashes, "FEW_FILES", 3)
     assert hash_files(files) == hashes_of(files)
     printed = capsys.readouterr()
-    assert "hashing images" in printed.err and "4/4" in printed.err
+    assert printed.err == "hashing images: 4 files\n"  # a bar is for terminals
     assert printed.out == ""

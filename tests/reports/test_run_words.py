@@ -13,7 +13,9 @@ def facts(counts: list[list[int]] | None, **more: object) -> Facts:
     """A run over three classes, or those that are given, that was best in epoch 7 of 10 with 14 of 15 val images."""
     table = None if counts is None else np.array(counts)
     names = ("leaf", "flower", "stone", *(f"more {n}" for n in range(200)))[: 3 if table is None else len(table)]
-    found = Facts(names, table, 0, best_epoch=7, num_epochs=10, val_share=14 / 15, num_val=15)
+    found = Facts(
+        names, table, [9, *(len(names) - 1) * [8]], best_epoch=7, num_epochs=10, val_share=14 / 15, num_val=15
+    )
     return replace(found, **more)  # type: ignore[arg-type]
 
 
@@ -93,6 +95,17 @@ def test_how_many_are_right_and_what_is_taken_for_what(counts: list[list[int]], 
 )
 def test_it_says_so_where_a_guess_is_as_good(counts: list[list[int]], said: str) -> None:
     assert said in sentences(facts(counts))
+
+
+def test_a_class_is_the_most_frequent_only_if_no_other_has_as_many() -> None:
+    said = sentences(facts([[12, 0], [10, 0]], train_counts=[9, 9]))
+    assert "That is no good: always guessing leaf gets as many right, 12 of 22." in said
+
+
+def test_pairs_that_are_a_small_part_of_the_mistakes_are_not_named() -> None:
+    counts = np.ones((12, 12), int) + 50 * np.eye(12, dtype=int)
+    counts[0, 1] = 2
+    assert "No pair of classes stands out among the 133 mistakes." in sentences(facts(counts.tolist()))
 
 
 def test_nothing_is_said_of_a_guess_that_is_worse() -> None:

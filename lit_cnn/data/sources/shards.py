@@ -131,7 +131,7 @@ def _index(shards: Sequence[Path]) -> dict[str, np.ndarray]:
     """
     keys, labels, places, digests, wrong = [], [], [], [], []
     passed_over: list[tuple[int, str]] = []
-    shown = tqdm(shards, desc="indexing shards", unit="shard", file=sys.stderr, delay=1.0)
+    shown = tqdm(shards, desc="indexing shards", unit="shard", file=sys.stderr, delay=1.0, disable=None)
     for number, shard in enumerate(shown):
         seen: dict[str, bool] = {}  # whether it has a label
         names: list[str] = []

@@ -36,6 +36,7 @@ class FitProgress(ProgressBar):
         self._started = 0.0
         self._epoch_began = 0.0
         self._first = (0, 0, 0)  # epoch, step and image at which this fit began
+        self._is_validated = False
         self._has_told = False
 
     def enable(self) -> None:
@@ -79,7 +80,7 @@ class FitProgress(ProgressBar):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Notes when the epoch began."""
-        self._epoch_began = time.monotonic()
+        self._epoch_began, self._is_validated = time.monotonic(), False
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prints the epoch's line."""
@@ -88,7 +89,9 @@ class FitProgress(ProgressBar):
         if not self._enabled:
             return
         left = self._seconds_left(trainer)
-        values: dict[str, Any] = {**trainer.callback_metrics, **means}
+        # What was validated before says nothing of this epoch.
+        validated = {name: value for name, value in trainer.callback_metrics.items() if self._is_validated}
+        values: dict[str, Any] = {**validated, **means}
         width = columns() if sys.stderr.isatty() else None
         seconds = time.monotonic() - self._epoch_began
         say(epoch_line(_epoch(trainer), values, seconds, self._rate, left, width))
@@ -111,6 +114,7 @@ class FitProgress(ProgressBar):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Closes the bar of a validation by itself."""
+        self._is_validated = True
         if trainer.state.fn != "fit":
             self._close()
 
