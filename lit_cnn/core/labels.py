@@ -61,7 +61,7 @@ _WORDS: dict[str, Callable[[str], str]] = {
     "model.train_stages": lambda value: f"{value} stage{'' if value == '1' else 's'}",
     "model.teachers": lambda value: "student",
     _WEIGHTS: lambda value: f"weights {value[:14] if value.startswith('runs:/') else Path(value).name}",
-    _LIMIT: lambda value: f"{int(value):,} images" if value.isdigit() else f"{value} images",
+    _LIMIT: lambda value: f"{int(value):,} training images" if value.isdigit() else f"{value} training images",
     _AUGMENT: lambda value: f"augment {value}",
     "data.train_crop": lambda value: f"{value.replace('_', ' ')} crop",
     "model.mixup": lambda value: f"mixup {value}",
@@ -237,7 +237,7 @@ def _ordered(names: "Sequence[str] | Mapping[str, str]") -> list[str]:
 def _words(name: str, value: str | None) -> str:
     """Returns what is said of a param; nothing of one that is off."""
     if value is None or value in _OFF or (name in _ZERO_IS_OFF and value == "0"):
-        return "all images" if name == _LIMIT else ""
+        return "all training images" if name == _LIMIT else ""
     shown = value if len(value) <= _LONGEST else f"{value[: _LONGEST - 1]}…"
     return _WORDS[name](shown) if name in _WORDS else f"{_name(name)} {shown}"
 

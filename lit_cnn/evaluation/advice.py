@@ -17,7 +17,7 @@ from lit_cnn.evaluation.statistics import holm, unpaired_difference
 from lit_cnn.reports.figures import legend_columns, new_figure, save_png, shortened, svg_of
 from lit_cnn.reports.page import drawing, grid, paragraph
 from lit_cnn.reports.result import Result, json_text, text_grid, with_limits, write_texts
-from lit_cnn.reports.wording import missed_words, percent_words, points_words, worse_words
+from lit_cnn.reports.wording import missed_words, others_words, percent_words, points_words
 from lit_cnn.training.transfer import Regime
 
 if TYPE_CHECKING:
@@ -119,13 +119,8 @@ class Advice(Result):
                 f"long, and a loss of more than {100 * MARGIN:.0f} point is excluded "
                 f"({points_words(found.over_reference, n)})."
             )
-        worse, others = len(found.worse), found.num_others
-        if worse == others:
-            said.append("All else here is measurably worse.")
-        else:
-            smallest = smallest_unpaired_difference(found.reference.num_correct, n, alpha=ALPHA / others)
-            missed = missed_words(smallest, n, "val")
-            said.append(f"Nothing else here is measurably better{worse_words(worse, others)}; {missed}.")
+        smallest = smallest_unpaired_difference(found.reference.num_correct, n, alpha=ALPHA / found.num_others)
+        said.append(others_words(len(found.worse), found.num_others, missed_words(smallest, n, "val")))
         if found.cheaper is not None:
             said.append(
                 f"Faster and not measurably worse: {name[found.cheaper.row]}, in {_seconds(found.cheaper.row)}, "

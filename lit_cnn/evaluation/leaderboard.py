@@ -32,7 +32,7 @@ from lit_cnn.reports.result import (
     with_limits,
     write_texts,
 )
-from lit_cnn.reports.wording import missed_words, p_text, percent, points_words, rounded, signed
+from lit_cnn.reports.wording import missed_words, others_words, p_text, percent, points_words, rounded, signed
 from lit_cnn.tracking.run import Run
 
 if TYPE_CHECKING:
@@ -174,16 +174,8 @@ class Leaderboard(Result):
 
     def _about_others(self, found: Decision[Group]) -> Iterator[str]:
         worse, others, untested = len(found.worse), found.num_others, len(found.untested)
-        tested = others - untested
-        if tested and worse == tested == others and not found.is_better:
-            yield "Everything else here is measurably worse." if others > 1 else "The other one is measurably worse."
-        elif tested and not found.is_better:
-            some = (
-                f" and {worse:,} of the {others:,} others {'is' if worse == 1 else 'are'} measurably worse"
-                if worse
-                else ""
-            )
-            yield f"Nothing else here is measurably better{some}{self._missed()}."
+        if untested < others and not found.is_better:
+            yield others_words(worse, others, self._missed())
         if untested:
             what = "The other one" if others == 1 else f"{untested:,} of {others:,} others"
             yield f"{what} could not be tested: that takes stored logits or two seeds on both sides."
@@ -202,7 +194,7 @@ class Leaderboard(Result):
         if not tested or self.num_images is None:
             return ""
         smallest = smallest_difference(self.num_images, alpha=ALPHA / len(tested))
-        return f"; {missed_words(smallest, self.num_images, self.split)}"
+        return missed_words(smallest, self.num_images, self.split)
 
     def text(self) -> "Sequence[RenderableType]":
         """Returns the table, its caption and its notes."""

@@ -14,7 +14,7 @@ from lit_cnn.data.contact_sheet import captioned_images
 from lit_cnn.data.preview import write_png
 from lit_cnn.evaluation.activation import maps_of
 from lit_cnn.evaluation.decision import ALPHA
-from lit_cnn.evaluation.paired import score_limits, smallest_difference
+from lit_cnn.evaluation.paired import score_limits
 from lit_cnn.evaluation.statistics import McNemar, accuracy_interval, images_for_power, mcnemar_exact, paired_bootstrap
 from lit_cnn.reports.mistakes import write_mistakes
 from lit_cnn.reports.page import bullets, details, grid, heading, picture
@@ -22,7 +22,6 @@ from lit_cnn.reports.predictions import Predictions
 from lit_cnn.reports.result import Result, json_text, with_limits, write_texts
 from lit_cnn.reports.wording import (
     accuracy_text,
-    missed_words,
     p_text,
     percent,
     percent_words,
@@ -97,13 +96,12 @@ class Pair(Result):
                 f"Take {names[better]}: {shares[better]} % against {shares[worse]} % of {images}, "
                 f"{points_words(Interval(mean, low, high), n)} over {names[worse]}."
             )
-        excluded = f"{100 * max(-self.limits.low, self.limits.high):.2g} points"
         if not test.only_a and not test.only_b:
             said = f"No image tells {names[0]} and {names[1]} apart: both are right on {shares[0]} % of {images}"
         else:
             said = f"{images} do not tell {names[0]} and {names[1]} apart: {shares[0]} % and {shares[1]} %"
-        smallest = smallest_difference(n, float(np.mean(self.first.correct != self.second.correct)))
-        return f"{said}. A difference above {excluded} is excluded (95 %); {missed_words(smallest, n, self.split)}."
+        excluded = f"{100 * max(-self.limits.low, self.limits.high):.2g} points"
+        return f"{said}. What they exclude is a true difference above {excluded} (95 %)."
 
     def sentences(self) -> list[str]:
         """Returns in words how accurate both are, what the first wins and loses, and whether that could be chance."""

@@ -86,6 +86,8 @@ def plot_confusion(predictions: Predictions, path: Path) -> None:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(12.0, 3.5 + 0.42 * num_classes)
     figure, axes = new_figure(side + 0.8, side)
+    # The squares are square: room that is left beside them is taken away, or the labels would stand outside.
+    figure.set_layout_engine("compressed")
     axes.spines[["top", "right"]].set_visible(True)
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(drawn, ax=axes, fraction=0.04, label="share of the true class's images")

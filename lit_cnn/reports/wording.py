@@ -51,11 +51,19 @@ def missed_words(smallest: float | None, num_images: int, split: str = "test") -
     return f"with {images} a difference under {100 * smallest:.2g} points is easily missed"
 
 
-def worse_words(num_worse: int, num_others: int) -> str:
-    """Says how many of the others are worse, as the end of a clause; nothing for none."""
-    if not num_worse:
-        return ""
-    return f" and {num_worse:,} of the {num_others:,} others {'is' if num_worse == 1 else 'are'} measurably worse"
+def others_words(num_worse: int, num_others: int, missed: str = "") -> str:
+    """Says how the others stand to what is taken, where none is better.
+
+    Args:
+        num_worse: How many of them are measurably worse.
+        num_others: All of them, at least 1.
+        missed: What these images would miss, of `missed_words`; nothing where images were not compared.
+    """
+    if num_worse == num_others:
+        return "Everything else here is measurably worse." if num_others > 1 else "The other one is measurably worse."
+    verb = "is" if num_worse == 1 else "are"
+    worse = f" and {num_worse:,} of the {num_others:,} others {verb} measurably worse" if num_worse else ""
+    return f"Nothing else here is measurably better{worse}{f'; {missed}' if missed else ''}."
 
 
 def points(value: Interval) -> str:

@@ -62,7 +62,7 @@ NO_AUGMENT = {"data.augment": "[]", "data.train_crop": "center"}
         (LENET_OF_0_1, "lenet5 · scratch · 32 px · seed 0"),
         (LENET_OF_0_1 | {"model.arch": "lit/lenet5"}, "lenet5 · scratch · 32 px · seed 0"),
         (LENET_OF_0_1 | {"recipe": "007", "ema_decay": "0.99"}, "lenet5 · scratch · 32 px · 007 · ema 0.99 · seed 0"),
-        (LENET_OF_0_1 | {"data.limit_train": "2000"}, "lenet5 · scratch · 32 px · 2,000 images · seed 0"),
+        (LENET_OF_0_1 | {"data.limit_train": "2000"}, "lenet5 · scratch · 32 px · 2,000 training images · seed 0"),
         (
             LENET_OF_0_1
             | {"model.arch_options.width": "0.5", "model.mixup": "0.2", "model.lr": "1", "trainer.max_epochs": "3"}
@@ -97,7 +97,7 @@ def test_a_run_by_itself_has_a_short_label(params: dict[str, Any], label: str) -
             ["a · lr 1", "a · lr 2", "b · lr 0.003"],
         ),
         ([{}, NO_AUGMENT], ["augment standard", "augment none"]),
-        ([{}, {"data.limit_train": "50"}], ["all images", "50 images"]),
+        ([{}, {"data.limit_train": "50"}], ["all training images", "50 training images"]),
         ([{}, {"ema_decay": "0.999"}], ["no ema decay", "ema 0.999"]),
         ([{}, {"ema_decay": "0.999"}, {"seed_everything": "3"}], ["seed 2", "ema 0.999 · seed 2", "seed 3"]),
         ([{}, {"model.weights": "runs:/0123456789abcdef"}], ["weights offline", "weights runs:/01234567"]),

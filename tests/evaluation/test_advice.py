@@ -27,8 +27,8 @@ def test_sizes_are_parts_of_what_there_is_with_five_images_a_class() -> None:
         (
             [trial("head_only", 500, 700, 3), trial("full", 500, 900, 300)],
             500,
-            "Take full: 90.0 % [88.0, 91.7] on 1,000 val images in 300 s, with 500 training images. All else here is "
-            "measurably worse.",
+            "Take full: 90.0 % [88.0, 91.7] on 1,000 val images in 300 s, with 500 training images. The other one "
+            "is measurably worse.",
         ),
         (
             [trial("head_only", 500, 895, 3), trial("last_stages", 500, 700, 30), trial("full", 500, 900, 300)],

@@ -5,7 +5,7 @@ from lit_cnn.evaluation.decision import MARGIN, Decision
 from lit_cnn.evaluation.table.frontier import cost_on_axis, decision_of, smallest_visible
 from lit_cnn.evaluation.table.numbers import Line, Numbers, Row
 from lit_cnn.evaluation.table.wording import machine_of, subject
-from lit_cnn.reports.wording import missed_words, percent_words, points_words, worse_words
+from lit_cnn.reports.wording import missed_words, others_words, percent_words, points_words
 
 
 def answer(table: Numbers) -> str:
@@ -19,7 +19,7 @@ def answer(table: Numbers) -> str:
         return f"{name[:1].upper()}{name[1:]}: {accuracy}. There is nothing here to compare it with."
     said = [f"Take {name}: {accuracy}{_why(found, table)}."]
     if not found.is_better:
-        said.append(_others(found, missed_words(smallest_visible(table), n)))
+        said.append(others_words(len(found.worse), found.num_others, missed_words(smallest_visible(table), n)))
     if found.cheaper is not None:
         cheaper, ratio = found.cheaper, found.cheaper.cost_ratio
         said.append(
@@ -48,13 +48,6 @@ def _why(found: Decision[Line], table: Numbers) -> str:
         else ""
     )
     return f", {over} over {name}{passes}"
-
-
-def _others(found: Decision[Line], missed: str) -> str:
-    worse, others = len(found.worse), found.num_others
-    if worse == others:
-        return "Everything else here is measurably worse." if others > 1 else "The other one is measurably worse."
-    return f"Nothing else here is measurably better{worse_words(worse, others)}; {missed}."
 
 
 def _name(row: Row, table: Numbers) -> str:

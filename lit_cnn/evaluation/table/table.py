@@ -197,7 +197,9 @@ class Table(Numbers, Result):
             [column.one_line_title for column in columns],
             [[column.text(line) for column in columns] for line in lines],
             [
-                line.row.kind + " reference" * (line.row is self.reference) + " chosen" * (line is chosen)
+                line.row.kind * (lines is self.lines)
+                + " reference" * (line.row is self.reference)
+                + " chosen" * (line is chosen)
                 for line in lines
             ],
         )
