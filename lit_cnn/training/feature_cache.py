@@ -28,6 +28,7 @@ from lit_cnn.core.bars import Bar
 from lit_cnn.core.errors import UsageError, as_printed
 from lit_cnn.core.files import size_in_words
 from lit_cnn.core.randomness import SCHEME_VERSION
+from lit_cnn.core.words import counted
 from lit_cnn.data.batches import Batch
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.pixel_values import AS_IS
@@ -61,6 +62,7 @@ class FeatureCache(pl.Callback):
         self._shape: tuple[int, ...] = ()
         self._digest = ""
         self._features: list[Features] = []
+        self._entries: list[tuple[bool, int]] = []  # whether each was found, and its bytes
 
     def plan(self, trainer: pl.Trainer, model: Any, data: ImageDataModule) -> None:
         """Finds out, before anything is written, whether features can be cached; if not, says why.
@@ -139,6 +141,7 @@ class FeatureCache(pl.Callback):
         for features in self._features:
             features.close()
         self._features.clear()
+        self._entries.clear()
 
     def _try_split(self, model: Any) -> str | None:
         """Splits the network; returns why it cannot be, or None."""
@@ -161,13 +164,18 @@ class FeatureCache(pl.Callback):
         self._digest = _digest_of_part(self._split.frozen)
         train = trainer.precision_plugin.forward_context
         exact = partial(torch.autocast, model.device.type, enabled=False)
-        views = []
-        for view in range(data.views or 1):
-            of = f"training images, view {view + 1} of {data.views}" if data.views else "training images"
+        views, num_views = [], data.views or 1
+        for view in range(num_views):
+            of = f"training images, view {view + 1} of {num_views}" if num_views > 1 else "training images"
             cache_key = self._key(model, data, "train", str(trainer.precision), _view_key(data, view))
             views.append(self._get_or_compute(trainer, model, cache_key, partial(data.view_loader, view), train, of))
         cache_key = self._key(model, data, "val", "32-true", [])
         val = self._get_or_compute(trainer, model, cache_key, data.val_dataloader, exact, "val images")
+        of_views = f" in {num_views} views" if num_views > 1 else ""
+        of = f"{counted(len(data.splits.train), 'training image')}{of_views}, {len(data.splits.val):,} of val"
+        how = " and ".join(sorted({"found" if found else "computed" for found, _ in self._entries}))
+        size = size_in_words(sum(num_bytes for _, num_bytes in self._entries))
+        print(f"features of {of}: {how}, {size} as {cache_key.stored_as} in {store_folder()}", file=sys.stderr)
         train_labels, val_labels = (data.image_set.labels[part] for part in (data.splits.train, data.splits.val))
         data.serve_cached((TrainFeatures(views, train_labels), EvalFeatures(val, val_labels)))
         model.split = self._split
@@ -187,7 +195,7 @@ class FeatureCache(pl.Callback):
             """Yields the features of each batch, on the CPU."""
             bar, done = Bar(cache_key.shape[0]), 0
             if not bar.is_shown:
-                print(f"computing features of {cache_key.shape[0]:,} {of}", file=sys.stderr, flush=True)
+                print(f"computing features of {cache_key.shape[0]:,} {of} …", file=sys.stderr, flush=True)
             with contextlib.closing(bar), torch.inference_mode():
                 for images, _ in loader():
                     bar.show(f"features of {of}", done)
@@ -202,9 +210,7 @@ class FeatureCache(pl.Callback):
         max_bytes = int(model.hparams["feature_cache_gb"] * 1e9)
         features, found = get_or_compute(cache_key, compute, max_bytes, check_stop)
         self._features.append(features)
-        how = "found" if found else "computed"
-        size = f"{size_in_words(cache_key.num_bytes)} as {cache_key.stored_as}"
-        print(f"features of {cache_key.shape[0]:,} {of} {how}: {size} in {store_folder()}", file=sys.stderr)
+        self._entries.append((found, cache_key.num_bytes))
         with torch.inference_mode():
             size_of_image = (1, *(model.hparams[name] for name in ("in_channels", "image_size", "image_size")))
             dtype = self._frozen(model, torch.zeros(size_of_image, dtype=torch.uint8), context).dtype

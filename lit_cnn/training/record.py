@@ -39,6 +39,11 @@ def transfer_of(model: LitClassifier) -> str:
     return model.hparams["transfer"]
 
 
+def resolved(params: Mapping[str, Any], model: LitClassifier) -> dict[str, Any]:
+    """Returns a run's params with the regime that `auto` has become, for its label."""
+    return {**params, "model.transfer": transfer_of(model)}
+
+
 def run_tags(
     model: LitClassifier, datamodule: ImageDataModule, digest: str, params: Mapping[str, Any]
 ) -> dict[str, str]:
@@ -54,7 +59,7 @@ def run_tags(
     commit, dirty = git_state()
     return {
         "kind": "fit",
-        "label": label_of(params),
+        "label": label_of(resolved(params, model)),
         "arch": model.hparams["arch"],
         "transfer": transfer_of(model),
         "data": datamodule.image_set.name,

@@ -45,6 +45,7 @@ from lit_cnn.training.record import (
     log_check,
     log_inputs,
     log_preview,
+    resolved,
     run_tags,
 )
 from lit_cnn.training.rehearsal import check_monitors, rehearse
@@ -287,7 +288,8 @@ def _open_parent(parent: ParentRun, setup: Setup) -> str:
     assert logger is not None
     config, digest = parent.config_of(setup.config), parent.digest_of(setup.config, setup.data.digests["data"])
     params, name = flatten(config), parent.name_of(setup.name)
-    label = parent.label_of({key: value for key, value in params.items() if key != "seed_everything"})
+    of_all = {key: value for key, value in resolved(params, setup.model).items() if key != "seed_everything"}
+    label = parent.label_of(of_all)
     tags = {**run_tags(setup.model, setup.data, digest, params), "kind": parent.kind, "label": label, **parent.tags}
     return parent.open(logger, digest, name, setup.data.digests, params=params, tags=tags)
 

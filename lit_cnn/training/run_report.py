@@ -31,7 +31,7 @@ from lit_cnn.reports.predictions import Predictions
 from lit_cnn.reports.wording import rounded
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.history import History
-from lit_cnn.training.record import flatten, num_parameters
+from lit_cnn.training.record import flatten, num_parameters, resolved
 from lit_cnn.training.run_options import TRAINER_DEFAULTS, RunOptions
 from lit_cnn.training.setup import Setup
 
@@ -91,7 +91,7 @@ def write_run_report(
         ("the configuration", lambda: _configuration(setup, type(model))),
     ]
     files: list[Path] = []
-    parts = [answer(" ".join(said)), paragraph(label_of(flatten(setup.config)))]
+    parts = [answer(" ".join(said)), paragraph(label_of(resolved(flatten(setup.config), model)))]
     missing = []
     for what, make in sections:
         try:
