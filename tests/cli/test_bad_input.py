@@ -107,7 +107,7 @@ OTHERS = [
     (["test", "--ckpt_path=runs:/abcdef123"], ["no runs there yet"]),
     (["validate", "--ckpt_path", "nowhere.ckpt"], ["--ckpt_path nowhere.ckpt", "no such file"]),
     (["predict", "--ckpt_path=nowhere.ckpt", "--folder=."], ["--ckpt_path nowhere.ckpt", "no such file"]),
-    (["predict", "--folder=."], ["--ckpt_path"]),
+    (["predict", "--folder=."], ["--model"]),
     (["ensemble", "--runs", "abcdef123"], ["no runs there yet"]),
     (["ensemble"], ["--runs", "--experiment"]),
     (["compare"], ["--runs", "--experiment"]),
