@@ -122,7 +122,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untype
         options.add_argument(f"--{switch}")
     options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
     driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-    size = {"width": 2600, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    size = {"width": 2900, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     yield driver
     driver.quit()
