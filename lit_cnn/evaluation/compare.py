@@ -72,8 +72,8 @@ def compare(
 
     Example:
         >>> pair = lit_cnn.compare([run, other])
-        >>> print(pair)  # doctest: +ELLIPSIS
-        359 test images do not tell seed 0 and seed 1 apart: ...
+        >>> pair.answer()  # doctest: +ELLIPSIS
+        '...359 test images...'
         >>> board = lit_cnn.compare(experiment="digits")
     """
     if bool(runs) == bool(experiment):

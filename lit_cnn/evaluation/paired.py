@@ -69,8 +69,10 @@ def smallest_unpaired_difference(
         other = accuracy - delta
         mean = accuracy - delta / 2
         variances = accuracy * (1 - accuracy) + other * (1 - other)
-        needed = z_alpha * math.sqrt(2 * mean * (1 - mean)) + z_power * math.sqrt(max(0.0, variances))
-        return float(needed - delta * math.sqrt(num_images))
+        spread = z_alpha * math.sqrt(2 * mean * (1 - mean)) + z_power * math.sqrt(max(0.0, variances))
+        needed = (spread / delta) ** 2
+        # With their correction for continuity, as Fisher's test is that much on the safe side.
+        return float(needed / 4 * (1 + math.sqrt(1 + 4 / (needed * delta))) ** 2 - num_images)
 
     if not num_correct or lacking(accuracy) > 0:
         return None

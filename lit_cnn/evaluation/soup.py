@@ -140,7 +140,7 @@ def soup(runs: Sequence[Run | str], *, loading: Loading = LOADING, tracking_uri:
     Example:
         >>> soup = lit_cnn.soup([run, tuned])
         >>> print(soup)  # doctest: +ELLIPSIS
-        lenet5 ...
+        A soup of 2 of 2 networks: ...
     """
     store = resolve_store(tracking_uri)
     check_writable(store)
