@@ -22,6 +22,7 @@ PICTURES = "pictures"
 SIZES = [50]
 CYCLES, SWA_START = 1, 1
 EPOCHS = 1
+SETS = ["digits"]
 """
 
 
@@ -32,7 +33,7 @@ def parameters(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def test_each_experiment_has_a_notebook() -> None:
-    assert len(NOTEBOOKS) == 8 + 1
+    assert len(NOTEBOOKS) == 9 + 1
     assert NO_EXPERIMENT in {file.stem for file in NOTEBOOKS}
 
 

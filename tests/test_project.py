@@ -103,9 +103,9 @@ def test_make_alone_lists_the_targets(repo_root: Path) -> None:
 
 
 def test_configs_that_the_makefile_names_exist(repo_root: Path) -> None:
-    named = re.findall(r"configs/\S+\.yaml", (repo_root / "Makefile").read_text("utf-8"))
+    named = re.findall(r"--config (\S+)", (repo_root / "Makefile").read_text("utf-8"))
     assert named
-    assert [name for name in named if not (repo_root / name).is_file()] == []
+    assert [name for name in named if not (repo_root / "configs" / "experiment" / f"{name}.yaml").is_file()] == []
 
 
 def test_ci_runs_lint_and_every_test(repo_root: Path) -> None:
