@@ -38,7 +38,7 @@ from lit_cnn.tracking.run import Run
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_TITLES = ("Configuration", "n", "Mean ± std %", "95 %", "Difference [95 %]", "p", "p Holm", "Test", "Params", "MACs")
+_TITLES = ("Configuration", "n", "Mean ± std % [95 %]", "Difference [95 %]", "p", "p Holm", "Test", "Params", "MACs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,7 +256,7 @@ class Leaderboard(Result):
     def _caption(self) -> str:
         about = f"{self.subject}. " if self.subject else ""
         return (
-            f"{about}Accuracy on {self.split}: mean and standard deviation over n seeds; 95 %: Wilson limits of the "
+            f"{about}Accuracy on {self.split}: mean and standard deviation over n seeds, and Wilson limits of the "
             f"mean over the images, as of one network. Reference: {self.reference.name}, best on val. Difference: "
             "percentage points against it. Test images: paired over the images, about these trained networks (exact "
             "McNemar for one run each, else sign flips); seeds: Welch's t over the seeds. p Holm: adjusted over the "
@@ -324,13 +324,13 @@ def _standing(group: Group, reference: Group) -> Standing:
 def _cells(standing: Standing, reference: Group) -> tuple[str, ...]:
     accuracy, limits, difference = standing.accuracy, standing.limits, standing.difference
     spread = "" if math.isnan(accuracy.std) else f" ± {100 * accuracy.std:.2f}"
+    within = "" if limits is None else f" [{100 * limits[0]:.2f}, {100 * limits[1]:.2f}]"
     is_reference = standing.group is reference
     dash = "reference" if is_reference else "-"
     return (
         standing.group.name,
         f"{accuracy.n}",
-        f"{100 * accuracy.mean:.2f}{spread}",
-        "-" if limits is None else f"[{100 * limits[0]:.2f}, {100 * limits[1]:.2f}]",
+        f"{100 * accuracy.mean:.2f}{spread}{within}",
         dash if difference is None else signed(difference),
         "-" if standing.p_value is None else p_text(standing.p_value),
         "-" if standing.p_holm is None else p_text(standing.p_holm),

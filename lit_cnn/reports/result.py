@@ -2,8 +2,10 @@
 
 import io
 import json
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 _WIDTH = 150  # columns of the text; every table fits
+_LEAST_ROOM = 16  # columns of a terminal for the names of a table's rows
 
 
 class Result(ABC):
@@ -134,25 +137,62 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> list[Path]:
 def text_grid(
     titles: Sequence[str], rows: Sequence[Sequence[str]], is_bold: Sequence[bool], caption: str
 ) -> "RenderableType":
-    """Returns a table for a terminal; names in its first column are folded, numbers in the others kept whole."""
-    from rich import box
-    from rich.table import Table as RichTable
-    from rich.text import Text
+    """Returns a table for a terminal; names in its first column are folded, numbers in the others kept whole.
 
-    grid = RichTable(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        caption=Text(caption),
-        caption_justify="left",
-    )
-    for number, title in enumerate(titles):
-        # Names give way; a number cut in two is no number.
-        options: dict[str, Any] = {"overflow": "fold"} if number == 0 else {"justify": "right", "no_wrap": True}
-        grid.add_column(title, **options)
-    for cells, bold in zip(rows, is_bold, strict=True):
-        grid.add_row(*map(Text, cells), style="bold" if bold else None)
-    return grid
+    Where the terminal leaves no room for the names, limits stand below their numbers.
+    """
+    return _Grid(titles, rows, is_bold, caption)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    titles: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    is_bold: Sequence[bool]
+    caption: str
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        from rich import box
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        is_narrow = self._room(options.max_width) < _LEAST_ROOM
+        titles, rows = self._narrow() if is_narrow else (self.titles, self.rows)
+        grid = RichTable(
+            box=box.SIMPLE_HEAD,
+            padding=(0, 0 if is_narrow else 1, 0, 0),
+            pad_edge=False,
+            caption=Text(self.caption),
+            caption_justify="left",
+        )
+        for number, title in enumerate(titles):
+            # Names give way; a number cut in two is no number.
+            column: dict[str, Any] = {"overflow": "fold"} if number == 0 else {"justify": "right", "no_wrap": True}
+            grid.add_column(title, **column)
+        for cells, bold in zip(rows, self.is_bold, strict=True):
+            grid.add_row(*map(Text, cells), style="bold" if bold else None)
+        yield grid
+
+    def _room(self, width: int) -> int:
+        """Returns how many columns are left for the names, or more than enough if they need no more."""
+        from rich.cells import cell_len
+
+        names, *others = zip(self.titles, *self.rows, strict=True)
+        taken = sum(2 + max(cell_len(line) for cell in column for line in cell.split("\n")) for column in others)
+        room = width - 3 - taken
+        return _LEAST_ROOM if room >= max(map(cell_len, names)) else room
+
+    def _narrow(self) -> tuple[list[str], list[list[str]]]:
+        """Returns titles and rows in which limits stand below their numbers, and titles on several lines."""
+        rows = [[row[0], *(cell.replace(" [", "\n[") for cell in row[1:])] for row in self.rows]
+        _, *columns = zip(*rows, strict=True)
+        widths = [max(len(line) for cell in column for line in cell.split("\n")) for column in columns]
+        titles = []
+        for title, width in zip(self.titles[1:], widths, strict=True):
+            parts = title.replace(" [", "\n[").split("\n")
+            lines = [textwrap.wrap(part, max(width, *map(len, part.split()))) for part in parts]
+            titles.append("\n".join(line for of_part in lines for line in of_part))
+        return [self.titles[0], *titles], rows
 
 
 def text_notes(notes: Sequence[str]) -> "list[RenderableType]":

@@ -34,6 +34,8 @@ class Facts:
         num_val: How many val images there are; None where not all of them were used.
         monitor: The metric by which the best epoch is chosen.
         unit: What is chosen among: epochs, or the penalties of a head that is solved for.
+        is_tied: Whether an earlier epoch is as good by `monitor`: the one with the lower loss on val is kept, which is
+            often the last.
         averaged: What was tested in place of the weights, such as `a moving average of the weights`; "" for nothing.
     """
 
@@ -46,6 +48,7 @@ class Facts:
     num_val: int | None = None
     monitor: str = "val/acc"
     unit: str = "epoch"
+    is_tied: bool = False
     averaged: str = ""
 
 
@@ -186,7 +189,7 @@ def _validation(facts: Facts) -> list[str]:
     else:
         said = f"{facts.unit.capitalize()} {best} of {total} is the best on val{by}"
         said += f": {on_val}" if on_val else ""
-    if facts.unit == "epoch" and best == total and not is_perfect:
+    if facts.unit == "epoch" and best == total and not (is_perfect or facts.is_tied):
         helps = "more epochs may help"
         return [f"{said}; {helps}." if total == 1 else f"{said}. It is the last one: {helps}."]
     return [f"{said}."]

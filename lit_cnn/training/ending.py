@@ -143,6 +143,7 @@ def _facts(setup: Setup, parts: RunTrainer, metrics: dict[str, float], predictio
         num_val=len(data.splits.val) if limit is None or (isinstance(limit, float) and limit == 1) else None,
         monitor=parts.checkpoints.monitor,
         unit="penalty" if setup.model.solves_head else "epoch",
+        is_tied=parts.checkpoints.is_tied,
         averaged=f"{kind} of the weights" if averages else "",
     )
 

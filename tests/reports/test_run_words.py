@@ -128,6 +128,7 @@ def test_classes_of_which_none_is_right_are_named_or_counted() -> None:
         ({}, f"Epoch 7 of 10 is the best on val: {VAL}."),
         ({"best_epoch": 10}, f"Epoch 10 of 10 is the best on val: {VAL}. {MORE}"),
         ({"best_epoch": 10, "val_share": 1.0}, "Epoch 10 of 10 is the best on val: all 15 val images right."),
+        ({"best_epoch": 10, "is_tied": True}, f"Epoch 10 of 10 is the best on val: {VAL}."),
         ({"best_epoch": 1, "num_epochs": 1}, f"The one epoch has {VAL}; more epochs may help."),
         ({"best_epoch": 10, "unit": "penalty"}, f"Penalty 10 of 10 is the best on val: {VAL}."),
         ({"monitor": "val/f1"}, f"Epoch 7 of 10 is the best on val by val/f1: {VAL}."),
@@ -140,6 +141,8 @@ def test_classes_of_which_none_is_right_are_named_or_counted() -> None:
 def test_which_epoch_is_best_and_whether_more_may_help(more: dict[str, object], said: str) -> None:
     counts = [[5, 3, 0], [2, 5, 0], [0, 1, 6]]
     assert said in sentences(facts(counts, **more))
+    if MORE not in said:
+        assert not any(MORE in each for each in sentences(facts(counts, **more)))
     if "num_val" not in more:
         assert not any("Val promised" in each for each in sentences(facts(counts, **more)))
 

@@ -76,7 +76,7 @@ class Table(Numbers, Result):
         return answer(self)
 
     def text(self) -> "Sequence[RenderableType]":
-        """Returns the table, its caption and its sentences, for 100 columns or more; ensembles are bold.
+        """Returns the table, its caption and its sentences; ensembles are bold.
 
         Where temperatures were asked for, a second table of the calibration follows; where latency was measured, one of
         costs.

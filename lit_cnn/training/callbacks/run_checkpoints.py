@@ -79,6 +79,7 @@ class RunCheckpoints(Checkpoint):
         self.tracked = tracked
         self.folder: Path | None = None
         self.best: dict[str, float] = {}
+        self.is_tied = False  # whether an earlier epoch is as good as the best by `monitor`
         self.signal_number: int | None = None  # that this process received
         self._agreed: int | None = None  # that all processes of the run know of
         self._written = time.monotonic()
@@ -129,6 +130,7 @@ class RunCheckpoints(Checkpoint):
         metrics[self.monitor] = self._monitored(trainer)
         if self.best and not self._is_better(metrics):
             return
+        self.is_tied = bool(self.best) and metrics[self.monitor] == self.best[self.monitor]
         self.best = {**metrics, "epoch": trainer.current_epoch}
         self.keep(trainer, "best.ckpt")
         log_now(trainer, {f"best/{name}": value for name, value in self.best.items()})
@@ -209,7 +211,7 @@ class RunCheckpoints(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the best metrics so far."""
-        return {"best": self.best}
+        return {"best": self.best, "is_tied": self.is_tied}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the best metrics so far, where the run goes on that they belong to.
@@ -218,6 +220,7 @@ class RunCheckpoints(Checkpoint):
         """
         if self.folder is not None and (self.folder / "best.ckpt").exists():
             self.best = dict(state_dict["best"])
+            self.is_tied = state_dict.get("is_tied", False)  # 0.3 and before kept the first of them
 
     def _monitored(self, trainer: pl.Trainer) -> float:
         if self.monitor not in trainer.callback_metrics:
