@@ -36,8 +36,9 @@ def _line(name: str, text: str) -> str:
 def _network(setup: Setup) -> str:
     parameters = list(setup.model.net.parameters())
     trained = sum(each.numel() for each in parameters if each.requires_grad)
-    of_all = f"{trained:,} of its {sum(each.numel() for each in parameters):,} parameters train"
-    return f"{setup.model.hparams['arch'].partition('/')[2]}: {of_all}"
+    total = sum(each.numel() for each in parameters)
+    of_all = f"all {total:,}" if trained == total else f"{trained:,} of its {total:,}"
+    return f"{setup.model.hparams['arch'].partition('/')[2]}: {of_all} parameters train"
 
 
 def _regime(setup: Setup) -> str:

@@ -27,7 +27,7 @@ def preview(data: ImageDataModule, num_images: int = 8, num_draws: int = 7) -> n
     Args:
         data: The images and what happens to them.
         num_images: Rows: training images, spread evenly over the classes.
-        num_draws: Columns after the first: what an image becomes in epoch 0, 1 and so on.
+        num_draws: Columns after the first: what an image becomes in epoch 1, 2 and so on.
 
     Returns:
         `(H, W, 3)` uint8. A row has the class name, the image as validation sees it, then the draws.
@@ -47,7 +47,7 @@ def preview(data: ImageDataModule, num_images: int = 8, num_draws: int = 7) -> n
         draws, _ = images.__getitems__([(epoch % period, position) for epoch in range(num_draws)])
         rows.append([original, *draws.permute(0, 2, 3, 1).numpy()])
         names.append(class_names[labels[train[position]]])
-    titles = ["original", *(f"epoch {epoch}" for epoch in range(num_draws))]
+    titles = ["original", *(f"epoch {epoch + 1}" for epoch in range(num_draws))]
     return _compose(rows, names, titles, note_on_labels(data.class_names, class_names))
 
 

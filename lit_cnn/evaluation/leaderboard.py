@@ -258,9 +258,10 @@ class Leaderboard(Result):
         return (
             f"{about}Accuracy on {self.split}: mean and standard deviation over n seeds, and Wilson limits of the "
             f"mean over the images, as of one network. Reference: {self.reference.name}, best on val. Difference: "
-            "percentage points against it. Test images: paired over the images, about these trained networks (exact "
-            "McNemar for one run each, else sign flips); seeds: Welch's t over the seeds. p Holm: adjusted over the "
-            "table. Params, MACs: parameters and multiply-adds for one image."
+            "percentage points against it (the first sentences have wider limits where few images differ). "
+            "Test images: paired over the images, about these trained networks (exact McNemar for one run each, "
+            "else sign flips); seeds: Welch's t over the seeds. p Holm: adjusted over the table. "
+            "Params, MACs: parameters and multiply-adds for one image."
         )
 
 

@@ -133,7 +133,8 @@ def caption(table: Numbers) -> str:
     return (
         f"{about}n = {table.num_images:,} test images, {table.num_classes:,} classes. Passes: forward passes an image. "
         "Test: accuracy with its Wilson interval. Difference: percentage points against the reference on the same "
-        "images, with its paired bootstrap interval; p: exact McNemar test, alone and Holm-adjusted over the table."
+        "images, with its paired bootstrap interval (the first sentences have a wider one where few images differ); p: "
+        "exact McNemar test, alone and Holm-adjusted over the table."
         f"{_on_part(table.lines)}"
     )
 
