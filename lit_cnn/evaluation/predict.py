@@ -47,6 +47,7 @@ SCHEMA_VERSION = 2
 """
 
 _LEAST_PASS, _STEPS_SEEN = 16, 20
+_PIXELS_A_PASS = 32 * 224**2  # on a CPU: 256 views of 224 px take 7 GB of activations, and are no faster
 _PREPROCESSING = ("image_size", "in_channels", "mean", "std", "interpolation", "crop_pct")
 _WHERE_GIVEN = ("pixel_range", "background")  # no part of the key of logits that were stored before there were any
 
@@ -60,7 +61,7 @@ class Loading:
     """How images are read and go through networks; it changes no result.
 
     Attributes:
-        batch_size: Views in one forward pass.
+        batch_size: Views in one forward pass, at most; on a CPU large ones go through in smaller parts.
         num_workers: Processes that decode images; images in memory need none.
         root: Folder of the images, if it is elsewhere than in training.
 
@@ -142,7 +143,8 @@ def forward(network: Network, views: ViewImages, loading: Loading = LOADING, lab
 def batches_of(dataset: Any, views: ViewImages, loading: Loading, label: str) -> Iterator[Any]:
     """Yields what a data set makes of all positions of views, batch by batch; shows how far it is."""
     num_views = sum(block.num_views for block in views.blocks)
-    positions, step = np.arange(len(views)), max(1, _views_a_pass(len(views) * num_views, loading) // num_views)
+    most = min(_most_views(views.preprocessing["image_size"], loading), _seen(len(views) * num_views))
+    positions, step = np.arange(len(views)), max(1, most // num_views)
     batches: Any = [positions[start : start + step] for start in range(0, len(views), step)]
     # So few would keep one process busy and this one waiting.
     in_memory = isinstance(views.images, ArrayImages | list) or len(views) * num_views <= loading.batch_size
@@ -159,7 +161,7 @@ def run_network(network: Network, views: torch.Tensor, loading: Loading) -> torc
     """Runs a network over views in inference mode: returns `(N, V, K)` float32 of `(N, V, C, S, S)` uint8."""
     # The views of one image may be more than a batch.
     with torch.inference_mode():
-        flat = [network(part).cpu() for part in views.flatten(0, 1).split(loading.batch_size)]
+        flat = [network(part).cpu() for part in views.flatten(0, 1).split(_most_views(views.shape[-1], loading))]
         return torch.cat(flat).reshape(len(views), views.shape[1], -1)
 
 
@@ -373,11 +375,16 @@ def _files(member: Member, indices: np.ndarray, blocks: Sequence[Block], folder:
     return {block: folder / f"{store_key(member, image_digest, block)}.safetensors" for block in blocks}
 
 
-def _views_a_pass(num_views: int, loading: Loading) -> int:
-    """Returns how many views go through a network at once: on a CPU few enough to see how far it is."""
+def _most_views(image_size: int, loading: Loading) -> int:
+    """Returns how many views may go through a network at once: on a CPU as many as take a gigabyte or so."""
     if torch.cuda.is_available():
         return loading.batch_size
-    return min(loading.batch_size, max(_LEAST_PASS, num_views // _STEPS_SEEN))
+    return min(loading.batch_size, max(1, _PIXELS_A_PASS // image_size**2))
+
+
+def _seen(num_views: int) -> int:
+    """Returns how many of these views are read at once: on a CPU few enough to see how far it is."""
+    return num_views if torch.cuda.is_available() else max(_LEAST_PASS, num_views // _STEPS_SEEN)
 
 
 def _progress(loader: Any, batches: Sequence[np.ndarray], label: str) -> Iterator[Any]:

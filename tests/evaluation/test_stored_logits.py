@@ -19,7 +19,7 @@ from lit_cnn.evaluation.ensemble import ensemble
 from lit_cnn.evaluation.leaderboard import Leaderboard
 from lit_cnn.evaluation.members import find_networks
 from lit_cnn.evaluation.pair import Pair
-from lit_cnn.evaluation.predict import Loading, load_member, load_network, predict_views
+from lit_cnn.evaluation.predict import Loading, load_member, load_network, predict_views, run_network
 from lit_cnn.evaluation.stored_logits import read_logits, read_record, write_logits
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.queries import RunInfo, artifact_names, search_runs
@@ -298,3 +298,17 @@ def test_through_a_server_a_hit_needs_no_checkpoint(tmp_path: Path, capsys: pyte
         went_on = trained("--trainer.max_epochs=4", f"--ckpt_path={last}")
         assert went_on.run_id == run.run_id and went_on.metrics["test/acc"] != run.metrics["test/acc"]
         assert accuracy(evaluate(went_on, uri=uri), last) == np.float32(went_on.metrics["test/acc"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU takes them at once")
+@pytest.mark.parametrize(("image_size", "parts"), [(28, [256, 44]), (448, [8] * 37 + [4]), (2000, [1] * 3)])
+def test_on_a_cpu_large_views_go_through_a_network_in_parts_that_fit(image_size: int, parts: list[int]) -> None:
+    views = torch.zeros(1, sum(parts), 1, 1, 1, dtype=torch.uint8).expand(-1, -1, -1, image_size, image_size)
+    seen: list[int] = []
+
+    def network(part: torch.Tensor) -> torch.Tensor:
+        seen.append(len(part))
+        return torch.zeros(len(part), 2)
+
+    assert run_network(network, views, Loading()).shape == (1, sum(parts), 2)
+    assert seen == parts
