@@ -90,7 +90,10 @@ def _advise(options: argparse.Namespace, of_fit: list[str]) -> None:
     advice = Advice(tuple(trials), num_images, data.image_set.name, run.id)
     print_result(advice, options.format)
     if options.format == "table":
-        print(f"\nReport: {options.output / 'report.html'}\nrun {run.id}; see it with: lit-cnn ui")
+        taken = advice.decision.chosen
+        print(f"\nReport: {options.output / 'report.html'}")
+        print(f"Next: lit-cnn fit with the same images, --config transfer/{taken.regime} and --model.arch {taken.arch}")
+        print(f"run {run.id}")
 
 
 def _weights_of(archs: Sequence[str], weights: str | None, is_chosen_here: bool) -> dict[str, str | None]:

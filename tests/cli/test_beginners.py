@@ -89,9 +89,9 @@ LATER = [
     ),
     (
         "fit photos/cat",
-        "--data.root photos/cat: photos/cat holds 30 images in no class folder, such as 00.png; it needs one sub-folder of "
-        "images per class; or list them with their labels in a CSV (--data.dataset manifest); lit-cnn predict takes them "
-        "as they are",
+        "--data.root photos/cat: photos/cat holds 30 images in no class folder, such as 00.png; it needs one "
+        "sub-folder of images per class; or list them with their labels in a CSV (--data.dataset manifest); lit-cnn "
+        "predict takes them as they are",
     ),
     (
         "test photos --ckpt_path abcdef12",

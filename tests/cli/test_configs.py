@@ -220,7 +220,7 @@ def test_a_section_takes_a_file_of_either_form() -> None:
         ({}, ["--data", "experiment/own_images"], ["--data experiment/own_images", "--config experiment/own_images"]),
         ({}, ["--config"], ["--config: give a name"]),
         ({}, ["--config", "--model.lr=1"], ["--config: give a name"]),
-        ({}, ["--config=own_images", "lenet5"], ["unrecognized arguments: lenet5"]),
+        ({}, ["--config=own_images", "lenet5"], ["FOLDER lenet5: no such folder or file", "give --config lenet5"]),
         ({}, ["--model", "lenet6"], ["--model lenet6", "model/lenet5"]),
         ({}, ["--model.num_classes=3"], ["--model.num_classes 3", "no such option"]),
         ({}, ["--model.image_size=32"], ["--model.image_size 32", "--data.image_size"]),
