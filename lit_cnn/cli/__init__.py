@@ -169,9 +169,9 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
 def _meant(name: str) -> str:
     commands = (*_OF_LIGHTNING, *_COMMANDS)
-    if name.startswith("-") or os.path.exists(name):
-        return f"the command comes first: lit-cnn fit {name}"
     near = [command for command, words in _IN_OTHER_WORDS.items() if name.lower() in words.split()]
+    if not near and (name.startswith("-") or os.path.exists(name)):
+        return f"the command comes first: lit-cnn fit {name}"
     near = near or difflib.get_close_matches(name, commands, 2, 0.6)
     return f"did you mean lit-cnn {' or '.join(near)}?" if near else f"there are {', '.join(commands)}"
 

@@ -11,7 +11,6 @@ from lit_cnn.training.record import recorded_config
 from lit_cnn.training.resume import config_digest, unfinished_runs
 
 Config = dict[str, Any]
-_WAY_OUT = "pip install 'lit-cnn[offline-weights]', connect to the network, or give `weights=FILE.safetensors`"
 
 
 def settle(
@@ -46,8 +45,8 @@ def settle(
     else:
         weights, why = available_weights(arch)
     if weights is None and regime not in (None, AUTO):
-        raise UsageError("transfer", regime, f"needs weights, and there are none of {arch}: {why}", _WAY_OUT)
-    return _with_weights(arguments, weights), why if weights is not None or begun is not None else f"{why}; {_WAY_OUT}"
+        raise UsageError("transfer", regime, f"needs weights, and there are none of {arch}: {why}")
+    return _with_weights(arguments, weights), why
 
 
 def _with_weights(arguments: Sequence[str], weights: str | None) -> list[str]:

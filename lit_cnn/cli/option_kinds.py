@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent
-_NOTHING = ("null", "None", "~")
+NOTHING = ("null", "Null", "NULL", "None", "~")
+"""What stands for no value."""
 _WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 _BOOLEANS = ("true", "false", "yes", "no", "on", "off")
 _FURTHEST = 10  # names after one another that stand for an annotation
@@ -32,12 +33,13 @@ class Kind:
 
     def takes(self, text: str) -> bool:
         """Whether a value can be right."""
+        text = text.strip()
         return (
             self.is_open
             or text in self.choices
-            or (self.may_be_null and text in _NOTHING)
+            or (self.may_be_null and text in NOTHING)
             or ("int" in self.types and re.fullmatch(r"[+-]?\d[\d_]*|0[xob]\w+", text) is not None)
-            or ("float" in self.types and _is_number(text))
+            or ("float" in self.types and _is_number(text.lower().replace(".inf", "inf")))
             or ("bool" in self.types and text.lower() in _BOOLEANS)
         )
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lit_cnn.cli.configs import SECTIONS, Layer, split_arguments
-from lit_cnn.cli.option_kinds import option_kinds
+from lit_cnn.cli.option_kinds import NOTHING, option_kinds
 from lit_cnn.cli.shorthand import chosen
 from lit_cnn.core.environment import says_one_of_several
 from lit_cnn.core.errors import UsageError
@@ -79,7 +79,7 @@ def precheck(arguments: Sequence[str], also: Sequence[str] = (), is_typed: bool 
             typed = f"{'-' * min(2, len(name))}{name} {value or ''}".strip()
             option, given = (None, typed) if is_typed else (name, value)
             raise UsageError(option, given, "no such option", _hint(name, known, "`", also))
-        if name in _LEAST and value not in (None, "null"):
+        if name in _LEAST and value is not None and value not in NOTHING:
             _check_whole_number(name, value, _LEAST[name])
         kind = option_kinds().get(name)
         if kind is not None and value is not None and not kind.takes(value):
@@ -178,7 +178,7 @@ def _hint(name: str, known: frozenset[str], quote: str, also: Sequence[str] = ()
 
 
 def _check_whole_number(name: str, value: str, least: int) -> None:
-    if not re.fullmatch(r"[+-]?\d+", value) or int(value) < least:
+    if not re.fullmatch(r"[+-]?\d+(_\d+)*", value.strip()) or int(value) < least:
         raise UsageError(name, value, f"give a whole number of at least {least}")
 
 

@@ -43,7 +43,7 @@ def expand(command: str, arguments: Sequence[str]) -> list[str]:
     layers, options = split_arguments(rest)
     if chosen([], options, "data", "root") is not None:
         raise UsageError("folder", places[0], "and `root` say where the images are", "give one of them")
-    _check_place(places[0])
+    _check_place(places[0], command)
     own = [f"--data.root={places[0]}"]
     dataset = chosen(layers, options, "data", "dataset")
     if dataset not in _WITH_A_ROOT and not str(dataset).startswith("torchvision/"):
@@ -147,12 +147,12 @@ def _scratch_recipe(arch: str | None) -> list[str]:
     return [f"--config={FROM_SCRATCH}", *own]
 
 
-def _check_place(text: str) -> None:
+def _check_place(text: str, command: str) -> None:
     place = Path(text).expanduser()
     if place.is_dir() or says_one_of_several() or "{" in text:  # else another host may have it, and is to hear of it
         return
     if not place.exists():
-        raise UsageError("folder", text, "no such folder or file", _meant(text, place))
+        raise UsageError("folder", text, "no such folder or file", _meant(text, place, command))
     if place.suffix.lower() in IMAGE_SUFFIXES:
         raise UsageError("folder", text, "is one image", "give the folder that has a sub-folder of images per class")
     if place.suffix.lower() not in (*_LISTS, ".tar"):
@@ -160,7 +160,9 @@ def _check_place(text: str) -> None:
         raise UsageError("folder", text, "is no folder", remedy)
 
 
-def _meant(text: str, place: Path) -> str:
+def _meant(text: str, place: Path, command: str) -> str:
+    if command in ("test", "validate") and re.fullmatch(r"(runs:/)?[0-9a-f]{6,32}", text):
+        return f"for the run of that id give `ckpt_path={text}`"
     names = [name for name in available_configs() if text in (name, name.partition("/")[2])]
     if names:
         return f"for the configuration of that name give `config={text}`"

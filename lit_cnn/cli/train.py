@@ -143,7 +143,7 @@ def print_run(run: Run) -> None:
         return
     if run.report is not None:
         print(f"Report: {_from_here(run.report)}")
-    predict = [] if run.children else [f"lit-cnn predict FOLDER --model {run.id[:8]}"]
+    predict = [] if run.children or run.checkpoint is None else [f"lit-cnn predict FOLDER --model {run.id[:8]}"]
     print(f"Next: {', '.join([*predict, 'lit-cnn ui'])}")
     _print_id(run)
 

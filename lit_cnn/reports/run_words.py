@@ -55,7 +55,7 @@ class Facts:
 def sentences(facts: Facts) -> list[str]:
     """Returns what a run came to: how many test images are right, what is taken for what, whether that is any good."""
     if facts.best_epoch is None:
-        return ["The run ended before its first validation, so it has no best epoch and was not tested."]
+        return ["Nothing was validated, so the run has no best epoch and was not tested."]
     if facts.counts is None or not facts.counts.sum():
         return [*_validation(facts), "Nothing was tested; the epoch was chosen on val, so expect a little less."]
     tested = [_right(int(np.trace(facts.counts)), int(facts.counts.sum()), "test")]
@@ -153,7 +153,7 @@ def _no_better_than_one_class(facts: Facts) -> list[str]:
     assert facts.counts is not None
     counts, label = facts.counts, int(np.argmax(facts.train_counts))
     num_images, num_correct, by_guess = int(counts.sum()), int(np.trace(counts)), int(counts[label].sum())
-    if len(facts.class_names) < 2:
+    if len(facts.class_names) < 2 or num_images == 1:
         return []
     only_guess = by_guess - int(counts[label, label])
     only_ours = num_correct - int(counts[label, label])

@@ -4,6 +4,8 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.models import create_model, resolve_arch
 from lit_cnn.training.weights import OFFLINE, expected_images, find_weights
 
+_GIVE_A_FILE = "give `weights=FILE.safetensors`"
+
 AUTO = "auto"
 """What stands for `available_weights` in a configuration until they are chosen."""
 
@@ -17,7 +19,8 @@ def available_weights(arch: str) -> tuple[str | None, str]:
         arch: Name of the architecture.
 
     Returns:
-        `pretrained` from its hub or the local cache, else `offline` if the package is installed, else None.
+        `pretrained` from its hub or the local cache, else `offline` if the package is installed, else None, and
+        then what would give some, where anything would.
 
     Raises:
         UsageError: If there is no such architecture.
@@ -38,6 +41,9 @@ def available_weights(arch: str) -> tuple[str | None, str]:
         find_weights(arch, "offline")
     except UsageError as error:
         if not package:
-            return None, f"{missing}, and no package holds any of {name}"
-        return None, f"{missing}, and {error.reason}"
+            return None, f"{missing}, and no package holds any of {name}; connect to the network, or {_GIVE_A_FILE}"
+        return (
+            None,
+            f"{missing}, and {error.reason}; {error.remedy or 'install it'}, connect to the network, or {_GIVE_A_FILE}",
+        )
     return "offline", f"ImageNet's, of an installed package; {missing}"

