@@ -37,7 +37,7 @@ def between(first: int, last: int, cost: float) -> tuple[float, ...]:
         (
             table_of(22, only=range(2)),
             "only",
-            "Only: 90.9 % [72.2, 97.5] on 22 test images. There is nothing here to compare it with.",
+            "only: 90.9 % [72.2, 97.5] on 22 test images. There is nothing here to compare it with.",
         ),
         (
             # Far better on test, but 22 images cannot tell: val decides.

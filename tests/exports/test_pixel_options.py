@@ -70,7 +70,7 @@ def test_a_run_keeps_both_and_decodes_by_them_wherever_it_goes(tmp_path: Path) -
     served.classifier = exported.classifier
     contents = pandas.DataFrame({"image": [file.read_bytes() for file in (gray, stroke)]})
     for row, file in zip(served.predict(None, contents)["probabilities"], (gray, stroke), strict=True):
-        assert row == pytest.approx(probabilities(predictor, file), abs=1e-5)
+        assert list(row.values()) == pytest.approx(probabilities(predictor, file), abs=1e-5)
 
     member = load_member(run.checkpoint)  # type: ignore[arg-type]
     assert member.record.preprocessing.keys() - set(_PREPROCESSING) == {"pixel_range", "background"}
