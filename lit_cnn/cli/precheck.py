@@ -98,12 +98,17 @@ def take_seeds(arguments: list[str]) -> tuple[list[int] | None, list[str]]:
         return None, arguments
     start = arguments.index("--seeds")
     end = start + 1
-    while end < len(arguments) and not arguments[end].startswith("-") and not Path(arguments[end]).exists():
+    while end < len(arguments) and _may_be_seed(arguments[end]):
         end += 1
     given = arguments[start + 1 : end]
     if not given or not all(seed.isdigit() for seed in given) or len(set(given)) < len(given):
         raise UsageError("seeds", given, "give one or more different whole numbers, such as --seeds 0 1 2")
     return [int(seed) for seed in given], arguments[:start] + arguments[end:]
+
+
+def _may_be_seed(text: str) -> bool:
+    # Digits are a seed though a folder of a class is called so; what is there, else, is the folder of the images.
+    return text.isdigit() or not (text.startswith("-") or Path(text).exists())
 
 
 def starting_line(arguments: Sequence[str], seeds: Sequence[int] | None) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lit_cnn.core.fonts import without_middle
 from lit_cnn.core.intervals import wilson_interval
-from lit_cnn.core.words import counted
+from lit_cnn.core.words import counted, joined
 from lit_cnn.data.class_table import printable
 
 DESCRIPTION = "mlflow.note.content"
@@ -18,6 +18,7 @@ _MOST_PAIRS = 2  # of classes that are named
 _LEAST_SHARE = 0.02  # of all mistakes, for a pair of classes to be named
 _LONGEST = 32  # letters of a class's name
 _SIGNIFICANT = 0.05
+_ON_VAL = ("best/val/acc", "val")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +84,11 @@ def seed_sentences(results: Mapping[str, Mapping[str, float]]) -> list[str]:
     if len(best) == len(on_val) > 1:
         said.append("On val they are all equal.")
     elif best:
-        which = f"seed {best[0]}" if len(best) == 1 else f"seeds {', '.join(best[:-1])} and {best[-1]}, equally"
+        which = f"seed {best[0]}" if len(best) == 1 else f"seeds {joined(best)}, equally"
         tested = [f"{100 * results[seed][metric]:.2f} %" for seed in best if metric in results[seed]]
         then = f" ({where}: {', '.join(tested)})" if where == "test" and tested else ""
         said.append(f"Best on val: {which}{then}.")
     return said
-
-
-_ON_VAL = ("best/val/acc", "val")
 
 
 def share(num_correct: int, num_images: int) -> str:
@@ -126,13 +124,13 @@ def _mistakes(facts: Facts) -> list[str]:
         return [f"{begin}: {named[0][1]}."]
     if total <= _MOST_PAIRS + 1:
         times = [text if count == 1 else f"{text} ({count} times)" for count, text in named]
-        return [f"The mistakes: {_listed(times)}."]
+        return [f"The mistakes: {joined(times)}."]
     if named[0][0] == 1:
         return [f"No two of the {total:,} mistakes are alike."]
     if named[0][0] < _LEAST_SHARE * total:
         return [f"No pair of classes stands out among the {total:,} mistakes."]
     often = [f"{text} ({count:,} times)" for count, text in named[:_MOST_PAIRS] if count > 1]
-    return [f"The most frequent of {total:,} mistakes: {_listed(often)}."]
+    return [f"The most frequent of {total:,} mistakes: {joined(often)}."]
 
 
 def _never_right(facts: Facts) -> list[str]:
@@ -214,7 +212,3 @@ def _per_cent(value: float, places: int) -> str:
 
 def _name(facts: Facts, label: Any) -> str:
     return without_middle(printable(facts.class_names[label]), _LONGEST)
-
-
-def _listed(texts: Sequence[str]) -> str:
-    return f"{', '.join(texts[:-1])} and {texts[-1]}" if len(texts) > 1 else texts[0]

@@ -22,7 +22,7 @@ from lit_cnn.training.callbacks.averaging import check_average_of
 from lit_cnn.training.callbacks.snapshots import check_same_cycles
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.distillation import Distillation
-from lit_cnn.training.ending import Ending, conclude, test_best
+from lit_cnn.training.ending import Ending, conclude, evaluate_best
 from lit_cnn.training.launchers import leave_it_to_first
 from lit_cnn.training.linked import check_data_of, made_by
 from lit_cnn.training.optimization import check_same_optimizer, path_of_penalties
@@ -353,7 +353,7 @@ def _train_and_test(setup: Setup, parts: RunTrainer, start: Start, ranks: Ranks)
             what = "it has no best epoch, and compare and ensemble leave it out"
             print(f"lit-cnn: warning: the run ended before its first validation: {what}", file=sys.stderr)
         elif setup.options.test_after_fit and parts.checkpoints.best_path is not None:
-            tested, predictions = test_best(setup, parts, ranks)
+            tested, predictions = evaluate_best(setup, parts, ranks)
             metrics |= tested
         ending = conclude(setup, parts, metrics, predictions) if trainer.is_global_zero else Ending()
         if logger:

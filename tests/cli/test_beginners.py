@@ -12,6 +12,7 @@ import pytest
 
 from lit_cnn.cli import auto_weights, main
 from lit_cnn.cli.lit_cli import DataCLI
+from lit_cnn.cli.precheck import take_seeds
 from lit_cnn.cli.shorthand import expand
 from lit_cnn.core.errors import UsageError
 from lit_cnn.evaluation.members import find_networks
@@ -285,3 +286,11 @@ def test_a_run_is_named_in_the_same_ways_everywhere(trained: Path, tmp_path: Pat
     file = tmp_path / run.run_id[:6]
     shutil.copy(best, file)
     assert checkpoint_file(file.name, store) == Path(file.name)  # a file of that name is meant
+
+
+def test_digits_are_seeds_though_folders_are_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("0", "1", "photos"):
+        (tmp_path / name).mkdir()
+    assert take_seeds(["--seeds", "0", "1", "photos"]) == ([0, 1], ["photos"])
+    assert take_seeds(["photos", "--seeds", "0", "1", "--recipe", "x"]) == ([0, 1], ["photos", "--recipe", "x"])
