@@ -35,12 +35,12 @@ def read_history(folder: Path, num_epochs: int) -> History:
     """
     rows: dict[str, dict[int, float]] = {name: {} for name in CURVES}
     ended: list[int | None] = []  # milliseconds at the ends of epochs; None where a process ended
-    seconds, began, last = 0.0, 0, 0
+    trained, began, last = 0, 0, 0  # milliseconds
     for record, _ in read_journal(folder):
         if record["kind"] == "header":
             began = last = record["created"]
         elif record["kind"] == "attempt":
-            seconds += (last - began) / 1000
+            trained += last - began
             began = last = record["time"]
             ended.append(None)
         elif record["kind"] == "metrics":
@@ -54,7 +54,7 @@ def read_history(folder: Path, num_epochs: int) -> History:
     return History(
         {name: _by_epoch(of_metric, ends, num_epochs) for name, of_metric in rows.items()},
         float(np.median(spans)) / 1000 if spans else None,
-        seconds + (last - began) / 1000,
+        (trained + last - began) / 1000,
     )
 
 
