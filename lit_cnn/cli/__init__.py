@@ -48,6 +48,8 @@ compare and look:
              lit-cnn preview FOLDER [--config augment/geometric]
   advise     try transfer regimes at a few training-set sizes, and say which to take
              lit-cnn advise FOLDER [--budget MINUTES]
+  best       find the best classifier that a budget of time gives, test it once and export it
+             lit-cnn best FOLDER --budget 60m
   compare    an experiment's runs by configuration over their seeds, or two runs image by image
              lit-cnn compare --experiment digits [--split val] [--format json] [--output FOLDER]
   ensemble   average tracked runs over one and many crops, with intervals and paired tests
@@ -78,6 +80,7 @@ _COMMANDS = {
     "check-data": "check_data",
     "preview": "preview",
     "advise": "advise",
+    "best": "best",
     "compare": "compare",
     "ensemble": "ensemble",
     "soup": "soup",

@@ -49,8 +49,8 @@ def expand(command: str, arguments: Sequence[str]) -> list[str]:
     if dataset not in _WITH_A_ROOT and not str(dataset).startswith("torchvision/"):
         own.append(f"--data.dataset={kind_of(Path(places[0]).expanduser())}")
     checkpoint = chosen([], options, "ckpt_path")
-    if command in ("test", "validate") or checkpoint not in (None, "last"):
-        return [*own, *rest]  # the checkpoint has the configuration
+    if command in ("test", "validate", "best") or checkpoint not in (None, "last"):
+        return [*own, *rest]  # the checkpoint has the configuration, or it is searched
     return [*_recipe(layers, options), *own, *rest]
 
 

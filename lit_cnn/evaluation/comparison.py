@@ -80,8 +80,8 @@ def evaluate(members: Sequence[Member], comparison: Comparison, baselines: Seque
     Returns:
         The table, with what the combination that was asked for predicts for each test image with the fewest crops.
     """
-    test = _outputs_on(members, "test", comparison)
-    val = _outputs_on(members, "val", comparison) if comparison.needs_val else {}
+    test = outputs_on(members, "test", comparison)
+    val = outputs_on(members, "val", comparison) if comparison.needs_val else {}
     part = _part(members[0], "test", comparison.limit_144)
     networks = [Network(member.record.parameters, member.record.multiply_adds) for member in members]
     timing = time_networks([member.model for member in members], comparison.views) if comparison.latency else None
@@ -123,7 +123,7 @@ def runs_of(members: Sequence[Member]) -> list[RunInfo]:
     return [member.run for member in members if member.run is not None]
 
 
-def _outputs_on(members: Sequence[Member], split: Split, comparison: Comparison) -> dict[int, Outputs]:
+def outputs_on(members: Sequence[Member], split: Split, comparison: Comparison) -> dict[int, Outputs]:
     """Returns all members' outputs on a split, for each number of views."""
     part = _part(members[0], split, comparison.limit_144)
     found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {count: [] for count in comparison.views}

@@ -89,17 +89,19 @@ def _recipe_of_ensemble(store: Store, run: RunInfo, views: int) -> Recipe:
         table = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UsageError("runs", run.run_id, f"{file} is no JSON ({error})", _AGAIN) from error
-    lines = [line for line in table["rows"] if line["kind"] == "ensemble"]
+    members = find_networks(store, run.tags["members"].split())
+    # Together with itself one network is what it is alone: no line of an ensemble.
+    kind = "ensemble" if len(members) > 1 else "member"
+    lines = [line for line in table["rows"] if line["kind"] == kind]
     # The combination that was asked for comes after the mean of all.
     line = next((line for line in reversed(lines) if line["num_views"] == views), None)
     if line is None:
         crops = sorted({line["num_views"] for line in lines})
         reason = f"{run.name} was evaluated with {', '.join(map(str, crops))} crops"
         raise UsageError("views", views, reason, f"an export has 1 or 2: make an ensemble with `views={views}`")
-    if line.get("weights") is None:
+    if len(members) > 1 and line.get("weights") is None:
         raise UsageError("runs", run.run_id, f"{run.name} is of a release that kept no weights", _AGAIN)
-    weights = [float(weight) for weight in line["weights"].split()]
-    members = find_networks(store, run.tags["members"].split())
+    weights = [float(weight) for weight in line["weights"].split()] if len(members) > 1 else [1.0]
     used = [(member, weight) for member, weight in zip(members, weights, strict=True) if weight > 0]
     total = sum(weight for _, weight in used)
     temperature, why_none = _temperature_of(line)

@@ -1,0 +1,198 @@
+"""`lit-cnn best FOLDER --budget 60m`: the best classifier that so much time gives, tested once, and exported."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lit_cnn.cli.output import print_result
+from lit_cnn.cli.verbs import CommandParser
+from lit_cnn.core.errors import UsageError, as_printed
+
+if TYPE_CHECKING:
+    from lit_cnn.cli.lit_cli import DataCLI
+    from lit_cnn.data.datamodule import ImageDataModule
+    from lit_cnn.search.halving import Candidate, Extent
+    from lit_cnn.training.parents import ParentRun
+    from lit_cnn.training.setup import Setup
+
+_SAMPLE = 64  # images that are looked at for their size
+
+
+def best(arguments: list[str]) -> int:
+    """Takes FOLDER, the options of `lit-cnn fit` and its own."""
+    parser = CommandParser(
+        prog="lit-cnn best",
+        description="Find the best classifier for these images that a budget of time gives: networks and transfer "
+        "regimes by successive halving, the best one in full and more than once, an ensemble and mirror images if they "
+        "pay; test it once, and export it. Takes FOLDER and the options of lit-cnn fit too. Ctrl-C ends the search "
+        "and gives the best so far.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--budget", type=seconds_of, default=3600.0, metavar="TIME", help="90s, 15m, 2h; default: 60m")
+    parser.add_argument("--archs", nargs="+", metavar="ARCH", help="networks to try with their published weights")
+    parser.add_argument("--output", type=Path, default=Path("best"), help="folder for report and model; default: best")
+    parser.add_argument("--format", choices=["table", "csv", "json"], default="table", help="default: table")
+    options, of_fit = parser.parse_known_args(arguments)
+
+    from lit_cnn.cli.precheck import precheck, value_of
+    from lit_cnn.cli.shorthand import expand
+
+    of_fit = expand("best", of_fit)
+    precheck(of_fit, parser.options)
+    if (value_of(of_fit, "track") or "true").lower() == "false":
+        raise UsageError("track", False, "every training is a tracked run", "leave it out")
+    from lit_cnn.cli.train import exit_code
+    from lit_cnn.training.process import hush_lightning
+
+    hush_lightning()
+    return exit_code(lambda: _best(options, of_fit))
+
+
+def seconds_of(text: str) -> float:
+    """Returns the seconds that a text such as `90s`, `15m` or `2h` says.
+
+    Raises:
+        ArgumentTypeError: If it says none.
+    """
+    try:
+        seconds = float(text[:-1]) * {"s": 1, "m": 60, "h": 3600}[text[-1:]]
+    except (ValueError, KeyError):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: give a time such as 90s, 15m or 2h")
+    return seconds
+
+
+def _best(options: argparse.Namespace, of_fit: list[str]) -> None:
+    from lit_cnn.cli.lit_cli import DataCLI
+    from lit_cnn.search.best import PLAN, Budget, Plan, Trainings, search_and_train
+    from lit_cnn.search.candidates import candidates
+    from lit_cnn.search.conclusion import conclude
+
+    parsed = DataCLI(of_fit)
+    data = parsed.datamodule
+    num_images, num_classes = len(data.splits.train), data.num_classes
+    weights = _weights_of(options.archs)
+    tried = candidates(weights, _sizes(weights), _shorter_side(data), num_images, num_classes, data.in_channels)
+    resumes = parsed.options.resume is not None
+    key = " ".join([data.digests["data"], f"{options.budget:g}", *(each.name for each in tried)])
+    plan = Plan(options.output / PLAN, resumes, key)
+    budget = Budget(options.budget, plan.spent)
+    _say(_planned(tried, data, options.budget))
+    parent = _parent_of(tried, parsed, resumes)
+    trainings = Trainings(parent, partial(_setup, of_fit), len(data.splits.val), plan, budget, _say)
+    was_stopped = search_and_train(trainings, tried, num_images, num_classes, budget)
+    found = conclude(parsed.options.store, trainings.outcomes, data.image_set.name, budget, options.output, _say)
+    found = replace(found, was_stopped=was_stopped)
+    page = found.report(options.output)
+    print_result(found, options.format)
+    if options.format == "table":
+        print(f"\nReport: {page}")
+        if found.export is not None:
+            print(f"Next: lit-cnn predict FOLDER --model {found.export}, lit-cnn ui")
+        print(f"run {found.run}")
+
+
+def _weights_of(archs: Sequence[str] | None) -> dict[str, str | None]:
+    """Returns the weights that can be had of each network; of those that were asked for, one line says why not."""
+    from lit_cnn.search.candidates import ARCHS
+    from lit_cnn.training.available_weights import available_weights
+
+    found = dict[str, str | None]()
+    for arch in archs or ARCHS:
+        found[arch], why = available_weights(arch)
+        if found[arch] is None and archs:
+            raise UsageError("archs", arch, f"there are no weights of it: {why}", "leave it out")
+    return found
+
+
+def _sizes(weights: Mapping[str, str | None]) -> dict[str, int]:
+    from lit_cnn.training.weights import expected_images
+
+    return {
+        arch: int((expected_images(arch, of_arch) or {}).get("image_size", 224))
+        for arch, of_arch in weights.items()
+        if of_arch is not None
+    }
+
+
+def _shorter_side(data: "ImageDataModule") -> int:
+    """Returns the median of the shorter sides of some images, in pixels."""
+    images = data.image_set.images
+    some = [images[int(place)] for place in np.linspace(0, len(images) - 1, min(_SAMPLE, len(images)))]
+    return int(np.median([min(image.shape[:2]) for image in some]))
+
+
+def _setup(of_fit: Sequence[str], candidate: "Candidate", extent: "Extent", seed: int) -> "Setup":
+    from lit_cnn.cli.lit_cli import LitCLI
+    from lit_cnn.cli.precheck import value_of
+
+    weights = "null" if candidate.weights is None else candidate.weights
+    own = [
+        *candidate.options,
+        f"--model.arch={candidate.arch}",
+        f"--model.weights={weights}",
+        f"--model.transfer={candidate.regime}",
+        f"--data.limit_train={extent.num_images}",
+        f"--trainer.max_epochs={extent.epochs}",
+        f"--seed_everything={seed}",
+        "--test_after_fit=false",
+        "--report=false",
+        "--trainer.enable_progress_bar=false",
+    ]
+    # What the user says wins, but for what is searched.
+    kept = [text for text in own if text.startswith("--config") or value_of(of_fit, _name(text)) is None]
+    return LitCLI("fit", [*of_fit, *kept]).setup
+
+
+def _name(argument: str) -> str:
+    return argument.removeprefix("--").partition("=")[0]
+
+
+def _planned(tried: Sequence["Candidate"], data: "ImageDataModule", seconds: float) -> str:
+    """Returns what is going to happen."""
+    from lit_cnn.core.words import counted, duration, joined
+
+    splits = ", ".join(f"{len(data.splits[split]):,} {split}" for split in ("train", "val", "test"))
+    archs = joined(list(dict.fromkeys(each.arch for each in tried)))
+    regimes = joined(list(dict.fromkeys(each.regime for each in tried)))
+    return "\n".join(
+        [
+            f"best for {data.image_set.name} in {duration(round(seconds))}: {data.num_classes:,} classes, {splits}",
+            f"tries {archs}, {regimes}: {counted(len(tried), 'configuration')} by successive halving,",
+            "then trains the best in full with several seeds, takes an ensemble and mirror images if they pay,",
+            "tests that once, and exports it. Ctrl-C gives the best so far.",
+        ]
+    )
+
+
+def _parent_of(tried: Sequence["Candidate"], parsed: "DataCLI", resume: bool) -> "ParentRun":
+    from lit_cnn.training.parents import ParentRun
+
+    subject = parsed.datamodule.image_set.name
+    return ParentRun(
+        "best",
+        resume,
+        differs={
+            "children": [f"best: {each.name}" for each in tried],
+            **{section: parsed.plain_config[section] for section in ("model", "data", "trainer")},
+        },
+        tags={
+            "arch": " + ".join(sorted({each.arch for each in tried})),
+            "transfer": " + ".join(sorted({each.regime for each in tried})),
+        },
+        name_of=lambda name: f"best_{subject}",
+        conclude=lambda parent: None,
+        child_tags={"trial": "best"},
+        label_of=lambda params: "best",
+    )
+
+
+def _say(text: str) -> None:
+    print(as_printed(text), file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""Searches among configurations: which to train, with how much of the budget, and what their results are worth."""

@@ -1,0 +1,210 @@
+"""The best classifier that a budget of time gives on a set of images: `lit-cnn best`.
+
+Configurations are tried by successive halving (`lit_cnn.search.halving`), and the best one is trained in full, more
+than once where there is time. What is combined of that is chosen on images that are not test; the test images are
+looked at once, for what has been chosen.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.files import write_text_atomically
+from lit_cnn.core.words import counted, duration
+from lit_cnn.reports.wording import percent
+from lit_cnn.search.halving import Candidate, Clock, Extent, Outcome, halve, name_of
+from lit_cnn.training.callbacks import RunInterrupted
+from lit_cnn.training.parents import ParentRun
+from lit_cnn.training.run import train
+from lit_cnn.training.setup import Setup
+
+SEARCH, TRAINING = 0.4, 0.85
+"""Shares of the budget that are spent when the search is over, and the trainings in full; the rest is for the test."""
+
+_MORE_SEEDS, _RUNNERS_UP = 2, 2
+
+PLAN = "plan.json"
+"""The file of the output folder in which stands what a search had decided when it was stopped."""
+
+
+@dataclass
+class Budget:
+    """Seconds that there are for all of it.
+
+    Attributes:
+        seconds: In all.
+        spent: Before this process began.
+        began: When it did, on the monotonic clock.
+    """
+
+    seconds: float
+    spent: float = 0.0
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def used(self) -> float:
+        """Seconds that are spent."""
+        return self.spent + time.monotonic() - self.began
+
+    def left(self, share: float = 1.0) -> float:
+        """Returns the seconds until this share of the budget is spent; negative if more is."""
+        return share * self.seconds - self.used
+
+
+class Plan:
+    """How much each training is given, kept in a file: a search that is gone on with decides the same again.
+
+    Args:
+        file: Where it is kept.
+        resume: Whether what is there is taken over.
+        key: What is searched, and on which images; a plan of another search is not taken over.
+
+    Attributes:
+        spent: Seconds that were spent before.
+
+    Raises:
+        UsageError: If the file holds no plan.
+    """
+
+    def __init__(self, file: Path, resume: bool, key: str) -> None:
+        self._file, self._key = file, key
+        self._extents: dict[str, Extent] = {}
+        self.spent = 0.0
+        if not resume or not file.exists():
+            return
+        try:
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            extents = {name: Extent(*extent) for name, extent in kept["extents"].items()}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError("resume", "auto", f"{file} holds no plan ({error!r})", "remove it") from error
+        if kept["key"] == key:
+            self._extents, self.spent = extents, kept["spent"]
+
+    def extent(self, name: str, extent: Extent, spent: float) -> Extent:
+        """Returns how much a training is given: what was decided before, else what is decided now, which is kept.
+
+        Args:
+            name: Of the training.
+            extent: What is decided now.
+            spent: Seconds that are spent by now.
+        """
+        extent = self._extents.setdefault(name, extent)
+        kept = {name: [each.epochs, each.num_images] for name, each in self._extents.items()}
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(self._file, json.dumps({"key": self._key, "spent": spent, "extents": kept}))
+        return extent
+
+
+class Trainings:
+    """Trains candidates as children of one tracked run.
+
+    Args:
+        parent: The run; opened by the first training.
+        make: Makes the setup of a training.
+        num_val: Val images.
+        plan: What was decided.
+        budget: The time.
+        say: Called with what someone who waits wants to read.
+
+    Attributes:
+        outcomes: What has ended, in order.
+        clock: How long trainings take.
+    """
+
+    def __init__(
+        self,
+        parent: ParentRun,
+        make: Callable[[Candidate, Extent, int], Setup],
+        num_val: int,
+        plan: Plan,
+        budget: Budget,
+        say: Callable[[str], None],
+    ) -> None:
+        self.outcomes: list[Outcome] = []
+        self.clock = Clock()
+        self.say = say
+        self._parent, self._make, self._num_val, self._plan, self._budget = parent, make, num_val, plan, budget
+
+    def train(self, candidate: Candidate, extent: Extent, name: str, seed: int = 0) -> Outcome:
+        """Trains a candidate; what was trained before the run was resumed is not trained again.
+
+        Args:
+            candidate: What.
+            extent: How much.
+            name: Of the training.
+            seed: The training seed.
+        """
+        extent = self._plan.extent(name, extent, self._budget.used)
+        began = time.monotonic()
+        run = train(self._make(candidate, extent, seed), self._parent, name)
+        if name not in self._parent.children:
+            run = replace(run, seconds=time.monotonic() - began)
+            self._parent.add(name, run)
+        accuracy, seconds = run.metrics["best/val/acc"], run.seconds or 0.0
+        counts = round(accuracy * self._num_val), self._num_val
+        outcome = Outcome(candidate, extent, *counts, run.metrics.get("best/val/loss", 0.0), seconds, run.id, seed)
+        self.say(trained_words(outcome))
+        self.outcomes.append(outcome)
+        self.clock.add(outcome)
+        return outcome
+
+    def end(self, status: str) -> None:
+        """Closes the run: FINISHED, FAILED or KILLED."""
+        self._parent.end(status)
+
+
+def train_in_full(trainings: Trainings, ranked: list[Outcome], extent: Extent, budget: Budget) -> None:
+    """Trains the best candidate in full with as many seeds as there is time for, then those next to it.
+
+    Args:
+        trainings: Trains.
+        ranked: What the search found, the best first.
+        extent: All images; the epochs are each candidate's own.
+        budget: The time.
+    """
+    planned = [(ranked[0].candidate, seed) for seed in range(1 + _MORE_SEEDS)]
+    planned += [(outcome.candidate, 0) for outcome in ranked[1 : 1 + _RUNNERS_UP]]
+    for candidate, seed in planned:
+        whole = replace(extent, epochs=candidate.epochs)
+        if any((each.candidate, each.extent, each.seed) == (candidate, whole, seed) for each in trainings.outcomes):
+            continue
+        if trainings.clock.seconds(candidate, whole) > budget.left(TRAINING):
+            trainings.say(f"left out: {candidate.name}, seed {seed}, in full; there is no time for it")
+            continue
+        trainings.train(candidate, whole, f"in full, {candidate.name}, seed {seed}", seed)
+
+
+def trained_words(outcome: Outcome) -> str:
+    """Returns a line about a training that has ended."""
+    extent, candidate = outcome.extent, outcome.candidate
+    how_much = f"{counted(extent.epochs, 'epoch')}, {counted(extent.num_images, 'image')}"
+    right = f"{percent(outcome.num_correct / outcome.num_val, outcome.num_val)} % of {outcome.num_val:,} val images"
+    return f"  {name_of(outcome)}: {right}; {how_much}, {duration(outcome.seconds)}"
+
+
+def search_and_train(
+    trainings: Trainings, tried: Sequence[Candidate], num_images: int, num_classes: int, budget: Budget
+) -> bool:
+    """Searches, then trains what was found in full; returns whether somebody stopped it.
+
+    Raises:
+        RunInterrupted: If somebody stopped it before the first training had ended.
+    """
+    status = "FAILED"
+    try:
+        left = partial(budget.left, SEARCH)
+        ranked = halve(tried, left, trainings.train, num_images, num_classes, trainings.say)
+        train_in_full(trainings, ranked, Extent(0, num_images), budget)
+        status = "FINISHED"
+    except (RunInterrupted, KeyboardInterrupt):
+        status = "KILLED"
+        if not trainings.outcomes:
+            raise
+        trainings.say("stopped; what is best so far is tested now")
+    finally:
+        trainings.end(status)
+    return status == "KILLED"

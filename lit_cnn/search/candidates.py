@@ -1,0 +1,90 @@
+"""Which configurations `lit-cnn best` tries on a set of images."""
+
+from collections.abc import Mapping, Sequence
+
+from lit_cnn.models.describe import describe
+from lit_cnn.search.halving import Candidate
+from lit_cnn.training.transfer import Regime
+
+ARCHS = (
+    "tf_efficientnet_lite0",
+    "tf_efficientnet_lite2",
+    "resnet50",
+    "convnext_tiny.in12k_ft_in1k",
+)
+"""Networks whose published weights are tried, where they can be had."""
+
+VIEWS = 5
+"""Fixed views of each training image, for which what is frozen is computed once."""
+
+SMALL = 48
+"""Pixels of the shorter side up to which networks of small images are tried too."""
+
+_EPOCHS = 20
+_SCRATCH_EPOCHS = 30
+_SCRATCH_SIZE = 64
+_MANY = 500  # training images a class from which training from random weights is tried too
+_SMALL_ARCHS = ("airbench", "resnet20")
+_LARGE_ARCHS = ("resnet18",)
+_BATCH_SIZE = 32  # where more than a head trains: few images are to make some steps
+_BACKWARD = 3.0  # forward passes that a training step takes
+_LAST_STAGES = 1.5  # forward passes that the last stages take, of a network that is cut before them
+
+
+def candidates(
+    weights: Mapping[str, str | None],
+    image_size: Mapping[str, int],
+    shorter_side: int,
+    num_images: int,
+    num_classes: int,
+    in_channels: int,
+) -> list[Candidate]:
+    """Returns the configurations to try: each network with each regime, and networks that start from nothing.
+
+    Args:
+        weights: Architecture -> the weights that can be had of it; those without are left out.
+        image_size: Architecture -> pixels of the square that its weights expect.
+        shorter_side: Median of the images' shorter sides, in pixels.
+        num_images: Training images.
+        num_classes: Number of classes.
+        in_channels: Of the images, 1 or 3.
+    """
+    found = list[Candidate]()
+    for arch, of_arch in weights.items():
+        if of_arch is None:
+            continue
+        is_small = shorter_side <= SMALL
+        size = 112 if is_small else image_size[arch]
+        more = [f"--data.image_size={size}", *(["--data.crop_pct=1.0"] if is_small else [])]
+        for regime in ("head_only", "last_stages", "full"):
+            found.append(_transferred(arch, regime, of_arch, more, size, num_classes))
+    if shorter_side <= SMALL:
+        size = max(28, shorter_side)
+        found += [_scratch(arch, size, num_classes, in_channels) for arch in _SMALL_ARCHS]
+    elif not found or num_images >= _MANY * num_classes:
+        found += [_scratch(arch, _SCRATCH_SIZE, num_classes, in_channels) for arch in _LARGE_ARCHS]
+    return found
+
+
+def _transferred(
+    arch: str, regime: Regime, weights: str, more: Sequence[str], size: int, num_classes: int
+) -> Candidate:
+    one = _multiply_adds(arch, size, num_classes, 3)
+    # A cached part is computed once for each view; the rest is trained in each epoch.
+    of_epoch = {"head_only": 0.01, "last_stages": _LAST_STAGES, "full": _BACKWARD}[regime] * one
+    once = 0.0 if regime == "full" else VIEWS * one
+    views = "null" if regime == "full" else str(VIEWS)
+    batch_size = () if regime == "head_only" else (f"--data.batch_size={_BATCH_SIZE}",)
+    options = (f"--config=transfer/{regime}", f"--data.views={views}", "--data.in_channels=3", *batch_size, *more)
+    return Candidate(f"{arch}, {regime}", arch, regime, weights, options, _EPOCHS, of_epoch, once)
+
+
+def _scratch(arch: str, size: int, num_classes: int, in_channels: int) -> Candidate:
+    of_epoch = _BACKWARD * _multiply_adds(arch, size, num_classes, in_channels)
+    options = (f"--config=model/{arch}", f"--data.image_size={size}", "--data.train_crop=center")
+    return Candidate(f"{arch}, scratch", arch, "scratch", None, options, _SCRATCH_EPOCHS, of_epoch)
+
+
+def _multiply_adds(arch: str, size: int, num_classes: int, in_channels: int) -> float:
+    described = describe(arch, image_size=size, num_classes=num_classes, in_channels=in_channels)
+    return float(described.totals["multiply_adds"])

@@ -1,0 +1,115 @@
+"""The end of `lit-cnn best`: what is combined is chosen on val, then tested, exported and written down."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.words import counted
+from lit_cnn.evaluation.choice import Way, choose, ways_on
+from lit_cnn.evaluation.comparison import Comparison, outputs_on
+from lit_cnn.evaluation.ensemble import ensemble
+from lit_cnn.evaluation.members import find_networks
+from lit_cnn.evaluation.predict import Member, load_network
+from lit_cnn.exports import export
+from lit_cnn.exports.formats import PACKAGES
+from lit_cnn.portable import needed_package
+from lit_cnn.search.best import Budget
+from lit_cnn.search.best_result import Best
+from lit_cnn.search.halving import Outcome, name_of, rank
+from lit_cnn.tracking import Store
+
+VIEWS = (1, 2)
+"""Of each image: what an export can have."""
+
+_MOST_MEMBERS = 6
+_MODEL = "model"
+
+
+def conclude(
+    store: Store, outcomes: Sequence[Outcome], subject: str, budget: Budget, output: Path, say: Callable[[str], None]
+) -> Best:
+    """Chooses on val what is combined of the trained networks, tests it, and exports it.
+
+    Args:
+        store: Where the runs are.
+        outcomes: The trainings, in the order of time; at least one.
+        subject: The data set.
+        budget: The time.
+        output: Folder of the report and the model.
+        say: Called with what someone who waits wants to read.
+    """
+    taken = _last(outcomes)
+    members = [load_network(store, run, ["val"]) for run in find_networks(store, [each.run for each in taken])]
+    say(f"choosing among {counted(len(members), 'network')} on val")
+    ways = _ways(members, [name_of(each) for each in taken], Comparison(VIEWS, store.predictions_dir))
+    chosen, _ = choose(ways)
+    used = [(member, weight) for member, weight in zip(members, chosen.weights, strict=True) if weight]
+    runs = [member.run.run_id for member, _ in used if member.run is not None]
+    say(f"testing {chosen.name}")
+    table = ensemble(
+        runs,
+        views=[chosen.num_views],
+        weights=[float(weight) for _, weight in used] if len(used) > 1 else None,
+        calibration=True,
+        tracking_uri=store.tracking_uri,
+    )
+    line = table.lines[-1]
+    calibration = line.row.calibration
+    scaled = calibration.scaled if calibration is not None else None
+    assert table.run is not None
+    found = Best(
+        subject,
+        tuple(outcomes),
+        tuple(ways),
+        chosen,
+        f"{len(chosen.correct):,} val images",
+        line.accuracy,
+        len(line.row.correct),
+        scaled.temperature if scaled is not None else None,
+        budget.used,
+        budget.seconds,
+        run=table.run.id,
+    )
+    return _exported(found, table.run.id, output, store, say)
+
+
+def _last(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Returns the best trainings on val, of each configuration and seed the one that had most."""
+    last = {name_of(each): each for each in outcomes}
+    return sorted(last.values(), key=rank)[:_MOST_MEMBERS]
+
+
+def _ways(members: Sequence[Member], names: Sequence[str], comparison: Comparison) -> list[Way]:
+    """Returns what can be chosen; networks are combined that take the same images, since an export is given one."""
+    kinds: dict[str, list[int]] = {}
+    for place, member in enumerate(members):
+        kinds.setdefault(str(sorted(member.record.preprocessing.items())), []).append(place)
+    found = list[Way]()
+    for places in kinds.values():
+        own = [members[place] for place in places]
+        costs = [float(member.record.multiply_adds) for member in own]
+        for way in ways_on(outputs_on(own, "val", comparison), [names[place] for place in places], costs):
+            weights = np.zeros(len(members))
+            weights[places] = way.weights
+            found.append(replace(way, weights=weights))
+    return found
+
+
+def _exported(found: Best, run: str, output: Path, store: Store, say: Callable[[str], None]) -> Best:
+    """Exports what was tested: as ONNX where that can be written here, else for torch."""
+    format = "torch"
+    with contextlib.suppress(UsageError):
+        for package in PACKAGES["onnx"]:
+            needed_package(package, "format", "onnx")
+        format = "onnx"
+    folder = output / _MODEL
+    say(f"exporting to {folder} ({format})")
+    try:
+        export(run, folder, format, views=found.chosen.num_views, overwrite=True, tracking_uri=store.tracking_uri)
+    except UsageError as error:
+        return replace(found, notes=(f"It could not be exported: {error.reason}.",))
+    return replace(found, export=folder)
