@@ -12,11 +12,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import lightning.pytorch as pl
+
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import write_text_atomically
 from lit_cnn.core.words import counted, duration
 from lit_cnn.reports.wording import percent
-from lit_cnn.search.halving import Candidate, Clock, Extent, Outcome, halve, name_of
+from lit_cnn.search.halving import Candidate, Clock, Extent, Outcome, extent_of, halve, name_of
 from lit_cnn.training.callbacks import RunInterrupted
 from lit_cnn.training.parents import ParentRun
 from lit_cnn.training.run import train
@@ -25,6 +27,8 @@ from lit_cnn.training.setup import Setup
 SEARCH, TRAINING = 0.4, 0.85
 """Shares of the budget that are spent when the search is over, and the trainings in full; the rest is for the test."""
 
+_OF_EPOCHS = "time/epochs"
+_WORTH = 1.5  # times what it had before; less more of training is not worth its time
 _MORE_SEEDS, _RUNNERS_UP = 2, 2
 
 PLAN = "plan.json"
@@ -99,6 +103,26 @@ class Plan:
         return extent
 
 
+class Stopwatch(pl.Callback):
+    """Measures how long the epochs of a training take, validation included.
+
+    Attributes:
+        seconds: That they took.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._began = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Starts."""
+        self._began = time.monotonic()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stops."""
+        self.seconds += time.monotonic() - self._began
+
+
 class Trainings:
     """Trains candidates as children of one tracked run.
 
@@ -125,7 +149,7 @@ class Trainings:
         say: Callable[[str], None],
     ) -> None:
         self.outcomes: list[Outcome] = []
-        self.clock = Clock()
+        self.clock = Clock(num_val)
         self.say = say
         self._parent, self._make, self._num_val, self._plan, self._budget = parent, make, num_val, plan, budget
 
@@ -139,14 +163,17 @@ class Trainings:
             seed: The training seed.
         """
         extent = self._plan.extent(name, extent, self._budget.used)
-        began = time.monotonic()
-        run = train(self._make(candidate, extent, seed), self._parent, name)
+        began, stopwatch = time.monotonic(), Stopwatch()
+        setup = self._make(candidate, extent, seed)
+        callbacks = [*(setup.trainer.get("callbacks") or []), stopwatch]
+        run = train(replace(setup, trainer={**setup.trainer, "callbacks": callbacks}), self._parent, name)
         if name not in self._parent.children:
-            run = replace(run, seconds=time.monotonic() - began)
+            metrics = {**run.metrics, _OF_EPOCHS: stopwatch.seconds}
+            run = replace(run, metrics=metrics, seconds=time.monotonic() - began)
             self._parent.add(name, run)
-        accuracy, seconds = run.metrics["best/val/acc"], run.seconds or 0.0
-        counts = round(accuracy * self._num_val), self._num_val
-        outcome = Outcome(candidate, extent, *counts, run.metrics.get("best/val/loss", 0.0), seconds, run.id, seed)
+        counts = round(run.metrics["best/val/acc"] * self._num_val), self._num_val
+        times = run.seconds or 0.0, run.metrics[_OF_EPOCHS]
+        outcome = Outcome(candidate, extent, *counts, run.metrics.get("best/val/loss", 0.0), *times, run.id, seed)
         self.say(trained_words(outcome))
         self.outcomes.append(outcome)
         self.clock.add(outcome)
@@ -157,30 +184,38 @@ class Trainings:
         self._parent.end(status)
 
 
-def train_in_full(trainings: Trainings, ranked: list[Outcome], extent: Extent, budget: Budget) -> None:
+def train_in_full(
+    trainings: Trainings, ranked: list[Outcome], num_images: int, num_classes: int, budget: Budget
+) -> None:
     """Trains the best candidate in full with as many seeds as there is time for, then those next to it.
 
     Args:
         trainings: Trains.
         ranked: What the search found, the best first.
-        extent: All images; the epochs are each candidate's own.
+        num_images: Training images.
+        num_classes: Number of classes.
         budget: The time.
     """
     planned = [(ranked[0].candidate, seed) for seed in range(1 + _MORE_SEEDS)]
     planned += [(outcome.candidate, 0) for outcome in ranked[1 : 1 + _RUNNERS_UP]]
     for candidate, seed in planned:
-        whole = replace(extent, epochs=candidate.epochs)
-        if any((each.candidate, each.extent, each.seed) == (candidate, whole, seed) for each in trainings.outcomes):
+        whole = Extent(candidate.epochs, num_images)
+        own = [each.extent for each in trainings.outcomes if (each.candidate, each.seed) == (candidate, seed)]
+        if whole in own:
             continue
-        if trainings.clock.seconds(candidate, whole) > budget.left(TRAINING):
+        left = budget.left(TRAINING)
+        share = trainings.clock.largest_share([candidate], left, num_images, num_classes)
+        extent = extent_of(share, candidate, num_images, num_classes)
+        least = _WORTH * max((each.passes for each in own), default=0) or whole.passes / _WORTH
+        if trainings.clock.seconds(candidate, extent) > left or extent.passes < least:
             trainings.say(f"left out: {candidate.name}, seed {seed}, in full; there is no time for it")
             continue
-        trainings.train(candidate, whole, f"in full, {candidate.name}, seed {seed}", seed)
+        trainings.train(candidate, extent, f"in full, {candidate.name}, seed {seed}", seed)
 
 
 def trained_words(outcome: Outcome) -> str:
     """Returns a line about a training that has ended."""
-    extent, candidate = outcome.extent, outcome.candidate
+    extent = outcome.extent
     how_much = f"{counted(extent.epochs, 'epoch')}, {counted(extent.num_images, 'image')}"
     right = f"{percent(outcome.num_correct / outcome.num_val, outcome.num_val)} % of {outcome.num_val:,} val images"
     return f"  {name_of(outcome)}: {right}; {how_much}, {duration(outcome.seconds)}"
@@ -197,8 +232,8 @@ def search_and_train(
     status = "FAILED"
     try:
         left = partial(budget.left, SEARCH)
-        ranked = halve(tried, left, trainings.train, num_images, num_classes, trainings.say)
-        train_in_full(trainings, ranked, Extent(0, num_images), budget)
+        ranked = halve(tried, left, trainings.train, trainings.clock, num_images, num_classes, trainings.say)
+        train_in_full(trainings, ranked, num_images, num_classes, budget)
         status = "FINISHED"
     except (RunInterrupted, KeyboardInterrupt):
         status = "KILLED"

@@ -28,6 +28,8 @@ _SMALL_ARCHS = ("airbench", "resnet20")
 _LARGE_ARCHS = ("resnet18",)
 _BATCH_SIZE = 32  # where more than a head trains: few images are to make some steps
 _BACKWARD = 3.0  # forward passes that a training step takes
+_READING = 1e8  # multiply-adds in whose time an image is read and augmented
+_LEAST = 1e6  # multiply-adds in whose time a cached image is trained on
 _LAST_STAGES = 1.5  # forward passes that the last stages take, of a network that is cut before them
 
 
@@ -71,16 +73,16 @@ def _transferred(
 ) -> Candidate:
     one = _multiply_adds(arch, size, num_classes, 3)
     # A cached part is computed once for each view; the rest is trained in each epoch.
-    of_epoch = {"head_only": 0.01, "last_stages": _LAST_STAGES, "full": _BACKWARD}[regime] * one
-    once = 0.0 if regime == "full" else VIEWS * one
+    of_epoch = {"head_only": 0.0, "last_stages": _LAST_STAGES * one, "full": _BACKWARD * one + _READING}[regime]
+    once = 0.0 if regime == "full" else VIEWS * (one + _READING)
     views = "null" if regime == "full" else str(VIEWS)
     batch_size = () if regime == "head_only" else (f"--data.batch_size={_BATCH_SIZE}",)
     options = (f"--config=transfer/{regime}", f"--data.views={views}", "--data.in_channels=3", *batch_size, *more)
-    return Candidate(f"{arch}, {regime}", arch, regime, weights, options, _EPOCHS, of_epoch, once)
+    return Candidate(f"{arch}, {regime}", arch, regime, weights, options, _EPOCHS, of_epoch + _LEAST, once)
 
 
 def _scratch(arch: str, size: int, num_classes: int, in_channels: int) -> Candidate:
-    of_epoch = _BACKWARD * _multiply_adds(arch, size, num_classes, in_channels)
+    of_epoch = _BACKWARD * _multiply_adds(arch, size, num_classes, in_channels) + _READING
     options = (f"--config=model/{arch}", f"--data.image_size={size}", "--data.train_crop=center")
     return Candidate(f"{arch}, scratch", arch, "scratch", None, options, _SCRATCH_EPOCHS, of_epoch)
 

@@ -7,7 +7,7 @@ training takes is measured by those before it.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lit_cnn.core.intervals import Interval, wilson_interval
 from lit_cnn.core.words import counted
@@ -18,7 +18,10 @@ KEPT = 3
 
 _LEAST_EPOCHS = 3
 _LEAST_PER_CLASS = 5
-_OVERHEAD = 3.0  # seconds of a training that no image takes: building, checking, recording
+_FIRST_ROUND = 1 / 2  # of the time, at most
+_VALIDATION = 1 / 3  # of what an image takes in training
+_FIXED = 4.0  # seconds of a training that go by no image, until that has been measured
+_LEAST = 0.2  # share of a training's seconds that goes by its images at the least
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Candidate:
         weights: What it starts from.
         options: More arguments of `lit-cnn fit`.
         epochs: Of its full training.
-        work: What one training image of one epoch takes, in any unit that all candidates share.
-        constant_work: What each training image takes once, such as features that are cached.
+        work: What one training image of one epoch takes, in a unit that all candidates share.
+        constant_work: What each training image takes once, before the first epoch, such as features that are cached.
     """
 
     name: str
@@ -44,10 +47,6 @@ class Candidate:
     epochs: int
     work: float
     constant_work: float = 0.0
-
-    def total_work(self, extent: "Extent") -> float:
-        """Returns what a training takes, in the unit of `work`."""
-        return extent.num_images * (self.work * extent.epochs + self.constant_work)
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,11 @@ class Extent:
     epochs: int
     num_images: int
 
+    @property
+    def passes(self) -> int:
+        """Images that go through the network."""
+        return self.epochs * self.num_images
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -74,6 +78,7 @@ class Outcome:
         num_val: All of them.
         val_loss: Mean loss on val in that epoch; decides between equal ones.
         seconds: Of the whole training.
+        epochs_seconds: Of its epochs alone, validation included.
         run: The run's id.
         seed: The training seed.
     """
@@ -84,6 +89,7 @@ class Outcome:
     num_val: int
     val_loss: float
     seconds: float
+    epochs_seconds: float
     run: str
     seed: int = 0
 
@@ -113,25 +119,43 @@ def extent_of(share: float, candidate: Candidate, num_images: int, num_classes: 
     return Extent(epochs, min(num_images, max(least, math.ceil(passes / epochs - 1e-9))))
 
 
-@dataclass
 class Clock:
     """How long trainings take on this machine, by those that have ended.
 
-    Attributes:
-        speeds: Candidate's name -> seconds for a unit of its work; the last training of it counts.
+    Of a training some seconds are for none of its images (building, checking, recording), the rest goes by its work;
+    a candidate that was not tried yet goes at the slowest speed seen.
+
+    Args:
+        num_val: Val images, which each epoch sees too.
     """
 
-    speeds: dict[str, float] = field(default_factory=dict)
+    def __init__(self, num_val: int) -> None:
+        self._num_val = num_val
+        self._fixed = _FIXED
+        self._first = ""
+        self._seconds: dict[str, tuple[float, float]] = {}  # candidate's name -> seconds and work of its last training
 
     def add(self, outcome: Outcome) -> None:
         """Takes a training into account."""
-        work = outcome.candidate.total_work(outcome.extent)
-        self.speeds[outcome.candidate.name] = max(outcome.seconds - _OVERHEAD, 0.2 * outcome.seconds) / work
+        candidate = outcome.candidate
+        if not candidate.constant_work and self._seconds:  # the first one in a process waits for what is imported late
+            self._fixed = min(self._fixed, outcome.seconds - outcome.epochs_seconds)
+        self._seconds[candidate.name] = (outcome.seconds, self._work(candidate, outcome.extent))
+        self._first = self._first or candidate.name
 
     def seconds(self, candidate: Candidate, extent: Extent) -> float:
-        """Returns how long a training will take; one that was never tried goes at the slowest speed seen."""
-        speed = self.speeds.get(candidate.name) or max(self.speeds.values())
-        return _OVERHEAD + speed * candidate.total_work(extent)
+        """Returns how long a training will take."""
+        known = [self._seconds[candidate.name]] if candidate.name in self._seconds else self._others()
+        speed = max(max(seconds - self._fixed, _LEAST * seconds) / work for seconds, work in known)
+        return self._fixed + speed * self._work(candidate, extent)
+
+    def _others(self) -> list[tuple[float, float]]:
+        """Returns seconds and work of all but the first, which waited for what a process imports and prepares once."""
+        return [known for name, known in self._seconds.items() if name != self._first] or list(self._seconds.values())
+
+    def _work(self, candidate: Candidate, extent: Extent) -> float:
+        seen = extent.num_images + _VALIDATION * self._num_val
+        return candidate.work * extent.epochs * seen + candidate.constant_work * extent.num_images
 
     def together(self, candidates: Sequence[Candidate], share: float, num_images: int, num_classes: int) -> float:
         """Returns the seconds that a share of the full training of each of these will take."""
@@ -156,20 +180,22 @@ def halve(
     candidates: Sequence[Candidate],
     seconds_left: Callable[[], float],
     train: Callable[[Candidate, Extent, str], Outcome],
+    clock: Clock,
     num_images: int,
     num_classes: int,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Outcome]:
-    """Trains candidates in rounds, each with a third of those before it and a larger share of their full training.
+    """Trains candidates in rounds: all of them a little, then each time a third of them and more.
 
-    Each round has an equal part of the time, and gives its candidates the same share. How fast this machine is shows a
-    first, short training of the candidate with the least work. Those with the most work are left out, and said to be,
-    where there is no time for all.
+    The first round gives each the least, to see how long they take; it has half of the time at most, and who finds
+    none is left out, and said to be. Each further round has an equal part of what is left and gives its candidates the
+    same share of their full trainings; of them a third goes on.
 
     Args:
         candidates: At least one.
         seconds_left: Returns how much time there is for all of this.
         train: Trains a candidate so much; the third argument is the name of the training, unique.
+        clock: Knows all trainings of `train`.
         num_images: Training images that there are.
         num_classes: Number of classes.
         say: Called with what someone who waits wants to read.
@@ -177,52 +203,35 @@ def halve(
     Returns:
         The last training of each candidate that had one, the best of the last round first.
     """
-    clock, last = Clock(), dict[str, Outcome]()
-    remaining = sorted(candidates, key=lambda each: each.total_work(Extent(each.epochs, num_images)))
-
-    def run(candidate: Candidate, extent: Extent, name: str) -> None:
-        before = last.get(candidate.name)
-        if before is None or extent.epochs > before.extent.epochs or extent.num_images > before.extent.num_images:
-            last[candidate.name] = train(candidate, extent, f"{name}, {candidate.name}")
-            clock.add(last[candidate.name])
-
-    run(remaining[0], extent_of(0.0, remaining[0], num_images, num_classes), "first")
-    num_rounds = 1 + math.ceil(math.log(len(remaining), KEPT) - 1e-9)
+    last = dict[str, Outcome]()
+    ascending = sorted(candidates, key=lambda each: _LEAST_EPOCHS * each.work + each.constant_work)
+    ends = seconds_left() * (1 - _FIRST_ROUND)
+    say(f"first a little of each of {counted(len(ascending), 'configuration')}, to see how long they take")
+    for candidate in ascending:
+        least = extent_of(0.0, candidate, num_images, num_classes)
+        if len(last) > 1 and clock.seconds(candidate, least) > seconds_left() - ends:
+            say(f"left out: {candidate.name}; there is no time to try it")
+        else:
+            last[candidate.name] = train(candidate, least, f"first, {candidate.name}")
+    remaining = [outcome.candidate for outcome in last.values()]
+    num_rounds = math.ceil(math.log(len(remaining), KEPT) - 1e-9)
     for number in range(1, num_rounds + 1):
         ends = seconds_left() * (1 - 1 / (num_rounds + 1 - number))
-        remaining = _affordable(clock, remaining, seconds_left() - ends, num_images, num_classes, say)
-        of_round = 1.0
-        for place, candidate in enumerate(remaining):
-            share = clock.largest_share(remaining[place:], seconds_left() - ends, num_images, num_classes)
-            of_round = min(of_round, share)
-            extent = extent_of(of_round, candidate, num_images, num_classes)
-            if not place:
-                left = "" if len(remaining) == 1 else f", {len(remaining)} configurations"
-                each = f"{extent.epochs} of {counted(candidate.epochs, 'epoch')}, {counted(extent.num_images, 'image')}"
-                say(f"round {number} of {num_rounds}{left}: {each}")
-            run(candidate, extent, f"round {number}")
+        share = clock.largest_share(remaining, seconds_left() - ends, num_images, num_classes)
+        extents = {each.name: extent_of(share, each, num_images, num_classes) for each in remaining}
+        most = max(extents.values(), key=lambda extent: extent.passes)
+        how_much = f"{counted(most.epochs, 'epoch')} of {counted(most.num_images, 'image')}"
+        say(f"round {number} of {num_rounds}: {counted(len(remaining), 'configuration')}, up to {how_much}")
+        for candidate in remaining:
+            if extents[candidate.name].passes > last[candidate.name].extent.passes:
+                last[candidate.name] = train(candidate, extents[candidate.name], f"round {number}, {candidate.name}")
         trained = sorted((last[each.name] for each in remaining), key=rank)
         remaining = [outcome.candidate for outcome in trained[: max(1, round(len(trained) / KEPT))]]
+        if len(remaining) == 1:
+            break
     return sorted(last.values(), key=lambda each: (each.candidate not in remaining, *rank(each)))
 
 
 def rank(outcome: Outcome) -> tuple[float, float]:
     """Returns what sorts trainings, the best on val first: by accuracy, of equal ones by loss."""
     return -outcome.num_correct / outcome.num_val, outcome.val_loss
-
-
-def _affordable(
-    clock: Clock,
-    candidates: Sequence[Candidate],
-    seconds: float,
-    num_images: int,
-    num_classes: int,
-    say: Callable[[str], None],
-) -> list[Candidate]:
-    """Returns the candidates whose shortest trainings fit into the time, those with the most work left out."""
-    kept = list(candidates)
-    while len(kept) > 1 and clock.together(kept, 0.0, num_images, num_classes) > seconds:
-        slowest = max(kept, key=lambda each: clock.together([each], 0.0, num_images, num_classes))
-        kept.remove(slowest)
-        say(f"left out: {slowest.name}; there is no time for its shortest training")
-    return kept
