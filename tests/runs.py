@@ -158,3 +158,20 @@ def image_folder(folder: Path, classes: Sequence[str], per_class: int, size: int
             pixels = generator.integers(brightness - 40, brightness + 60, (size, size, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{number:02}.png")
     return folder
+
+
+@functools.cache
+def three_folds(base: Path) -> Path:
+    """Trains the short run on three folds with two seeds, then on four folds with one; returns its folder.
+
+    Once per session: to be read, not changed. The test images and those of the folds are the same in both.
+
+    Args:
+        base: pytest's own folder of this session.
+    """
+    with inside(base / "three_folds") as folder:
+        copy_empty_store(base, folder)
+        assert fit("--folds", "3", "--seeds", "0", "1") == 0
+        assert fit("--folds", "4", "--data.fold_seed=1", "--recipe=four") == 0
+        assert fit("--recipe=plain") == 0
+    return folder

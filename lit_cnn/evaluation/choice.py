@@ -1,19 +1,21 @@
 """Which networks to combine, and over how many views: chosen on val, so that the test is there for one estimate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from lit_cnn.core.intervals import Interval
-from lit_cnn.evaluation.combining import Outputs, combine, select_greedily
+from lit_cnn.evaluation.combining import combine, select_greedily
+from lit_cnn.evaluation.outputs import KeptOutputs, SplitOutputs
 from lit_cnn.evaluation.statistics import accuracy_interval, mcnemar_exact
 
 ALPHA = 0.05
 
 
 @dataclass(frozen=True, eq=False)
-class Way:
+class Choice:
     """A way to classify, and what it does on the N val images.
 
     Attributes:
@@ -43,47 +45,49 @@ class Way:
         return -float(self.log_likelihood.mean())
 
 
-def ways_on(outputs: dict[int, Outputs], names: Sequence[str], costs: Sequence[float]) -> list[Way]:
+def choices_on(
+    outputs: Mapping[int, SplitOutputs], names: Sequence[str], costs: Sequence[float], folder: Path
+) -> list[Choice]:
     """Returns what can be chosen: each network alone, the mean of all, and those that greedy selection takes.
 
     Args:
         outputs: Number of views -> what all M networks say of val.
         names: `M` names of the networks.
         costs: Multiply-adds of each for one view.
+        folder: Where large outputs are kept meanwhile.
     """
-    found = list[Way]()
+    found = list[Choice]()
     num = len(names)
     for num_views, of_views in sorted(outputs.items()):
-        weightings = [(name, np.eye(num)[place]) for place, name in enumerate(names)]
-        if num > 1:
-            weightings.append((f"mean of {num}", np.ones(num)))
-            counts = select_greedily(of_views.probabilities, of_views.targets)
-            if np.count_nonzero(counts) > 1 and len(set(counts)) > 1:
-                composition = " + ".join(
-                    name if count == 1 else f"{count} x {name}"
-                    for count, name in zip(counts, names, strict=True)
-                    if count
-                )
-                weightings.append((composition, counts.astype(float)))
-        for name, weights in weightings:
-            probabilities = combine(of_views, "mean", weights).probabilities
-            assert probabilities is not None
-            of_target = probabilities[np.arange(len(of_views.targets)), of_views.targets]
-            cost = num_views * sum(each for each, weight in zip(costs, weights, strict=True) if weight)
-            found.append(
-                Way(
-                    name if num_views == 1 else f"{name}, {num_views} views",
-                    weights,
-                    num_views,
-                    probabilities.argmax(axis=1) == of_views.targets,
-                    np.log(np.maximum(of_target, np.finfo(np.float64).tiny)),
-                    cost,
-                )
-            )
+        with KeptOutputs(of_views, folder, has_logits=False) as kept:
+            weightings = [(name, np.eye(num)[place]) for place, name in enumerate(names)]
+            if num > 1:
+                weightings.append((f"mean of {num}", np.ones(num)))
+                counts = select_greedily(kept.blocks, num)
+                if np.count_nonzero(counts) > 1 and len(set(counts)) > 1:
+                    taken = [(count, name) for count, name in zip(counts, names, strict=True) if count]
+                    composition = " + ".join(name if count == 1 else f"{count} x {name}" for count, name in taken)
+                    weightings.append((composition, counts.astype(float)))
+            for name, weights in weightings:
+                called = name if num_views == 1 else f"{name}, {num_views} views"
+                cost = num_views * sum(each for each, weight in zip(costs, weights, strict=True) if weight)
+                found.append(Choice(called, weights, num_views, *_on(kept, weights), cost))
     return found
 
 
-def choose(ways: Sequence[Way]) -> tuple[Way, Way]:
+def _on(outputs: KeptOutputs, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns whether the mean with these weights is right on each image, and its log-likelihoods."""
+    correct, of_target = [], []
+    for block in outputs.blocks():
+        combined = combine(block, "mean", weights)
+        assert combined.probabilities is not None
+        correct.append(combined.labels == block.targets)
+        of_target.append(combined.probabilities[np.arange(len(block.targets)), block.targets])
+    log_likelihood = np.log(np.maximum(np.concatenate(of_target), np.finfo(np.float64).tiny))
+    return np.concatenate(correct), log_likelihood
+
+
+def choose(ways: Sequence[Choice]) -> tuple[Choice, Choice]:
     """Returns the way to take and the best on val: the cheapest that is not measurably worse than the best.
 
     Worse is what McNemar's exact test says of right and wrong images, or Wilcoxon's signed-rank test of the
@@ -97,7 +101,7 @@ def choose(ways: Sequence[Way]) -> tuple[Way, Way]:
     return min(equal, key=lambda way: (way.cost, way.loss), default=best), best
 
 
-def _is_worse(way: Way, than: Way) -> bool:
+def _is_worse(way: Choice, than: Choice) -> bool:
     from scipy.stats import wilcoxon
 
     if mcnemar_exact(way.correct, than.correct).p_value < ALPHA and way.correct.mean() < than.correct.mean():

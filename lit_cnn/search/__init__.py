@@ -1,1 +1,1 @@
-"""Searches among configurations: which to train, with how much of the budget, and what their results are worth."""
+"""Many runs under one: which options are tried, who trains them, what they come to."""

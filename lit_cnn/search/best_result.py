@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_cnn.core.intervals import Interval
 from lit_cnn.core.words import counted, duration
-from lit_cnn.evaluation.choice import Way
+from lit_cnn.evaluation.choice import Choice
 from lit_cnn.reports.page import drawing, grid, heading, paragraph
 from lit_cnn.reports.result import Result, json_text, text_grid, with_limits, write_texts
 from lit_cnn.reports.wording import percent_words
@@ -51,8 +51,8 @@ class Best(Result):
 
     subject: str
     outcomes: tuple[Outcome, ...]
-    ways: tuple[Way, ...]
-    chosen: Way
+    ways: tuple[Choice, ...]
+    chosen: Choice
     chosen_on: str
     test: Interval
     num_test: int
@@ -158,7 +158,7 @@ class Best(Result):
         files = write_texts(folder, {"best.csv": self.to_csv(), "best.json": self.to_json()})
         return [*files, *write_texts(folder, {"report.html": self.to_html()})]
 
-    def _best_ways(self) -> list[Way]:
+    def _best_ways(self) -> list[Choice]:
         ways = sorted(self.ways, key=lambda way: (-way.correct.mean(), way.loss))
         return ways[:_MOST_WAYS] if self.chosen in ways[:_MOST_WAYS] else [*ways[: _MOST_WAYS - 1], self.chosen]
 
@@ -180,7 +180,7 @@ class Best(Result):
         ]
 
 
-def _way_cells(ways: Sequence[Way]) -> list[tuple[str, ...]]:
+def _way_cells(ways: Sequence[Choice]) -> list[tuple[str, ...]]:
     from lit_cnn.reports.wording import rounded
 
     return [

@@ -9,7 +9,7 @@ import numpy as np
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.words import counted
-from lit_cnn.evaluation.choice import Way, choose, ways_on
+from lit_cnn.evaluation.choice import Choice, choices_on, choose
 from lit_cnn.evaluation.comparison import Comparison, outputs_on
 from lit_cnn.evaluation.ensemble import ensemble
 from lit_cnn.evaluation.members import find_networks
@@ -83,16 +83,17 @@ def _last(outcomes: Sequence[Outcome]) -> list[Outcome]:
     return sorted(last.values(), key=rank)[:_MOST_MEMBERS]
 
 
-def _ways(members: Sequence[Member], names: Sequence[str], comparison: Comparison) -> list[Way]:
+def _ways(members: Sequence[Member], names: Sequence[str], comparison: Comparison) -> list[Choice]:
     """Returns what can be chosen; networks are combined that take the same images, since an export is given one."""
     kinds: dict[str, list[int]] = {}
     for place, member in enumerate(members):
         kinds.setdefault(str(sorted(member.record.preprocessing.items())), []).append(place)
-    found = list[Way]()
+    found = list[Choice]()
     for places in kinds.values():
         own = [members[place] for place in places]
         costs = [float(member.record.multiply_adds) for member in own]
-        for way in ways_on(outputs_on(own, "val", comparison), [names[place] for place in places], costs):
+        outputs = outputs_on(own, "val", comparison)
+        for way in choices_on(outputs, [names[place] for place in places], costs, comparison.folder):
             weights = np.zeros(len(members))
             weights[places] = way.weights
             found.append(replace(way, weights=weights))
