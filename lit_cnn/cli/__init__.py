@@ -48,6 +48,8 @@ compare and look:
              lit-cnn preview FOLDER [--config augment/geometric]
   advise     try transfer regimes at a few training-set sizes, and say which to take
              lit-cnn advise FOLDER [--budget MINUTES]
+  tune       search options of fit, prune, train the best anew with new seeds
+             lit-cnn tune FOLDER --search lr [--trials 30] [--budget 60m] [--parallel 2] [--resume auto]
   compare    an experiment's runs by configuration over their seeds, or two runs image by image
              lit-cnn compare --experiment digits [--split val] [--format json] [--output FOLDER]
   ensemble   average tracked runs over one and many crops, with intervals and paired tests
@@ -78,6 +80,7 @@ _COMMANDS = {
     "check-data": "check_data",
     "preview": "preview",
     "advise": "advise",
+    "tune": "tune",
     "compare": "compare",
     "ensemble": "ensemble",
     "soup": "soup",
@@ -94,6 +97,7 @@ _IN_OTHER_WORDS = {
     "fit": "train training learn run finetune",
     "test": "eval evaluate",
     "validate": "val valid",
+    "tune": "search optimize optuna sweep hpo",
     "predict": "classify infer inference",
     "check-data": "check check_data",
     "ui": "mlflow show",

@@ -78,7 +78,7 @@ def precheck(arguments: Sequence[str], also: Sequence[str] = (), is_typed: bool 
             # As it was typed: another one may be called so in Python.
             typed = f"{'-' * min(2, len(name))}{name} {value or ''}".strip()
             option, given = (None, typed) if is_typed else (name, value)
-            raise UsageError(option, given, "no such option", _hint(name, known, "`", also))
+            raise UsageError(option, given, "no such option", hint(name, known, "`", also))
         if name in _LEAST and value is not None and value not in NOTHING:
             _check_whole_number(name, value, _LEAST[name])
         kind = option_kinds().get(name)
@@ -204,10 +204,18 @@ def _check_names_in(layer: Layer, known: frozenset[str]) -> None:
         names = [f"{section}.{name}" for name in options] if isinstance(options, dict) and section in SECTIONS else []
         for name in [str(section), *names]:
             if not _is_known(name.removesuffix("+"), known):
-                raise UsageError("config", layer.file, f"{name}: no such option", _hint(name, known, ""))
+                raise UsageError("config", layer.file, f"{name}: no such option", hint(name, known, ""))
 
 
-def _hint(name: str, known: frozenset[str], quote: str, also: Sequence[str] = ()) -> str:
+def hint(name: str, known: frozenset[str], quote: str, also: Sequence[str] = ()) -> str:
+    """Returns which option may have been meant.
+
+    Args:
+        name: What was given.
+        known: The options that there are.
+        quote: What stands around each of them.
+        also: Options of the command besides.
+    """
     last = name.rpartition(".")[2].replace("-", "_").lower()
     meant = sorted(option for option in known if option.rpartition(".")[2] == last)
     meant = meant or [option for option, words in _IN_OTHER_WORDS.items() if last in words.split()]

@@ -71,11 +71,10 @@ def _predictions(
     """Returns what the network says of the test images; each process has tested its share, or the beginning of it."""
     if len(of_processes) < world_size or not any(of_processes):
         return None
-    logits = [torch.cat(batches).float() for batches in of_processes if batches]
-    shares = [data.splits.test[rank::world_size][: len(own)] for rank, own in enumerate(logits)]
-    together = torch.cat(logits)
-    probabilities = together.double().softmax(1).numpy()
-    return Predictions(name, data.image_set, np.concatenate(shares), together.argmax(1).numpy(), probabilities)
+    found = [torch.cat(batches).numpy() for batches in of_processes if batches]
+    shares = [data.splits.test[rank::world_size][: len(own)] for rank, own in enumerate(found)]
+    labels, confidence = np.concatenate(found).T
+    return Predictions(name, data.image_set, np.concatenate(shares), labels.astype(np.int64), confidence)
 
 
 def keep_outputs(setup: Setup, parts: RunTrainer, tested: Predictions | None) -> None:

@@ -51,6 +51,8 @@ class ParentRun:
         child_tags: Tags of each child besides its own: `trial` for those that are no result.
         label_of: From the params that all children have to the run's label.
         say: Says what the children come to together, given the metrics of each by its label.
+        key: That of a run which another process has opened; see `opened_elsewhere`.
+        begun: The folder of the child that goes on; see `opened_elsewhere`.
 
     Attributes:
         data_options: Options of the data that all children have, whatever they are given: those of the version that
@@ -68,6 +70,8 @@ class ParentRun:
     child_tags: Mapping[str, str] = field(default_factory=dict)
     label_of: Callable[[Mapping[str, Any]], str] = lambda params: "advice"
     say: Callable[[Mapping[str, Mapping[str, float]]], Sequence[str]] = lambda results: ()
+    key: str | None = None
+    begun: Path | None = None
     data_options: dict[str, Any] = field(default_factory=dict)
     children: dict[str, Run] = field(default_factory=dict)
     logger: JournalLogger | None = None
@@ -163,6 +167,23 @@ class ParentRun:
         name = self.logger.run_name or self.kind
         run = Run(self.logger.run_id or self.logger.key, name, {**metrics, **concluded.metrics}, children=children)
         return replace(run, is_sent=is_sent, summary=concluded.summary, report=concluded.report)
+
+
+def opened_elsewhere(key: str, child_tags: Mapping[str, str], begun: Path | None = None) -> ParentRun:
+    """Returns the parent of a run that is one of a search: another process has opened it, and sends its children too.
+
+    Args:
+        key: The parent's key.
+        child_tags: Tags of the child besides its own.
+        begun: The child's folder, where a process that is gone has begun it: it goes on there, from its checkpoint or,
+            where there is none yet, from its first step.
+    """
+
+    def conclude(parent: ParentRun) -> None:
+        """Does nothing: it is for who has opened it to end it."""
+
+    own = {"differs": {}, "tags": {}, "name_of": str, "conclude": conclude}
+    return ParentRun("search", False, **own, child_tags=child_tags, key=key, begun=begun)  # type: ignore[arg-type]
 
 
 def of_seeds(seeds: Sequence[int], resume: bool) -> ParentRun:

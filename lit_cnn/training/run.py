@@ -88,8 +88,11 @@ def train(
         RunFailedError: If a disk or the memory was full; the run is FAILED.
         RunInterrupted: If a signal stopped it; the run is KILLED, and can be resumed.
     """
+    logger = setup.new_logger()
+    if logger is not None:
+        logger.is_sent_by_parent = parent is not None and parent.key is not None
     with (setup.ranks or Ranks()).ending_together():
-        parts = build_trainer(setup.model, setup.options, setup.trainer, setup.new_logger())
+        parts = build_trainer(setup.model, setup.options, setup.trainer, logger)
     ranks = setup.ranks or join(parts.trainer)
     try:
         run = _train(setup, parts, ranks, parent, label, before)
@@ -294,6 +297,8 @@ def _require_room(setup: Setup, parts: RunTrainer, start: Start) -> None:
 
 
 def _open_parent(parent: ParentRun, setup: Setup) -> str:
+    if parent.key is not None:
+        return parent.key
     logger = parent.logger or setup.new_logger()
     assert logger is not None
     config, digest = parent.config_of(setup.config), parent.digest_of(setup.config, setup.data.digests["data"])
@@ -333,7 +338,7 @@ def _begin(
     of_run["continued_from"] = start.record.get("key" if start.folder is None else "continued_from")
     of_run["num_batches"] = limited(setup.data.num_train_batches, parts.trainer.limit_train_batches)
     setup.model.run_record = {**made_by(setup.data.class_names), **of_run}
-    if start.folder is not None:
+    if start.folder is not None and start.path is not None:
         logger.log_text(config_text, "config.yaml")  # it may train for longer
     else:
         log_inputs(logger, setup.model, setup.data, config_text, store.splits_dir)
@@ -386,14 +391,15 @@ def _end_early(logger: JournalLogger, error: BaseException) -> None:
     status = "KILLED" if isinstance(error, RunInterrupted | KeyboardInterrupt) else "FAILED"
     if lost := logger.end_without_room(status):
         error.add_note(f"not stored: {lost}")
-    # Seconds that let the store show how the run ended; the journal has it in any case.
-    logger.wait_until_sent(timeout=5)
+    if not logger.is_sent_by_parent:
+        # Seconds that let the store show how the run ended; the journal has it in any case.
+        logger.wait_until_sent(timeout=5)
 
 
 def _finished(setup: Setup, parts: RunTrainer, metrics: dict[str, float], ending: Ending) -> Run:
     logger = parts.logger if parts.trainer.is_global_zero else None
     if logger is None:
         return Run("", setup.name, metrics, summary=ending.summary)
-    is_sent = logger.wait_until_sent(timeout=60)
+    is_sent = not logger.is_sent_by_parent and logger.wait_until_sent(timeout=60)
     run = Run(logger.run_id or logger.key, setup.name, metrics, parts.checkpoints.best_path, is_sent=is_sent)
     return replace(run, summary=ending.summary, report=ending.report)

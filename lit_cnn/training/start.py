@@ -12,7 +12,7 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.data.changes import changes
 from lit_cnn.data.stored_options import MEANT_BEFORE, completed
 from lit_cnn.tracking.delivery import MlflowRun
-from lit_cnn.tracking.store import UNFINISHED, Store
+from lit_cnn.tracking.store import LAST, UNFINISHED, Store
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.parents import ParentRun
 from lit_cnn.training.ranks import Ranks
@@ -34,7 +34,7 @@ class Start:
         path: The checkpoint's file; None for the first step.
         checkpoint: What is in it.
         folder: That of the run that goes on, if it has not come to its end and is the same work. None for a run of its
-            own: a finished run stays as it is.
+            own: a finished run stays as it is. A run may go on from its first step, if it has no checkpoint yet.
     """
 
     path: Path | None
@@ -78,6 +78,10 @@ def find_start(setup: Setup, parent: ParentRun | None = None, ranks: Ranks | Non
             _tell_of_others(setup, parent.config_of(setup.config), before, needs_checkpoint=False)
         setup, before = setup.with_data_options(parent.data_options), {}
     ranks = ranks or Ranks()
+    if parent is not None and parent.begun is not None:
+        last = parent.begun / LAST
+        path = last if last.exists() else None
+        return setup, Start(path, load_checkpoint(path) if path else {}, parent.begun)
     path = ranks.file_of_first(lambda: _choose_checkpoint(setup, before))
     if ranks.is_first and path is None and parent is None and setup.options.resume == "auto":
         _tell_of_others(setup, setup.config, before)
