@@ -3,88 +3,86 @@
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.training.load import load_classifier
-from lit_cnn.training.out_of_fold import FOLDER, LOGITS, read_out_of_fold
+from lit_cnn.training.out_of_fold import FOLDER, LOGITS, OutOfFold, read_out_of_fold
 from tests.cli.test_resume import WATCHED, background_fit
 from tests.faults import wait_until
 from tests.forks import Forked
-from tests.runs import SHORT_OPTIONS, TrackedRun, fit, three_folds, tracked_runs
+from tests.runs import SHORT_OPTIONS, TrackedRun, fit, fold_sets, tracked_runs
+
+OPTIONS: dict[str, Any] = {name[5:]: value for name, value in SHORT_OPTIONS.items() if name.startswith("data.")}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return three_folds(tmp_path_factory.getbasetemp())
+    return fold_sets(tmp_path_factory.getbasetemp())
 
 
-def _set(folder: Path, num_folds: int) -> tuple[TrackedRun, list[TrackedRun]]:
+def _set(folder: Path, num_folds: int) -> tuple[TrackedRun, list[TrackedRun], OutOfFold]:
     (parent,) = [run for run in tracked_runs(folder, "folds") if run.tags["num_folds"] == str(num_folds)]
     children = [run for run in tracked_runs(folder, "fit") if run.tags.get("mlflow.parentRunId") == parent.run_id]
-    return parent, children
-
-
-def test_every_image_but_test_is_predicted_by_the_network_that_has_not_seen_it(trained: Path) -> None:
-    parent, children = _set(trained, 3)
-    assert [(run.tags["fold"], run.tags["seed"]) for run in children] == [(f, s) for s in "01" for f in "012"]
-    assert parent.name == "lenet5_scratch_digits (3 folds, 2 seeds)" and parent.status == "FINISHED"
-    assert (
-        parent.tags["label"]
-        == "lenet5 · scratch · 32 px · 128 training images · batch 16 · 2 epochs · 3 folds, 2 seeds"
-    )
     found = read_out_of_fold(parent.artifacts / FOLDER / LOGITS)
-    assert found is not None and found.logits.shape == (2, 1438, 10)
-    options = {name[5:]: value for name, value in SHORT_OPTIONS.items() if name.startswith("data.")}
-    plain = ImageDataModule(**options)
+    assert found is not None and parent.status == "FINISHED"
+    return parent, children, found
+
+
+@pytest.mark.parametrize("num_folds", [3, 2])
+def test_every_image_but_test_is_predicted_by_the_network_that_has_not_seen_it(trained: Path, num_folds: int) -> None:
+    parent, children, found = _set(trained, num_folds)
+    num_rounds = len(children) // num_folds
+    assert [run.tags["fold"] for run in children] == [*"012"[:num_folds]] * num_rounds
+    plain = ImageDataModule(**OPTIONS)
     of_path = {path: index for index, path in enumerate(plain.image_set.paths)}
     places = np.array([of_path[path] for path in found.paths])
     whole = np.setdiff1d(np.arange(1797), plain.splits.test)
     np.testing.assert_array_equal(np.sort(places), whole)
     np.testing.assert_array_equal(found.targets, plain.image_set.labels[places])
-    for run in children:
-        seed, fold = int(run.tags["seed"]), int(run.tags["fold"])
-        data = ImageDataModule(**options, num_folds=3, fold=fold)
-        assert (
-            run.tags["val_split_digest"] == data.digests["val"]
-            and run.tags["test_split_digest"] == plain.digests["test"]
+    assert found.logits.shape == (num_rounds, 1438, 10)
+    for place, run in enumerate(children):
+        number, fold = divmod(place, num_folds)
+        data = ImageDataModule(
+            **OPTIONS, num_folds=num_folds, fold=fold, fold_seed=[None, [3, 4][number]][num_folds == 2]
         )
-        own = found.folds[seed] == fold
+        assert run.tags["val_split_digest"] == data.digests["val"]
+        assert run.tags["test_split_digest"] == parent.tags["test_split_digest"] == plain.digests["test"]
+        own = found.folds[number] == fold
         np.testing.assert_array_equal(np.sort(places[own]), data.splits.val)
-        assert not np.isin(places[own], data.splits.train).any()
         # The kept logits are those of the run's best checkpoint.
         model, _ = load_classifier(run.artifacts / "checkpoints" / "best.ckpt")
         labels = np.concatenate([model.eval()(images).argmax(1) for images, _ in data.val_dataloader()])
-        by_path = dict(zip(places[own], found.logits[seed, own].argmax(1), strict=True))
-        same = [by_path[index] == label for index, label in zip(data.splits.val, labels, strict=True)]
-        assert np.mean(same) > 0.99  # the run computes in bf16 where the processor can
-        right = np.mean(found.correct_of_rounds[seed, own])
-        assert right == pytest.approx(run.metrics["best/val/acc"], abs=1e-6)
+        by_place = dict(zip(places[own], found.logits[number, own].argmax(1), strict=True))
+        same = [by_place[index] == label for index, label in zip(data.splits.val, labels, strict=True)]
+        assert np.mean(same) > 0.98  # the run computes in bf16 where the processor can
+        assert found.correct_of_rounds[number, own].mean() == pytest.approx(run.metrics["best/val/acc"], abs=1e-6)
     metrics = parent.metrics
     assert metrics["oof/acc"] == pytest.approx(found.correct.mean())
     for name in ("best/val/acc", "test/acc"):
         assert metrics[name] == pytest.approx(np.mean([run.metrics[name] for run in children]))
-    assert metrics["oof/optimism"] == pytest.approx(found.correct_of_rounds.mean() - metrics["oof/acc_nested"])
-    assert metrics["oof/optimism"] >= 0  # the best epoch of each fold is at least as good there as any other
-    assert parent.tags["val_split_digest"] == plain.image_set.digest_of(whole)
-    right = round(metrics["oof/acc"] * 1438)
-    assert parent.tags["mlflow.note.content"].startswith(
-        f"Out of fold, {right:,} of 1,438 images right by the mean of the 2"
+    assert metrics["oof/optimism"] == pytest.approx(
+        found.correct_of_rounds.mean() - metrics["oof/acc_nested"], abs=1e-6
     )
+    assert parent.tags["val_split_digest"] == plain.image_set.digest_of(whole)
+    right = f"Out of fold, {found.correct.sum():,} of 1,438 images right"
+    by = " by the mean of the 2 networks that were not trained on them" if num_rounds > 1 else ""
+    assert parent.tags["mlflow.note.content"].startswith(f"{right}{by}: {100 * found.correct.mean():.1f} %")
+    words = {3: "3 folds", 2: "2 folds cut 2 times"}[num_folds]
+    assert parent.name.endswith(f" ({words})") and parent.tags["label"].endswith(f" · {words}")
 
 
 def test_the_nested_estimate_takes_each_folds_epoch_from_the_others(trained: Path) -> None:
-    parent, children = _set(trained, 4)
+    parent, children, found = _set(trained, 3)
     curves = np.array([[value for _, value in run.history["val/acc"]] for run in children])
-    sizes = np.array([len(ImageDataModule(num_folds=4, fold=fold, fold_seed=1).splits.val) for fold in range(4)])
-    nested = (
-        sum(size * own[(curves.sum(0) - own).argmax()] for size, own in zip(sizes, curves, strict=True)) / sizes.sum()
-    )
-    assert parent.metrics["oof/acc_nested"] == pytest.approx(nested)
-    best = (sizes * curves.max(1)).sum() / sizes.sum()
-    assert parent.metrics["oof/optimism"] == pytest.approx(best - nested)
+    sizes = np.bincount(found.folds[0])
+    nested = [own[(curves.sum(0) - own).argmax()] for own in curves]
+    assert parent.metrics["oof/acc_nested"] == pytest.approx(np.average(nested, weights=sizes))
+    best = np.average(curves.max(1), weights=sizes)
+    assert parent.metrics["oof/optimism"] == pytest.approx(best - np.average(nested, weights=sizes), abs=1e-9)
 
 
 @pytest.mark.usefixtures("empty_store")
@@ -109,15 +107,6 @@ def _wait_for_second(process: Forked, folder: Path) -> None:
 
     wait_until(second_trains, timeout=60)
     assert process.poll() is None
-
-
-@pytest.mark.usefixtures("empty_store")
-def test_repeated_folds_have_one_test_and_untracked_ones_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    assert fit("--folds", "2", "--split_seeds", "3", "4", "--trainer.max_epochs=1", "--track=false") == 0
-    printed = capsys.readouterr()
-    assert printed.err.count("class  fold 0  fold 1  test") == 2  # the folds are others
-    assert [line.rpartition(" ")[2] for line in printed.err.splitlines() if line.startswith("all ")] == ["359", "359"]
-    assert "images right by the mean of the 2 networks that were not trained on them" in printed.out
 
 
 @pytest.mark.parametrize(
