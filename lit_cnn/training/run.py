@@ -5,10 +5,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
-from lightning.pytorch.callbacks import Timer
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.audit import Report
@@ -20,6 +19,7 @@ from lit_cnn.training.before_fit import check_before_fit
 from lit_cnn.training.callbacks import RunInterrupted
 from lit_cnn.training.callbacks.averaging import check_average_of
 from lit_cnn.training.callbacks.snapshots import check_same_cycles
+from lit_cnn.training.callbacks.test_outputs import TestOutputs
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.distillation import Distillation
 from lit_cnn.training.ending import Ending, conclude, evaluate_best, keep_outputs
@@ -51,18 +51,16 @@ from lit_cnn.training.record import (
 from lit_cnn.training.rehearsal import check_monitors, rehearse
 from lit_cnn.training.resume import checkpoint_file, mark_finished, mark_unfinished
 from lit_cnn.training.setup import Setup
-from lit_cnn.training.start import Start, find_start
+from lit_cnn.training.start import Start, check_not_beyond, find_start
 from lit_cnn.training.steps import check_callbacks, check_has_end, check_limits, limited, several_devices, total_steps
 from lit_cnn.training.trainer import RunTrainer, build_trainer, evaluation_trainer
 from lit_cnn.training.training_on import (
     TrainOn,
     batches_of,
     check_same_network,
-    epochs_done,
     how_continued,
     images_seen,
     splits_before,
-    steps_done,
 )
 
 
@@ -257,7 +255,7 @@ def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> N
         check_same_cycles(start.checkpoint, parts.cycle_epochs)
         check_average_of(start.checkpoint, options.ema_decay, options.swa_start)
         check_same_network(start.checkpoint, model, start.path)
-        _check_not_beyond(start, parts.trainer, num_batches)
+        check_not_beyond(start, parts.trainer, num_batches)
     check_has_end(parts.trainer)
     if isinstance(model, Distillation):
         model.check_split(data)
@@ -265,27 +263,6 @@ def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> N
     parts.feature_cache.plan(parts.trainer, model, data)
     check_callbacks(parts.trainer)
     check_monitors(parts.trainer, model)
-
-
-def _check_not_beyond(start: Start, trainer: Any, num_batches: int) -> None:
-    """Refuses a run without a step, but one that goes on after its last: the test may be still to come."""
-    done, goes_on = epochs_done(start.checkpoint), start.folder is not None
-    epochs = trainer.max_epochs or -1
-    if 0 <= epochs < done or (epochs == done and not goes_on):
-        reason = f"the run of {start.path} has trained {done:.3g} epochs already"
-        raise UsageError("max_epochs", epochs, reason, "give more, or start anew: neither `resume` nor `ckpt_path`")
-    if goes_on:
-        return
-    for each in trainer.callbacks:
-        if isinstance(each, Timer) and each._duration is not None:
-            state = start.checkpoint.get("callbacks", {}).get(each.state_key, {}).get("time_elapsed", {})
-            if (seconds := state.get("train", 0.0)) >= each._duration:
-                reason = f"the run of {start.path} has trained {seconds:.3g} seconds already, of {each._duration:g}"
-                raise UsageError("max_time", None, reason, "give more, or start anew, without `ckpt_path`")
-    steps = steps_done(start.checkpoint, trainer, batches_of(start.checkpoint), num_batches)
-    if 0 <= trainer.max_steps <= steps:
-        reason = f"the run of {start.path} has made {steps} steps already, in epochs of this run"
-        raise UsageError("max_steps", trainer.max_steps, reason, "give more, or start anew, without `ckpt_path`")
 
 
 def _require_room(setup: Setup, parts: RunTrainer, start: Start) -> None:
@@ -357,6 +334,7 @@ def _begin(
 def _train_and_test(setup: Setup, parts: RunTrainer, start: Start, ranks: Ranks) -> tuple[dict[str, float], Ending]:
     """Returns the best epoch's metrics and the test's, and what they come to; ends the run, whatever happens."""
     trainer, model, data, predictions = parts.trainer, setup.model, setup.data, None
+    outputs = TestOutputs(keeps_logits=bool(data.splits.folds))
     logger = parts.logger if trainer.is_global_zero else None
     try:
         trainer.fit(model, datamodule=data, ckpt_path=start.path, weights_only=True)
@@ -368,10 +346,10 @@ def _train_and_test(setup: Setup, parts: RunTrainer, start: Start, ranks: Ranks)
             what = "it has no best epoch, and compare and ensemble leave it out"
             print(f"lit-cnn: warning: the run ended before its first validation: {what}", file=sys.stderr)
         elif setup.options.test_after_fit and parts.checkpoints.best_path is not None:
-            tested, predictions = evaluate_best(setup, parts, ranks)
+            tested, predictions = evaluate_best(setup, parts, ranks, outputs)
             metrics |= tested
         if logger and setup.data.splits.folds and trainer.world_size == 1 and parts.checkpoints.best_path is not None:
-            keep_outputs(setup, parts, predictions)
+            keep_outputs(setup, parts, outputs)
         ending = conclude(setup, parts, metrics, predictions) if trainer.is_global_zero else Ending()
         if logger:
             for checkpoint in sorted(logger.run_folder.glob("*.ckpt")):
