@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,10 +17,11 @@ from lit_cnn.core.errors import UsageError, as_printed
 if TYPE_CHECKING:
     from lit_cnn.cli.lit_cli import DataCLI
     from lit_cnn.data.datamodule import ImageDataModule
-    from lit_cnn.search.halving import Candidate, Extent
+    from lit_cnn.search.halving import Candidate
     from lit_cnn.training.parents import ParentRun
     from lit_cnn.training.setup import Setup
 
+_LOG = "trainings.log"
 _SAMPLE = 64  # images that are looked at for their size
 
 
@@ -86,11 +87,15 @@ def _best(options: argparse.Namespace, of_fit: list[str]) -> None:
     budget = Budget(options.budget, plan.spent)
     _say(_planned(tried, data, options.budget))
     parent = _parent_of(tried, parsed, resumes)
-    trainings = Trainings(parent, partial(_setup, of_fit), len(data.splits.val), plan, budget, _say)
-    was_stopped = search_and_train(trainings, tried, num_images, num_classes, budget)
+    options.output.mkdir(parents=True, exist_ok=True)
+    with open(options.output / _LOG, "a", encoding="utf-8") as log:
+        trainings = Trainings(parent, partial(_setup, of_fit), len(data.splits.val), plan, budget, _say, log)
+        was_stopped = search_and_train(trainings, tried, num_images, num_classes, budget)
     found = conclude(parsed.options.store, trainings.outcomes, data.image_set.name, budget, options.output, _say)
     found = replace(found, was_stopped=was_stopped)
     page = found.report(options.output)
+    if not was_stopped:
+        plan.finish()
     print_result(found, options.format)
     if options.format == "table":
         print(f"\nReport: {page}")
@@ -129,7 +134,9 @@ def _shorter_side(data: "ImageDataModule") -> int:
     return int(np.median([min(image.shape[:2]) for image in some]))
 
 
-def _setup(of_fit: Sequence[str], candidate: "Candidate", extent: "Extent", seed: int) -> "Setup":
+def _setup(
+    of_fit: Sequence[str], candidate: "Candidate", options: Mapping[str, Any], epochs: int, seed: int
+) -> "Setup":
     from lit_cnn.cli.lit_cli import LitCLI
     from lit_cnn.cli.precheck import value_of
 
@@ -139,8 +146,8 @@ def _setup(of_fit: Sequence[str], candidate: "Candidate", extent: "Extent", seed
         f"--model.arch={candidate.arch}",
         f"--model.weights={weights}",
         f"--model.transfer={candidate.regime}",
-        f"--data.limit_train={extent.num_images}",
-        f"--trainer.max_epochs={extent.epochs}",
+        *(f"--data.{name}={value}" for name, value in options.items() if value is not None),
+        f"--trainer.max_epochs={epochs}",
         f"--seed_everything={seed}",
         "--test_after_fit=false",
         "--report=false",

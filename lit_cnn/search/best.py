@@ -5,12 +5,14 @@ than once where there is time. What is combined of that is chosen on images that
 looked at once, for what has been chosen.
 """
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import IO, Any
 
 import lightning.pytorch as pl
 
@@ -20,6 +22,7 @@ from lit_cnn.core.words import counted, duration
 from lit_cnn.reports.wording import percent
 from lit_cnn.search.halving import Candidate, Clock, Extent, Outcome, extent_of, halve, name_of
 from lit_cnn.training.callbacks import RunInterrupted
+from lit_cnn.training.folds import Folds, train_folds
 from lit_cnn.training.parents import ParentRun
 from lit_cnn.training.run import train
 from lit_cnn.training.setup import Setup
@@ -29,6 +32,8 @@ SEARCH, TRAINING = 0.4, 0.85
 
 _OF_EPOCHS = "time/epochs"
 _WORTH = 1.5  # times what it had before; less more of training is not worth its time
+_FEW_VAL = 1000  # val images below which there are folds
+_NUM_FOLDS = 5
 _MORE_SEEDS, _RUNNERS_UP = 2, 2
 
 PLAN = "plan.json"
@@ -59,6 +64,10 @@ class Budget:
         return share * self.seconds - self.used
 
 
+MakeSetup = Callable[[Candidate, Mapping[str, Any], int, int], Setup]
+"""From a candidate, options of the data, a number of epochs and the training seed to what is trained."""
+
+
 class Plan:
     """How much each training is given, kept in a file: a search that is gone on with decides the same again.
 
@@ -77,16 +86,18 @@ class Plan:
     def __init__(self, file: Path, resume: bool, key: str) -> None:
         self._file, self._key = file, key
         self._extents: dict[str, Extent] = {}
+        self._done: dict[str, dict[str, Any]] = {}
         self.spent = 0.0
         if not resume or not file.exists():
             return
         try:
             kept = json.loads(file.read_text(encoding="utf-8"))
             extents = {name: Extent(*extent) for name, extent in kept["extents"].items()}
+            kept["done"].keys()
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError("resume", "auto", f"{file} holds no plan ({error!r})", "remove it") from error
         if kept["key"] == key:
-            self._extents, self.spent = extents, kept["spent"]
+            self._extents, self._done, self.spent = extents, kept["done"], kept["spent"]
 
     def extent(self, name: str, extent: Extent, spent: float) -> Extent:
         """Returns how much a training is given: what was decided before, else what is decided now, which is kept.
@@ -97,10 +108,27 @@ class Plan:
             spent: Seconds that are spent by now.
         """
         extent = self._extents.setdefault(name, extent)
-        kept = {name: [each.epochs, each.num_images] for name, each in self._extents.items()}
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(self._file, json.dumps({"key": self._key, "spent": spent, "extents": kept}))
+        self._keep(spent)
         return extent
+
+    def done(self, name: str) -> dict[str, Any] | None:
+        """Returns what `add` was given under this name."""
+        return self._done.get(name)
+
+    def add(self, name: str, values: dict[str, Any], spent: float) -> None:
+        """Keeps plain values of something that is done."""
+        self._done[name] = values
+        self._keep(spent)
+
+    def finish(self) -> None:
+        """Removes the file: there is nothing to go on with."""
+        self._file.unlink(missing_ok=True)
+
+    def _keep(self, spent: float) -> None:
+        extents = {name: [each.epochs, each.num_images] for name, each in self._extents.items()}
+        kept = {"key": self._key, "spent": spent, "extents": extents, "done": self._done}
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(self._file, json.dumps(kept))
 
 
 class Stopwatch(pl.Callback):
@@ -133,6 +161,7 @@ class Trainings:
         plan: What was decided.
         budget: The time.
         say: Called with what someone who waits wants to read.
+        log: Takes what the trainings themselves say.
 
     Attributes:
         outcomes: What has ended, in order.
@@ -142,15 +171,17 @@ class Trainings:
     def __init__(
         self,
         parent: ParentRun,
-        make: Callable[[Candidate, Extent, int], Setup],
+        make: MakeSetup,
         num_val: int,
         plan: Plan,
         budget: Budget,
         say: Callable[[str], None],
+        log: IO[str],
     ) -> None:
         self.outcomes: list[Outcome] = []
         self.clock = Clock(num_val)
         self.say = say
+        self._log = log
         self._parent, self._make, self._num_val, self._plan, self._budget = parent, make, num_val, plan, budget
 
     def train(self, candidate: Candidate, extent: Extent, name: str, seed: int = 0) -> Outcome:
@@ -164,9 +195,10 @@ class Trainings:
         """
         extent = self._plan.extent(name, extent, self._budget.used)
         began, stopwatch = time.monotonic(), Stopwatch()
-        setup = self._make(candidate, extent, seed)
-        callbacks = [*(setup.trainer.get("callbacks") or []), stopwatch]
-        run = train(replace(setup, trainer={**setup.trainer, "callbacks": callbacks}), self._parent, name)
+        with contextlib.redirect_stderr(self._log):
+            setup = self._make(candidate, {"limit_train": extent.num_images}, extent.epochs, seed)
+            callbacks = [*(setup.trainer.get("callbacks") or []), stopwatch]
+            run = train(replace(setup, trainer={**setup.trainer, "callbacks": callbacks}), self._parent, name)
         if name not in self._parent.children:
             metrics = {**run.metrics, _OF_EPOCHS: stopwatch.seconds}
             run = replace(run, metrics=metrics, seconds=time.monotonic() - began)
@@ -179,6 +211,35 @@ class Trainings:
         self.clock.add(outcome)
         return outcome
 
+    def train_folds(self, candidate: Candidate, num_folds: int, num_images: int) -> Outcome:
+        """Trains a candidate in full, once for each fold of all images that are not test: a run of its own.
+
+        Args:
+            candidate: What.
+            num_folds: How many folds.
+            num_images: Images that are not test.
+        """
+        began = time.monotonic()
+
+        def make(options: Mapping[str, Any], seed: int | None) -> Setup:
+            return self._make(candidate, options, candidate.epochs, seed or 0)
+
+        name = f"{candidate.name}, {num_folds} folds"
+        found = self._plan.done(name)
+        if found is None:
+            with contextlib.redirect_stderr(self._log):
+                run = train_folds(Folds(num_folds), make, resume=self._parent.resume)
+            found = {"correct": round(run.metrics["oof/acc"] * num_images), "loss": run.metrics["best/val/loss"]}
+            found |= {"seconds": time.monotonic() - began, "run": run.id}
+            self._plan.add(name, found, self._budget.used)
+        extent = Extent(candidate.epochs, num_images - num_images // num_folds)
+        seconds = found["seconds"]
+        of_val = (found["correct"], num_images, found["loss"])
+        outcome = Outcome(candidate, extent, *of_val, seconds, seconds, found["run"], num_folds=num_folds)
+        self.outcomes.append(outcome)
+        self.say(trained_words(outcome))
+        return outcome
+
     def end(self, status: str) -> None:
         """Closes the run: FINISHED, FAILED or KILLED."""
         self._parent.end(status)
@@ -187,7 +248,7 @@ class Trainings:
 def train_in_full(
     trainings: Trainings, ranked: list[Outcome], num_images: int, num_classes: int, budget: Budget
 ) -> None:
-    """Trains the best candidate in full with as many seeds as there is time for, then those next to it.
+    """Trains the best candidates in full: of few images on folds, of many with as many seeds as there is time for.
 
     Args:
         trainings: Trains.
@@ -196,6 +257,16 @@ def train_in_full(
         num_classes: Number of classes.
         budget: The time.
     """
+    num_val = ranked[0].num_val
+    if num_val < _FEW_VAL:
+        for outcome in ranked[: 1 + _RUNNERS_UP]:
+            one = Extent(outcome.candidate.epochs, num_images)
+            if _NUM_FOLDS * trainings.clock.seconds(outcome.candidate, one) > budget.left(TRAINING):
+                trainings.say(f"left out: {outcome.candidate.name} on {_NUM_FOLDS} folds; there is no time for it")
+                continue
+            trainings.train_folds(outcome.candidate, _NUM_FOLDS, num_images + num_val)
+        if any(each.num_folds for each in trainings.outcomes):
+            return
     planned = [(ranked[0].candidate, seed) for seed in range(1 + _MORE_SEEDS)]
     planned += [(outcome.candidate, 0) for outcome in ranked[1 : 1 + _RUNNERS_UP]]
     for candidate, seed in planned:
@@ -217,7 +288,8 @@ def trained_words(outcome: Outcome) -> str:
     """Returns a line about a training that has ended."""
     extent = outcome.extent
     how_much = f"{counted(extent.epochs, 'epoch')}, {counted(extent.num_images, 'image')}"
-    right = f"{percent(outcome.num_correct / outcome.num_val, outcome.num_val)} % of {outcome.num_val:,} val images"
+    images = "images out of fold" if outcome.num_folds else "val images"
+    right = f"{percent(outcome.num_correct / outcome.num_val, outcome.num_val)} % of {outcome.num_val:,} {images}"
     return f"  {name_of(outcome)}: {right}; {how_much}, {duration(outcome.seconds)}"
 
 

@@ -66,7 +66,7 @@ def conclude(
         tuple(outcomes),
         tuple(ways),
         chosen,
-        f"{len(chosen.correct):,} val images",
+        f"{len(chosen.correct):,} {'images out of fold' if taken[0].num_folds else 'val images'}",
         line.accuracy,
         len(line.row.correct),
         scaled.temperature if scaled is not None else None,
@@ -78,8 +78,9 @@ def conclude(
 
 
 def _last(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Returns the best trainings on val, of each configuration and seed the one that had most."""
-    last = {name_of(each): each for each in outcomes}
+    """Returns the best trainings on val, of each configuration and seed the one that had most; of folds those alone."""
+    folds = [each for each in outcomes if each.num_folds]
+    last = {name_of(each): each for each in folds or outcomes}
     return sorted(last.values(), key=rank)[:_MOST_MEMBERS]
 
 

@@ -81,6 +81,7 @@ class Outcome:
         epochs_seconds: Of its epochs alone, validation included.
         run: The run's id.
         seed: The training seed.
+        num_folds: Of a network a fold: then val are the images of all of them; 0 for one network.
     """
 
     candidate: Candidate
@@ -92,6 +93,7 @@ class Outcome:
     epochs_seconds: float
     run: str
     seed: int = 0
+    num_folds: int = 0
 
     @property
     def accuracy(self) -> Interval:
@@ -101,7 +103,8 @@ class Outcome:
 
 def name_of(outcome: Outcome) -> str:
     """Returns what a training is called: its configuration, and its seed if that is not the first."""
-    return f"{outcome.candidate.name}, seed {outcome.seed}" if outcome.seed else outcome.candidate.name
+    of_folds = f", {outcome.num_folds} folds" if outcome.num_folds else ""
+    return f"{outcome.candidate.name}{f', seed {outcome.seed}' if outcome.seed else ''}{of_folds}"
 
 
 def extent_of(share: float, candidate: Candidate, num_images: int, num_classes: int) -> Extent:
