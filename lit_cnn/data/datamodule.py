@@ -12,15 +12,14 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from lit_cnn.core.errors import UsageError, at_least
-from lit_cnn.core.file_names import name_there
 from lit_cnn.core.resize import Interpolation
 from lit_cnn.data.batches import Batch, EvalImages, TrainImages, batch_loader
 from lit_cnn.data.inspection import without_bad_images
 from lit_cnn.data.labels import with_looked_at_names
 from lit_cnn.data.normalization import Normalization
 from lit_cnn.data.option_checks import check_options
-from lit_cnn.data.pixel_statistics import PixelStatistics, measure_pixels, remembered
-from lit_cnn.data.pixel_values import AS_IS, pixel_options
+from lit_cnn.data.pixel_statistics import PixelStatistics, measure_pixels, remembered, statistics_key
+from lit_cnn.data.pixel_values import pixel_options
 from lit_cnn.data.sampling import Sampler, TrainBatches, check_shared_out, eval_batches, next_batch
 from lit_cnn.data.sources import (
     MAX_PIXELS,
@@ -31,6 +30,7 @@ from lit_cnn.data.sources import (
     check_image_set,
     check_source,
     load_image_set,
+    place_of,
 )
 from lit_cnn.data.splits import Splits, SplitScheme, draw_splits, manifest, manifest_digest
 from lit_cnn.data.transforms import CROP_RATIO, CROP_SCALE, RANDOM_CROP_PCT, TrainCrop, TrainTransform
@@ -57,7 +57,8 @@ class ImageDataModule(pl.LightningDataModule):
         dataset: `digits` (embedded), `fashion_mnist`, `image_folder`, `manifest` (a CSV or Parquet file), `idx` (a
             folder of four IDX files), `hf_disk` (a folder that Hugging Face's save_to_disk wrote), `webdataset` (tar
             shards) or `torchvision/NAME` (one of torchvision's, such as CIFAR10).
-        root: Where the images are: a folder or a file; digits take none, fashion_mnist can do without.
+        root: Where the images are: a folder, a file, or the address of one, such as `s3://bucket/photos`; digits take
+            none, fashion_mnist can do without.
         image_size: Pixels of the square that the network takes; images are resized to it. By default that of the
             weights that training starts from, else 32.
         in_channels: 1 (gray) or 3 (RGB); by default what the source has, 3 for a folder.
@@ -110,6 +111,7 @@ class ImageDataModule(pl.LightningDataModule):
             16-bit file; floating-point and 32-bit pixels need it. By default 16 bits are taken to be used in full.
         background: What lies behind transparent pixels: a colour such as `white`, or three numbers from 0 to 255; by
             default transparency is dropped, whatever colour was under it.
+        cache_gb: Gigabytes that this disk keeps of images at an address; by default 50, at most half of what is free.
 
     Attributes:
         options: The arguments, as they were given.
@@ -155,6 +157,7 @@ class ImageDataModule(pl.LightningDataModule):
         seed: int = 0,
         pixel_range: list[float] | None = None,
         background: list[int] | str | None = None,
+        cache_gb: float | None = None,
     ) -> None:
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
@@ -162,7 +165,7 @@ class ImageDataModule(pl.LightningDataModule):
         check_options(options)
         check_source(dataset)
         self.dataset = dataset
-        self.root = Path(name_there(str(Path(root).expanduser()))) if root is not None else None
+        self.root = place_of(root) if root is not None else None
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.sampler = sampler
@@ -175,8 +178,8 @@ class ImageDataModule(pl.LightningDataModule):
         self.skipped: dict[str, str] = {}  # path -> reason
         self.pixels = pixel_options(pixel_range, background)
         source = (dataset, self.root, in_channels, class_names, columns)
-        more: Any = {"max_pixels": max_pixels, "outside_root": outside_root, "pixels": self.pixels}
-        self._load = partial(load_image_set, *source, checked=False, **more)
+        more: Any = {"max_pixels": max_pixels, "outside_root": outside_root, "cache_gb": cache_gb}
+        self._load = partial(load_image_set, *source, checked=False, pixels=self.pixels, **more)
         of_split = seed if split_seed == "seed" else split_seed, limit_train, split_scheme
         self._split = (val_fraction, test_fraction, *of_split)
         self._cached: tuple[Dataset[Batch], Dataset[Batch]] | None = None
@@ -313,10 +316,8 @@ class ImageDataModule(pl.LightningDataModule):
         if isinstance(images, ArrayImages):
             parts = np.array_split(np.sort(train), -(-len(train) // 4096))
             return measure_pixels(images.array[part] for part in parts)
-        view = [str(self.crop_pct)] if self.crop_pct != 1 else []
-        view += [str(self.pixels)] if self.pixels != AS_IS else []
-        key: tuple[str | int, ...] = (self.image_set.digest_of(train), self.in_channels, self.image_size)
-        key += (self.interpolation, *view)
+        shape = self.in_channels, self.image_size, self.interpolation
+        key = statistics_key(self.image_set.digest_of(train), *shape, self.crop_pct, self.pixels)
         return remembered(key, self.plain_train_loader)
 
     @property

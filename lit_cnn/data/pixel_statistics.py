@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from lit_cnn.core.file_hashes import default_cache_file
 from lit_cnn.core.files import write_text_atomically
+from lit_cnn.data.pixel_values import AS_IS, PixelOptions
 
 _VERSION = 1  # raised when the same images would give other figures
 
@@ -72,6 +73,24 @@ def measure_pixels(batches: Iterable[np.ndarray]) -> PixelStatistics:
             for row, a in zip(products, sums, strict=True)
         ),
     )
+
+
+def statistics_key(
+    digest: str, in_channels: int, image_size: int, interpolation: str, crop_pct: float, pixels: PixelOptions
+) -> tuple[str | int, ...]:
+    """Returns all that the statistics of images depend on, as validation sees them; see `remembered`.
+
+    Args:
+        digest: Of the images.
+        in_channels: 1 (gray) or 3 (RGB).
+        image_size: Pixels of the square that is cut out.
+        interpolation: How images are resized to it.
+        crop_pct: Share of the shorter side that is shown.
+        pixels: What values of more than 8 bits, and transparent pixels, become.
+    """
+    view = [str(crop_pct)] if crop_pct != 1 else []
+    view += [str(pixels)] if pixels != AS_IS else []
+    return digest, in_channels, image_size, interpolation, *view
 
 
 def remembered(key: Sequence[str | int], loader: Callable[[], Any]) -> PixelStatistics:
