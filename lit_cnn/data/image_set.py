@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -127,6 +128,11 @@ class SpanImages(EncodedImages):
 
     def __len__(self) -> int:
         return len(self.places)
+
+    @property
+    def file_sizes(self) -> list[int]:
+        """Bytes of each large file."""
+        return [os.path.getsize(file) for file in self.files]
 
     def open(self, index: int) -> BinaryIO:
         """Returns a span's bytes as a file."""

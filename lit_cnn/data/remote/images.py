@@ -238,7 +238,7 @@ def tree_of(place: Place, files: Sequence[RemoteFile], cache: ByteCache) -> Iter
             yield tree
         except UsageError as error:
             told = [tree.renamed(each) for each in (error.value, error.reason, error.remedy)]
-            raise UsageError(error.option, *told) from error
+            raise UsageError(error.option, told[0], told[1], told[2]) from error
     finally:
         shutil.rmtree(parent, ignore_errors=True)
 

@@ -39,7 +39,13 @@ from lit_cnn.data.sources.idx import (
     read_idx,
 )
 from lit_cnn.data.sources.manifest import load_manifest
-from lit_cnn.data.sources.remote import check_remote, find_remote_images, load_remote_folder, load_remote_manifest
+from lit_cnn.data.sources.remote import (
+    check_remote,
+    find_remote_images,
+    load_remote_folder,
+    load_remote_manifest,
+    load_remote_shards,
+)
 from lit_cnn.data.sources.shards import load_webdataset
 from lit_cnn.data.sources.torchvision_sets import PREFIX, load_torchvision
 from lit_cnn.data.split_names import SPLIT_FOLDERS
@@ -154,7 +160,9 @@ def load_image_set(
     if isinstance(root, Place):
         check_remote(name, root, outside_root)
         cache = ByteCache(cache_gb if cache_gb is None else cache_gb * 1e9)
-        if name == "manifest":
+        if name == "webdataset":
+            found = load_remote_shards(root, cache, in_channels or 3)
+        elif name == "manifest":
             found = load_remote_manifest(root, cache, in_channels or 3, columns)
         else:
             found = load_remote_folder(root, cache, in_channels or 3, class_names or ())
