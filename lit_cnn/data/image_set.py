@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lit_cnn.core.errors import UsageError
+from lit_cnn.core.file_hashes import hash_files
 from lit_cnn.core.file_names import as_text
 from lit_cnn.core.words import and_more
 from lit_cnn.data.decoding import decode_file, open_file
@@ -93,6 +94,15 @@ class FileImages(EncodedImages):
     def name(self, index: int) -> str:
         """Returns the path of an image's file."""
         return as_text(str(self.files[index]))
+
+
+OpenFiles = Callable[[Sequence[Path | str], int], tuple[EncodedImages, list[str]]]
+"""From files and `in_channels` to the images in them and the SHA-256 of each."""
+
+
+def files_on_disk(files: Sequence[Path | str], in_channels: int) -> tuple[EncodedImages, list[str]]:
+    """Returns the images in files, and the SHA-256 of each; see `hash_files`."""
+    return FileImages(files, in_channels), hash_files(files)
 
 
 class SpanImages(EncodedImages):
