@@ -11,7 +11,6 @@ import numpy as np
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.labels import SEED, labels_of
 from lit_cnn.core.run_params import decides
-from lit_cnn.evaluation.comparison import outputs_of
 from lit_cnn.evaluation.leaderboard import Group, Leaderboard, build_leaderboard
 from lit_cnn.evaluation.members import (
     find_members,
@@ -21,17 +20,11 @@ from lit_cnn.evaluation.members import (
     refuse_unlike,
     subject_of,
 )
+from lit_cnn.evaluation.outputs import SplitOutputs, reader_of
 from lit_cnn.evaluation.pair import Pair, build_pair
-from lit_cnn.evaluation.predict import (
-    LOADING,
-    Loading,
-    Member,
-    are_stored,
-    load_network,
-    predict_views,
-    split_by_path,
-)
+from lit_cnn.evaluation.predict import LOADING, Loading, Member, load_network, split_by_path
 from lit_cnn.evaluation.recording import record_comparison
+from lit_cnn.evaluation.view_logits import are_stored, view_logits
 from lit_cnn.reports.predictions import Predictions
 from lit_cnn.tracking import Store, check_writable, resolve_store
 from lit_cnn.tracking.queries import RunInfo
@@ -208,6 +201,9 @@ def _predictions(
     store: Store, member: Member, name: str, split: Split, loading: Loading, label: str = ""
 ) -> Predictions:
     indices = split_by_path(member, split)
-    logits = predict_views(member, indices, [1], store.predictions_dir, loading, label)[1]
-    probabilities, _ = outputs_of(member, logits)
-    return Predictions(name, member.data.image_set, indices, probabilities.argmax(axis=1), probabilities)
+    logits = view_logits(member, indices, [1], store.predictions_dir, loading, label)
+    targets, num_classes = member.data.image_set.labels[indices], len(member.record.class_names)
+    outputs = SplitOutputs(targets, [reader_of(member, logits, 1)], 1, num_classes)
+    found = [(block.probabilities[0].argmax(axis=1), block.probabilities[0].max(axis=1)) for block in outputs.blocks()]
+    labels, confidence = map(np.concatenate, zip(*found, strict=True))
+    return Predictions(name, member.data.image_set, indices, labels, confidence)

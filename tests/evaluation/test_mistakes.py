@@ -48,7 +48,7 @@ def predictions() -> Predictions:
         hashes=[str(number) for number in range(250)],
         in_channels=1,
     )
-    return Predictions("<b>net</b>", image_set, indices, probabilities.argmax(axis=1), probabilities)
+    return Predictions("<b>net</b>", image_set, indices, probabilities.argmax(axis=1), probabilities.max(axis=1))
 
 
 def test_the_matrix_counts_true_classes_in_rows(predictions: Predictions) -> None:
@@ -86,7 +86,7 @@ def test_the_most_confused_pairs_come_first(predictions: Predictions) -> None:
 
 def test_the_worst_mistakes_are_wrong_and_the_surest(predictions: Predictions) -> None:
     worst = worst_mistakes(predictions, most=10)
-    sure = predictions.probabilities.max(axis=1)
+    sure = predictions.confidence
     assert not predictions.correct[worst].any() and len(worst) == 10
     assert sure[worst].tolist() == sorted(sure[~predictions.correct], reverse=True)[:10]
 
@@ -135,9 +135,7 @@ def test_hostile_names_stay_text(predictions: Predictions, tmp_path: Path) -> No
 
 
 def test_a_classifier_without_mistakes_has_no_sheet(predictions: Predictions, tmp_path: Path) -> None:
-    right = Predictions(
-        "net", predictions.image_set, predictions.indices, predictions.targets, np.eye(5)[predictions.targets]
-    )
+    right = Predictions("net", predictions.image_set, predictions.indices, predictions.targets, np.ones(NUM_IMAGES))
     files, section = write_mistakes(right, tmp_path, None)
     assert [file.name for file in files] == ["confusion.png", "classes.csv"]
     assert "0 of 200 test images" in section and "Worst mistakes" not in section and "Most confused" not in section
