@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lit_cnn.training.parents import ParentRun
     from lit_cnn.training.setup import Setup
 
+_REGIMES = ("head_only", "last_stages", "full", "scratch")
 _LOG = "trainings.log"
 _SAMPLE = 64  # images that are looked at for their size
 
@@ -37,6 +38,9 @@ def best(arguments: list[str]) -> int:
     )
     parser.add_argument("--budget", type=seconds_of, default=3600.0, metavar="TIME", help="90s, 15m, 2h; default: 60m")
     parser.add_argument("--archs", nargs="+", metavar="ARCH", help="networks to try with their published weights")
+    parser.add_argument(
+        "--regimes", nargs="+", choices=_REGIMES, default=list(_REGIMES), help=f"default: {' '.join(_REGIMES)}"
+    )
     parser.add_argument("--output", type=Path, default=Path("best"), help="folder for report and model; default: best")
     parser.add_argument("--format", choices=["table", "csv", "json"], default="table", help="default: table")
     options, of_fit = parser.parse_known_args(arguments)
@@ -79,8 +83,12 @@ def _best(options: argparse.Namespace, of_fit: list[str]) -> None:
     parsed = DataCLI(of_fit)
     data = parsed.datamodule
     num_images, num_classes = len(data.splits.train), data.num_classes
-    weights = _weights_of(options.archs)
-    tried = candidates(weights, _sizes(weights), _shorter_side(data), num_images, num_classes, data.in_channels)
+    weights = {} if options.regimes == ["scratch"] else _weights_of(options.archs)
+    from_scratch = [arch for arch in options.archs if weights.get(arch) is None] if options.archs else None
+    shape = (_shorter_side(data), num_images, num_classes, data.in_channels)
+    tried = candidates(weights, options.regimes, from_scratch, _sizes(weights), *shape)
+    if not tried:
+        raise UsageError("regimes", " ".join(options.regimes), "need weights, and there are none here", "add scratch")
     resumes = parsed.options.resume is not None
     key = " ".join([data.digests["data"], f"{options.budget:g}", *(each.name for each in tried)])
     plan = Plan(options.output / PLAN, resumes, key)
@@ -105,7 +113,7 @@ def _best(options: argparse.Namespace, of_fit: list[str]) -> None:
 
 
 def _weights_of(archs: Sequence[str] | None) -> dict[str, str | None]:
-    """Returns the weights that can be had of each network; of those that were asked for, one line says why not."""
+    """Returns the weights that can be had of each network; None where there are none."""
     from lit_cnn.search.candidates import ARCHS
     from lit_cnn.training.available_weights import available_weights
 
@@ -113,7 +121,7 @@ def _weights_of(archs: Sequence[str] | None) -> dict[str, str | None]:
     for arch in archs or ARCHS:
         found[arch], why = available_weights(arch)
         if found[arch] is None and archs:
-            raise UsageError("archs", arch, f"there are no weights of it: {why}", "leave it out")
+            _say(f"{arch}: from random weights; {why}")
     return found
 
 
@@ -137,11 +145,14 @@ def _shorter_side(data: "ImageDataModule") -> int:
 def _setup(
     of_fit: Sequence[str], candidate: "Candidate", options: Mapping[str, Any], epochs: int, seed: int
 ) -> "Setup":
+    from lit_cnn.cli.configs import available_configs
     from lit_cnn.cli.lit_cli import LitCLI
     from lit_cnn.cli.precheck import value_of
 
     weights = "null" if candidate.weights is None else candidate.weights
+    recipe = f"model/{candidate.arch}"
     own = [
+        *([f"--config={recipe}"] if candidate.weights is None and recipe in available_configs() else []),
         *candidate.options,
         f"--model.arch={candidate.arch}",
         f"--model.weights={weights}",

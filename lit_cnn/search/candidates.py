@@ -35,6 +35,8 @@ _LAST_STAGES = 1.5  # forward passes that the last stages take, of a network tha
 
 def candidates(
     weights: Mapping[str, str | None],
+    regimes: Sequence[Regime],
+    from_scratch: Sequence[str] | None,
     image_size: Mapping[str, int],
     shorter_side: int,
     num_images: int,
@@ -45,6 +47,9 @@ def candidates(
 
     Args:
         weights: Architecture -> the weights that can be had of it; those without are left out.
+        regimes: The transfer regimes to try.
+        from_scratch: Architectures that start from random weights; None for those that suit the images: for small ones,
+            or where there are many, or no weights.
         image_size: Architecture -> pixels of the square that its weights expect.
         shorter_side: Median of the images' shorter sides, in pixels.
         num_images: Training images.
@@ -55,17 +60,20 @@ def candidates(
     for arch, of_arch in weights.items():
         if of_arch is None:
             continue
-        is_small = shorter_side <= SMALL
-        size = 112 if is_small else image_size[arch]
-        more = [f"--data.image_size={size}", *(["--data.crop_pct=1.0"] if is_small else [])]
-        for regime in ("head_only", "last_stages", "full"):
-            found.append(_transferred(arch, regime, of_arch, more, size, num_classes))
-    if shorter_side <= SMALL:
-        size = max(28, shorter_side)
-        found += [_scratch(arch, size, num_classes, in_channels) for arch in _SMALL_ARCHS]
-    elif not found or num_images >= _MANY * num_classes:
-        found += [_scratch(arch, _SCRATCH_SIZE, num_classes, in_channels) for arch in _LARGE_ARCHS]
-    return found
+        size = 112 if shorter_side <= SMALL else image_size[arch]
+        more = [f"--data.image_size={size}", *(["--data.crop_pct=1.0"] if shorter_side <= SMALL else [])]
+        for regime in regimes:
+            if regime != "scratch":
+                found.append(_transferred(arch, regime, of_arch, more, size, num_classes))
+    if "scratch" not in regimes:
+        return found
+    is_small = shorter_side <= SMALL
+    if from_scratch is None:
+        from_scratch = _SMALL_ARCHS if is_small else _LARGE_ARCHS
+        if found and not is_small and num_images < _MANY * num_classes:
+            from_scratch = ()
+    size = max(32, shorter_side) if is_small else _SCRATCH_SIZE
+    return [*found, *(_scratch(arch, size, num_classes, in_channels) for arch in from_scratch)]
 
 
 def _transferred(
@@ -83,7 +91,7 @@ def _transferred(
 
 def _scratch(arch: str, size: int, num_classes: int, in_channels: int) -> Candidate:
     of_epoch = _BACKWARD * _multiply_adds(arch, size, num_classes, in_channels) + _READING
-    options = (f"--config=model/{arch}", f"--data.image_size={size}", "--data.train_crop=center")
+    options = (f"--data.image_size={size}", "--data.train_crop=center")
     return Candidate(f"{arch}, scratch", arch, "scratch", None, options, _SCRATCH_EPOCHS, of_epoch)
 
 

@@ -21,6 +21,7 @@ _LEAST_PER_CLASS = 5
 _FIRST_ROUND = 1 / 2  # of the time, at most
 _VALIDATION = 1 / 3  # of what an image takes in training
 _FIXED = 4.0  # seconds of a training that go by no image, until that has been measured
+_FIRST = ""
 _LEAST = 0.2  # share of a training's seconds that goes by its images at the least
 
 
@@ -135,26 +136,24 @@ class Clock:
     def __init__(self, num_val: int) -> None:
         self._num_val = num_val
         self._fixed = _FIXED
-        self._first = ""
         self._seconds: dict[str, tuple[float, float]] = {}  # candidate's name -> seconds and work of its last training
 
     def add(self, outcome: Outcome) -> None:
         """Takes a training into account."""
-        candidate = outcome.candidate
-        if not candidate.constant_work and self._seconds:  # the first one in a process waits for what is imported late
+        candidate, is_first = outcome.candidate, not self._seconds
+        if not candidate.constant_work and not is_first:
             self._fixed = min(self._fixed, outcome.seconds - outcome.epochs_seconds)
-        self._seconds[candidate.name] = (outcome.seconds, self._work(candidate, outcome.extent))
-        self._first = self._first or candidate.name
+        # The first one waits for what a process imports and prepares once: it counts until there is another.
+        name = _FIRST if is_first else candidate.name
+        self._seconds[name] = (outcome.seconds, self._work(candidate, outcome.extent))
 
     def seconds(self, candidate: Candidate, extent: Extent) -> float:
         """Returns how long a training will take."""
-        known = [self._seconds[candidate.name]] if candidate.name in self._seconds else self._others()
+        others = [known for name, known in self._seconds.items() if name != _FIRST]
+        known = [self._seconds[candidate.name]] if candidate.name in self._seconds else others
+        known = known or list(self._seconds.values())
         speed = max(max(seconds - self._fixed, _LEAST * seconds) / work for seconds, work in known)
         return self._fixed + speed * self._work(candidate, extent)
-
-    def _others(self) -> list[tuple[float, float]]:
-        """Returns seconds and work of all but the first, which waited for what a process imports and prepares once."""
-        return [known for name, known in self._seconds.items() if name != self._first] or list(self._seconds.values())
 
     def _work(self, candidate: Candidate, extent: Extent) -> float:
         seen = extent.num_images + _VALIDATION * self._num_val
