@@ -1,0 +1,98 @@
+"""Successive halving under a budget of time, on trainings whose times and accuracies are given."""
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_cnn.search.halving import Candidate, Clock, Extent, Outcome, extent_of, halve, name_of
+
+NUM_IMAGES, NUM_CLASSES, NUM_VAL = 1000, 10, 100
+
+
+def candidate(name: str, work: float, constant_work: float = 0.0, epochs: int = 20) -> Candidate:
+    return Candidate(name, name, "full", None, (), epochs, work, constant_work)
+
+
+@dataclass
+class Machine:
+    """Takes `overhead` seconds for a training, and `seconds` for a unit of work; knows how good each can become."""
+
+    quality: dict[str, float]
+    seconds: float = 1e-4
+    overhead: float = 2.0
+    warm_up: float = 0.0
+    time: float = 0.0
+    trained: list[tuple[str, Extent]] = field(default_factory=list)
+    clock: Clock = field(default_factory=lambda: Clock(NUM_VAL))
+
+    def train(self, one: Candidate, extent: Extent, name: str) -> Outcome:
+        work = one.work * extent.epochs * (extent.num_images + NUM_VAL / 3)
+        of_epochs = self.seconds * work
+        seconds = self.overhead + of_epochs + self.seconds * one.constant_work * extent.num_images
+        seconds += self.warm_up if not self.trained else 0.0
+        self.time += seconds
+        self.trained.append((one.name, extent))
+        share = extent.passes / (one.epochs * NUM_IMAGES)
+        correct = round(NUM_VAL * self.quality[one.name] * (0.5 + 0.5 * share))
+        outcome = Outcome(one, extent, correct, NUM_VAL, 1.0, seconds, of_epochs, f"{len(self.trained):032x}")
+        self.clock.add(outcome)
+        return outcome
+
+    def halve(self, candidates: list[Candidate], budget: float) -> tuple[list[Outcome], list[str]]:
+        said: list[str] = []
+        left = lambda: budget - self.time  # noqa: E731
+        found = halve(candidates, left, self.train, self.clock, NUM_IMAGES, NUM_CLASSES, said.append)
+        return found, said
+
+
+@pytest.mark.parametrize("warm_up", [0.0, 20.0])
+def test_the_best_is_trained_most_and_the_time_is_kept(warm_up: float) -> None:
+    names = [f"net{number}" for number in range(9)]
+    machine = Machine({name: 0.5 + 0.05 * place for place, name in enumerate(names)}, warm_up=warm_up)
+    tried = [candidate(name, 1.0 + place) for place, name in enumerate(names)]
+    found, said = machine.halve(tried, 120)
+    assert found[0].candidate.name == "net8"
+    assert {each.candidate.name for each in found} == set(names)
+    # What it was given is the most, and each round trains fewer.
+    assert found[0].extent.passes == max(extent.passes for _, extent in machine.trained)
+    of_rounds = [line for line in said if line.startswith("round")]
+    assert len(of_rounds) == 2 and "9 configurations" in of_rounds[0] and "3 configurations" in of_rounds[1]
+    assert machine.time < 1.3 * 120
+
+
+def test_what_there_is_no_time_for_is_left_out_and_named() -> None:
+    machine = Machine({"small": 0.6, "other": 0.7, "huge": 0.9})
+    found, said = machine.halve([candidate("huge", 1e5), candidate("small", 1.0), candidate("other", 2.0)], 60)
+    assert [each.candidate.name for each in found] == ["other", "small"]
+    assert [line for line in said if "left out" in line] == ["left out: huge; there is no time to try it"]
+
+
+def test_one_candidate_and_equal_ones() -> None:
+    machine = Machine({"only": 0.9})
+    found, _ = machine.halve([candidate("only", 1.0)], 60)
+    assert [each.candidate.name for each in found] == ["only"]
+    # Of equally accurate ones that with the lower loss comes first, else the order stays.
+    machine = Machine({"a": 0.9, "b": 0.9})
+    found, _ = machine.halve([candidate("a", 1.0), candidate("b", 1.0)], 1e6)
+    assert len(found) == 2
+    assert all(each.extent == Extent(20, NUM_IMAGES) for each in found)
+
+
+@given(share=st.floats(0, 1), images=st.integers(1, 100_000), epochs=st.integers(1, 100))
+def test_a_share_is_epochs_first_then_images(share: float, images: int, epochs: int) -> None:
+    one = candidate("net", 1.0, epochs=epochs)
+    extent = extent_of(share, one, images, NUM_CLASSES)
+    assert 1 <= extent.epochs <= epochs and 1 <= extent.num_images <= images
+    whole = epochs * images
+    # Never more than the share, but for the least that is trained and an epoch's rounding.
+    assert extent.passes <= share * whole + images + 3 * min(images, 5 * NUM_CLASSES) + epochs
+    if share == 1:
+        assert extent == Extent(epochs, images)
+
+
+def test_names() -> None:
+    one = Outcome(candidate("net, full", 1.0), Extent(1, 1), 1, 2, 0.0, 1.0, 1.0, "a" * 32)
+    assert name_of(one) == "net, full"
+    assert one.accuracy.mean == 0.5
