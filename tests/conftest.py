@@ -96,7 +96,7 @@ def few_threads() -> None:
 def forked_senders() -> Iterator[None]:
     """Spares the senders that runs in this process start the import of MLflow; tests/tracking starts real ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "posix_spawn", forks.spawn_sender)
+        patch.setattr(os, "posix_spawn", forks.spawn_ours)
         yield
 
 

@@ -27,6 +27,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 _SENDER = "lit_cnn.tracking.sender"
+_STARTED_BY_OURS = (_SENDER, "lit_cnn.cli.tune_worker")
 _PR_SET_CHILD_SUBREAPER = 36
 _MOST_BYTES = 1 << 17  # of a command and its environment
 
@@ -98,9 +99,9 @@ def start(
         return Forked(_server().fork(command, cwd, {**os.environ, **(environment or {})}, descriptors))
 
 
-def spawn_sender(path: str, argv: list[str], env: Mapping[str, str], **options: Any) -> int:
-    """Does what `os.posix_spawn` does, by a fork where the tracking sender is to be started."""
-    if _SENDER not in argv:
+def spawn_ours(path: str, argv: list[str], env: Mapping[str, str], **options: Any) -> int:
+    """Does what `os.posix_spawn` does, by a fork where the tracking sender or a search's worker is to be started."""
+    if argv[-1] not in _STARTED_BY_OURS:
         return posix_spawn(path, argv, env, **options)
     descriptors = _opened(options["file_actions"])
     try:
@@ -198,7 +199,7 @@ def _become(command: Sequence[str], cwd: str, env: Mapping[str, str], descriptor
     sys.path[:0] = [] if "-P" in command else [cwd]
     place = command.index("-m") + 1
     sys.argv[1:] = command[place + 1 :]
-    os.posix_spawn = _fork_sender  # type: ignore[assignment]
+    os.posix_spawn = _fork_ours  # type: ignore[assignment]
     atexit.register(gc.unfreeze)  # else nanobind takes what is frozen for leaks, and says so
     if command[place] == _SENDER:
         sender._POLL = 0.1  # seconds; at the end of each run somebody waits for it
@@ -207,9 +208,9 @@ def _become(command: Sequence[str], cwd: str, env: Mapping[str, str], descriptor
         runpy.run_module(command[place], run_name="__main__", alter_sys=True)
 
 
-def _fork_sender(path: str, argv: list[str], env: Mapping[str, str], **options: Any) -> int:
-    """Does what `spawn_sender` does where this process may still be forked: it has computed nothing."""
-    if _SENDER not in argv or len(os.listdir("/proc/self/task")) > 1:
+def _fork_ours(path: str, argv: list[str], env: Mapping[str, str], **options: Any) -> int:
+    """Does what `spawn_ours` does where this process may still be forked: it has computed nothing."""
+    if argv[-1] not in _STARTED_BY_OURS or len(os.listdir("/proc/self/task")) > 1:
         return posix_spawn(path, argv, env, **options)
     if pid := os.fork():
         return pid

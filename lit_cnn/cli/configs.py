@@ -25,6 +25,7 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import write_text_atomically
 
 SECTIONS = ("data", "model", "trainer")
+_SEARCH = "search"  # the folder of what `lit-cnn tune --search` knows by name
 
 
 def configs_folder() -> Path:
@@ -76,6 +77,38 @@ def config_text(name: str) -> str:
     return comment + yaml.safe_dump(load_config(name), sort_keys=False, default_flow_style=None, width=120)
 
 
+def available_searches() -> dict[str, str]:
+    """Returns what `lit-cnn tune --search` knows by name, `search/lr`, each with a line that says what it is."""
+    return {f"{_SEARCH}/{file.stem}": _comment(file, None).partition("\n")[0] for file in _searches()}
+
+
+def search_text(name: str) -> str:
+    """Returns the text of what a search tries.
+
+    Args:
+        name: Such as `lr` or `search/lr`, or a YAML file.
+
+    Raises:
+        UsageError: If there is none, or it cannot be read.
+    """
+    files = {file.stem: file for file in _searches()}
+    file = Path(name).expanduser()
+    if not file.is_file():
+        plain = _without_folder(name).removeprefix(f"{_SEARCH}/")
+        if plain not in files:
+            reason = "is a folder" if file.is_dir() else "no such file, and no search of that name"
+            raise UsageError("search", name, reason, f"give a file, or one of {', '.join(files)}")
+        file = files[plain]
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError("search", name, f"cannot be read ({' '.join(str(error).split())})") from error
+
+
+def _searches() -> list[Path]:
+    return sorted((configs_folder() / _SEARCH).glob("*.yaml"))
+
+
 def copy_config(name: str, file: Path) -> None:
     """Writes a configuration into a file, to be changed there.
 
@@ -86,7 +119,7 @@ def copy_config(name: str, file: Path) -> None:
     Raises:
         UsageError: If there is no such configuration, or the file is there already or cannot be written.
     """
-    text = config_text(name)
+    text = _text_of_any(name)
     if file.exists():
         raise UsageError("output", file, "is there already", "give another file")
     try:
@@ -191,7 +224,8 @@ def configs(arguments: list[str]) -> int:
 
     parser = CommandParser(
         prog="lit-cnn configs",
-        description="List what can follow --config in any directory; with a name, print it with all that it includes.",
+        description="List what can follow --config in any directory, and below search/ what can follow lit-cnn tune "
+        "--search; with a name, print it with all that it includes.",
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help="such as own_images, transfer/head_only, model/vgg16")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write it into a new file, to be edited")
@@ -202,10 +236,14 @@ def configs(arguments: list[str]) -> int:
         copy_config(options.name, options.output)
         print(options.output)
     elif options.name is not None:
-        print(config_text(options.name), end="")
+        print(_text_of_any(options.name), end="")
     else:
-        print("\n".join(_table(available_configs())))
+        print("\n".join(_table(dict(sorted({**available_configs(), **available_searches()}.items())))))
     return 0
+
+
+def _text_of_any(name: str) -> str:
+    return search_text(name) if name in available_searches() else config_text(name)
 
 
 def _table(lines: dict[str, str]) -> Iterator[str]:
@@ -249,7 +287,7 @@ def _without_folder(name: str) -> str:
 def _places() -> dict[str, tuple[Path, str | None]]:
     """Name -> its file, and the architecture for which that is taken if it is a recipe."""
     places: dict[str, tuple[Path, str | None]] = {}
-    for file in sorted(configs_folder().glob("*/*.yaml")):
+    for file in sorted(file for file in configs_folder().glob("*/*.yaml") if file.parent.name != _SEARCH):
         text = file.read_text(encoding="utf-8")
         recipe = yaml.safe_load(text) if re.search("^archs:", text, re.MULTILINE) else {}
         names = {str(recipe.get("name", "{arch}")).format(arch=arch): arch for arch in recipe.get("archs", [])}

@@ -79,6 +79,9 @@ _WORDS: dict[str, Callable[[str], str]] = {
     "data.views": lambda value: f"{value} views",
     "model.cycles": lambda value: f"{value} cycles",
     "data.sampler": lambda value: f"{value} classes" if value == "balanced" else value,
+    "data.num_folds": lambda value: f"{value} folds",
+    "data.fold": lambda value: f"fold {value}",
+    "data.fold_seed": lambda value: f"folds of seed {value.strip('[]')}",
     SEED: lambda value: f"seed {value}",
 }
 """What is said of a param's value, in the order in which it is said. Of others: `layer decay 0.8`."""

@@ -27,6 +27,7 @@ class Recorder:
         experiment_name: The MLflow experiment that the run belongs to.
         store: The store that it goes to.
         buffer_when_disk_full: Keep in memory what a full disk does not take; see `Journal`.
+        is_sent_by_parent: Leave the sending to the process that logs the run's parent.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Recorder:
         self.buffer_when_disk_full = buffer_when_disk_full
         self.experiment_name = experiment_name
         self.store: Store = resolve_store(tracking_uri)
+        self.is_sent_by_parent = False
         self._journal: Journal | None = None
         self._has_ended = False
         self._waiting: dict[str, Path] = {}
@@ -80,7 +82,8 @@ class Recorder:
         self._journal.buffer_when_disk_full = self.buffer_when_disk_full
         self.log_params(params)
         self.set_tags({"lit_cnn.host": socket.gethostname(), **tags})
-        supervisor_of(self.store).add(self._journal.folder)
+        if not self.is_sent_by_parent:
+            supervisor_of(self.store).add(self._journal.folder)
 
     @property
     def is_open(self) -> bool:
@@ -126,7 +129,8 @@ class Recorder:
 
     def check_sender(self) -> None:
         """Tells the user in time if MLflow takes nothing; for work that may take seconds without logging metrics."""
-        supervisor_of(self.store).check()
+        if not self.is_sent_by_parent:
+            supervisor_of(self.store).check()
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Sets tags of the run; values are kept as text. Raises UsageError if MLflow would refuse a name."""

@@ -183,15 +183,18 @@ class Sender:
                 time.sleep(max(_POLL, 50 * looked_for))  # so thousands of old runs cost 2 % of a core at most
 
     def _split(self) -> tuple[list[Path], list[Path]]:
-        """Returns the unfinished journals of the parent, and those whose owner has ended."""
+        """Returns the unfinished journals of the parent and below its runs, and those whose owner has ended."""
         mine, orphans = [], []
-        for folder, _ in self._backlog.unfinished():
+        parents: set[str] = set()
+        for folder, header in self._backlog.unfinished():  # a parent before its children
             try:
                 owner = read_owner(folder)
             except FileNotFoundError:
                 continue
-            if owner == self._parent:
+            # The children of its runs are its own, whichever process logs them: a search has one sender.
+            if owner == self._parent or (owner is not None and header.parent_key in parents):
                 mine.append(folder)
+                parents.add(folder.name)
             elif owner is None:
                 orphans.append(folder)
         return mine, orphans

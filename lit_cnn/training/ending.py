@@ -17,6 +17,8 @@ from lit_cnn.training.callbacks.test_outputs import TestOutputs
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.history import read_history
 from lit_cnn.training.metrics import log_now
+from lit_cnn.training.out_of_fold import FOLDER as OUT_OF_FOLD
+from lit_cnn.training.out_of_fold import OUTPUTS, Outputs, write_outputs
 from lit_cnn.training.ranks import Ranks
 from lit_cnn.training.run_report import FOLDER, write_run_report
 from lit_cnn.training.setup import Setup
@@ -36,8 +38,16 @@ class Ending:
     report: Path | None = None
 
 
-def evaluate_best(setup: Setup, parts: RunTrainer, ranks: Ranks) -> tuple[dict[str, float], Predictions | None]:
+def evaluate_best(
+    setup: Setup, parts: RunTrainer, ranks: Ranks, outputs: TestOutputs
+) -> tuple[dict[str, float], Predictions | None]:
     """Tests a run's best checkpoint.
+
+    Args:
+        setup: What the run is made of.
+        parts: Its trainer.
+        ranks: Its processes.
+        outputs: Keeps what the network says.
 
     Returns:
         The metrics, and what the network says of each test image; None where another process knows it.
@@ -47,7 +57,6 @@ def evaluate_best(setup: Setup, parts: RunTrainer, ranks: Ranks) -> tuple[dict[s
     loggers = trainer.loggers
     with ranks.ending_together():
         model.load_state_dict(ranks.from_first(lambda: load_checkpoint(best_path)["state_dict"]))
-    outputs = TestOutputs()
     trainer.callbacks.append(outputs)  # type: ignore[attr-defined]  # set by a connector
     # The test's own logging would give it a step of its own; the run's last step is meant.
     trainer.loggers = []
@@ -73,6 +82,33 @@ def _predictions(
     shares = [data.splits.test[rank::world_size][: len(own)] for rank, own in enumerate(found)]
     labels, confidence = np.concatenate(found).T
     return Predictions(name, data.image_set, np.concatenate(shares), labels.astype(np.int64), confidence)
+
+
+def keep_outputs(setup: Setup, parts: RunTrainer, tested: TestOutputs) -> None:
+    """Keeps what the best checkpoint of a fold says of that fold, which it was not trained on, with the run.
+
+    Args:
+        setup: What the run is made of; on one device.
+        parts: Its trainer; tracked.
+        tested: Logits of the test images; none where nothing was tested.
+    """
+    trainer, model, data, best_path = parts.trainer, setup.model, setup.data, parts.checkpoints.best_path
+    assert best_path is not None and parts.logger is not None
+    model.load_state_dict(load_checkpoint(best_path)["state_dict"])
+    outputs = TestOutputs(keeps_logits=True)
+    before = trainer.loggers, trainer.limit_test_batches
+    trainer.callbacks.append(outputs)  # type: ignore[attr-defined]  # set by a connector
+    trainer.loggers, trainer.limit_test_batches = [], 1.0
+    trainer.test(model, dataloaders=data.val_dataloader(), verbose=False)
+    trainer.loggers, trainer.limit_test_batches = before
+    trainer.callbacks.remove(outputs)  # type: ignore[attr-defined]
+    val, image_set = data.splits.val, data.image_set
+    is_whole = sum(map(len, tested.logits)) == len(data.splits.test)
+    of_test = torch.cat(tested.logits).double().softmax(1).float().numpy() if is_whole else None
+    logits = torch.cat(outputs.logits).numpy()
+    kept = Outputs([image_set.paths[index] for index in val], image_set.labels[val], logits, of_test)
+    write_outputs(best_path.parent / OUT_OF_FOLD / OUTPUTS, kept)
+    parts.logger.log_artifact(best_path.parent / OUT_OF_FOLD / OUTPUTS, OUT_OF_FOLD)
 
 
 def conclude(setup: Setup, parts: RunTrainer, metrics: dict[str, float], predictions: Predictions | None) -> Ending:

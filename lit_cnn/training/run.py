@@ -5,10 +5,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
-from lightning.pytorch.callbacks import Timer
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.audit import Report
@@ -20,9 +19,10 @@ from lit_cnn.training.before_fit import check_before_fit
 from lit_cnn.training.callbacks import RunInterrupted
 from lit_cnn.training.callbacks.averaging import check_average_of
 from lit_cnn.training.callbacks.snapshots import check_same_cycles
+from lit_cnn.training.callbacks.test_outputs import TestOutputs
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.distillation import Distillation
-from lit_cnn.training.ending import Ending, conclude, evaluate_best
+from lit_cnn.training.ending import Ending, conclude, evaluate_best, keep_outputs
 from lit_cnn.training.launchers import leave_it_to_first
 from lit_cnn.training.linked import check_data_of, made_by
 from lit_cnn.training.optimization import check_same_optimizer, path_of_penalties
@@ -51,18 +51,16 @@ from lit_cnn.training.record import (
 from lit_cnn.training.rehearsal import check_monitors, rehearse
 from lit_cnn.training.resume import checkpoint_file, mark_finished, mark_unfinished
 from lit_cnn.training.setup import Setup
-from lit_cnn.training.start import Start, find_start
-from lit_cnn.training.steps import check_callbacks, check_has_end, check_limits, limited, total_steps
+from lit_cnn.training.start import Start, check_not_beyond, find_start
+from lit_cnn.training.steps import check_callbacks, check_has_end, check_limits, limited, several_devices, total_steps
 from lit_cnn.training.trainer import RunTrainer, build_trainer, evaluation_trainer
 from lit_cnn.training.training_on import (
     TrainOn,
     batches_of,
     check_same_network,
-    epochs_done,
     how_continued,
     images_seen,
     splits_before,
-    steps_done,
 )
 
 
@@ -88,8 +86,11 @@ def train(
         RunFailedError: If a disk or the memory was full; the run is FAILED.
         RunInterrupted: If a signal stopped it; the run is KILLED, and can be resumed.
     """
+    logger = setup.new_logger()
+    if logger is not None:
+        logger.is_sent_by_parent = parent is not None and parent.key is not None
     with (setup.ranks or Ranks()).ending_together():
-        parts = build_trainer(setup.model, setup.options, setup.trainer, setup.new_logger())
+        parts = build_trainer(setup.model, setup.options, setup.trainer, logger)
     ranks = setup.ranks or join(parts.trainer)
     try:
         run = _train(setup, parts, ranks, parent, label, before)
@@ -173,13 +174,7 @@ def train_children(
     """
     status = "FAILED"
     try:
-        for label, make in setups:
-            began = time.monotonic()
-            run = train(make(), parent, label, before_each)
-            if run is not parent.children.get(label):  # else it was trained before the parent was resumed
-                run = replace(run, seconds=time.monotonic() - began)
-            parent.add(label, run)
-            after_each(run)
+        train_each(parent, setups, after_each, before_each)
         status = "FINISHED"
     except (RunInterrupted, KeyboardInterrupt):
         status = "KILLED"
@@ -187,6 +182,22 @@ def train_children(
     finally:
         ended = parent.end(status)
     return ended
+
+
+def train_each(
+    parent: ParentRun,
+    setups: Iterable[tuple[str, Callable[[], Setup]]],
+    after_each: Callable[[Run], None] = lambda run: None,
+    before_each: Callable[[Setup], None] = lambda setup: None,
+) -> None:
+    """Trains runs one after the other under a parent, which stays open; see `train_children`."""
+    for label, make in setups:
+        began = time.monotonic()
+        run = train(make(), parent, label, before_each)
+        if run is not parent.children.get(label):  # else it was trained before the parent was resumed
+            run = replace(run, seconds=time.monotonic() - began)
+        parent.add(label, run)
+        after_each(run)
 
 
 def evaluate(setup: Setup, stage: Literal["validate", "test"]) -> dict[str, float]:
@@ -234,7 +245,7 @@ def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> N
     if data.sampler == "balanced" and model.hparams["class_weights"] == "balanced":
         raise UsageError("class_weights", "balanced", "`sampler=balanced` evens out the classes", "take one")
     if parts.trainer.world_size > 1 and has_parent:
-        raise UsageError("seeds", None, "one device a run", "for several devices give `seed`, seed by seed")
+        raise several_devices(setup.data)
     if parts.trainer.world_size > 1 and options.on_full_disk == "continue":
         raise UsageError("on_full_disk", "continue", "one device a run; several cannot wait for each other's disk")
     if start.path is not None:
@@ -244,7 +255,7 @@ def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> N
         check_same_cycles(start.checkpoint, parts.cycle_epochs)
         check_average_of(start.checkpoint, options.ema_decay, options.swa_start)
         check_same_network(start.checkpoint, model, start.path)
-        _check_not_beyond(start, parts.trainer, num_batches)
+        check_not_beyond(start, parts.trainer, num_batches)
     check_has_end(parts.trainer)
     if isinstance(model, Distillation):
         model.check_split(data)
@@ -252,27 +263,6 @@ def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> N
     parts.feature_cache.plan(parts.trainer, model, data)
     check_callbacks(parts.trainer)
     check_monitors(parts.trainer, model)
-
-
-def _check_not_beyond(start: Start, trainer: Any, num_batches: int) -> None:
-    """Refuses a run without a step, but one that goes on after its last: the test may be still to come."""
-    done, goes_on = epochs_done(start.checkpoint), start.folder is not None
-    epochs = trainer.max_epochs or -1
-    if 0 <= epochs < done or (epochs == done and not goes_on):
-        reason = f"the run of {start.path} has trained {done:.3g} epochs already"
-        raise UsageError("max_epochs", epochs, reason, "give more, or start anew: neither `resume` nor `ckpt_path`")
-    if goes_on:
-        return
-    for each in trainer.callbacks:
-        if isinstance(each, Timer) and each._duration is not None:
-            state = start.checkpoint.get("callbacks", {}).get(each.state_key, {}).get("time_elapsed", {})
-            if (seconds := state.get("train", 0.0)) >= each._duration:
-                reason = f"the run of {start.path} has trained {seconds:.3g} seconds already, of {each._duration:g}"
-                raise UsageError("max_time", None, reason, "give more, or start anew, without `ckpt_path`")
-    steps = steps_done(start.checkpoint, trainer, batches_of(start.checkpoint), num_batches)
-    if 0 <= trainer.max_steps <= steps:
-        reason = f"the run of {start.path} has made {steps} steps already, in epochs of this run"
-        raise UsageError("max_steps", trainer.max_steps, reason, "give more, or start anew, without `ckpt_path`")
 
 
 def _require_room(setup: Setup, parts: RunTrainer, start: Start) -> None:
@@ -284,6 +274,8 @@ def _require_room(setup: Setup, parts: RunTrainer, start: Start) -> None:
 
 
 def _open_parent(parent: ParentRun, setup: Setup) -> str:
+    if parent.key is not None:
+        return parent.key
     logger = parent.logger or setup.new_logger()
     assert logger is not None
     config, digest = parent.config_of(setup.config), parent.digest_of(setup.config, setup.data.digests["data"])
@@ -323,7 +315,7 @@ def _begin(
     of_run["continued_from"] = start.record.get("key" if start.folder is None else "continued_from")
     of_run["num_batches"] = limited(setup.data.num_train_batches, parts.trainer.limit_train_batches)
     setup.model.run_record = {**made_by(setup.data.class_names), **of_run}
-    if start.folder is not None:
+    if start.folder is not None and start.path is not None:
         logger.log_text(config_text, "config.yaml")  # it may train for longer
     else:
         log_inputs(logger, setup.model, setup.data, config_text, store.splits_dir)
@@ -335,13 +327,14 @@ def _begin(
     verb = "resuming" if start.folder else "training"
     on = f", going on from run {tags['continued_from']} {params['continued']}" if "continued" in params else ""
     # Without an id: MLflow's is not known yet, and a run is to be known by one.
-    print(f"{verb} {setup.name} (seed {setup.config['seed_everything']}){on}", file=sys.stderr)
+    print(f"{verb} {setup.name} (seed {setup.config['seed_everything']}{setup.fold_in_words}){on}", file=sys.stderr)
     return logger.run_folder
 
 
 def _train_and_test(setup: Setup, parts: RunTrainer, start: Start, ranks: Ranks) -> tuple[dict[str, float], Ending]:
     """Returns the best epoch's metrics and the test's, and what they come to; ends the run, whatever happens."""
     trainer, model, data, predictions = parts.trainer, setup.model, setup.data, None
+    outputs = TestOutputs(keeps_logits=bool(data.splits.folds))
     logger = parts.logger if trainer.is_global_zero else None
     try:
         trainer.fit(model, datamodule=data, ckpt_path=start.path, weights_only=True)
@@ -353,8 +346,10 @@ def _train_and_test(setup: Setup, parts: RunTrainer, start: Start, ranks: Ranks)
             what = "it has no best epoch, and compare and ensemble leave it out"
             print(f"lit-cnn: warning: the run ended before its first validation: {what}", file=sys.stderr)
         elif setup.options.test_after_fit and parts.checkpoints.best_path is not None:
-            tested, predictions = evaluate_best(setup, parts, ranks)
+            tested, predictions = evaluate_best(setup, parts, ranks, outputs)
             metrics |= tested
+        if logger and setup.data.splits.folds and trainer.world_size == 1 and parts.checkpoints.best_path is not None:
+            keep_outputs(setup, parts, outputs)
         ending = conclude(setup, parts, metrics, predictions) if trainer.is_global_zero else Ending()
         if logger:
             for checkpoint in sorted(logger.run_folder.glob("*.ckpt")):
@@ -374,14 +369,15 @@ def _end_early(logger: JournalLogger, error: BaseException) -> None:
     status = "KILLED" if isinstance(error, RunInterrupted | KeyboardInterrupt) else "FAILED"
     if lost := logger.end_without_room(status):
         error.add_note(f"not stored: {lost}")
-    # Seconds that let the store show how the run ended; the journal has it in any case.
-    logger.wait_until_sent(timeout=5)
+    if not logger.is_sent_by_parent:
+        # Seconds that let the store show how the run ended; the journal has it in any case.
+        logger.wait_until_sent(timeout=5)
 
 
 def _finished(setup: Setup, parts: RunTrainer, metrics: dict[str, float], ending: Ending) -> Run:
     logger = parts.logger if parts.trainer.is_global_zero else None
     if logger is None:
         return Run("", setup.name, metrics, summary=ending.summary)
-    is_sent = logger.wait_until_sent(timeout=60)
+    is_sent = not logger.is_sent_by_parent and logger.wait_until_sent(timeout=60)
     run = Run(logger.run_id or logger.key, setup.name, metrics, parts.checkpoints.best_path, is_sent=is_sent)
     return replace(run, summary=ending.summary, report=ending.report)

@@ -16,7 +16,14 @@ import pytest
 import yaml
 
 from lit_cnn.cli import main
-from lit_cnn.cli.configs import available_configs, config_text, configs_folder, copy_config, load_config
+from lit_cnn.cli.configs import (
+    available_configs,
+    available_searches,
+    config_text,
+    configs_folder,
+    copy_config,
+    load_config,
+)
 from lit_cnn.cli.lit_cli import LitCLI
 from lit_cnn.cli.parser import OneLineParser, arranged
 from lit_cnn.cli.precheck import known_options
@@ -98,7 +105,7 @@ def test_every_configuration_parses_and_has_a_line_of_its_own_kind() -> None:
     files = {file.relative_to(CONFIGS).with_suffix("").as_posix() for file in CONFIGS.rglob("*.yaml")}
     recipes = {"model/residual_32px", "model/residual_224px", "model/vgg"}
     recipes.add("experiment/residual_scratch_fashion_mnist_small")
-    assert files - lines.keys() == recipes
+    assert files - lines.keys() - available_searches().keys() == recipes
 
 
 @pytest.mark.parametrize(
@@ -310,9 +317,11 @@ def test_the_command_lists_prints_and_copies(tmp_path: Path, capsys: pytest.Capt
     assert main(["configs"]) == 0
     listed = capsys.readouterr().out.splitlines()
     folders = [line for line in listed if not line.startswith(" ")]
-    assert folders == ["augment/", "data/", "experiment/", "model/", "transfer/"]
-    assert len(listed) - len(folders) == len(available_configs())
+    assert folders == ["augment/", "data/", "experiment/", "model/", "search/", "transfer/"]
+    assert len(listed) - len(folders) == len(available_configs()) + len(available_searches())
     assert any(line.split(maxsplit=1) == ["resnet56", available_configs()["model/resnet56"]] for line in listed)
+    assert main(["configs", "search/lr"]) == 0
+    assert capsys.readouterr().out == (CONFIGS / "search" / "lr.yaml").read_text("utf-8")
     assert main(["configs", "model/resnet56"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("# resnet56, 32 px") and yaml.safe_load(printed) == load_config("model/resnet56")

@@ -1,0 +1,260 @@
+"""`lit-cnn tune`: searches options of `lit-cnn fit`, and trains the best anew."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_cnn.cli.configs import SECTIONS, layers_of, search_text
+from lit_cnn.cli.option_kinds import option_kinds
+from lit_cnn.cli.output import print_result
+from lit_cnn.cli.precheck import hint, known_options, precheck, value_of
+from lit_cnn.cli.shorthand import expand
+from lit_cnn.cli.verbs import CommandParser
+from lit_cnn.core.errors import UsageError, as_printed
+from lit_cnn.core.run_params import OF_THE_PLACE
+from lit_cnn.search.room import gpus, require_memory, shares
+from lit_cnn.search.space import CONFIG, Choices, Dimension, Space, arguments_of, read_space, text_of
+
+if TYPE_CHECKING:
+    from lit_cnn.search.crew import Crew
+    from lit_cnn.search.study import Plan
+
+_WORKER = "lit_cnn.cli.tune_worker"
+_PRUNERS = ("asha", "hyperband", "none")
+_SAMPLERS = ("tpe", "random", "grid")
+# What decides which images a trial is judged on, and by what.
+_NOT_SEARCHED = {
+    *("seed_everything", "monitor", "monitor_mode", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *(f"data.{name}" for name in ("dataset", "root", "split_seed", "split_scheme", "val_fraction", "test_fraction")),
+    *(f"data.{name}" for name in ("columns", "class_names", "on_bad_image", "outside_root", "weights_expect")),
+    *OF_THE_PLACE[""],
+}
+
+
+def tune(arguments: list[str]) -> int:
+    """Takes the options of `lit-cnn fit` and its own; every trial is a tracked run below one."""
+    parser = _parser()
+    options, of_fit = parser.parse_known_args(arguments)
+    of_fit = expand("tune", of_fit)
+    precheck(of_fit, parser.options)
+    if (value_of(of_fit, "track") or "true").lower() == "false":
+        raise UsageError("track", False, "every trial is a tracked run", "leave it out")
+    if value_of(of_fit, "ckpt_path") is not None:
+        raise UsageError("ckpt_path", value_of(of_fit, "ckpt_path"), "a search trains anew", "leave it out")
+    if value_of(of_fit, "trainer.devices") not in (None, "1", "auto"):
+        given = value_of(of_fit, "trainer.devices")
+        raise UsageError("devices", given, "a trial has one device", "give `parallel` for several trials at once")
+    resume = value_of(of_fit, "resume")
+    of_fit = _without("resume", of_fit)
+    kinds = option_kinds()
+
+    def is_whole(option: str) -> bool:
+        """Whether an option takes whole numbers only."""
+        return option in kinds and "int" in kinds[option].types and "float" not in kinds[option].types
+
+    space = read_space(search_text(options.search), options.search, is_whole)
+    check_names(space, of_fit, parser.options)
+    if options.sampler == "grid" and space.combinations() is None:
+        raise _endless(space)
+    there = gpus() if value_of(of_fit, "trainer.accelerator") != "cpu" else []
+    num_workers = options.parallel or max(1, len(there))
+    require_memory(num_workers)
+    from lit_cnn.tracking.supervisor import start_early
+
+    start_early()
+    from lit_cnn.cli.train import exit_code
+    from lit_cnn.search.crew import Crew
+    from lit_cnn.training.process import hush_lightning
+
+    hush_lightning()
+    crew = Crew(_WORKER, shares(num_workers, there))
+    try:
+        return exit_code(lambda: _tune(options, of_fit, space, crew, num_workers, resume is not None))
+    finally:
+        crew.close()
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="lit-cnn tune",
+        description="Search options of lit-cnn fit: draw values, end early what is behind, train the best anew with "
+        "new seeds, and test it once. Every trial is a tracked run below one. Takes FOLDER and the options of lit-cnn "
+        "fit too, for all trials: --config, --trainer.max_epochs, --resume auto.",
+        allow_abbrev=False,
+    )
+    name = "lr, transfer, augment or architecture (lit-cnn configs lists them), or a file: option -> values"
+    parser.add_argument("--search", required=True, metavar="NAME", help=name)
+    parser.add_argument("--trials", type=_count, default=30, help="how many, at most; default: 30")
+    parser.add_argument("--budget", type=_seconds, help="60m, 2h: begin no trial that would end later; default: none")
+    parser.add_argument("--parallel", type=_count, help="trials at once; default: one a GPU, else 1")
+    parser.add_argument("--sampler", choices=_SAMPLERS, default="tpe", help="who draws; default: tpe")
+    parser.add_argument("--pruner", choices=_PRUNERS, default="asha", help="who ends trials early; default: asha")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws; --seed_everything is the trainings'")
+    parser.add_argument("--final_seeds", type=_number, default=3, help="new seeds for the best; default: 3")
+    parser.add_argument("--study", metavar="URL", help="keep the trials in a database; default: a file beside the run")
+    parser.add_argument("--output", type=Path, default=Path("search"), help="folder for the report; default: search")
+    parser.add_argument("--format", choices=["table", "csv", "json"], default="table", help="default: table")
+    return parser
+
+
+def check_names(space: Space, of_fit: Sequence[str], also: Sequence[str] = ()) -> None:
+    """Refuses what the names and kinds of options tell, before anything heavy is imported.
+
+    Args:
+        space: What is searched.
+        of_fit: Options of `lit-cnn fit` for all trials.
+        also: Options of the command itself.
+
+    Raises:
+        UsageError: If an option is not known, cannot be searched, is given for all trials, or does not take a value.
+    """
+    known = known_options()
+    for each in space.all_dimensions():
+        if each.option.partition("/")[0] == CONFIG:
+            _check_configs(space, each)
+            continue
+        if each.option in SECTIONS or not any(
+            each.option == name or each.option.startswith(f"{name}.") for name in known - set(SECTIONS)
+        ):
+            raise space.mistake(each, None, "no such option of lit-cnn fit", hint(each.option, known, "", also))
+        if each.option in _NOT_SEARCHED:
+            remedy = "leave it out, or give it on the command line for all trials"
+            raise space.mistake(each, None, "is the same for all trials of a search", remedy)
+        if value_of(of_fit, each.option) is not None:
+            given = f"--{each.option} {value_of(of_fit, each.option)}"
+            raise space.mistake(each, None, f"{given} on the command line is for all trials", "leave one of them out")
+        kind = option_kinds().get(each.option)
+        for value in _values(each):
+            if kind is not None and not kind.takes(text_of(value)):
+                raise space.mistake(each, value, kind.in_words())
+
+
+def _check_configs(space: Space, each: Dimension) -> None:
+    for value in _values(each):
+        _, _, folder = each.option.partition("/")
+        try:
+            layers_of(f"{folder}/{value}" if folder else str(value))
+        except UsageError as error:
+            raise space.mistake(each, value, error.reason, error.remedy) from error
+
+
+def _values(each: Dimension) -> Sequence[Any]:
+    return each.domain.values if isinstance(each.domain, Choices) else (each.domain.low, each.domain.high)
+
+
+def _endless(space: Space) -> UsageError:
+    endless = next(
+        each for each in space.all_dimensions() if not isinstance(each.domain, Choices) and each.domain.steps() is None
+    )
+    said = endless.domain.in_words()
+    return space.mistake(endless, said, "has no end of values, and a grid tries all", "give a list or a step")
+
+
+def _tune(
+    options: argparse.Namespace, of_fit: list[str], space: Space, crew: "Crew", num_workers: int, resume: bool
+) -> None:
+    from lit_cnn.cli.lit_cli import DataCLI, LitCLI, settled
+    from lit_cnn.search.study import Plan, first_values
+    from lit_cnn.search.tune import BEST, Search, run_search
+    from lit_cnn.training.record import recorded_config
+
+    searched = {each.option for each in space.all_dimensions()}
+    why = ""
+    if not {"model.arch", "model.weights"} & searched and not any(name.startswith(CONFIG) for name in searched):
+        of_fit, why = settled(of_fit)  # once, so that all trials start from the same
+    parsed = DataCLI(of_fit)
+    if why:
+        print(as_printed(f"weights {parsed.plain_config['model']['weights'] or 'none'}: {why}"), file=sys.stderr)
+    _check_values(space, of_fit, parsed)
+    plan = Plan(options.trials, options.sampler, options.pruner, options.seed, parsed.options.monitor_mode)
+    setup = LitCLI("fit", [*of_fit, *arguments_of(first_values(space, plan))]).setup
+    plan = _with_epochs(plan, space, parsed.plain_config["trainer"], setup)
+
+    def config_of(values: Any) -> dict[str, Any]:
+        """Returns the configuration of a trial as a file for `--config` has it."""
+        own = DataCLI([*of_fit, *arguments_of(values)]).plain_config
+        kept = {name: value for name, value in own.items() if name not in OF_THE_PLACE[""]}
+        return {**kept, "trainer": {name: value for name, value in own["trainer"].items() if value is not None}}
+
+    first = int(parsed.plain_config["seed_everything"]) + 1
+    search = Search(
+        space,
+        plan,
+        of_fit,
+        recorded_config(parsed.plain_config),
+        setup,
+        config_of,
+        options.budget,
+        range(first, first + options.final_seeds),
+        resume,
+        options.study,
+        options.output,
+    )
+    result = run_search(search, crew, num_workers, lambda line: print(line, file=sys.stderr, flush=True))
+    print_result(result, options.format)
+    if options.format == "table":
+        print(f"\nReport: {options.output / 'report.html'}")
+        print(f"Next: lit-cnn fit --config {options.output / BEST}, lit-cnn ui")
+        print(f"run {result.run}")
+
+
+def _check_values(space: Space, of_fit: Sequence[str], parsed: Any) -> None:
+    """Refuses values that the parser of `lit-cnn fit` does, one by one."""
+    from lit_cnn.cli.parser import arranged
+
+    for each in space.all_dimensions():
+        for value in _values(each):
+            try:
+                parsed.parser.parse_args(arranged([*of_fit, *arguments_of({each.option: value})]))
+            except UsageError as error:
+                raise space.mistake(each, value, error.reason, error.remedy) from error
+
+
+def _with_epochs(plan: "Plan", space: Space, base: Any, setup: Any) -> "Plan":
+    """Returns the plan with the most epochs that a trial trains."""
+    from dataclasses import replace
+
+    from lit_cnn.training.steps import limited
+
+    epochs = [int(options["max_epochs"] or -1) for options in (base, setup.trainer)]
+    for each in space.all_dimensions():
+        if each.option == "trainer.max_epochs":
+            epochs += [int(value) for value in _values(each)]
+    if max(epochs) < 1:
+        batches = limited(setup.data.num_train_batches, setup.trainer.get("limit_train_batches"))
+        epochs = [-(-int(setup.trainer.get("max_steps") or 1) // max(1, batches))]
+    return replace(plan, max_epochs=max(1, *epochs))
+
+
+def _without(option: str, arguments: Sequence[str]) -> list[str]:
+    """Returns arguments without an option and its value."""
+    found, skips = list[str](), False
+    for text in arguments:
+        if skips:
+            skips = False
+        elif text == f"--{option}":
+            skips = True
+        elif not text.startswith(f"--{option}="):
+            found.append(text)
+    return found
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number of at least 1")
+    return int(text)
+
+
+def _number(text: str) -> int:
+    return 0 if text == "0" else _count(text)
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|)", text.strip())
+    seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600, "": 60}[found[2]] if found else 0.0
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError(f"{text}: give a time such as 90s, 60m or 2h")
+    return seconds

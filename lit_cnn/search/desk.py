@@ -1,0 +1,225 @@
+"""What a search hands out and takes in: its trials, then the best of them with new seeds."""
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lit_cnn.core.words import about, counted, duration
+from lit_cnn.search.space import Values, arguments_of, in_words
+from lit_cnn.search.study import Outcome, Study, Trial
+from lit_cnn.search.worker import Ended, Job
+from lit_cnn.training.process import RunFailedError
+
+_OF_A_TRIAL = ("--test_after_fit=false", "--report=false", "--log_preview=false", "--trainer.enable_progress_bar=false")
+_MOST_DEATHS = 3  # of a trial's process, without an epoch in between
+_FAILURES = 3  # of the first trials, all in the same way
+
+
+@dataclass(frozen=True)
+class Final:
+    """The best trial's values with another training seed.
+
+    Attributes:
+        seed: Which.
+        metrics: Of its best epoch and its test; empty if it failed.
+        run: Key of its run.
+        reason: Why it failed.
+    """
+
+    seed: int
+    metrics: Mapping[str, float]
+    run: str = ""
+    reason: str = ""
+
+
+@dataclass
+class SearchDesk:
+    """Hands out jobs and takes in how they ended.
+
+    Args:
+        study: Has the trials.
+        arguments: Options of `lit-cnn fit` that all trials have.
+        parent_key: Key of the search's run.
+        monitor: The metric that is searched for.
+        val_digest: Digest of the val images.
+        num_workers: How many work at once.
+        budget: Seconds after which no trial ends, the last trainings included; None for any.
+        final_seeds: Training seeds for the best trial.
+        say: Prints a line.
+        after_each: Called with each trial that has ended.
+    """
+
+    study: Study
+    arguments: Sequence[str]
+    parent_key: str
+    monitor: str
+    val_digest: str
+    num_workers: int = 1
+    budget: float | None = None
+    final_seeds: Sequence[int] = (1, 2, 3)
+    say: Callable[[str], None] = print
+    after_each: Callable[[Trial, Trial | None], None] = lambda trial, best: None
+    finals: dict[int, Final] = field(default_factory=dict)
+    winner: Trial | None = None
+    is_budget_spent: bool = False
+
+    def __post_init__(self) -> None:
+        self._before = self.study.seconds
+        self._began = time.monotonic()
+        self._running: dict[str, Trial | int] = {}
+        self._deaths: Counter[str] = Counter()
+        self._seeds_left: list[int] = []
+        self._are_trials_over = False
+
+    @property
+    def seconds(self) -> float:
+        """How long the search has run, those in which nothing ran left out."""
+        return self._before + time.monotonic() - self._began
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all that was to be trained is."""
+        return self._are_trials_over and not self._running and not self._seeds_left
+
+    def ask(self) -> Job | None:
+        """Returns the next job; None if there is none, now or at all."""
+        if not self._are_trials_over:
+            trial = None if self._would_end_late() else self.study.next()
+            if trial is not None:
+                name = f"trial {trial.number}"
+                self._running[name] = trial
+                return self._job(name, trial, {"trial": "search", "trial_number": str(trial.number)})
+            if not self._running:
+                self._choose()
+        if not self._seeds_left:
+            return None
+        seed = self._seeds_left.pop(0)
+        self._running[f"seed {seed}"] = seed
+        assert self.winner is not None
+        return self._final_job(seed, self.winner.values)
+
+    def report(self, name: str, epoch: int, value: float) -> bool:
+        """Notes a trial's value after an epoch; returns whether it is to end."""
+        trial = self._running[name]
+        del self._deaths[name]
+        return isinstance(trial, Trial) and self.study.report(trial.number, epoch, value)
+
+    def tell(self, name: str, ended: Ended) -> None:
+        """Notes how a job ended, and says so.
+
+        Raises:
+            RunFailedError: If the first trials have all failed in the same way.
+        """
+        job = self._running.pop(name)
+        if isinstance(job, int):
+            reason = ended.outcome.reason
+            self.finals[job] = Final(job, {} if reason else ended.metrics, ended.outcome.run, reason)
+            self.say(f"seed {job}: {reason or self._in_words(ended.metrics)}")
+            return
+        self.study.tell(job.number, ended.outcome, self.seconds)
+        trials = self.study.trials()
+        self.say(self._line(trials[job.number - 1], trials))
+        self.after_each(trials[job.number - 1], self.study.best())
+        check_failures(trials)
+
+    def lose(self, name: str, how: str) -> None:
+        """Takes back a job whose process has ended; it is given out again, or has failed if that happens too often."""
+        self._deaths[name] += 1
+        if self._deaths[name] >= _MOST_DEATHS:
+            reason = f"its process was {how} {self._deaths[name]} times (is the memory too small?)"
+            self.tell(name, Ended(Outcome("failed", reason=reason)))
+            return
+        self.say(f"{name}: its process was {how}; another one goes on with it")
+        job = self._running.pop(name)
+        if isinstance(job, int):
+            self._seeds_left.insert(0, job)
+        else:
+            self.study.put_back(job.number)
+
+    def _would_end_late(self) -> bool:
+        """Whether a trial that is begun now, and the best with new seeds after it, would end after the budget."""
+        if self.budget is None:
+            return False
+        whole = [trial.outcome.seconds for trial in self.study.trials() if trial.outcome.state == "complete"]
+        longest = max(whole, default=0.0)
+        last = longest * -(-len(self.final_seeds) // self.num_workers)
+        self.is_budget_spent = bool(whole) and self.seconds + sum(whole) / len(whole) + last > self.budget
+        return self.is_budget_spent
+
+    def _choose(self) -> None:
+        """Ends the trials, and takes the best of them.
+
+        Raises:
+            RunFailedError: If there is none.
+        """
+        self._are_trials_over = True
+        trials = self.study.trials()
+        if self.is_budget_spent and len(trials) < self.study.limit:
+            self.say(f"the budget is spent after {counted(len(trials), 'trial')} of {self.study.limit}")
+        self.winner = self.study.best()
+        if self.winner is None:
+            failed = [trial.outcome.reason for trial in trials if trial.outcome.reason]
+            raise RunFailedError(f"no trial came to its end: {failed[0] if failed else 'all were pruned'}")
+        self._seeds_left = list(self.final_seeds)
+        if self._seeds_left:
+            seeds = " ".join(map(str, self._seeds_left))
+            self.say(f"trial {self.winner.number} is the best; trained anew with seeds {seeds}, and tested")
+
+    def _job(self, name: str, trial: Trial, tags: Mapping[str, str]) -> Job:
+        arguments = [*self.arguments, *arguments_of(trial.values), *_OF_A_TRIAL]
+        place = (self.parent_key, tags, self.monitor, self.val_digest)
+        return Job(name, arguments, *place, True, trial.is_again, trial.stopped)
+
+    def _final_job(self, seed: int, values: Values) -> Job:
+        arguments = [*self.arguments, *arguments_of(values), f"--seed_everything={seed}", _OF_A_TRIAL[-1]]
+        place = (self.parent_key, {"final_seed": str(seed)}, self.monitor, self.val_digest)
+        return Job(f"seed {seed}", arguments, *place, reports=False, is_again=True)
+
+    def _line(self, trial: Trial, trials: Sequence[Trial]) -> str:
+        outcome, best = trial.outcome, self.study.best()
+        said = f"trial {trial.number} of {self.study.limit}: {in_words(trial.values)}: "
+        if outcome.state == "failed":
+            return f"{said}failed: {outcome.reason}"
+        said += f"{self.value_words(outcome.value)} after {counted(outcome.epochs, 'epoch')}"
+        said += ", pruned" if outcome.state == "pruned" else ""
+        if best is not None:
+            is_own = best.number == trial.number
+            said += (
+                "; the best so far" if is_own else f"; best {self.value_words(best.outcome.value)}, trial {best.number}"
+            )
+        return f"{said}; {duration(outcome.seconds)}{self._left_words(trials)}"
+
+    def _left_words(self, trials: Sequence[Trial]) -> str:
+        ended = [each for each in trials if each.outcome.state != "running"]
+        left = self.study.limit - len(ended)
+        mean = sum(each.outcome.seconds for each in ended) / len(ended)
+        seconds = left * mean / self.num_workers
+        if self.budget is not None:
+            seconds = min(seconds, max(0.0, self.budget - self.seconds))
+        return f", about {about(seconds)} left" if seconds > 20 else ""
+
+    def value_words(self, value: float | None) -> str:
+        """Returns a value of what is searched for: `96.5 %`, or a loss."""
+        if value is None:
+            return "none"
+        return f"{value:.4g}" if self.monitor.endswith("loss") else f"{100 * value:.1f} %"
+
+    def _in_words(self, metrics: Mapping[str, float]) -> str:
+        said = f"{self.monitor} {self.value_words(metrics[f'best/{self.monitor}'])}"
+        return f"{said}, test {100 * metrics['test/acc']:.1f} %" if "test/acc" in metrics else said
+
+
+def check_failures(trials: Sequence[Trial]) -> None:
+    """Ends a search whose first trials all failed in the same way.
+
+    Raises:
+        RunFailedError: With that way.
+    """
+    ended = [trial for trial in trials if trial.outcome.state != "running"]
+    if len(ended) < _FAILURES or any(trial.outcome.state != "failed" for trial in ended):
+        return
+    ways = {re.sub(r"[-+\d.e]+", "", trial.outcome.reason) for trial in ended[:_FAILURES]}
+    if len(ways) == 1:
+        raise RunFailedError(f"the first {_FAILURES} trials failed in the same way: {ended[0].outcome.reason}")

@@ -1,0 +1,74 @@
+"""How many workers a machine has room for, and each one's share of it. Imports nothing heavy: it is asked first."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.files import size_in_words
+
+BYTES_OF_WORKER = 600 * 10**6
+"""What a process has for itself when it has imported all and trains a small network (tests/search/test_room.py)."""
+
+
+def gpus() -> list[str]:
+    """Returns the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; does not import torch."""
+    if (said := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name.strip() for name in said.split(",") if name.strip() not in ("", "-1")]
+    return [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+
+
+def shares(num_workers: int, gpus_there: Sequence[str]) -> list[dict[str, str]]:
+    """Returns the environment of each worker: its GPU, and its share of the cores.
+
+    Args:
+        num_workers: At least 1.
+        gpus_there: Of `gpus`; empty where the search is to use none.
+    """
+    cores = len(os.sched_getaffinity(0))
+    own = max(1, cores // num_workers)
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    threads = min(own, int(said)) if said.isdecimal() and int(said) else own
+    found = [{"OMP_NUM_THREADS": str(threads)} for _ in range(num_workers)]
+    for number, of_worker in enumerate(found if gpus_there else []):
+        of_worker["CUDA_VISIBLE_DEVICES"] = gpus_there[number % len(gpus_there)]
+    return found
+
+
+def require_memory(num_workers: int, bytes_of_each: int = BYTES_OF_WORKER) -> None:
+    """Refuses more workers than there is memory for.
+
+    Args:
+        num_workers: How many.
+        bytes_of_each: What one takes at least.
+
+    Raises:
+        UsageError: With how many there is memory for.
+    """
+    free = free_memory()
+    if num_workers * bytes_of_each <= free:
+        return
+    most = free // bytes_of_each
+    reason = f"takes at least {size_in_words(num_workers * bytes_of_each)} of memory, and {size_in_words(free)} is free"
+    raise UsageError("parallel", num_workers, reason, f"give {most} or fewer" if most else "free some memory first")
+
+
+def free_memory() -> int:
+    """Returns the bytes that processes can have more of: the machine's, or those of the control group's limit."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    for folder, limit, used in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        group = Path(folder)
+        if (group / limit).is_file() and (text := (group / limit).read_text(encoding="ascii").strip()).isdecimal():
+            taken = int((group / used).read_text(encoding="ascii")) - _cached(group / "memory.stat")
+            free = min(free, max(0, int(text) - taken))
+    return free
+
+
+def _cached(statistics: Path) -> int:
+    """Returns the bytes of a control group that are only what was read of files, and makes way."""
+    pairs = (line.split() for line in statistics.read_text(encoding="ascii").splitlines())
+    return next((int(value) for name, value in pairs if name == "inactive_file"), 0)

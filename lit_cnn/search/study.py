@@ -1,0 +1,386 @@
+"""The trials of a search: Optuna's study, which one process alone asks and tells.
+
+A trial whose process is gone is neither failed nor drawn again: it stays as it is, and goes to whoever asks next. So
+the study has each draw once, however often the search was killed. What is drawn depends on the seed, the trial's number
+and what the study holds by then.
+"""
+
+import fcntl
+import itertools
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from lit_cnn.core.credentials import without_credentials
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.files import write_text_atomically
+from lit_cnn.core.randomness import generator, torch_seed
+from lit_cnn.search.space import Space, Values
+
+if TYPE_CHECKING:
+    import optuna
+
+Sampler = Literal["tpe", "random", "grid"]
+Pruner = Literal["asha", "hyperband", "none"]
+State = Literal["running", "complete", "pruned", "failed"]
+SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
+PRUNERS: tuple[Pruner, ...] = get_args(Pruner)
+
+LEAST_FOR_IMPORTANCE = 10
+"""Complete trials without which nothing is said of what matters."""
+
+_JOURNAL, _PLACE = "study.journal", "study.json"
+_STOPPED = "stopped"  # what a trial is told in the study: after which epoch to end
+_REDUCTION = 3  # of three trials that come to a rung one goes on
+_RUNGS = 2  # where a trial of all epochs is judged before its end
+_REPEATS = 20  # draws one after another that were there before; what follows is drawn at random
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a search draws and prunes.
+
+    Attributes:
+        trials: How many, at most.
+        sampler: Who draws.
+        pruner: Who ends trials early.
+        seed: Of the draws.
+        mode: Whether the largest (max) or the smallest (min) value is best.
+        max_epochs: The most that a trial trains.
+    """
+
+    trials: int = 30
+    sampler: Sampler = "tpe"
+    pruner: Pruner = "asha"
+    seed: int = 0
+    mode: Literal["max", "min"] = "max"
+    max_epochs: int = 10
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended.
+
+    Attributes:
+        state: complete, pruned or failed.
+        value: What is searched for, of its best epoch; None if it failed.
+        epochs: That it has trained.
+        seconds: That it took in the process that ended it.
+        run: Key of its run; "" if it has none.
+        reason: Why it failed.
+    """
+
+    state: State
+    value: float | None = None
+    epochs: int = 0
+    seconds: float = 0.0
+    run: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One draw.
+
+    Attributes:
+        number: From 1 on.
+        values: Option -> value.
+        outcome: How it ended; its state is `running` before that.
+        elapsed: Seconds of the search until it ended, those in which nothing ran left out.
+        is_again: Whether another process may have begun it.
+        stopped: The epoch after which it was told to end, if it was.
+    """
+
+    number: int
+    values: Values
+    outcome: Outcome = Outcome("running")
+    elapsed: float = 0.0
+    is_again: bool = False
+    stopped: int | None = None
+
+
+class Study:
+    """Draws trials, says which to end early, and keeps what they came to.
+
+    Args:
+        place: The parent's folder, which keeps the study where no URL is given.
+        digest: Of the search; a study of another one is refused.
+        space: What is tried.
+        plan: How.
+        url: A database for the study, `postgresql://…`; default: a file in `place`.
+
+    Raises:
+        UsageError: If the database cannot be reached, or the study there is another one.
+    """
+
+    def __init__(self, place: Path, digest: str, space: Space, plan: Plan, url: str | None = None) -> None:
+        self.space = space
+        self.plan = plan
+        combinations = space.combinations()
+        self._grid = None
+        if combinations is not None and (plan.sampler == "grid" or len(combinations) <= plan.trials):
+            order = generator("grid of a search", plan.seed).permutation(len(combinations))
+            self._grid = [combinations[number] for number in order]
+        self._study = _open(place, digest, plan, url)
+        self._live: dict[int, optuna.Trial] = {}
+        self._left = [trial.number for trial in self.trials() if trial.outcome.state == "running"]
+
+    @property
+    def limit(self) -> int:
+        """How many trials there will be, at most."""
+        return self.plan.trials if self._grid is None else min(self.plan.trials, len(self._grid))
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether every combination is tried once, or as many of them as there are trials."""
+        return self._grid is not None
+
+    @property
+    def seconds(self) -> float:
+        """How long the search has run until its last trial ended."""
+        return max((trial.elapsed for trial in self.trials()), default=0.0)
+
+    def trials(self) -> list[Trial]:
+        """Returns all trials, in the order in which they were drawn."""
+        return [self._as_trial(place, frozen) for place, frozen in enumerate(self._own(), start=1)]
+
+    def best(self) -> Trial | None:
+        """Returns the best of the complete trials, of equal ones the first; None if there is none."""
+        complete = [trial for trial in self.trials() if trial.outcome.state == "complete"]
+        sign = 1 if self.plan.mode == "max" else -1
+        return max(complete, key=lambda trial: sign * (trial.outcome.value or 0.0), default=None)
+
+    def importance(self) -> dict[str, float]:
+        """Returns by what share each option decides whether a trial is among the best: Optuna's PED-ANOVA.
+
+        Empty where there are too few complete trials to tell, or all came to the same.
+        """
+        import optuna
+
+        complete = self._study.get_trials(deepcopy=False, states=(_state("complete"),))
+        if len(complete) < LEAST_FOR_IMPORTANCE or len({each.value for each in complete}) == 1:
+            return {}
+        return dict(optuna.importance.get_param_importances(self._study))
+
+    def next(self) -> Trial | None:
+        """Returns the trial to train next: one that was left, else a new one; None if there are enough."""
+        if self._left:
+            number = self._left.pop(0)
+            frozen = self._own()[number - 1]
+            return self._begin(number, frozen.number, is_again=True)
+        for repeats in itertools.count():
+            own = self._own()
+            if len(own) >= self.limit:
+                return None
+            trial = self._begin(len(own) + 1, self._ask(len(own), repeats), is_again=False)
+            if not any(each.values == trial.values for each in self.trials()[:-1]):
+                return trial
+            # Trained before, with the same seed: it would come to the same.
+            drawn = self._live.pop(trial.number)
+            drawn.set_user_attr("repeats", True)
+            self._study.tell(drawn, state=_state("failed"))
+            if repeats > 10 * _REPEATS:
+                return None
+        return None
+
+    def put_back(self, number: int) -> None:
+        """Takes back a trial whose process is gone: it is the next to be given out."""
+        self._left.append(number)
+
+    def report(self, number: int, epoch: int, value: float) -> bool:
+        """Notes a trial's value after an epoch, from 1 on; returns whether to end it."""
+        drawn = self._live[number]
+        kept = self._study.trials[drawn.number]
+        if epoch in kept.intermediate_values:  # before a kill; a pruner judges an epoch once
+            return bool(epoch >= kept.user_attrs.get(_STOPPED, math.inf))
+        drawn.report(value, epoch)
+        stops = self.plan.pruner != "none" and epoch < self.plan.max_epochs and drawn.should_prune()
+        if stops:
+            drawn.set_user_attr(_STOPPED, epoch)
+        return stops
+
+    def tell(self, number: int, outcome: Outcome, elapsed: float) -> None:
+        """Notes how a trial ended.
+
+        Args:
+            number: Its own.
+            outcome: How.
+            elapsed: Seconds of the search until now, those in which nothing ran left out.
+        """
+        drawn = self._live.pop(number)
+        drawn.set_user_attr("outcome", asdict(outcome))
+        drawn.set_user_attr("elapsed", elapsed)
+        value = outcome.value if outcome.state == "complete" else None
+        self._study.tell(drawn, value, state=_state(outcome.state))
+
+    def _own(self) -> "list[optuna.trial.FrozenTrial]":
+        """Returns Optuna's trials but those that repeat another, and one that was not begun."""
+        waiting = _state("waiting")
+        trials = self._study.get_trials(deepcopy=False)
+        return [each for each in trials if "repeats" not in each.user_attrs and each.state != waiting]
+
+    def _ask(self, num_own: int, repeats: int) -> int:
+        """Returns Optuna's number of a new trial; its values are drawn by `_begin`."""
+        trials = self._study.get_trials(deepcopy=False)
+        # A kill may have come after a combination was queued.
+        if self._grid is not None and not any(each.state == _state("waiting") for each in trials):
+            self._study.enqueue_trial(self._grid[num_own])
+        self._study.sampler = self._sampler(len(trials), is_random=repeats >= _REPEATS)
+        return self._study.ask().number
+
+    def _begin(self, number: int, of_optuna: int, is_again: bool) -> Trial:
+        import optuna
+
+        # So that what a kill kept from being drawn is drawn as it would have been.
+        self._study.sampler = self._sampler(of_optuna)
+        kept = self._study.trials[of_optuna]
+        drawn = self._live[number] = optuna.Trial(self._study, kept._trial_id)
+        return Trial(number, self.space.draw(drawn), is_again=is_again, stopped=kept.user_attrs.get(_STOPPED))
+
+    def _sampler(self, number: int, is_random: bool = False) -> "optuna.samplers.BaseSampler":
+        """Returns the sampler of one trial: a sampler with one seed would draw the same again after a restart."""
+        import optuna
+
+        seed = torch_seed("search", self.plan.seed, number) % 2**32
+        if self.plan.sampler == "tpe" and self._grid is None and not is_random:
+            return optuna.samplers.TPESampler(seed=seed)
+        return optuna.samplers.RandomSampler(seed=seed)
+
+    def _as_trial(self, number: int, frozen: "optuna.trial.FrozenTrial") -> Trial:
+        kept = frozen.user_attrs
+        is_ended = frozen.state.is_finished() and "outcome" in kept
+        outcome = Outcome(**kept["outcome"]) if is_ended else Outcome("running", epochs=frozen.last_step or 0)
+        return Trial(number, self._values(frozen.params), outcome, kept.get("elapsed", 0.0) if is_ended else 0.0)
+
+    def _values(self, params: dict[str, Any]) -> Values:
+        if frozen := _Drawn(params).complete_for(self.space):
+            return frozen
+        return {}
+
+
+class _Drawn:
+    """Gives the values that were drawn before."""
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        self._params = params
+
+    def complete_for(self, space: Space) -> dict[str, Any] | None:
+        """Returns the values; None where not all were drawn before a kill."""
+        try:
+            return space.draw(self)
+        except KeyError:
+            return None
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None, log: bool) -> float:
+        """Gives a number."""
+        return float(self._params[name])
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int, log: bool) -> int:
+        """Gives a whole number."""
+        return int(self._params[name])
+
+    def suggest_categorical(self, name: str, choices: Sequence[str]) -> Any:
+        """Gives a choice."""
+        return self._params[name]
+
+
+def first_values(space: Space, plan: Plan) -> Values:
+    """Returns values that a search may draw, without a study: to see whether they can be trained at all."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return space.draw(optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=plan.seed)).ask())
+
+
+def _open(place: Path, digest: str, plan: Plan, url: str | None) -> "optuna.Study":
+    import optuna
+    from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    kept = place / _PLACE
+    label = "" if url is None else without_credentials(url)
+    if kept.is_file() and (before := json.loads(kept.read_text(encoding="utf-8"))["study"]) != label:
+        remedy = f"give `study={before}`" if before else "leave it out"
+        raise UsageError(
+            "study",
+            label or None,
+            f"this search has its trials {f'in {before}' if before else 'in its own file'}",
+            remedy,
+        )
+    storage: Any
+    if url is None:
+        file = place / _JOURNAL
+        _drop_torn_end(file)
+        storage = JournalStorage(JournalFileBackend(str(file), lock_obj=_lock(f"{file}.lock")))
+    else:
+        storage = _database(url, label)
+    # Hyperband deals trials out by the study's name: the same search is to come to the same.
+    name = f"lit_cnn {digest[:16]}{f' {place.name}' if url else ''}"
+    direction: Literal["maximize", "minimize"] = "maximize" if plan.mode == "max" else "minimize"
+    study = optuna.create_study(
+        study_name=name, storage=storage, direction=direction, pruner=_pruner(plan), load_if_exists=True
+    )
+    if study.user_attrs.setdefault("search", digest) != digest:
+        raise UsageError("study", label or None, "holds a study of another search", "leave `resume` out to start anew")
+    study.set_user_attr("search", digest)
+    write_text_atomically(kept, json.dumps({"study": label}))
+    return study
+
+
+def _pruner(plan: Plan) -> "optuna.pruners.BasePruner":
+    import optuna
+
+    least = max(1, math.ceil(plan.max_epochs / _REDUCTION**_RUNGS))
+    if plan.pruner == "asha":
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=least, reduction_factor=_REDUCTION)
+    if plan.pruner == "hyperband":
+        return optuna.pruners.HyperbandPruner(least, max(least, plan.max_epochs), _REDUCTION)
+    return optuna.pruners.NopPruner()
+
+
+def _database(url: str, label: str) -> Any:
+    """Returns Optuna's storage in a database; one line instead of what its libraries raise."""
+    import optuna
+
+    try:
+        return optuna.storages.RDBStorage(url)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError("study", label, f"cannot be opened ({reason})", "give a database's URL") from error
+
+
+def _drop_torn_end(file: Path) -> None:
+    """Takes away a line that a full disk or a power failure has left in two: Optuna would refuse the whole file."""
+    if file.is_file() and not (content := file.read_bytes()).endswith(b"\n"):
+        os.truncate(file, content.rfind(b"\n") + 1)
+
+
+def _lock(path: str) -> Any:
+    """Returns a lock that the kernel takes from a process at its death; Optuna's own would hold for half a minute."""
+    from optuna.storages.journal._file import BaseJournalFileLock
+
+    class KernelLock(BaseJournalFileLock):
+        """Holds a file's lock."""
+
+        def acquire(self) -> bool:
+            """Waits for it."""
+            self._held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            fcntl.flock(self._held, fcntl.LOCK_EX)
+            return True
+
+        def release(self) -> None:
+            """Gives it up."""
+            os.close(self._held)
+
+    return KernelLock()
+
+
+def _state(name: str) -> Any:
+    from optuna.trial import TrialState
+
+    states = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+    return {**states, "waiting": TrialState.WAITING}[name]

@@ -1,0 +1,168 @@
+"""A search from its first trial to its report: one run with the trials below it, the best of them trained anew."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_cnn.core.errors import UsageError
+from lit_cnn.reports.run_words import DESCRIPTION
+from lit_cnn.search.crew import Crew
+from lit_cnn.search.desk import SearchDesk
+from lit_cnn.search.parent import open_parent
+from lit_cnn.search.result import SearchResult
+from lit_cnn.search.space import Space, Values
+from lit_cnn.search.study import Plan, Study, Trial
+from lit_cnn.tracking.logger import JournalLogger
+from lit_cnn.tracking.progress import MlflowRun
+from lit_cnn.tracking.supervisor import supervisor_of
+from lit_cnn.training.callbacks import RunInterrupted
+from lit_cnn.training.parents import summarize
+from lit_cnn.training.resume import mark_finished
+from lit_cnn.training.setup import Setup
+
+BEST = "best.yaml"
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is searched.
+
+    Attributes:
+        space: What differs between the trials.
+        plan: How it is searched.
+        arguments: Options of `lit-cnn fit` that all trials have.
+        config: The same, in sections of plain values.
+        setup: Of one of the trials.
+        config_of: Returns the configuration of a trial, as a file for `--config` has it.
+        budget: Seconds for all of it; None for any.
+        final_seeds: Training seeds for the best trial.
+        resume: Whether to go on with an unfinished search.
+        study_url: A database for the study; default: a file in the folder of the search's run.
+        output: The folder for the report.
+    """
+
+    space: Space
+    plan: Plan
+    arguments: Sequence[str]
+    config: Mapping[str, Any]
+    setup: Setup
+    config_of: Callable[[Values], dict[str, Any]]
+    budget: float | None = None
+    final_seeds: Sequence[int] = (1, 2, 3)
+    resume: bool = False
+    study_url: str | None = None
+    output: Path = Path("search")
+
+
+def run_search(search: Search, crew: Crew, num_workers: int, say: Callable[[str], None]) -> SearchResult:
+    """Trains all trials, and the best of them anew; returns what they came to.
+
+    Args:
+        search: What is searched.
+        crew: The workers.
+        num_workers: How many they are.
+        say: Prints a line of progress.
+
+    Raises:
+        UsageError: If the study or the unfinished run is of another search; nothing is trained then.
+        RunFailedError: If no trial can be trained.
+        RunInterrupted: If a signal stopped it; it can be resumed.
+    """
+    logger, digest = open_parent(search.setup, search.config, search.space, search.plan, search.resume)
+    status = "FAILED"
+    try:
+        study = Study(logger.run_folder, digest, search.space, search.plan, search.study_url)
+        _say_start(search, study, num_workers, say)
+
+        def note(trial: Trial, best: Trial | None) -> None:
+            """Logs a trial, and the best so far, with the search's run."""
+            values = {"search/value": trial.outcome.value, "search/best": best.outcome.value if best else None}
+            logger.log_metrics({name: value for name, value in values.items() if value is not None}, trial.number)
+
+        desk = SearchDesk(
+            study,
+            search.arguments,
+            logger.key,
+            search.setup.options.monitor,
+            search.setup.data.digests["val"],
+            num_workers,
+            search.budget,
+            search.final_seeds,
+            say,
+            note,
+        )
+        crew.serve(desk, logger.run_folder, logger.check_sender)
+        result = _result(search, study, desk, logger)
+        _keep(search, result, logger)
+        status = "FINISHED"
+    except (RunInterrupted, KeyboardInterrupt):
+        status = "KILLED"
+        raise
+    except UsageError:
+        mark_finished(logger.run_folder)  # nothing was trained
+        raise
+    finally:
+        if status == "FINISHED":
+            mark_finished(logger.run_folder)
+        logger.end(status)
+        logger.wait_until_sent(timeout=60 if status == "FINISHED" else 5)
+    return result
+
+
+def _say_start(search: Search, study: Study, num_workers: int, say: Callable[[str], None]) -> None:
+    plan, done = search.plan, [trial for trial in study.trials() if trial.outcome.state != "running"]
+    for line in search.space.in_words():
+        say(f"  {line}")
+    by = "TPE" if plan.sampler == "tpe" else "chance"
+    how = "every combination" if study.is_grid else f"drawn by {by}"
+    pruned = f", pruned by {plan.pruner}" if plan.pruner != "none" else ""
+    at_once = f", {num_workers} at once" if num_workers > 1 else ""
+    epochs = f" of up to {plan.max_epochs} epochs"
+    say(f"{study.limit} trials{epochs}, {how}{pruned}{at_once}")
+    if done:
+        say(f"going on after {len(done)} of them")
+
+
+def _result(search: Search, study: Study, desk: SearchDesk, logger: JournalLogger) -> SearchResult:
+    data, journals = search.setup.data, logger.store.journal_dir
+    supervisor = supervisor_of(logger.store)
+    trials = study.trials()
+    runs = [*(trial.outcome.run for trial in trials), *(final.run for final in desk.finals.values())]
+    for key in filter(None, runs):
+        if (journals / key).is_dir():  # else on another machine
+            supervisor.add(journals / key)
+    logger.wait_until_sent(timeout=60)
+    known = {key: found.run_id for key in filter(None, runs) if (found := MlflowRun.read(journals / key))}
+    return SearchResult(
+        trials=tuple(trials),
+        finals=tuple(desk.finals[seed] for seed in sorted(desk.finals)),
+        lines=tuple(search.space.in_words()),
+        monitor=search.setup.options.monitor,
+        mode=search.plan.mode,
+        num_val=len(data.splits.val),
+        num_test=len(data.splits.test),
+        seed=int(search.config["seed_everything"]),
+        subject=data.image_set.name,
+        runs={key: known.get(key, key) for key in filter(None, runs)},
+        run=logger.run_id or logger.key,
+        importance=study.importance(),
+        output=search.output,
+    )
+
+
+def _keep(search: Search, result: SearchResult, logger: JournalLogger) -> None:
+    """Writes the report and the best configuration, and keeps both with the run."""
+    config = search.config_of(result.best.values)
+    comment = f"# The best of {len(result.trials)} trials on {result.subject}.\n"
+    files = result.report_files(search.output)
+    (search.output / BEST).write_text(comment + yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    for file in [*files, search.output / BEST]:
+        logger.log_artifact(file, "search")
+    results = [final.metrics for final in result.finals if final.metrics]
+    if results:
+        logger.log_metrics({"seeds": len(results), **summarize(results)}, step=0)
+    members = " ".join(result.runs[final.run] for final in result.finals if final.run)
+    logger.set_tags({"members": members, DESCRIPTION: result.answer()})

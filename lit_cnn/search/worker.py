@@ -1,0 +1,237 @@
+"""Trains what it is told, run after run in one process: a trial of a search, or its winner with another seed.
+
+All that a worker knows of the search is a `Link`: what to train next, whether to go on after an epoch, how it ended.
+Where the study lives, and how workers are started, is for others.
+"""
+
+import gc
+import math
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+import lightning.pytorch as pl
+import torch
+
+from lit_cnn.core.errors import Spelling, UsageError, in_python, spelt
+from lit_cnn.search.study import Outcome
+from lit_cnn.tracking.journal import read_header, read_journal
+from lit_cnn.tracking.logger import JournalLogger
+from lit_cnn.training.losses import NonFiniteLossError
+from lit_cnn.training.parents import opened_elsewhere
+from lit_cnn.training.process import RunFailedError, notes_of
+from lit_cnn.training.run import train
+from lit_cnn.training.setup import Setup
+
+PRUNED = "pruned"
+"""The tag of a trial that was ended early; says after which epoch."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to train. Plain values, so that it can be sent.
+
+    Attributes:
+        name: What the search calls it: `trial 7`, `seed 1`.
+        arguments: Options of `lit-cnn fit`.
+        parent_key: Key of the search's run.
+        tags: Of the run; by them it is found again.
+        monitor: The metric that is searched for.
+        val_digest: Digest of the val images that all trials are compared on.
+        reports: Whether each epoch is reported, and may be the last.
+        is_again: Whether another process may have begun it.
+        stopped: The epoch after which it was told to end, if it was.
+    """
+
+    name: str
+    arguments: Sequence[str]
+    parent_key: str
+    tags: Mapping[str, str]
+    monitor: str
+    val_digest: str
+    reports: bool = True
+    is_again: bool = False
+    stopped: int | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended: its outcome, and the metrics of its run."""
+
+    outcome: Outcome
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class Link(Protocol):
+    """A worker's way to the search."""
+
+    def ask(self) -> Job | None:
+        """Returns what to train next, as soon as that is known; None at the end."""
+
+    def report(self, name: str, epoch: int, value: float) -> bool:
+        """Tells a job's value after an epoch, from 1 on; returns whether to end it."""
+
+    def tell(self, name: str, ended: Ended) -> None:
+        """Tells how a job ended."""
+
+
+def work(link: Link, make_setup: Callable[[Sequence[str]], Setup], spelling: Spelling = in_python) -> None:
+    """Trains what the link says, until there is no more.
+
+    Args:
+        link: To the search.
+        make_setup: Makes a run's setup of options of `lit-cnn fit`.
+        spelling: How options are spelt in reasons.
+
+    Raises:
+        RunInterrupted: If a signal stopped a run, after a checkpoint.
+    """
+    while (job := link.ask()) is not None:
+        print(f"{job.name}: {' '.join(job.arguments)}", file=sys.stderr, flush=True)
+        link.tell(job.name, _end_of(job, link, make_setup, spelling))
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _end_of(job: Job, link: Link, make_setup: Callable[[Sequence[str]], Setup], spelling: Spelling) -> Ended:
+    began = time.monotonic()
+    reporter = EpochReporter(job, link)
+    try:
+        ended = _trained(job, reporter, make_setup)
+    except UsageError as error:
+        reason = error.in_words(spelling)
+    except (NonFiniteLossError, RunFailedError) as error:
+        reason = f"{spelt(error.args[0], spelling)}{notes_of(error)}"
+    except EOFError:  # nobody is there to tell
+        raise
+    except Exception as error:  # of one trial's options: the others may do
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    else:
+        return replace(ended, outcome=replace(ended.outcome, seconds=time.monotonic() - began))
+    print(f"{job.name}: {reason}", file=sys.stderr, flush=True)
+    failed = Outcome("failed", epochs=reporter.epoch, seconds=time.monotonic() - began, run=reporter.key, reason=reason)
+    return Ended(failed)
+
+
+def _trained(job: Job, reporter: "EpochReporter", make_setup: Callable[[Sequence[str]], Setup]) -> Ended:
+    setup = make_setup(job.arguments)
+    if setup.data.digests["val"] != job.val_digest:
+        raise UsageError("search", None, "these values choose other val images than the search has", "leave them out")
+    begun = find_child(setup.options.store.journal_dir, job.parent_key, job.tags) if job.is_again else None
+    if begun is not None and begun.status == "FINISHED":  # and was killed before it could tell
+        return _ended(begun.metrics, job, begun.pruned, begun.epochs, begun.folder.name)
+    callbacks = setup.trainer.get("callbacks") or []
+    several = [*callbacks] if isinstance(callbacks, list | tuple) else [callbacks]
+    setup = replace(setup, trainer={**setup.trainer, "callbacks": [*several, reporter]})
+    parent = opened_elsewhere(job.parent_key, job.tags, begun.folder if begun is not None else None)
+    run = train(setup, parent, job.name)
+    return _ended(run.metrics, job, reporter.is_pruned, reporter.epoch, reporter.key)
+
+
+def _ended(metrics: Mapping[str, float], job: Job, is_pruned: bool, epochs: int, key: str) -> Ended:
+    value = metrics.get(f"best/{job.monitor}", math.nan)
+    if not math.isfinite(value):
+        reason = (
+            f"{job.monitor} is {value}" if f"best/{job.monitor}" in metrics else "ended before its first validation"
+        )
+        return Ended(Outcome("failed", None, epochs, 0.0, key, reason), metrics)
+    return Ended(Outcome("pruned" if is_pruned else "complete", value, epochs, 0.0, key), metrics)
+
+
+class EpochReporter(pl.Callback):
+    """Reports what is searched for after each validation, and ends the run where the search says so.
+
+    Args:
+        job: What is trained.
+        link: Who is told.
+
+    Attributes:
+        epoch: Epochs that are validated.
+        is_pruned: Whether the run was ended early.
+        key: Key of the run; "" before it is opened.
+    """
+
+    def __init__(self, job: Job, link: Link) -> None:
+        self._job = job
+        self._link = link
+        self.epoch = 0
+        self.is_pruned = False
+        self.key = ""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Notes the run; one that was told to end before a kill ends where its checkpoint is."""
+        self.key = next(each.key for each in trainer.loggers if isinstance(each, JournalLogger))
+        self.epoch = trainer.current_epoch
+        if self._job.stopped is not None and self.epoch >= self._job.stopped:
+            self._prune(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Reports the epoch."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self.epoch = trainer.current_epoch + 1
+        value = float(trainer.callback_metrics[self._job.monitor])
+        if self._job.reports and self._link.report(self._job.name, self.epoch, value):
+            self._prune(trainer)
+
+    def _prune(self, trainer: pl.Trainer) -> None:
+        self.is_pruned = trainer.should_stop = True
+        for logger in trainer.loggers:
+            if isinstance(logger, JournalLogger):
+                logger.set_tags({PRUNED: f"after epoch {self.epoch} of {trainer.max_epochs}"})
+
+
+@dataclass(frozen=True)
+class Child:
+    """A run below a search's, as its journal has it.
+
+    Attributes:
+        folder: Its own.
+        status: FINISHED, FAILED or KILLED; None if it was killed without a word.
+        metrics: Name -> last value.
+        pruned: Whether it was ended early.
+        epochs: That are validated.
+    """
+
+    folder: Path
+    status: str | None
+    metrics: Mapping[str, float]
+    pruned: bool
+    epochs: int
+
+
+def find_child(journal_dir: Path, parent_key: str, tags: Mapping[str, str]) -> Child | None:
+    """Returns the run that a search has begun with these tags; None if there is none.
+
+    Args:
+        journal_dir: Where runs are kept.
+        parent_key: Key of the search's run.
+        tags: The job's.
+    """
+    for folder in sorted(journal_dir.iterdir()):
+        header = read_header(folder)
+        if header is not None and header.parent_key == parent_key:
+            child, of_run = _read(folder)
+            if tags.items() <= of_run.items():
+                return child
+    return None
+
+
+def _read(folder: Path) -> tuple[Child, dict[str, str]]:
+    status, tags, metrics, epochs = None, dict[str, str](), dict[str, float](), 0
+    for record, _ in read_journal(folder):
+        kind = record["kind"]
+        if kind == "tags":
+            tags |= record["values"]
+        elif kind == "metrics":
+            metrics |= record["values"]
+            epochs += "val/loss" in record["values"]
+        elif kind in ("end", "attempt"):
+            status = record.get("status")
+    return Child(folder, status, metrics, PRUNED in tags, epochs), tags
