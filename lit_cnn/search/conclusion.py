@@ -12,8 +12,9 @@ from lit_cnn.core.words import counted
 from lit_cnn.evaluation.choice import Choice, choices_on, choose
 from lit_cnn.evaluation.comparison import Comparison, outputs_on
 from lit_cnn.evaluation.ensemble import ensemble
+from lit_cnn.evaluation.fold_sets import load, networks_in
 from lit_cnn.evaluation.members import find_networks
-from lit_cnn.evaluation.predict import Member, load_network
+from lit_cnn.evaluation.predict import Member
 from lit_cnn.exports import export
 from lit_cnn.exports.formats import PACKAGES
 from lit_cnn.portable import needed_package
@@ -43,7 +44,7 @@ def conclude(
         say: Called with what someone who waits wants to read.
     """
     taken = _last(outcomes)
-    members = [load_network(store, run, ["val"]) for run in find_networks(store, [each.run for each in taken])]
+    members = [load(store, run, ["val"]) for run in find_networks(store, [each.run for each in taken])]
     say(f"choosing among {counted(len(members), 'network')} on val")
     ways = _ways(members, [name_of(each) for each in taken], Comparison(VIEWS, store.predictions_dir))
     chosen, _ = choose(ways)
@@ -92,7 +93,7 @@ def _ways(members: Sequence[Member], names: Sequence[str], comparison: Compariso
     found = list[Choice]()
     for places in kinds.values():
         own = [members[place] for place in places]
-        costs = [float(member.record.multiply_adds) for member in own]
+        costs = [float(sum(network.record.multiply_adds for network in networks_in(each))) for each in own]
         outputs = outputs_on(own, "val", comparison)
         for way in choices_on(outputs, [names[place] for place in places], costs, comparison.folder):
             weights = np.zeros(len(members))

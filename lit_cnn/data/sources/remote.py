@@ -166,14 +166,15 @@ def _indexes(shards: Shards) -> list[dict[str, np.ndarray]]:
                 # A second name, so that no other process can take it away meanwhile.
                 with TemporaryDirectory(dir=shards.cache.folder) as own:
                     os.link(file, held := Path(own) / "shard.tar")
-                    return {**index_shard(held), "sha256": np.array(sha256_of_file(held))}
+                    return {**index_shard(held), "sha256": np.array([sha256_of_file(held)])}
             except UsageError as error:
                 raise UsageError(error.option, name, error.reason.replace(str(held), name), error.remedy) from error
 
         return remembered(folder / f"{shards.keys[number]}.npz", compute)
 
     parts, num_bytes = [], 0
-    with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+    at_once = shards.cache.max_bytes // (2 * max(file.size for file in shards.files) + 1)
+    with ThreadPoolExecutor(max(1, min(_SHARDS_AT_ONCE, at_once))) as pool:
         for number, part in enumerate(pool.map(index, range(len(shards.files)))):
             parts.append(part)
             num_bytes += shards.files[number].size
