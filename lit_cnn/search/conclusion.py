@@ -12,7 +12,7 @@ from lit_cnn.core.words import counted
 from lit_cnn.evaluation.choice import Choice, choices_on, choose
 from lit_cnn.evaluation.comparison import Comparison, outputs_on
 from lit_cnn.evaluation.ensemble import ensemble
-from lit_cnn.evaluation.fold_sets import load, networks_in
+from lit_cnn.evaluation.fold_sets import load
 from lit_cnn.evaluation.members import find_networks
 from lit_cnn.evaluation.predict import Member
 from lit_cnn.exports import export
@@ -93,7 +93,7 @@ def _ways(members: Sequence[Member], names: Sequence[str], comparison: Compariso
     found = list[Choice]()
     for places in kinds.values():
         own = [members[place] for place in places]
-        costs = [float(sum(network.record.multiply_adds for network in networks_in(each))) for each in own]
+        costs = [float(member.record.multiply_adds) for member in own]
         outputs = outputs_on(own, "val", comparison)
         for way in choices_on(outputs, [names[place] for place in places], costs, comparison.folder):
             weights = np.zeros(len(members))
