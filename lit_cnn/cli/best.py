@@ -22,6 +22,17 @@ if TYPE_CHECKING:
     from lit_cnn.training.setup import Setup
 
 _REGIMES = ("head_only", "last_stages", "full", "scratch")
+# What is chosen here -> what a user does instead.
+_CHOSEN = {
+    "model.arch": "give `archs`",
+    "model.transfer": "give `regimes`",
+    "model.weights": "leave it out: those that can be had here are taken",
+    "trainer.max_epochs": "give `budget`",
+    "data.limit_train": "give `budget`",
+    "data.num_folds": "leave it out: there are folds where there are few images",
+    "seed_everything": "leave it out",
+    "ckpt_path": "leave it out; `resume=auto` goes on",
+}
 _LOG = "trainings.log"
 _SAMPLE = 64  # images that are looked at for their size
 
@@ -52,6 +63,9 @@ def best(arguments: list[str]) -> int:
     precheck(of_fit, parser.options)
     if (value_of(of_fit, "track") or "true").lower() == "false":
         raise UsageError("track", False, "every training is a tracked run", "leave it out")
+    for option, remedy in _CHOSEN.items():
+        if (given := value_of(of_fit, option)) is not None:
+            raise UsageError(option.rpartition(".")[2], given, "is what is searched for", remedy)
     from lit_cnn.cli.train import exit_code
     from lit_cnn.training.process import hush_lightning
 
@@ -90,7 +104,7 @@ def _best(options: argparse.Namespace, of_fit: list[str]) -> None:
     if not tried:
         raise UsageError("regimes", " ".join(options.regimes), "need weights, and there are none here", "add scratch")
     resumes = parsed.options.resume is not None
-    key = " ".join([data.digests["data"], f"{options.budget:g}", *(each.name for each in tried)])
+    key = " ".join([data.digests["data"], *(each.name for each in tried)])
     plan = Plan(options.output / PLAN, resumes, key)
     budget = Budget(options.budget, plan.spent)
     _say(_planned(tried, data, options.budget))
