@@ -158,3 +158,20 @@ def image_folder(folder: Path, classes: Sequence[str], per_class: int, size: int
             pixels = generator.integers(brightness - 40, brightness + 60, (size, size, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / name / f"{number:02}.png")
     return folder
+
+
+@functools.cache
+def fold_sets(base: Path) -> Path:
+    """Trains the short run on three folds, on two folds cut twice, and without folds; returns its folder.
+
+    Once per session: to be read, not changed. Test is the same in all three, and so are the images of the folds.
+
+    Args:
+        base: pytest's own folder of this session.
+    """
+    with inside(base / "fold_sets") as folder:
+        copy_empty_store(base, folder)
+        assert fit("--folds", "3") == 0
+        assert fit("--folds", "2", "--split_seeds", "3", "4", "--recipe=twice", "--report=false") == 0
+        assert fit("--recipe=plain") == 0
+    return folder

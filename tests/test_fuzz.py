@@ -21,7 +21,8 @@ from lit_cnn.cli.precheck import precheck
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.index_cache import remembered
 from lit_cnn.data.sources import load_idx, load_manifest
-from lit_cnn.evaluation.stored_logits import NetworkRecord, read_logits, read_record, write_logits, write_record
+from lit_cnn.evaluation.logits_file import read_logits, write_logits
+from lit_cnn.evaluation.stored_logits import NetworkRecord, read_record, write_record
 from lit_cnn.tracking.journal import JOURNAL, read_header, read_journal
 from lit_cnn.tracking.progress import MlflowRun, Progress
 from lit_cnn.training.checkpoints import load_checkpoint, save_checkpoint
@@ -62,10 +63,13 @@ def is_one_line_or_a_value(function: Callable[..., Any], *arguments: Any) -> Any
 @bounded
 def test_stored_logits_are_read_as_they_were_written_or_not_at_all(change: Change, tmp_path: Path) -> None:
     logits = np.random.default_rng(0).normal(size=(1, 5, 3)).astype(np.float32)
-    write_logits(tmp_path / "whole", logits)
-    (tmp_path / "changed").write_bytes(changed((tmp_path / "whole").read_bytes(), change))
-    found = read_logits(tmp_path / "changed")
-    assert found is None or np.array_equal(found, logits)
+    for exact in (True, False):
+        write_logits(tmp_path / "whole", logits, exact)
+        written = read_logits(tmp_path / "whole")
+        assert written is not None and np.allclose(np.diff(written), np.diff(logits), atol=0.01)
+        (tmp_path / "changed").write_bytes(changed((tmp_path / "whole").read_bytes(), change))
+        found = read_logits(tmp_path / "changed")
+        assert found is None or np.array_equal(found, written)
 
 
 @given(change=changes)

@@ -21,7 +21,7 @@ from lit_cnn.core.file_hashes import hash_files
 from lit_cnn.core.files import sha256_of_file
 from lit_cnn.data.index_cache import remembered
 from lit_cnn.data.pixel_statistics import PixelStatistics, cached, keep
-from lit_cnn.evaluation.stored_logits import read_logits, write_logits
+from lit_cnn.evaluation.logits_file import read_logits, write_logits
 from lit_cnn.tracking.journal import JOURNAL, Journal, RunHeader
 from lit_cnn.tracking.outbox import put_file
 from lit_cnn.tracking.store import Store, resolve_store

@@ -32,7 +32,7 @@ Find out, on your own images, which CNN, which transfer regime and which test-ti
 train and evaluate (Lightning):
   fit        train, track the run in MLflow, keep the best checkpoint, test it
              lit-cnn fit FOLDER, with a sub-folder of images for each class
-             lit-cnn fit --config lenet5_scratch_digits [--seeds 0 1 2] [--resume auto]
+             lit-cnn fit --config lenet5_scratch_digits [--seeds 0 1 2] [--folds 5] [--resume auto]
   validate   evaluate a checkpoint on the validation images
   test       evaluate a checkpoint on the test images
              lit-cnn test --ckpt_path RUN_ID
@@ -182,16 +182,17 @@ def _meant(name: str) -> str:
 
 def _train_or_evaluate(name: Any, arguments: list[str]) -> int:
     from lit_cnn.cli.configs import split_arguments
-    from lit_cnn.cli.precheck import precheck, starting_line, take_seeds
+    from lit_cnn.cli.precheck import precheck, starting_line, take_folds, take_seeds
     from lit_cnn.cli.shorthand import chosen, expand
 
     seeds, arguments = take_seeds(arguments) if name == "fit" else (None, arguments)
+    folds, split_seeds, arguments = take_folds(arguments) if name == "fit" else (None, None, arguments)
     arguments = expand(name, arguments)
     precheck(arguments)
     asks_for_help = {"--help", "-h"}.intersection(arguments)
     if name != "fit" and not asks_for_help and chosen(*split_arguments(arguments), "ckpt_path") is None:
         raise UsageError("ckpt_path", None, f"lit-cnn {name} needs a run's id, or a checkpoint's file")
-    starting = starting_line(arguments, seeds) if name == "fit" else ""
+    starting = starting_line(arguments, seeds, folds) if name == "fit" else ""
     if (
         starting and not says_not_first() and not asks_for_help and sys.stderr.isatty()
     ):  # else it comes with what is known before the first step
@@ -203,4 +204,4 @@ def _train_or_evaluate(name: Any, arguments: list[str]) -> int:
         start_early()
     from lit_cnn.cli.train import run_trainer_command
 
-    return run_trainer_command(name, arguments, seeds, starting=starting)
+    return run_trainer_command(name, arguments, seeds, starting=starting, folds=folds, split_seeds=split_seeds)

@@ -81,7 +81,10 @@ class LitCLI(LightningCLI):
         )
         # Taken out of the arguments before they are parsed (take_seeds): the parser only has to tell of it.
         if self._command == "fit":
-            parser.epilog = "--seeds N [N ...]: train once with each, under one run with mean and standard deviation"
+            parser.epilog = (
+                "--seeds N [N ...]: train once with each, under one run with mean and standard deviation; "
+                "--folds K [--split_seeds N ...]: train on each of K folds, cut anew with each of these seeds"
+            )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses the given arguments only; Lightning would warn that this process has others."""

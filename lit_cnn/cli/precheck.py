@@ -14,6 +14,8 @@ from pathlib import Path
 from lit_cnn.cli.configs import SECTIONS, Layer, split_arguments
 from lit_cnn.cli.option_kinds import NOTHING, option_kinds
 from lit_cnn.cli.shorthand import chosen
+from lit_cnn.core.addresses import is_address
+from lit_cnn.core.credentials import without_credentials
 from lit_cnn.core.environment import says_one_of_several
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.linked import LINKED_FROM_DATA
@@ -88,22 +90,55 @@ def precheck(arguments: Sequence[str], also: Sequence[str] = (), is_typed: bool 
         _check_root(options)
 
 
-def take_seeds(arguments: list[str]) -> tuple[list[int] | None, list[str]]:
+def take_seeds(arguments: list[str], option: str = "seeds") -> tuple[list[int] | None, list[str]]:
     """Takes `--seeds 0 1 2` out of the arguments; returns the seeds, or None, and the rest.
+
+    Args:
+        arguments: Of the command line.
+        option: `seeds`, or another that takes the like.
 
     Raises:
         UsageError: If what follows is not one or more different whole numbers.
     """
-    if "--seeds" not in arguments:
+    given, rest = _take(arguments, option)
+    if given is None:
         return None, arguments
-    start = arguments.index("--seeds")
-    end = start + 1
-    while end < len(arguments) and _may_be_seed(arguments[end]):
-        end += 1
-    given = arguments[start + 1 : end]
     if not given or not all(seed.isdigit() for seed in given) or len(set(given)) < len(given):
-        raise UsageError("seeds", given, "give one or more different whole numbers, such as --seeds 0 1 2")
-    return [int(seed) for seed in given], arguments[:start] + arguments[end:]
+        raise UsageError(option, given, f"give one or more different whole numbers, such as `{option}=0 1 2`")
+    return [int(seed) for seed in given], rest
+
+
+def take_folds(arguments: list[str]) -> tuple[int | None, list[int] | None, list[str]]:
+    """Takes `--folds 5` and `--split_seeds 0 1 2` out of the arguments; returns both, None if not given, and the rest.
+
+    Raises:
+        UsageError: If what follows is no such number, or folds are to be cut anew where there are none.
+    """
+    split_seeds, arguments = take_seeds(arguments, "split_seeds")
+    given, rest = _take(arguments, "folds", most=1)
+    if given is None:
+        if split_seeds is not None:
+            raise UsageError("split_seeds", split_seeds, "cuts folds anew", "give `folds=5` too")
+        return None, None, arguments
+    if not given or not given[0].isdigit() or int(given[0]) < 2:
+        raise UsageError("folds", given, "give a whole number of at least 2")
+    for name, value in _pairs(rest):
+        if name in ("data.num_folds", "data.fold"):
+            raise UsageError(name.partition(".")[2], value, "is chosen by `folds`, fold after fold", "leave it out")
+    return int(given[0]), split_seeds, rest
+
+
+def _take(arguments: list[str], option: str, most: int | None = None) -> tuple[list[str] | None, list[str]]:
+    """Returns the values of an option that takes several, None if it is not there, and the other arguments."""
+    for start, text in enumerate(arguments):
+        name, equals, value = text.partition("=")
+        if name == f"--{option}":
+            end = start + 1
+            while not equals and end < len(arguments) and _may_be_seed(arguments[end]) and end - start - 1 != most:
+                end += 1
+            given = value.split() if equals else arguments[start + 1 : end]
+            return given, arguments[:start] + arguments[end:]
+    return None, arguments
 
 
 def _may_be_seed(text: str) -> bool:
@@ -111,12 +146,13 @@ def _may_be_seed(text: str) -> bool:
     return text.isdigit() or not (text.startswith("-") or Path(text).exists())
 
 
-def starting_line(arguments: Sequence[str], seeds: Sequence[int] | None) -> str:
+def starting_line(arguments: Sequence[str], seeds: Sequence[int] | None, folds: int | None = None) -> str:
     """Returns what is about to start, for who waits until PyTorch and Lightning are imported.
 
     Args:
         arguments: Of `lit-cnn fit`, a folder spelt out.
         seeds: Of `--seeds`.
+        folds: Of `--folds`.
     """
     layers, options = split_arguments(arguments)
     given = value_of(options, "ckpt_path")
@@ -124,12 +160,13 @@ def starting_line(arguments: Sequence[str], seeds: Sequence[int] | None) -> str:
         return f"starting from {given} …"  # which has the configuration
     one_seed = value_of(options, "seed_everything") or "0"
     of_seeds = f"seeds {' '.join(map(str, seeds))}" if seeds is not None else f"seed {one_seed}"
+    of_seeds = f"{folds} folds, {of_seeds}" if folds is not None else of_seeds
     arch = chosen(layers, options, "model", "arch", default="lenet5")
     dataset = chosen(layers, options, "data", "dataset", default="")
     root = chosen(layers, options, "data", "root")
     on = root or dataset or "digits"
     hint = "" if dataset else f"\n{_HINT}"
-    return f"starting {arch} on {on}, {of_seeds} …{hint}"
+    return f"starting {arch} on {without_credentials(on)}, {of_seeds} …{hint}"
 
 
 def value_of(arguments: Sequence[str], option: str) -> str | None:
@@ -198,7 +235,7 @@ def _check_whole_number(name: str, value: str, least: int) -> None:
 def _check_root(arguments: Sequence[str]) -> None:
     for name, value in _pairs(arguments):
         # Braces stand for several shards of a webdataset.
-        if name != "data.root" or value in (None, "null") or "{" in str(value):
+        if name != "data.root" or value in (None, "null") or "{" in str(value) or is_address(value):
             continue
         if not Path(value).expanduser().exists():
             raise UsageError(name, value, "no such folder or file", "give the folder of your images")

@@ -2,6 +2,7 @@
 
 import textwrap
 
+import numpy as np
 import torch
 
 from lit_cnn.core.errors import as_printed
@@ -12,6 +13,7 @@ from lit_cnn.data.splits import SPLIT_NAMES
 from lit_cnn.training.setup import Setup
 
 _WIDTH, _INDENT = 80, 9  # columns
+_MOST_FOLDS = 10  # that have a column each
 
 
 def start_summary(setup: Setup) -> str:
@@ -20,9 +22,15 @@ def start_summary(setup: Setup) -> str:
     Args:
         setup: Of the run, its data read.
     """
-    data = setup.data
-    table = class_table(count_classes(data.image_set, {split: data.splits[split] for split in SPLIT_NAMES}))
-    lines = {"network": _network(setup), "regime": _regime(setup), "weights": _weights(setup)}
+    data, folds = setup.data, setup.data.splits.folds
+    columns: dict[str, np.ndarray] = {split: data.splits[split] for split in SPLIT_NAMES}
+    if folds:  # the same for all of them
+        columns = {f"fold {number}": fold for number, fold in enumerate(folds)}
+        if len(folds) > _MOST_FOLDS:
+            columns = {f"in {len(folds)} folds": np.concatenate(folds)}
+        columns["test"] = data.splits.test
+    table = class_table(count_classes(data.image_set, columns))
+    lines = {"folds": _folds(setup), "network": _network(setup), "regime": _regime(setup), "weights": _weights(setup)}
     lines |= {"images": _images(setup), "device": _device(setup)}
     return "\n".join([table, *(_line(name, text) for name, text in lines.items() if text)])
 
@@ -31,6 +39,16 @@ def _line(name: str, text: str) -> str:
     width = _WIDTH - _INDENT
     lines = textwrap.wrap(as_printed(text), width, break_long_words=False, break_on_hyphens=False)
     return f"{name:{_INDENT}}" + f"\n{' ' * _INDENT}".join(lines)
+
+
+def _folds(setup: Setup) -> str:
+    folds, image_set = setup.data.splits.folds, setup.data.image_set
+    if not folds:
+        return ""
+    sizes = [len(fold) for fold in folds]
+    among = ", those of the source's own val among them" if len(image_set.splits.get("val", ())) else ""
+    of = f"{min(sizes):,} to {max(sizes):,}" if min(sizes) < max(sizes) else f"{sizes[0]:,}"
+    return f"{len(folds)} of {of} images{among}: one is val, the others are train; test is in none"
 
 
 def _network(setup: Setup) -> str:
@@ -45,7 +63,11 @@ def _regime(setup: Setup) -> str:
     regime = str(setup.model.hparams["transfer"])
     if setup.config["model"].get("transfer") != "auto":
         return regime
-    per_class = len(setup.data.splits.train) / setup.data.num_classes
+    data = setup.data
+    num_train: float = len(data.splits.train)
+    if (folds := data.splits.folds) and data.options["limit_train"] is None:  # on average: the same for all of them
+        num_train = sum(map(len, folds)) * (1 - 1 / len(folds))
+    per_class = num_train / data.num_classes
     return f"{regime}, as there are {per_class:,.3g} training images a class (auto)"
 
 

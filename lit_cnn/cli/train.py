@@ -1,4 +1,4 @@
-"""`lit-cnn fit | validate | test`: one run, or one for each seed, and the exit code."""
+"""`lit-cnn fit | validate | test`: one run, or one for each seed or fold, and the exit code."""
 
 import atexit
 import shutil
@@ -6,7 +6,7 @@ import signal
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,15 +22,17 @@ from lit_cnn.core.errors import UsageError, spelt
 from lit_cnn.data.stored_options import completed
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.run import Run
+from lit_cnn.training.batch_size import largest_batch_size
 from lit_cnn.training.callbacks import RunInterrupted
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.distillation import OPTIONS as DISTILLATION_OPTIONS
+from lit_cnn.training.folds import Folds, train_folds
 from lit_cnn.training.losses import NonFiniteLossError
 from lit_cnn.training.parents import of_seeds
 from lit_cnn.training.process import RunFailedError, hush_lightning, is_first_process, notes_of
 from lit_cnn.training.resume import checkpoint_file, checkpoint_to_train_on
-from lit_cnn.training.run import evaluate, largest_batch_size, train, train_children
+from lit_cnn.training.run import evaluate, train, train_children
 from lit_cnn.training.setup import Setup
 
 Command = Literal["fit", "validate", "test"]
@@ -42,6 +44,8 @@ def run_trainer_command(
     seeds: list[int] | None = None,
     model_class: type[LitClassifier] = LitClassifier,
     starting: str = "",
+    folds: int | None = None,
+    split_seeds: list[int] | None = None,
 ) -> int:
     """Runs `fit`, `validate` or `test`.
 
@@ -51,11 +55,16 @@ def run_trainer_command(
         seeds: Train once with each of these.
         model_class: What is trained.
         starting: The line that says what is about to start.
+        folds: Train on each of so many folds.
+        split_seeds: Cut them anew with each of these.
 
     Returns:
         The exit code.
     """
     hush_lightning()
+    if folds is not None:
+        cut = Folds(folds, _tuple(seeds), _tuple(split_seeds))
+        return exit_code(lambda: _run_folds(cut, arguments, model_class, starting))
     if seeds is not None:
         return exit_code(lambda: _run_seeds(seeds, arguments, model_class, starting))
     if command != "fit" or not any(text.startswith("--config") for text in arguments):
@@ -81,6 +90,41 @@ def _run_seeds(seeds: list[int], arguments: list[str], model_class: type[LitClas
     print_run(train_seeds(seeds, arguments, model_class, after_each=_print_child, before_each=printer))
 
 
+def _run_folds(folds: Folds, arguments: list[str], model_class: type[LitClassifier], starting: str) -> None:
+    printer = _start_printer(starting)
+    print_run(fit_folds(folds, arguments, model_class, after_each=_print_child, before_each=printer))
+
+
+def fit_folds(
+    folds: Folds,
+    arguments: Sequence[str],
+    model_class: type[LitClassifier],
+    after_each: Callable[[Run], None] = lambda run: None,
+    before_each: Callable[[Setup], None] = lambda setup: None,
+) -> Run:
+    """Trains one network a fold, under one run that it returns; see `train_folds`.
+
+    Args:
+        folds: Which.
+        arguments: Options of `lit-cnn fit`, without `--folds`, `--seeds` and `--split_seeds`.
+        model_class: What is trained.
+        after_each: Called with each run that has ended.
+        before_each: Called with the setup of each run that is about to begin.
+
+    Raises:
+        UsageError: If the options choose a fold or a checkpoint themselves, or as `train`.
+    """
+    _refuse(arguments, "folds", "ckpt_path", *(["seed_everything"] if folds.seeds is not None else []))
+    # Once, so that all folds start from the same.
+    arguments, why = settled(arguments, folds.config_of)
+
+    def make(options: Mapping[str, Any], seed: int | None) -> Setup:
+        own = [f"--data.{name}={value}" for name, value in options.items() if value is not None]
+        return _setup_of(seed, [*arguments, *own], model_class, why)
+
+    return train_folds(folds, make, _resumes(arguments), after_each, before_each)
+
+
 def train_seeds(
     seeds: Sequence[int],
     arguments: Sequence[str],
@@ -100,17 +144,34 @@ def train_seeds(
     Raises:
         UsageError: If the options choose a seed or a checkpoint themselves, or as `train`.
     """
-    if any(text.startswith(("--seed_everything", "--ckpt_path")) for text in arguments):
-        raise UsageError("seeds", None, "goes with neither `seed` nor `ckpt_path`; `resume=auto` is possible")
+    _refuse(arguments, "seeds", "ckpt_path", "seed_everything")
     # Once, so that all seeds start from the same.
     arguments, why = settled(arguments, lambda config: {**config, "seed_everything": list(seeds)})
-    parent = of_seeds(seeds, resume="auto" in arguments or "--resume=auto" in arguments)
+    parent = of_seeds(seeds, resume=_resumes(arguments))
     setups = ((str(seed), partial(_setup_of, seed, arguments, model_class, why)) for seed in seeds)
     return train_children(parent, setups, after_each, before_each)
 
 
-def _setup_of(seed: int, arguments: Sequence[str], model_class: type[LitClassifier], why_weights: str) -> Setup:
-    setup = LitCLI("fit", [*arguments, f"--seed_everything={seed}"], model_class).setup
+def _refuse(arguments: Sequence[str], option: str, *others: str) -> None:
+    """Refuses options that an option of several runs does not go with."""
+    given = [name for name in others if any(text.partition("=")[0] == f"--{name}" for text in arguments)]
+    if given:
+        listed = " nor ".join(f"`{'seed' if name == 'seed_everything' else name}`" for name in others)
+        reason = f"goes with {'neither ' if len(others) > 1 else 'no '}{listed}"
+        raise UsageError(option, None, f"{reason}; `resume=auto` is possible")
+
+
+def _resumes(arguments: Sequence[str]) -> bool:
+    return "auto" in arguments or "--resume=auto" in arguments
+
+
+def _tuple(numbers: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if numbers is None else tuple(numbers)
+
+
+def _setup_of(seed: int | None, arguments: Sequence[str], model_class: type[LitClassifier], why_weights: str) -> Setup:
+    own = [] if seed is None else [f"--seed_everything={seed}"]
+    setup = LitCLI("fit", [*arguments, *own], model_class).setup
     return replace(setup, why_weights=why_weights)
 
 
@@ -143,7 +204,8 @@ def print_run(run: Run) -> None:
         return
     if run.report is not None:
         print(f"Report: {_from_here(run.report)}")
-    predict = [] if run.children or run.checkpoint is None else [f"lit-cnn predict FOLDER --model {run.id[:8]}"]
+    is_network = "oof/acc" in run.metrics if run.children else run.checkpoint is not None
+    predict = [f"lit-cnn predict FOLDER --model {run.id[:8]}"] if is_network else []
     print(f"Next: {', '.join([*predict, 'lit-cnn ui'])}")
     _print_id(run)
 

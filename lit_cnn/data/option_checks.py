@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from lit_cnn.core.addresses import is_address
 from lit_cnn.core.errors import UsageError, at_least
 from lit_cnn.data.splits import SplitScheme
 
@@ -23,6 +24,12 @@ def check_options(given: Mapping[str, Any]) -> None:
             raise UsageError(option, given[option], "give a share above 0 and below 1, for example 0.1")
     if given["split_scheme"] not in get_args(SplitScheme):
         raise UsageError("split_scheme", given["split_scheme"], "give 2, or 1 for the draw of 0.2 and before")
+    _check_folds(given)
+    if (cache_gb := given["cache_gb"]) is not None:
+        if not 0 <= cache_gb < float("inf"):
+            raise UsageError("cache_gb", cache_gb, "give gigabytes, 0 to keep nothing")
+        if not is_address(given["root"]):
+            raise UsageError("cache_gb", cache_gb, "keeps images of an address here, such as s3://", "leave it out")
     crop_pct = given["crop_pct"]
     if crop_pct is not None and not 0 < crop_pct <= 1:
         raise UsageError("crop_pct", crop_pct, "give a share above 0 and at most 1, for example 0.875")
@@ -32,6 +39,23 @@ def check_options(given: Mapping[str, Any]) -> None:
     ):
         if given[option] is not None:
             _check_range_of_crop(option, given, advice)
+
+
+def _check_folds(given: Mapping[str, Any]) -> None:
+    num_folds, fold = given["num_folds"], given["fold"]
+    if num_folds is None:
+        for option in ("fold", "fold_seed"):
+            if given[option] is not None:
+                raise UsageError(option, given[option], "of how many?", "give `num_folds` too")
+        return
+    at_least(2, num_folds=num_folds)
+    if fold is None or not 0 <= fold < num_folds:
+        remedy = f"0 to {num_folds - 1}; `folds={num_folds}` in place of both trains one network a fold"
+        option, value = ("num_folds", num_folds) if fold is None else ("fold", fold)
+        raise UsageError(option, value, f"{'give `fold` too: ' if fold is None else 'give '}{remedy}")
+    if given["split_seed"] == "seed":
+        reason = "each seed would have another test: folds have one"
+        raise UsageError("split_seed", "seed", reason, "give a number; `split_seeds=0 1 2` cuts the folds anew")
 
 
 def _check_range_of_crop(option: str, given: Mapping[str, Any], advice: str) -> None:

@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from lit_cnn.core.file_hashes import default_cache_file
 from lit_cnn.core.files import write_text_atomically
+from lit_cnn.data.image_set import ArrayImages, ImageSet
+from lit_cnn.data.pixel_values import AS_IS, PixelOptions
 
 _VERSION = 1  # raised when the same images would give other figures
 
@@ -72,6 +74,36 @@ def measure_pixels(batches: Iterable[np.ndarray]) -> PixelStatistics:
             for row, a in zip(products, sums, strict=True)
         ),
     )
+
+
+def statistics_of(
+    image_set: ImageSet,
+    indices: np.ndarray,
+    image_size: int,
+    interpolation: str,
+    crop_pct: float,
+    pixels: PixelOptions,
+    loader: Callable[[], Any],
+) -> PixelStatistics:
+    """Returns the statistics of images: in memory as they are, from files as validation sees them; remembered.
+
+    Args:
+        image_set: The images.
+        indices: `(n,)` which of them.
+        image_size: Pixels of the square that validation sees.
+        interpolation: How it is resized.
+        crop_pct: Share of the shorter side that it sees.
+        pixels: What values of more than 8 bits, and transparent pixels, become.
+        loader: Makes a loader of what validation sees of these images.
+    """
+    images = image_set.images
+    if isinstance(images, ArrayImages):
+        parts = np.array_split(np.sort(indices), -(-len(indices) // 4096))
+        return measure_pixels(images.array[part] for part in parts)
+    view = [str(crop_pct)] if crop_pct != 1 else []
+    view += [str(pixels)] if pixels != AS_IS else []
+    key: tuple[str | int, ...] = (image_set.digest_of(indices), image_set.in_channels, image_size)
+    return remembered((*key, interpolation, *view), loader)
 
 
 def remembered(key: Sequence[str | int], loader: Callable[[], Any]) -> PixelStatistics:

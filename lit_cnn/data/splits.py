@@ -13,6 +13,7 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.core.file_hashes import NO_BYTES
 from lit_cnn.core.randomness import many_key_words
 from lit_cnn.core.words import counted
+from lit_cnn.data.folds import Fold, cut_into_folds
 from lit_cnn.data.sources import ImageSet
 from lit_cnn.data.split_scheme_1 import set_aside_1
 
@@ -30,11 +31,13 @@ class Splits:
         train: In the order in which `limit_train` takes them.
         val: Ascending.
         test: Ascending.
+        folds: All of them, each ascending: val is one of them. None without folds.
     """
 
     train: np.ndarray
     val: np.ndarray
     test: np.ndarray
+    folds: tuple[np.ndarray, ...] = ()
 
     def __getitem__(self, split: Split) -> np.ndarray:
         return {"train": self.train, "val": self.val, "test": self.test}[split]
@@ -47,6 +50,7 @@ def draw_splits(
     split_seed: int,
     limit_train: int | None = None,
     scheme: SplitScheme = 2,
+    fold: Fold | None = None,
 ) -> Splits:
     """Sets test and val aside, class by class, then orders what is left for training.
 
@@ -60,6 +64,9 @@ def draw_splits(
     its classes' quotas still miss; then, while that brings all classes together nearer to their quotas, the one that
     does so most. One image more or less may then move as many others as some of the largest groups hold.
 
+    With folds test is the same as without. All other images, those of a val that the source prescribes among them, are
+    cut into folds (see `cut_into_folds`): one of them is val, the others are train.
+
     Args:
         image_set: The images.
         val_fraction: Share of the images that are not test that goes to val, in (0, 1); at least one a class.
@@ -67,27 +74,40 @@ def draw_splits(
         split_seed: The seed of the draw.
         limit_train: Keep that many training images, stratified; the first 50 are among the first 500.
         scheme: 2 is the above; 1 repeats the draw of 0.2 and before, see `lit_cnn.data.split_scheme_1`.
+        fold: The fold that is val; None: no folds.
 
     Raises:
-        UsageError: If a class is too small, or in too few groups, to be in all three, or there are fewer training
-            images than `limit_train`.
+        UsageError: If a class is too small, or in too few groups, to be in all three or in each fold, or there are
+            fewer training images than `limit_train`.
     """
     names = _drawn_by(image_set, scheme)
+
+    def draws_of(indices: np.ndarray, stream: str, seed: int) -> np.ndarray:
+        return _draw([names[index] for index in indices], stream, seed)
+
     remaining = image_set.splits.get("train", np.arange(len(image_set.labels)))
     parts = dict(image_set.splits)
     to_draw = [split for split in ("test", "val") if split not in parts]
     for num_later, split in zip(range(len(to_draw), 0, -1), to_draw, strict=True):
+        if split == "val" and fold is not None:
+            break
         fraction = test_fraction if split == "test" else val_fraction
-        draws = _draw([names[index] for index in remaining], split, split_seed)
+        draws = draws_of(remaining, split, split_seed)
         choose = set_aside_1 if scheme == 1 else _set_aside
         taken = choose(image_set, remaining, draws, fraction, num_later)
         parts[split], remaining = remaining[taken], remaining[~taken]
+    folds: tuple[np.ndarray, ...] = ()
+    if fold is not None:
+        pool = np.union1d(remaining, parts.get("val", remaining))
+        fold_of = cut_into_folds(image_set, pool, draws_of(pool, "fold", fold.seed), fold.num_folds)
+        folds = tuple(pool[fold_of == number] for number in range(fold.num_folds))
+        parts["val"], remaining = folds[fold.number], pool[fold_of != fold.number]
     train = stratified_order(image_set, remaining, split_seed)
     if limit_train is not None:
         if limit_train > len(train):
             raise UsageError("limit_train", limit_train, f"there are {len(train)} training images", "give fewer")
         train = train[:limit_train]
-    return Splits(train, np.sort(parts["val"]), np.sort(parts["test"]))
+    return Splits(train, np.sort(parts["val"]), np.sort(parts["test"]), folds)
 
 
 def _drawn_by(image_set: ImageSet, scheme: SplitScheme) -> Sequence[str]:

@@ -6,8 +6,8 @@ from typing import Any
 MEANT_BEFORE: dict[str, Any] = {"split_scheme": 1, "crop_pct": 1.0}
 """Options of `ImageDataModule` that versions up to 0.2 did not have -> what they did, where the default is another."""
 
-ADDED = ("crop_scale", "crop_ratio", "pixel_range", "background")
-"""Further options that these versions did not have, and which do nothing where they are None."""
+ADDED = ("crop_scale", "crop_ratio", "pixel_range", "background", "num_folds", "fold", "fold_seed", "cache_gb")
+"""Further options that earlier versions did not have, and which do nothing where they are None."""
 
 
 def completed(stored: Mapping[str, Any]) -> dict[str, Any]:

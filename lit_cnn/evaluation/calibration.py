@@ -1,16 +1,17 @@
 """How far probabilities can be taken at their word, before and after one temperature (Guo et al. 2017)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Self
 
 import numpy as np
 
 from lit_cnn.evaluation.statistics import (
-    brier_score,
+    brier_scores,
     fit_temperature,
     is_at_bound,
-    negative_log_likelihood,
+    negative_log_likelihoods,
     temperature_losses,
 )
 
@@ -29,6 +30,7 @@ NO_TEMPERATURE: Mapping[str, str] = MappingProxyType(
 
 _MOST_LEFT_OUT_ALONE = 50  # val images; of more, each tenth is left out at a time
 _NUM_FOLDS = 10
+_MOST_FITTED, _LEAST_FITTED = 10_000_000, 1000  # images x classes that a temperature is fitted on; images
 _LEAST_GAIN = 1e-6  # nats; less is rounding
 
 
@@ -91,26 +93,55 @@ class Calibration:
     no_temperature: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What calibration takes of each of N images: numbers, not K probabilities.
+
+    Attributes:
+        correct: `(N,)` bool, whether the most probable class is the target.
+        confidence: `(N,)`, the largest probability.
+        brier: `(N,)`, see `brier_scores`.
+        nll: `(N,)`, see `negative_log_likelihoods`.
+    """
+
+    correct: np.ndarray
+    confidence: np.ndarray
+    brier: np.ndarray
+    nll: np.ndarray
+
+    @classmethod
+    def of(cls, probabilities: np.ndarray, targets: np.ndarray) -> Self:
+        """Takes them from probabilities `(N, K)`, whose rows sum to 1, and `(N,)` int labels in [0, K)."""
+        return cls(
+            probabilities.argmax(axis=1) == targets,
+            probabilities.max(axis=1),
+            brier_scores(probabilities, targets),
+            negative_log_likelihoods(probabilities, targets),
+        )
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Scores]") -> Self:
+        """Puts those of several parts of the images together."""
+        names = ("correct", "confidence", "brier", "nll")
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
 def calibration_of(
-    probabilities: np.ndarray, targets: np.ndarray, val: tuple[np.ndarray, np.ndarray] | None = None
+    scores: Scores, after: Scores | None = None, temperature: tuple[float, str] | None = None
 ) -> Calibration:
-    """Measures calibration on test, and again after a temperature if val is given to fit it on.
+    """Measures calibration on test, and again after a temperature if one was taken.
 
     Args:
-        probabilities: `(N, K)`, rows sum to 1.
-        targets: `(N,)` int labels in [0, K).
-        val: Probabilities and targets of the same classifier on val.
+        scores: Of the probabilities as they are.
+        after: Of those after the temperature; None if none was taken.
+        temperature: As `find_temperature` found it; None if none was asked for.
     """
-    scaled, no_temperature = None, ""
-    if val is not None:
-        temperature, no_temperature = find_temperature(_logarithm(val[0]), val[1])
-        if not no_temperature:
-            after = with_temperature(probabilities, temperature)
-            bins = reliability_of(after, targets)
-            scaled = Scaled(temperature, bins.ece, negative_log_likelihood(after, targets), bins)
-    bins = reliability_of(probabilities, targets)
-    brier, nll = brier_score(probabilities, targets), negative_log_likelihood(probabilities, targets)
-    return Calibration(bins.ece, brier, nll, bins, scaled, no_temperature)
+    bins, scaled = reliability_of(scores), None
+    if after is not None and temperature is not None:
+        bins_after = reliability_of(after)
+        scaled = Scaled(temperature[0], bins_after.ece, float(after.nll.mean()), bins_after)
+    why = "" if temperature is None else temperature[1]
+    return Calibration(bins.ece, float(scores.brier.mean()), float(scores.nll.mean()), bins, scaled, why)
 
 
 def find_temperature(logits: np.ndarray, targets: np.ndarray) -> tuple[float, str]:
@@ -153,6 +184,23 @@ def find_temperature(logits: np.ndarray, targets: np.ndarray) -> tuple[float, st
     return (temperature, "") if total / num_images <= most else (1.0, "no gain")
 
 
+def fitting_places(targets: np.ndarray, num_classes: int) -> np.ndarray:
+    """Returns the places of the val images that a temperature is fitted on, ascending: all but of very many.
+
+    One number is fitted: 10,000 images of 1,000 classes determine it to a per cent or so, and more take minutes a row.
+
+    Args:
+        targets: `(N,)` int labels in [0, K).
+        num_classes: K. With N * K above ten million so many images are taken that it is no more, 1,000 at the least,
+            spread evenly over the classes.
+    """
+    most = max(_LEAST_FITTED, _MOST_FITTED // num_classes)
+    if len(targets) <= most:
+        return np.arange(len(targets))
+    by_class = np.argsort(targets, kind="stable")
+    return np.sort(by_class[np.linspace(0, len(targets) - 1, most).astype(int)])
+
+
 def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Returns p ** (1 / T), normalised: of one network with one view the softmax of its logits over T.
 
@@ -164,26 +212,21 @@ def with_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarra
     """
     from scipy.special import softmax
 
-    scaled: np.ndarray = softmax(_logarithm(probabilities) / temperature, axis=-1)
+    scaled: np.ndarray = softmax(logarithm(probabilities) / temperature, axis=-1)
     return scaled
 
 
-def reliability_of(probabilities: np.ndarray, targets: np.ndarray) -> Reliability:
-    """Groups images by confidence into 15 bins of equal width, each open below and closed above.
-
-    Args:
-        probabilities: `(N, K)`, rows sum to 1.
-        targets: `(N,)` int labels in [0, K).
-    """
-    confidence = probabilities.max(axis=1)
-    bins = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+def reliability_of(scores: Scores) -> Reliability:
+    """Groups images by confidence into 15 bins of equal width, each open below and closed above."""
+    bins = np.clip(np.ceil(scores.confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
     count = np.bincount(bins, minlength=NUM_BINS)
     filled = count > 0
-    correct = np.bincount(bins, weights=probabilities.argmax(axis=1) == targets, minlength=NUM_BINS)
-    total = np.bincount(bins, weights=confidence, minlength=NUM_BINS)
+    correct = np.bincount(bins, weights=scores.correct, minlength=NUM_BINS)
+    total = np.bincount(bins, weights=scores.confidence, minlength=NUM_BINS)
     return Reliability(total[filled] / count[filled], correct[filled] / count[filled], count[filled])
 
 
-def _logarithm(probabilities: np.ndarray) -> np.ndarray:
+def logarithm(probabilities: np.ndarray) -> np.ndarray:
+    """Returns log p; of what underflowed to 0 that of the smallest number."""
     # softmax underflows to 0, and no temperature brings -inf back.
     return np.log(np.maximum(probabilities, np.finfo(np.float64).tiny))

@@ -1,6 +1,6 @@
 """Predictions of several networks become one, and which of them are worth combining."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,12 +18,12 @@ class Outputs:
     Attributes:
         targets: `(N,)` int labels in [0, K).
         probabilities: `(M, N, K)` float64, rows sum to 1: the mean over views of the softmax of the logits.
-        logits: `(M, N, K)` float64, their mean over views.
+        logits: `(M, N, K)` float64, their mean over views; a row may be less a constant. None where no rule takes them.
     """
 
     targets: np.ndarray
     probabilities: np.ndarray
-    logits: np.ndarray
+    logits: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +61,8 @@ def combine(outputs: Outputs, rule: Rule, weights: Sequence[float] | np.ndarray)
         raise ValueError(f"combine: give weights of at least 0, not all 0, not {weights}")
     used = np.flatnonzero(weights)
     if rule == "logits":
+        if outputs.logits is None:
+            raise ValueError("combine: the mean of logits takes logits")
         return _most_probable(_softmax(_mean(outputs.logits, used, weights)))
     probabilities = _mean(outputs.probabilities, used, weights)
     if rule == "mean":
@@ -73,7 +75,7 @@ def combine(outputs: Outputs, rule: Rule, weights: Sequence[float] | np.ndarray)
     return Combined(np.where(tied, probabilities, -1).argmax(axis=1), None)
 
 
-def select_greedily(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def select_greedily(blocks: Callable[[], Iterable[Outputs]], num_members: int) -> np.ndarray:
     """Forward selection with replacement (Caruana et al. 2004, "Ensemble selection from libraries of models", 2.1).
 
     In each of 25 rounds the member enters whose entry makes the mean of probabilities most accurate; of equally
@@ -81,30 +83,41 @@ def select_greedily(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarra
     is kept, the smallest of equal ones. Give it val images: what is selected looks better there than it is.
 
     Args:
-        probabilities: `(M, N, K)`, rows sum to 1.
-        targets: `(N,)` int labels in [0, K).
+        blocks: Gives the outputs of the images, some at a time, as often as it is called.
+        num_members: The first so many of the outputs' members may enter.
 
     Returns:
-        `(M,)` int, how often each member entered.
+        `(num_members,)` int, how often each member entered.
     """
-    counts = np.zeros(len(probabilities), dtype=np.int64)
-    total = np.zeros(probabilities.shape[1:])
-    best, best_counts = (-1.0, 0.0), counts
-    for num_members in range(1, _NUM_ROUNDS + 1):
-        merits = [_merit((total + one) / num_members, targets) for one in probabilities]
-        chosen = max(range(len(merits)), key=lambda member: merits[member])
-        counts[chosen] += 1
-        total += probabilities[chosen]
-        if merits[chosen] > best:
-            best, best_counts = merits[chosen], counts.copy()
-    return best_counts
+    chosen: list[int] = []
+    best, num_best = (-1.0, 0.0), 0
+    for _ in range(_NUM_ROUNDS):
+        parts = [_with_each(outputs, chosen, num_members) for outputs in blocks()]
+        correct, log_likelihood = (np.concatenate(found, axis=1) for found in zip(*parts, strict=True))
+        # Rounded, or noise of 1e-16 would choose between equal ones.
+        merits = [
+            (float(right.mean()), round(float(of_image.mean()), 12))
+            for right, of_image in zip(correct, log_likelihood, strict=True)
+        ]
+        chosen.append(max(range(num_members), key=lambda member: merits[member]))
+        if merits[chosen[-1]] > best:
+            best, num_best = merits[chosen[-1]], len(chosen)
+    return np.bincount(chosen[:num_best], minlength=num_members)
 
 
-def _merit(probabilities: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
-    """Returns accuracy, then mean log-likelihood; rounded, or noise of 1e-16 would choose between equal ones."""
-    of_target = probabilities[np.arange(len(targets)), targets]
-    log_likelihood = np.log(np.maximum(of_target, np.finfo(np.float64).tiny)).mean()
-    return float((probabilities.argmax(axis=1) == targets).mean()), round(float(log_likelihood), 12)
+def _with_each(outputs: Outputs, chosen: Sequence[int], num_members: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns of some images whether those chosen and each member are right, and their log-likelihood, `(M, n)`."""
+    total = np.zeros(outputs.probabilities.shape[1:])
+    for member in chosen:
+        total += outputs.probabilities[member]
+    places, targets = np.arange(len(outputs.targets)), outputs.targets
+    correct = np.empty((num_members, len(targets)), bool)
+    of_target = np.empty((num_members, len(targets)))
+    for member in range(num_members):
+        together = (total + outputs.probabilities[member]) / (len(chosen) + 1)
+        correct[member] = together.argmax(axis=1) == targets
+        of_target[member] = together[places, targets]
+    return correct, np.log(np.maximum(of_target, np.finfo(np.float64).tiny))
 
 
 def _mean(values: np.ndarray, used: np.ndarray, weights: np.ndarray) -> np.ndarray:

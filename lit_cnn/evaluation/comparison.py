@@ -2,21 +2,24 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 
-from lit_cnn.core.errors import UsageError
 from lit_cnn.data.splits import Split, stratified_order
-from lit_cnn.evaluation.calibration import calibration_of
-from lit_cnn.evaluation.combining import Outputs, Rule, combine, select_greedily
-from lit_cnn.evaluation.cost import Cost, Network, cost_of, time_networks
+from lit_cnn.evaluation.calibration import calibration_of, find_temperature, fitting_places, logarithm
+from lit_cnn.evaluation.combining import Rule, combine, select_greedily
+from lit_cnn.evaluation.cost import Cost, Network, Timing, cost_of, time_networks
+from lit_cnn.evaluation.fold_sets import FoldSet, common_images, networks_in
 from lit_cnn.evaluation.members import member_names
-from lit_cnn.evaluation.multi_crop import average_probabilities
-from lit_cnn.evaluation.predict import LOADING, Loading, Member, are_stored, predict_views, split_by_path
+from lit_cnn.evaluation.outputs import KeptOutputs, Reader, SplitOutputs, reader_of
+from lit_cnn.evaluation.predict import LOADING, Loading, Member, split_by_path
 from lit_cnn.evaluation.table import Row, Table
+from lit_cnn.evaluation.view_logits import are_stored, view_logits
+from lit_cnn.evaluation.ways import OnTest, Way, WayOnTest, on_test
 from lit_cnn.reports.predictions import Predictions
 from lit_cnn.tracking.queries import RunInfo
 
@@ -57,18 +60,6 @@ class Comparison:
         return self.calibration or self.combine == "greedy"
 
 
-@dataclass(frozen=True, eq=False)
-class _Way:
-    """One way to classify: some of the networks, with weights `(M,)`, under a rule."""
-
-    name: str
-    kind: Literal["member", "ensemble", "baseline"]
-    weights: np.ndarray
-    rule: Rule = "mean"
-    run: RunInfo | None = None
-    composition: str = ""
-
-
 def evaluate(members: Sequence[Member], comparison: Comparison, baselines: Sequence[int] = ()) -> Table:
     """Evaluates networks, alone and combined, with each number of views.
 
@@ -80,42 +71,38 @@ def evaluate(members: Sequence[Member], comparison: Comparison, baselines: Seque
     Returns:
         The table, with what the combination that was asked for predicts for each test image with the fewest crops.
     """
-    test = _outputs_on(members, "test", comparison)
-    val = _outputs_on(members, "val", comparison) if comparison.needs_val else {}
-    part = _part(members[0], "test", comparison.limit_144)
+    test = outputs_on(members, "test", comparison)
+    val = outputs_on(members, "val", comparison) if comparison.needs_val else {}
+    part = _part(members[0], split_by_path(members[0], "test"), comparison.limit_144)
     networks = [Network(member.record.parameters, member.record.multiply_adds) for member in members]
-    timing = time_networks([member.model for member in members], comparison.views) if comparison.latency else None
+    timing = _timing(members, comparison.views) if comparison.latency else None
+    sizes = np.array([len(networks_in(member)) for member in members])
     num_members = len(members) - sum(baselines)
     rows: list[Row] = []
+    grid: dict[tuple[int, int], Row] = {}
+    predictions: Predictions | None = None
     for count in comparison.views:
-        for way in [*_ways(members, comparison, baselines, val.get(count)), *_baselines(members, baselines)]:
-            of_part = part if count == _MANY else None
+        with ExitStack() as leaving:
+            has_logits = comparison.combine == "logits"
+            kept = KeptOutputs(val[count], comparison.folder, has_logits) if val else None
+            on_val = leaving.enter_context(kept) if kept is not None else None
+            ways = [*_ways(members, comparison, baselines, on_val), *_baselines(members, baselines)]
+            fits = [_on_val(way, on_val, comparison.calibration) for way in ways]
+        asked_for = ways[-1 - len(baselines)]
+        best = [_best(num, len(members)) for num in _grid_models(num_members)]
+        found = on_test(test[count], [*ways, *best], [fit.temperature for fit in fits], asked_for)
+        of_part = part if count == _MANY else None
+        for way, fit, result in zip(ways, fits, found.ways, strict=False):
             cost = cost_of(networks, np.flatnonzero(way.weights), count, timing)
-            row = _row(way, count, test[count], val.get(count), comparison.calibration, of_part, cost)
+            row = _row(way, count, _passes(way, sizes, count), result, fit, of_part, cost)
             rows.append(replace(row, weights=row.weights[:num_members]))
-    grid = [_grid_row(num, count, test[count], part) for num in _grid_models(num_members) for count in comparison.views]
-    fewest = comparison.views[0]
-    asked_for = _ways(members, comparison, baselines, val.get(fewest))[-1]
-    predictions = _predictions(asked_for, members[0], test[fewest], part if fewest == _MANY else None)
-    table = Table.of(rows, rows[0], len(members[0].record.class_names), grid)
+        for way, result in zip(best, found.ways[len(ways) :], strict=True):
+            grid[way.num_models, count] = _grid_row(way, count, _passes(way, sizes, count), result, of_part)
+        if count == comparison.views[0]:
+            predictions = _predictions(asked_for, members[0], found, of_part)
+    of_grid = [grid[num, count] for num in _grid_models(num_members) for count in comparison.views]
+    table = Table.of(rows, rows[0], len(members[0].record.class_names), of_grid)
     return replace(table, predictions=predictions, load_model=lambda: members[0].model)
-
-
-def outputs_of(member: Member, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns probabilities and logits of a member, `(N, K)` float64: the means over its views.
-
-    Args:
-        member: The network of a tracked run.
-        logits: `(V, N, K)`, its logits.
-
-    Raises:
-        UsageError: If a logit is not finite; the message names the run.
-    """
-    try:
-        return average_probabilities(logits), logits.mean(axis=0, dtype=np.float64)
-    except UsageError as error:
-        assert member.run is not None
-        raise UsageError("runs", member.run.run_id, f"{member.run.name}: {error.reason}", error.remedy) from error
 
 
 def runs_of(members: Sequence[Member]) -> list[RunInfo]:
@@ -123,44 +110,56 @@ def runs_of(members: Sequence[Member]) -> list[RunInfo]:
     return [member.run for member in members if member.run is not None]
 
 
-def _outputs_on(members: Sequence[Member], split: Split, comparison: Comparison) -> dict[int, Outputs]:
-    """Returns all members' outputs on a split, for each number of views."""
-    part = _part(members[0], split, comparison.limit_144)
-    found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {count: [] for count in comparison.views}
+def outputs_on(members: Sequence[Member], split: Split, comparison: Comparison) -> dict[int, SplitOutputs]:
+    """Returns all members' outputs on a split, for each number of views; what is not stored is computed first."""
+    images = common_images(members, split)
+    part = _part(members[0], images[0], comparison.limit_144)
+    readers: dict[int, list[Reader]] = {count: [] for count in comparison.views}
     targets: np.ndarray | None = None
-    for member, name in zip(members, member_names(runs_of(members)), strict=True):
-        indices = split_by_path(member, split)
+    for member, indices, name in zip(members, images, member_names(runs_of(members)), strict=True):
         labels = member.data.image_set.labels[indices]
         assert targets is None or np.array_equal(targets, labels), "equal digests, yet other labels"
         targets = labels
-        for count, logits in _logits(member, indices, part, comparison, f"{name}, {split}").items():
-            found[count].append(outputs_of(member, logits))
+        for count, reader in readers_of(member, split, indices, part, comparison, f"{name}, {split}").items():
+            readers[count].append(reader)
     assert targets is not None
+    num_classes = len(members[0].record.class_names)
     return {
-        count: Outputs(
-            targets[part] if count == _MANY and part is not None else targets, *map(np.stack, zip(*of_all, strict=True))
+        count: SplitOutputs(
+            targets[part] if count == _MANY and part is not None else targets, found, count, num_classes
         )
-        for count, of_all in found.items()
+        for count, found in readers.items()
     }
 
 
-def _logits(
-    member: Member, indices: np.ndarray, part: np.ndarray | None, comparison: Comparison, label: str
-) -> dict[int, np.ndarray]:
+def readers_of(
+    member: Member, split: Split, indices: np.ndarray, part: np.ndarray | None, comparison: Comparison, label: str
+) -> dict[int, Reader]:
+    """Returns what reads a member's outputs for each number of views, of all images or of the part for 144 crops."""
+    if isinstance(member, FoldSet):
+        fewer = [count for count in comparison.views if part is None or count != _MANY]
+        found = _of_fold_set(member, split, indices, replace(comparison, views=fewer), label) if fewer else {}
+        many = replace(comparison, views=[_MANY])
+        return found if part is None else {**found, **_of_fold_set(member, split, indices[part], many, label)}
     how = (comparison.folder, comparison.loading, label)
     if part is None or are_stored(member, indices, _MANY, comparison.folder):
-        logits = predict_views(member, indices, comparison.views, *how)
-        return logits if part is None else {**logits, _MANY: logits[_MANY][:, part]}
+        logits = view_logits(member, indices, comparison.views, *how)
+        readers = {count: reader_of(member, logits, count) for count in comparison.views}
+        return readers if part is None else {**readers, _MANY: reader_of(member, logits, _MANY, part)}
     fewer = [count for count in comparison.views if count != _MANY]
-    return {
-        **predict_views(member, indices, fewer, *how),
-        **predict_views(member, indices[part], [_MANY], *how),
-    }
+    logits = view_logits(member, indices, fewer, *how)
+    of_part = view_logits(member, indices[part], [_MANY], *how)
+    return {**{count: reader_of(member, logits, count) for count in fewer}, _MANY: reader_of(member, of_part, _MANY)}
 
 
-def _part(member: Member, split: Split, limit: int | None) -> np.ndarray | None:
+def _of_fold_set(
+    member: FoldSet, split: Split, indices: np.ndarray, comparison: Comparison, label: str
+) -> dict[int, Reader]:
+    return member.readers(split, indices, lambda network, own: readers_of(network, split, own, None, comparison, label))
+
+
+def _part(member: Member, indices: np.ndarray, limit: int | None) -> np.ndarray | None:
     """Returns the places, ascending, of the images that are classified with 144 crops; None for all."""
-    indices = split_by_path(member, split)
     if limit is None or limit >= len(indices):
         return None
     # The seed is not the split's: members may differ in that where their data prescribe the split.
@@ -169,24 +168,24 @@ def _part(member: Member, split: Split, limit: int | None) -> np.ndarray | None:
 
 
 def _ways(
-    members: Sequence[Member], comparison: Comparison, baselines: Sequence[int], val: Outputs | None
-) -> list[_Way]:
+    members: Sequence[Member], comparison: Comparison, baselines: Sequence[int], val: KeptOutputs | None
+) -> list[Way]:
     """Returns the members, the mean of all, and the combination that is asked for."""
     runs = runs_of(members)
     num = len(runs) - sum(baselines)
     names = member_names(runs)[:num]
-    ways = [_Way(name, "member", np.eye(len(runs))[place], run=runs[place]) for place, name in enumerate(names)]
+    ways = [Way(name, "member", np.eye(len(runs))[place], run=runs[place]) for place, name in enumerate(names)]
 
     def add(name: str, weights: np.ndarray, rule: Rule = "mean", composition: str = "") -> None:
         padded = np.concatenate([weights, np.zeros(len(runs) - num)])
-        ways.append(_Way(name, "ensemble", padded, rule, composition=composition))
+        ways.append(Way(name, "ensemble", padded, rule, composition=composition))
 
     if num == 1:
         return ways  # together with itself it is what it is alone
     add(f"ensemble of {num}", np.ones(num))
     if comparison.combine == "greedy":
         assert val is not None
-        counts = select_greedily(val.probabilities[:num], val.targets)
+        counts = select_greedily(val.blocks, num)
         num_selected = np.count_nonzero(counts)
         if 1 < num_selected < num:
             # What the same number of forward passes buys without a selection.
@@ -203,7 +202,7 @@ def _ways(
     return ways
 
 
-def _baselines(members: Sequence[Member], baselines: Sequence[int]) -> Iterator[_Way]:
+def _baselines(members: Sequence[Member], baselines: Sequence[int]) -> Iterator[Way]:
     """Yields what the ensemble is compared with: a network, or the mean of several snapshots of one run."""
     runs = runs_of(members)
     names, place = member_names(runs), len(runs) - sum(baselines)
@@ -212,7 +211,7 @@ def _baselines(members: Sequence[Member], baselines: Sequence[int]) -> Iterator[
         weights[place : place + num] = 1
         of_run = re.sub("(^| · )snapshot [0-9]+", "", names[place])
         name = names[place] if num == 1 else f"{num} snapshots{f' of {of_run}' if of_run else ''}"
-        yield _Way(name, "baseline", weights, run=runs[place] if num == 1 else None)
+        yield Way(name, "baseline", weights, run=runs[place] if num == 1 else None)
         place += num
 
 
@@ -220,55 +219,76 @@ def _grid_models(num_members: int) -> list[int]:
     return sorted({*(num for num in _GRID_MODELS if num <= num_members), num_members})
 
 
-def _grid_row(num_models: int, num_views: int, test: Outputs, part: np.ndarray | None) -> Row:
+def _best(num_models: int, num_networks: int) -> Way:
     """Returns the mean of the members best on val: they come first."""
-    best = np.arange(len(test.probabilities)) < num_models
-    correct = combine(test, "mean", best).labels == test.targets
-    of_part = part if num_views == _MANY else None
-    return Row(f"best {num_models}", "ensemble", num_models, num_views, num_models * num_views, correct, part=of_part)
+    return Way(f"best {num_models}", "ensemble", (np.arange(num_networks) < num_models).astype(float))
 
 
-def _predictions(way: _Way, member: Member, test: Outputs, part: np.ndarray | None) -> Predictions:
-    labels = combine(test, way.rule, way.weights).labels
-    probabilities = combine(test, "mean" if way.rule == "vote" else way.rule, way.weights).probabilities
-    assert probabilities is not None
+def _passes(way: Way, sizes: np.ndarray, num_views: int) -> int:
+    """Returns how often a network is run for one image: a member may be several networks."""
+    return int(sizes[np.flatnonzero(way.weights)].sum()) * num_views
+
+
+def _timing(members: Sequence[Member], views: Sequence[int]) -> Timing:
+    """Times all networks; those of one member run one after the other."""
+    networks = [networks_in(member) for member in members]
+    timing = time_networks([network.model for several in networks for network in several], views)
+    starts = np.cumsum([0, *map(len, networks[:-1])])
+    return replace(
+        timing, seconds={size: np.add.reduceat(each, starts, axis=1) for size, each in timing.seconds.items()}
+    )
+
+
+def _grid_row(way: Way, num_views: int, passes: int, found: WayOnTest, part: np.ndarray | None) -> Row:
+    return Row(way.name, "ensemble", way.num_models, num_views, passes, found.correct, part=part)
+
+
+def _predictions(way: Way, member: Member, found: OnTest, part: np.ndarray | None) -> Predictions:
     indices = split_by_path(member, "test")
     indices = indices if part is None else indices[part]
-    return Predictions(way.name, member.data.image_set, indices, labels, probabilities)
+    return Predictions(way.name, member.data.image_set, indices, found.labels, found.confidence)
+
+
+class _Fit(NamedTuple):
+    """What a way comes to on val, where that was asked for: images it gets right, and of how many; a temperature."""
+
+    counts: tuple[int, int] | None = None
+    temperature: tuple[float, str] | None = None
+
+
+def _on_val(way: Way, val: KeptOutputs | None, calibration: bool) -> _Fit:
+    if val is None:
+        return _Fit()
+    num_correct, start, sample = 0, 0, []
+    places = fitting_places(val.targets, val.num_classes) if calibration and way.rule != "vote" else None
+    for block in val.blocks():
+        found = combine(block, way.rule, way.weights)
+        num_correct += int((found.labels == block.targets).sum())
+        if places is not None and found.probabilities is not None:
+            inside = places[(places >= start) & (places < start + len(block.targets))] - start
+            sample.append(logarithm(found.probabilities[inside]))
+        start += len(block.targets)
+    temperature = None if places is None else find_temperature(np.concatenate(sample), val.targets[places])
+    return _Fit((num_correct, len(val.targets)), temperature)
 
 
 def _row(
-    way: _Way,
-    num_views: int,
-    test: Outputs,
-    val: Outputs | None,
-    calibration: bool,
-    part: np.ndarray | None,
-    cost: Cost,
+    way: Way, num_views: int, passes: int, found: WayOnTest, fit: _Fit, part: np.ndarray | None, cost: Cost
 ) -> Row:
-    on_test = combine(test, way.rule, way.weights)
-    val_counts = fit_on = None
-    if val is not None:
-        on_val = combine(val, way.rule, way.weights)
-        val_counts = (int((on_val.labels == val.targets).sum()), len(val.targets))
-        if calibration and on_val.probabilities is not None:
-            fit_on = (on_val.probabilities, val.targets)
-    num_models = int(np.count_nonzero(way.weights))
-    val_accuracy = way.run.metrics["best/val/acc"] if way.run else val_counts and val_counts[0] / val_counts[1]
-    probabilities = on_test.probabilities
+    val_accuracy = way.run.metrics["best/val/acc"] if way.run else fit.counts and fit.counts[0] / fit.counts[1]
     return Row(
         name=way.name,
         kind=way.kind,
-        num_models=num_models,
+        num_models=way.num_models,
         num_views=num_views,
-        forward_passes=num_models * num_views,
-        correct=on_test.labels == test.targets,
+        forward_passes=passes,
+        correct=found.correct,
         val_accuracy=val_accuracy,
         run_id=way.run.run_id if way.run else None,
         part=part,
         composition=way.composition,
-        val_counts=val_counts,
-        calibration=None if probabilities is None else calibration_of(probabilities, test.targets, fit_on),
+        val_counts=fit.counts,
+        calibration=None if found.scores is None else calibration_of(found.scores, found.after, fit.temperature),
         weights=tuple(map(float, way.weights)) if way.kind == "ensemble" else (),
         cost=cost,
     )

@@ -209,7 +209,7 @@ def build_pair(first: Predictions, second: Predictions, split: str) -> Pair:
 
 def _only(right: Predictions, wrong: Predictions) -> np.ndarray:
     places = np.flatnonzero(right.correct & ~wrong.correct)
-    surest: np.ndarray = places[np.argsort(-right.probabilities[places, right.labels[places]], kind="stable")]
+    surest: np.ndarray = places[np.argsort(-right.confidence[places], kind="stable")]
     return surest
 
 

@@ -1,4 +1,4 @@
-"""Every forward pass over images; and logits of views, computed once and stored by what they depend on."""
+"""Every forward pass over images; and the networks whose logits are stored by what they depend on."""
 
 import hashlib
 import json
@@ -25,14 +25,7 @@ from lit_cnn.data.stored_options import completed
 from lit_cnn.evaluation.cost import network_of
 from lit_cnn.evaluation.members import checkpoint_of, checkpoint_sha256
 from lit_cnn.evaluation.multi_crop import VIEWS, Block, blocks_of
-from lit_cnn.evaluation.stored_logits import (
-    NetworkRecord,
-    RunLogits,
-    find_stored,
-    read_logits,
-    read_record,
-    write_logits,
-)
+from lit_cnn.evaluation.stored_logits import NetworkRecord, RunLogits, find_stored, read_record
 from lit_cnn.portable import ImageClassifier
 from lit_cnn.tracking import Store
 from lit_cnn.tracking.queries import RunInfo
@@ -136,8 +129,13 @@ def forward(network: Network, views: ViewImages, loading: Loading = LOADING, lab
     Returns:
         `(V, N, K)` float32.
     """
-    rows = [run_network(network, batch, loading) for batch in batches_of(views, views, loading, label)]
-    return torch.cat(rows).transpose(0, 1).numpy()
+    return torch.cat(list(forward_batches(network, views, loading, label))).transpose(0, 1).numpy()
+
+
+def forward_batches(network: Network, views: ViewImages, loading: Loading, label: str) -> Iterator[torch.Tensor]:
+    """Does the same batch by batch: yields `(n, V, K)` float32 of some images after the other."""
+    for batch in batches_of(views, views, loading, label):
+        yield run_network(network, batch, loading)
 
 
 def batches_of(dataset: Any, views: ViewImages, loading: Loading, label: str) -> Iterator[Any]:
@@ -203,6 +201,10 @@ class Member:
     load: Callable[[], LitClassifier]
     run: RunInfo | None = None
     run_logits: RunLogits | None = None
+
+    def images(self, split: Split) -> np.ndarray:
+        """Returns `(N,)` int, the images of a split that it was not trained on."""
+        return self.data.splits[split]
 
     @cached_property
     def model(self) -> LitClassifier:
@@ -282,58 +284,10 @@ def store_key(member: Member, image_digest: str, block: Block) -> str:
     return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
 
 
-def predict_views(
-    member: Member,
-    indices: np.ndarray,
-    view_counts: Sequence[int],
-    folder: Path,
-    loading: Loading = LOADING,
-    label: str = "",
-) -> dict[int, np.ndarray]:
-    """Returns a member's logits for each number of views, computed only where they are not stored.
-
-    They are stored by blocks of views: 1 and 2 share the first view, 5 and 10 the first five.
-
-    Args:
-        member: The network.
-        indices: `(N,)` which images of the member's data, in the order wanted.
-        view_counts: Known numbers of views, such as 1 and 10.
-        folder: Where logits are stored.
-        loading: How many views at a time, and how images are read.
-        label: Of the progress bar.
-
-    Returns:
-        Logits `(V, N, num_classes)` float32 for each V in `view_counts`.
-    """
-    blocks = list(dict.fromkeys(block for count in view_counts for block in VIEWS[count]))
-    files = _files(member, indices, blocks, folder)
-    found = {block: find_stored(file, read_logits, member.run_logits) for block, file in files.items()}
-    logits = {block: stored for block, stored in found.items() if stored is not None}
-    missing = [block for block in blocks if block not in logits]
-    if missing:
-        views = ViewImages(member.data.image_set.images, indices, member.record.preprocessing, missing)
-        computed = forward(logits_of(member.model), views, loading, label)
-        starts = np.cumsum([block.num_views for block in missing[:-1]])
-        for block, part in zip(missing, np.split(computed, starts), strict=True):
-            write_logits(files[block], part)
-            logits[block] = part
-    if member.run_logits is not None:
-        member.run_logits.put([files[block] for block in missing])
-    return {count: np.concatenate([logits[block] for block in VIEWS[count]]) for count in view_counts}
-
-
 def split_by_path(member: Member, split: Split) -> np.ndarray:
     """Returns `(N,)` int, the images of a split in the order of their paths: the same for every member."""
     paths = member.data.image_set.paths
-    return np.array(sorted(member.data.splits[split], key=lambda index: paths[index]))
-
-
-def are_stored(member: Member, indices: np.ndarray, num_views: int, folder: Path) -> bool:
-    """Whether `predict_views` would find the logits of these images with so many views."""
-    files = _files(member, indices, VIEWS[num_views], folder).values()
-    return all(
-        file.is_file() or (member.run_logits is not None and file.name in member.run_logits.names) for file in files
-    )
+    return np.array(sorted(member.images(split), key=lambda index: paths[index]))
 
 
 def _record_file(store: Store, sha256: str) -> Path:
@@ -366,13 +320,6 @@ def _data_of(record: NetworkRecord, root: Path | str | None) -> ImageDataModule:
     if root is not None:
         options["root"] = str(root)
     return ImageDataModule(**options)
-
-
-def _files(member: Member, indices: np.ndarray, blocks: Sequence[Block], folder: Path) -> dict[Block, Path]:
-    image_set = member.data.image_set
-    listed = "\n".join(f"{image_set.paths[index]}\t{image_set.hashes[index]}" for index in indices)
-    image_digest = hashlib.sha256(listed.encode()).hexdigest()
-    return {block: folder / f"{store_key(member, image_digest, block)}.safetensors" for block in blocks}
 
 
 def _most_views(image_size: int, loading: Loading) -> int:

@@ -8,6 +8,8 @@ import numpy as np
 
 from lit_cnn.core.intervals import Interval, wilson_interval
 
+_CELLS_OF_PERMUTATIONS = 1 << 21  # permutations x images that are in memory at once
+
 
 class McNemar(NamedTuple):
     """Images that only one of two classifiers gets right, and the two-sided p of a split that uneven by chance."""
@@ -180,8 +182,9 @@ def paired_mean_difference(correct_a: np.ndarray, correct_b: np.ndarray) -> tupl
     differing = difference[difference != 0]
     if len(differing) < 2:
         return interval, 1.0
+    batch = max(1, min(1000, _CELLS_OF_PERMUTATIONS // len(differing)))
     found = permutation_test(
-        (differing,), np.mean, permutation_type="samples", vectorized=True, batch=1000, rng=np.random.default_rng(0)
+        (differing,), np.mean, permutation_type="samples", vectorized=True, batch=batch, rng=np.random.default_rng(0)
     )
     return interval, float(found.pvalue)
 
@@ -245,36 +248,38 @@ def images_for_power(
     return math.ceil((root / delta) ** 2)
 
 
-def brier_score(probabilities: np.ndarray, targets: np.ndarray) -> float:
-    """Mean squared distance to the one-hot target, summed over classes (Brier 1950).
+def brier_scores(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Squared distance of each image's probabilities to its one-hot target, summed over classes (Brier 1950).
 
     Args:
         probabilities: `(N, K)`, rows sum to 1.
         targets: `(N,)` int labels in [0, K).
 
     Returns:
-        In [0, 2]; 0 is perfect.
+        `(N,)` in [0, 2]; 0 is perfect. Their mean is the Brier score.
     """
-    from sklearn.metrics import brier_score_loss
+    distance = probabilities.copy()
+    distance[np.arange(len(targets)), targets] -= 1
+    scores: np.ndarray = np.square(distance, out=distance).sum(axis=1)
+    return scores
 
-    labels = np.arange(probabilities.shape[1])
-    return float(brier_score_loss(targets, probabilities, labels=labels, scale_by_half=False))
 
-
-def negative_log_likelihood(probabilities: np.ndarray, targets: np.ndarray) -> float:
-    """Mean of -log p(target), in nats.
+def negative_log_likelihoods(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """-log p(target) of each image, in nats.
 
     Args:
         probabilities: `(N, K)`, rows sum to 1; taken as at least the dtype's epsilon, so that one 0 is not infinite.
         targets: `(N,)` int labels in [0, K).
 
     Returns:
-        In [0, 37] for float64.
+        `(N,)` in [0, 37] for float64.
     """
-    from sklearn.metrics import log_loss
+    least = np.finfo(probabilities.dtype).eps
+    losses: np.ndarray = -np.log(np.clip(probabilities[np.arange(len(targets)), targets], least, 1 - least))
+    return losses
 
-    return float(log_loss(targets, probabilities, labels=np.arange(probabilities.shape[1])))
 
+_CELLS_AT_ONCE = 1 << 17  # of a matrix: a MiB stays in the cache
 
 TEMPERATURES = (0.01, 100.0)
 """Between which `fit_temperature` looks."""
@@ -313,9 +318,13 @@ def temperature_losses(logits: np.ndarray, targets: np.ndarray, temperature: flo
         targets: `(N,)` int labels in [0, K).
         temperature: T, above 0.
     """
-    scaled = logits.astype(np.float64) / temperature
-    scaled -= scaled.max(axis=1, keepdims=True)
-    losses: np.ndarray = np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(len(targets)), targets]
+    losses = np.empty(len(targets))
+    step = max(1, _CELLS_AT_ONCE // logits.shape[1])
+    for start in range(0, len(targets), step):
+        scaled = logits[start : start + step].astype(np.float64) / temperature
+        scaled -= scaled.max(axis=1, keepdims=True)
+        of_target = scaled[np.arange(len(scaled)), targets[start : start + step]]
+        losses[start : start + step] = np.log(np.exp(scaled, out=scaled).sum(axis=1)) - of_target
     return losses
 
 

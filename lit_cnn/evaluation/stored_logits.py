@@ -1,22 +1,20 @@
 """Logits as they are stored, here and with the run of their network; and what is found by them without the network."""
 
+import atexit
 import hashlib
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
-
 from lit_cnn.core.errors import UsageError
-from lit_cnn.core.files import replace_atomically, write_text_atomically
+from lit_cnn.core.files import write_text_atomically
 from lit_cnn.tracking import Store, queries
 from lit_cnn.tracking.outbox import put_in_place
 from lit_cnn.tracking.queries import RunInfo
@@ -86,7 +84,9 @@ class RunLogits:
         """
         if file.name not in self.names:
             return None
-        with tempfile.TemporaryDirectory() as folder:
+        with ExitStack() as leaving:
+            folder = tempfile.mkdtemp(prefix="lit_cnn-")
+            leaving.callback(shutil.rmtree, folder, ignore_errors=True)
             try:
                 fetched = queries.download_artifact(self._store, self._run, f"{FOLDER}/{file.name}", Path(folder))
             except UsageError as error:
@@ -100,7 +100,9 @@ class RunLogits:
                 put_in_place(fetched, file)
             except OSError as error:
                 self._warn(f"{file} cannot be written ({error.strerror}); {self._name} alone keeps it")
-            return found
+                atexit.register(leaving.pop_all().close)  # what was found may be read later
+                return found
+        return read(file)
 
     def put(self, files: Sequence[Path]) -> None:
         """Keeps files with the run under their names, in place of what it has there; the new record before them."""
@@ -151,24 +153,6 @@ def find_stored(file: Path, read: Callable[[Path], Stored | None], run_logits: R
 def _here_only(file: Path) -> Path:
     """Returns the empty file that marks one that the run does not have yet."""
     return file.with_name(f"{file.name}.here_only")
-
-
-def write_logits(file: Path, logits: np.ndarray) -> None:
-    """Writes logits with their SHA-256 inside, whole or not at all."""
-    logits = np.ascontiguousarray(logits)
-    with replace_atomically(file) as temporary:
-        save_file({"logits": logits}, temporary, {"sha256": hashlib.sha256(logits.tobytes()).hexdigest()})
-
-
-def read_logits(file: Path) -> np.ndarray | None:
-    """Returns stored logits, or None if there are none or the file is not as it was written."""
-    try:
-        with safe_open(file, "numpy") as stored:
-            logits: np.ndarray = stored.get_tensor("logits")
-            digest = (stored.metadata() or {}).get("sha256")
-    except (OSError, SafetensorError):
-        return None
-    return logits if hashlib.sha256(logits.tobytes()).hexdigest() == digest else None
 
 
 def write_record(file: Path, record: NetworkRecord) -> None:

@@ -7,17 +7,10 @@ import numpy as np
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.evaluation.calibration import with_temperature
-from lit_cnn.evaluation.combining import Outputs, combine
-from lit_cnn.evaluation.comparison import outputs_of
-from lit_cnn.evaluation.predict import (
-    Loading,
-    Member,
-    ViewImages,
-    forward,
-    predict_views,
-    probabilities_of,
-    split_by_path,
-)
+from lit_cnn.evaluation.combining import combine
+from lit_cnn.evaluation.outputs import SplitOutputs, reader_of
+from lit_cnn.evaluation.predict import Loading, Member, ViewImages, forward_batches, probabilities_of, split_by_path
+from lit_cnn.evaluation.view_logits import view_logits
 from lit_cnn.exports.recipe import Recipe
 from lit_cnn.portable import ImageClassifier
 
@@ -40,16 +33,22 @@ def stored_probabilities(recipe: Recipe, members: Sequence[Member], folder: Path
     Returns:
         `(N, num_classes)` float64, the images in the order of their paths.
     """
+    indices = split_by_path(members[0], "test")
+    readers = [
+        reader_of(
+            member,
+            view_logits(member, split_by_path(member, "test"), [recipe.views], folder, loading),
+            recipe.views,
+        )
+        for member in members
+    ]
+    targets = members[0].data.image_set.labels[indices]
     found = []
-    for member in members:
-        indices = split_by_path(member, "test")
-        logits = predict_views(member, indices, [recipe.views], folder, loading)[recipe.views]
-        found.append(outputs_of(member, logits))
-    targets = members[0].data.image_set.labels[split_by_path(members[0], "test")]
-    outputs = Outputs(targets, *map(np.stack, zip(*found, strict=True)))
-    combined = combine(outputs, recipe.rule, recipe.weights)
-    assert combined.probabilities is not None
-    return with_temperature(combined.probabilities, recipe.temperature)
+    for block in SplitOutputs(targets, readers, recipe.views, len(members[0].record.class_names)).blocks():
+        combined = combine(block, recipe.rule, recipe.weights)
+        assert combined.probabilities is not None
+        found.append(with_temperature(combined.probabilities, recipe.temperature))
+    return np.concatenate(found)
 
 
 def check_parity(
@@ -71,10 +70,15 @@ def check_parity(
     """
     indices = split_by_path(member, "test")
     views = ViewImages(member.data.image_set.images, indices, exported.preprocessing)
-    found = forward(probabilities_of(exported), views, loading, "comparing")[0]
-    places = np.arange(len(indices))
-    gap = expected.max(axis=1) - expected[places, found.argmax(axis=1)]
-    largest = float(np.abs(found - expected).max())
+    done, gaps, largest = 0, [], 0.0
+    for batch in forward_batches(probabilities_of(exported), views, loading, "comparing"):
+        found = batch[:, 0].numpy()
+        stored = expected[done : done + len(found)]
+        done += len(found)
+        gaps.append(stored.max(axis=1) - stored[np.arange(len(found)), found.argmax(axis=1)])
+        # NaN is larger than any limit.
+        largest = float(np.maximum(largest, np.abs(found - stored).max()))
+    gap = np.concatenate(gaps)
     if num_wrong := int((gap >= NEAR_TIE).sum()):
         raise UsageError(
             "output",

@@ -18,14 +18,14 @@ class Predictions:
         image_set: All images.
         indices: `(N,)` int, which of them.
         labels: `(N,)` int in [0, K), the class predicted for each.
-        probabilities: `(N, K)` float64, rows sum to 1; the mean of the members' after a vote.
+        confidence: `(N,)` in [0, 1], the probability of that class; after a vote the mean of the members'.
     """
 
     name: str
     image_set: ImageSet
     indices: np.ndarray
     labels: np.ndarray
-    probabilities: np.ndarray
+    confidence: np.ndarray
 
     @property
     def targets(self) -> np.ndarray:
@@ -51,7 +51,7 @@ class Predictions:
             self.image_set.paths[self.indices[place]],
             self.class_names[self.targets[place]],
             self.class_names[label],
-            f"{100 * self.probabilities[place, label]:.1f}",
+            f"{100 * self.confidence[place]:.1f}",
         )
 
 
@@ -115,6 +115,5 @@ def most_confused(predictions: Predictions, most: int = 10) -> list[Confusion]:
 def worst_mistakes(predictions: Predictions, most: int = 24) -> np.ndarray:
     """Returns `(n,)` int, the places of wrong images among the N: those whose wrong class is most probable first."""
     wrong = np.flatnonzero(~predictions.correct)
-    sure = predictions.probabilities[wrong, predictions.labels[wrong]]
-    worst: np.ndarray = wrong[np.argsort(-sure, kind="stable")[:most]]
+    worst: np.ndarray = wrong[np.argsort(-predictions.confidence[wrong], kind="stable")[:most]]
     return worst

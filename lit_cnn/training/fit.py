@@ -1,4 +1,4 @@
-"""`lit_cnn.fit`: one tracked run, or one for each of several seeds, from Python."""
+"""`lit_cnn.fit`: one tracked run, or one for each of several seeds or folds, from Python."""
 
 import difflib
 import inspect
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -16,6 +17,7 @@ from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.tracking.run import Run
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.distillation import Distillation
+from lit_cnn.training.folds import Folds, train_folds
 from lit_cnn.training.linked import plain_config
 from lit_cnn.training.parents import of_seeds
 from lit_cnn.training.process import hush_lightning
@@ -30,7 +32,15 @@ _OF_TRAINER = {
 }
 
 
-def fit(model: LitClassifier, data: ImageDataModule, *, seeds: Sequence[int] | None = None, **options: Any) -> Run:
+def fit(
+    model: LitClassifier,
+    data: ImageDataModule,
+    *,
+    seeds: Sequence[int] | None = None,
+    folds: int | None = None,
+    split_seeds: Sequence[int] | None = None,
+    **options: Any,
+) -> Run:
     """Trains a classifier, tracks the run, keeps its best checkpoint and tests that: what `lit-cnn fit` does.
 
     Args:
@@ -38,13 +48,17 @@ def fit(model: LitClassifier, data: ImageDataModule, *, seeds: Sequence[int] | N
         data: On what.
         seeds: Train once with each of these, under one run with their mean and standard deviation. Model and data are
             built anew from their arguments for each.
+        folds: Train on each of so many folds, under one run that keeps what each network says of the images that it
+            was not trained on; see `lit_cnn.training.folds`. With `seeds`: with each of them.
+        split_seeds: Cut the folds anew with each of these; test stays as it is.
         **options: Those of a run (`resume`, `ckpt_path`, `monitor`, `monitor_mode`, `checkpoint_seconds`,
             `on_full_disk`, `ema_decay`, `swa_start`, `test_after_fit`, `log_preview`, `report`, `recipe`, `experiment`,
             `track`, `tracking_uri`: see `RunOptions`), and those of Lightning's Trainer (`max_epochs`, `precision`,
             `accelerator`, `devices`, `callbacks`, `logger`, …). Callbacks and loggers work beside ours.
 
     Returns:
-        The run, with its id, metrics and best checkpoint; with `seeds` the parent, with the runs as its children.
+        The run, with its id, metrics and best checkpoint; with `seeds` or `folds` the parent, with the runs as its
+        children.
 
     Raises:
         UsageError: If it cannot be trained so; nothing is written then.
@@ -63,12 +77,21 @@ def fit(model: LitClassifier, data: ImageDataModule, *, seeds: Sequence[int] | N
     run_options.check(writes=True)
     hush_lightning()
     keep_freed_memory()
-    if seeds is None:
+    if split_seeds is not None and folds is None:
+        raise UsageError("split_seeds", split_seeds, "cuts folds anew", "give `folds=5` too")
+    if seeds is None and folds is None:
         return train(setup_of(model, data, run_options, given))
+    option, value = ("seeds", seeds) if folds is None else ("folds", folds)
     if isinstance(model, Distillation):
-        raise UsageError("seeds", seeds, "a student is built with its teachers", "call fit for each seed")
+        raise UsageError(option, value, "a student is built with its teachers", f"call fit for each of the {option}")
     if run_options.ckpt_path is not None:
-        raise UsageError("seeds", seeds, "does not go with `ckpt_path`", "`resume=auto` is possible")
+        raise UsageError(option, value, "does not go with `ckpt_path`", "`resume=auto` is possible")
+    if folds is not None:
+        if data.options["num_folds"] is not None:
+            raise UsageError("folds", folds, "the data have a fold already", "leave `num_folds` out there")
+        cut = Folds(folds, *(None if each is None else tuple(each) for each in (seeds, split_seeds)))
+        return train_folds(cut, partial(_fold_of, model, data, run_options, given), run_options.resume == "auto")
+    assert seeds is not None
     parent = of_seeds(seeds, resume=run_options.resume == "auto")
     setups = ((str(seed), partial(_with_seed, seed, model, data, run_options, given)) for seed in seeds)
     return train_children(parent, setups)
@@ -94,10 +117,26 @@ def setup_of(model: LitClassifier, data: ImageDataModule, options: RunOptions, g
     return Setup(model, data, options, trainer, recorded_config(config))
 
 
-def _with_seed(
-    seed: int, model: LitClassifier, data: ImageDataModule, options: RunOptions, given: Mapping[str, Any]
+def _fold_of(
+    model: LitClassifier,
+    data: ImageDataModule,
+    options: RunOptions,
+    given: Mapping[str, Any],
+    of_fold: Mapping[str, Any],
+    seed: int | None,
 ) -> Setup:
-    own_data = ImageDataModule(**{**data.options, "weights_expect": data.weights_expect, "seed": seed})
+    return _with_seed(data.seed if seed is None else seed, model, data, options, given, of_fold)
+
+
+def _with_seed(
+    seed: int,
+    model: LitClassifier,
+    data: ImageDataModule,
+    options: RunOptions,
+    given: Mapping[str, Any],
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> Setup:
+    own_data = ImageDataModule(**{**data.options, "weights_expect": data.weights_expect, "seed": seed, **more})
     return setup_of(model.for_other_data(own_data), own_data, options, given)
 
 

@@ -58,6 +58,16 @@ def read_history(folder: Path, num_epochs: int) -> History:
     )
 
 
+def read_validations(folder: Path, *names: str) -> list[list[float]]:
+    """Returns metrics of each validation of a run, in their order: a list for each name; empty if it was not logged."""
+    rows: dict[str, dict[int, float]] = {name: {} for name in names}
+    for record, _ in read_journal(folder):
+        if record["kind"] == "metrics":
+            for name in rows.keys() & record["values"].keys():
+                rows[name].setdefault(record["step"], record["values"][name])
+    return [[value for _, value in sorted(rows[name].items())] for name in names]
+
+
 def _by_epoch(rows: dict[int, float], ends: list[int], num_epochs: int) -> tuple[list[float], list[float]]:
     """Returns epochs and values of (step, value) rows, given the last step of each epoch."""
     steps = sorted(rows)

@@ -21,17 +21,33 @@ from lit_cnn.training.resume import config_digest, mark_finished, mark_unfinishe
 _RESULTS = "results.json"
 
 
+@dataclass(frozen=True)
+class Conclusion:
+    """What the children of a run come to together, besides the mean of their metrics.
+
+    Attributes:
+        metrics: Of all together.
+        summary: In a few sentences, one a line.
+        report: The page that shows it; None where there is none.
+    """
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    summary: str = ""
+    report: Path | None = None
+
+
 @dataclass
 class ParentRun:
     """The run under which others are shown; opened when the first child's configuration has been found good.
 
     Args:
-        kind: `seeds` or `advice`: the tag by which it is found.
+        kind: `seeds`, `folds` or `advice`: the tag by which it is found.
         resume: Whether to go on with an unfinished parent of the same configuration, if there is one.
-        differs: What the configuration of the parent has in place of a child's own: `seed_everything`, say.
+        differs: What the configuration of the parent has in place of a child's own: `seed_everything`, say; of the data
+            only the options that differ.
         tags: What its tags have in place of a child's own.
         name_of: From a child's name to its own.
-        conclude: Logs what the children come to together, when all are done.
+        conclude: Logs what the children come to together, when all are done; may return it.
         child_tags: Tags of each child besides its own: `trial` for those that are no result.
         label_of: From the params that all children have to the run's label.
         say: Says what the children come to together, given the metrics of each by its label.
@@ -50,7 +66,7 @@ class ParentRun:
     differs: Mapping[str, Any]
     tags: Mapping[str, str]
     name_of: Callable[[str], str]
-    conclude: Callable[["ParentRun"], None]
+    conclude: Callable[["ParentRun"], Conclusion | None]
     child_tags: Mapping[str, str] = field(default_factory=dict)
     label_of: Callable[[Mapping[str, Any]], str] = lambda params: "advice"
     say: Callable[[Mapping[str, Mapping[str, float]]], Sequence[str]] = lambda results: ()
@@ -62,8 +78,8 @@ class ParentRun:
 
     def config_of(self, child: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the configuration of the run, from that of a child."""
-        config = {**child, **self.differs}
-        return {**config, "data": {**config["data"], **self.data_options}}
+        data = {**child["data"], **self.differs.get("data", {}), **self.data_options}
+        return {**child, **self.differs, "data": data}
 
     def digest_of(self, child: Mapping[str, Any], data_digest: str) -> str:
         """Returns the digest of the run's configuration; see `config_digest`."""
@@ -142,14 +158,15 @@ class ParentRun:
         said = "\n".join(self.say({label: child.metrics for label, child in self.children.items()})) if children else ""
         if self.logger is None:
             return Run("", self.kind, metrics, children=children, summary=said)
+        concluded = Conclusion(summary=said)
         if status == "FINISHED":
-            self.conclude(self)
+            concluded = self.conclude(self) or concluded
             mark_finished(self.logger.run_folder)
         self.logger.end(status)
         is_sent = self.logger.wait_until_sent(timeout=60)
         name = self.logger.run_name or self.kind
-        run = Run(self.logger.run_id or self.logger.key, name, metrics, children=children, is_sent=is_sent)
-        return replace(run, summary=said)
+        run = Run(self.logger.run_id or self.logger.key, name, {**metrics, **concluded.metrics}, children=children)
+        return replace(run, is_sent=is_sent, summary=concluded.summary, report=concluded.report)
 
 
 def opened_elsewhere(key: str, child_tags: Mapping[str, str], begun: Path | None = None) -> ParentRun:

@@ -55,9 +55,10 @@ def run_tags(
         digest: Digest of the configuration.
         params: Of the run, as it records them.
     """
-    digests = datamodule.digests
+    digests, fold = datamodule.digests, datamodule.options["fold"]
     commit, dirty = git_state()
     return {
+        **({} if fold is None else {"fold": str(fold)}),
         "kind": "fit",
         "label": label_of(resolved(params, model)),
         "arch": model.hparams["arch"],

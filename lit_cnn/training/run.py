@@ -5,10 +5,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
-from lightning.pytorch.callbacks import Timer
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.audit import Report
@@ -22,7 +21,7 @@ from lit_cnn.training.callbacks.averaging import check_average_of
 from lit_cnn.training.callbacks.snapshots import check_same_cycles
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.distillation import Distillation
-from lit_cnn.training.ending import Ending, conclude, evaluate_best
+from lit_cnn.training.ending import Ending, Tested, conclude, evaluate_best, keep_outputs
 from lit_cnn.training.launchers import leave_it_to_first
 from lit_cnn.training.linked import check_data_of, made_by
 from lit_cnn.training.optimization import check_same_optimizer, path_of_penalties
@@ -30,7 +29,6 @@ from lit_cnn.training.parents import ParentRun
 from lit_cnn.training.process import (
     RunFailedError,
     failures_in_words,
-    find_batch_size,
     quiet_lightning,
     require_room,
     signals_stop,
@@ -51,18 +49,16 @@ from lit_cnn.training.record import (
 from lit_cnn.training.rehearsal import check_monitors, rehearse
 from lit_cnn.training.resume import checkpoint_file, mark_finished, mark_unfinished
 from lit_cnn.training.setup import Setup
-from lit_cnn.training.start import Start, find_start
-from lit_cnn.training.steps import check_callbacks, check_has_end, check_limits, limited, total_steps
+from lit_cnn.training.start import Start, check_not_beyond, find_start
+from lit_cnn.training.steps import check_callbacks, check_has_end, check_limits, limited, several_devices, total_steps
 from lit_cnn.training.trainer import RunTrainer, build_trainer, evaluation_trainer
 from lit_cnn.training.training_on import (
     TrainOn,
     batches_of,
     check_same_network,
-    epochs_done,
     how_continued,
     images_seen,
     splits_before,
-    steps_done,
 )
 
 
@@ -176,13 +172,7 @@ def train_children(
     """
     status = "FAILED"
     try:
-        for label, make in setups:
-            began = time.monotonic()
-            run = train(make(), parent, label, before_each)
-            if run is not parent.children.get(label):  # else it was trained before the parent was resumed
-                run = replace(run, seconds=time.monotonic() - began)
-            parent.add(label, run)
-            after_each(run)
+        train_each(parent, setups, after_each, before_each)
         status = "FINISHED"
     except (RunInterrupted, KeyboardInterrupt):
         status = "KILLED"
@@ -190,6 +180,22 @@ def train_children(
     finally:
         ended = parent.end(status)
     return ended
+
+
+def train_each(
+    parent: ParentRun,
+    setups: Iterable[tuple[str, Callable[[], Setup]]],
+    after_each: Callable[[Run], None] = lambda run: None,
+    before_each: Callable[[Setup], None] = lambda setup: None,
+) -> None:
+    """Trains runs one after the other under a parent, which stays open; see `train_children`."""
+    for label, make in setups:
+        began = time.monotonic()
+        run = train(make(), parent, label, before_each)
+        if run is not parent.children.get(label):  # else it was trained before the parent was resumed
+            run = replace(run, seconds=time.monotonic() - began)
+        parent.add(label, run)
+        after_each(run)
 
 
 def evaluate(setup: Setup, stage: Literal["validate", "test"]) -> dict[str, float]:
@@ -212,13 +218,6 @@ def evaluate(setup: Setup, stage: Literal["validate", "test"]) -> dict[str, floa
     return dict(metrics)
 
 
-def largest_batch_size(setup: Setup) -> tuple[int, bool]:
-    """Returns the largest batch size that trains in this memory, and whether that is the whole training set."""
-    # Without the user's loggers: nothing is trained that stays.
-    trainer = build_trainer(setup.model, setup.options, {**setup.trainer, "logger": None}, None).trainer
-    return find_batch_size(trainer, setup.model, setup.data)
-
-
 def _check_same_images(ranks: Ranks, data: ImageDataModule) -> None:
     """Refuses hosts that have other images than the first one."""
     digest = data.digests["data"] if ranks.are_several else ""
@@ -237,7 +236,7 @@ def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> N
     if data.sampler == "balanced" and model.hparams["class_weights"] == "balanced":
         raise UsageError("class_weights", "balanced", "`sampler=balanced` evens out the classes", "take one")
     if parts.trainer.world_size > 1 and has_parent:
-        raise UsageError("seeds", None, "one device a run", "for several devices give `seed`, seed by seed")
+        raise several_devices(setup.data)
     if parts.trainer.world_size > 1 and options.on_full_disk == "continue":
         raise UsageError("on_full_disk", "continue", "one device a run; several cannot wait for each other's disk")
     if start.path is not None:
@@ -247,7 +246,7 @@ def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> N
         check_same_cycles(start.checkpoint, parts.cycle_epochs)
         check_average_of(start.checkpoint, options.ema_decay, options.swa_start)
         check_same_network(start.checkpoint, model, start.path)
-        _check_not_beyond(start, parts.trainer, num_batches)
+        check_not_beyond(start, parts.trainer, num_batches)
     check_has_end(parts.trainer)
     if isinstance(model, Distillation):
         model.check_split(data)
@@ -255,27 +254,6 @@ def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> N
     parts.feature_cache.plan(parts.trainer, model, data)
     check_callbacks(parts.trainer)
     check_monitors(parts.trainer, model)
-
-
-def _check_not_beyond(start: Start, trainer: Any, num_batches: int) -> None:
-    """Refuses a run without a step, but one that goes on after its last: the test may be still to come."""
-    done, goes_on = epochs_done(start.checkpoint), start.folder is not None
-    epochs = trainer.max_epochs or -1
-    if 0 <= epochs < done or (epochs == done and not goes_on):
-        reason = f"the run of {start.path} has trained {done:.3g} epochs already"
-        raise UsageError("max_epochs", epochs, reason, "give more, or start anew: neither `resume` nor `ckpt_path`")
-    if goes_on:
-        return
-    for each in trainer.callbacks:
-        if isinstance(each, Timer) and each._duration is not None:
-            state = start.checkpoint.get("callbacks", {}).get(each.state_key, {}).get("time_elapsed", {})
-            if (seconds := state.get("train", 0.0)) >= each._duration:
-                reason = f"the run of {start.path} has trained {seconds:.3g} seconds already, of {each._duration:g}"
-                raise UsageError("max_time", None, reason, "give more, or start anew, without `ckpt_path`")
-    steps = steps_done(start.checkpoint, trainer, batches_of(start.checkpoint), num_batches)
-    if 0 <= trainer.max_steps <= steps:
-        reason = f"the run of {start.path} has made {steps} steps already, in epochs of this run"
-        raise UsageError("max_steps", trainer.max_steps, reason, "give more, or start anew, without `ckpt_path`")
 
 
 def _require_room(setup: Setup, parts: RunTrainer, start: Start) -> None:
@@ -340,13 +318,13 @@ def _begin(
     verb = "resuming" if start.folder else "training"
     on = f", going on from run {tags['continued_from']} {params['continued']}" if "continued" in params else ""
     # Without an id: MLflow's is not known yet, and a run is to be known by one.
-    print(f"{verb} {setup.name} (seed {setup.config['seed_everything']}){on}", file=sys.stderr)
+    print(f"{verb} {setup.name} (seed {setup.config['seed_everything']}{setup.fold_in_words}){on}", file=sys.stderr)
     return logger.run_folder
 
 
 def _train_and_test(setup: Setup, parts: RunTrainer, start: Start, ranks: Ranks) -> tuple[dict[str, float], Ending]:
     """Returns the best epoch's metrics and the test's, and what they come to; ends the run, whatever happens."""
-    trainer, model, data, predictions = parts.trainer, setup.model, setup.data, None
+    trainer, model, data, tested = parts.trainer, setup.model, setup.data, Tested({}, None)
     logger = parts.logger if trainer.is_global_zero else None
     try:
         trainer.fit(model, datamodule=data, ckpt_path=start.path, weights_only=True)
@@ -358,9 +336,10 @@ def _train_and_test(setup: Setup, parts: RunTrainer, start: Start, ranks: Ranks)
             what = "it has no best epoch, and compare and ensemble leave it out"
             print(f"lit-cnn: warning: the run ended before its first validation: {what}", file=sys.stderr)
         elif setup.options.test_after_fit and parts.checkpoints.best_path is not None:
-            tested, predictions = evaluate_best(setup, parts, ranks)
-            metrics |= tested
-        ending = conclude(setup, parts, metrics, predictions) if trainer.is_global_zero else Ending()
+            tested = evaluate_best(setup, parts, ranks)
+            metrics |= tested.metrics
+        keep_outputs(setup, parts, tested.logits)
+        ending = conclude(setup, parts, metrics, tested.predictions) if trainer.is_global_zero else Ending()
         if logger:
             for checkpoint in sorted(logger.run_folder.glob("*.ckpt")):
                 logger.log_artifact(checkpoint, "checkpoints")

@@ -55,6 +55,12 @@ class Setup:
         return run_name(self.model, self.data, self.options.recipe)
 
     @property
+    def fold_in_words(self) -> str:
+        """Which fold is val, to follow other words: `, fold 2 of 5`; "" without folds."""
+        options = self.data.options
+        return "" if options["fold"] is None else f", fold {options['fold']} of {options['num_folds']}"
+
+    @property
     def experiment(self) -> str:
         """The name of the run's experiment."""
         return self.options.experiment or self.data.image_set.name

@@ -52,6 +52,15 @@ def check_has_end(trainer: pl.Trainer) -> None:
         raise UsageError("max_epochs", trainer.max_epochs, "the schedule needs an end", "give 1 or more")
 
 
+def several_devices(data: ImageDataModule) -> UsageError:
+    """Returns the mistake of training one run after the other on several devices each."""
+    if data.splits.folds:
+        return UsageError(
+            "folds", None, "one device a run", "for several devices give `num_folds` and `fold`, fold by fold"
+        )
+    return UsageError("seeds", None, "one device a run", "for several devices give `seed`, seed by seed")
+
+
 def check_limits(trainer: Any, data: ImageDataModule, num_batches: int, tests: bool) -> None:
     """Refuses numbers that Lightning ignores or fails of later: limits without a batch, steps of none, a negative clip.
 

@@ -18,7 +18,8 @@ import torch
 
 from lit_cnn.cli import main as lit_cnn
 from lit_cnn.evaluation.multi_crop import VIEWS, average_probabilities, views_of
-from lit_cnn.evaluation.predict import Member, load_member, predict_views
+from lit_cnn.evaluation.predict import Member, load_member
+from lit_cnn.evaluation.view_logits import predict_views
 from tests.benchmarks.common import ROOT, in_own_process, interleave, report, save_result, workplace
 from tests.runs import tracked_runs
 

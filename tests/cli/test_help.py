@@ -37,7 +37,16 @@ def test_help_of_fit_lists_the_options_that_matter(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit, match="0"):
         main(["fit", "--help"])
     text = capsys.readouterr().out
-    for option in ("--data.root", "--model.arch", "--seeds", "--resume", "--trainer.max_epochs", "--seed_everything"):
+    for option in (
+        "--data.root",
+        "--model.arch",
+        "--seeds",
+        "--folds",
+        "--split_seeds",
+        "--resume",
+        "--trainer.max_epochs",
+        "--seed_everything",
+    ):
         assert option in text, option
 
 
@@ -46,7 +55,7 @@ def test_every_option_in_the_overview_exists(capsys: pytest.CaptureFixture[str])
         command = re.search(r"lit-cnn (fit|test|predict|compare|ensemble|configs|export|gc) .*?--", line)
         if command is None:
             continue
-        known = {f"--{name}" for name in known_options()} | {"--seeds"}
+        known = {f"--{name}" for name in known_options()} | {"--seeds", "--folds", "--split_seeds"}
         if command[1] in ("predict", "compare", "ensemble", "configs", "export", "gc"):
             with pytest.raises(SystemExit, match="0"):
                 main([command[1], "--help"])

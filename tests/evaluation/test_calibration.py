@@ -8,8 +8,9 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from lit_cnn.evaluation.calibration import calibration_of, find_temperature, reliability_of, with_temperature
+from lit_cnn.evaluation.calibration import Scores, find_temperature, reliability_of, with_temperature
 from lit_cnn.evaluation.statistics import fit_temperature, temperature_losses
+from tests.evaluation.conftest import calibrated
 
 NUM_CLASSES = 5
 
@@ -26,7 +27,7 @@ def drawn() -> tuple[np.ndarray, np.ndarray]:
 def test_numbers_before_and_after_by_other_means(drawn: tuple[np.ndarray, np.ndarray]) -> None:
     (val, test), (val_targets, targets) = drawn
     probabilities = softmax(test, axis=1)
-    found = calibration_of(probabilities, targets, (softmax(val, axis=1), val_targets))
+    found = calibrated(probabilities, targets, (softmax(val, axis=1), val_targets))
     assert found.scaled is not None
     temperatures = np.exp(np.linspace(np.log(0.5), np.log(8), 2001))
     losses = [-log_softmax(val / t, axis=1)[np.arange(len(val)), val_targets].mean() for t in temperatures]
@@ -39,19 +40,19 @@ def test_numbers_before_and_after_by_other_means(drawn: tuple[np.ndarray, np.nda
         assert numbers.nll == pytest.approx(log_loss(targets, expected))
     assert found.brier == pytest.approx(brier_score_loss(targets, probabilities, scale_by_half=False))
     assert found.scaled.ece < found.ece / 3 and found.scaled.nll < found.nll
-    assert calibration_of(probabilities, targets).scaled is None
+    assert calibrated(probabilities, targets).scaled is None
 
 
 def test_bins_are_sklearns(drawn: tuple[np.ndarray, np.ndarray]) -> None:
     probabilities, targets = softmax(drawn[0][1], axis=1), drawn[1][1]
-    bins = reliability_of(probabilities, targets)
+    bins = reliability_of(Scores.of(probabilities, targets))
     confidence = probabilities.max(axis=1)
     accuracies, confidences = calibration_curve(probabilities.argmax(axis=1) == targets, confidence, n_bins=15)
     assert bins.confidence == pytest.approx(confidences)
     assert bins.accuracy == pytest.approx(accuracies)
     assert bins.count.sum() == len(targets) and bins.count.min() > 0
     ece = (bins.count * np.abs(bins.confidence - bins.accuracy)).sum() / len(targets)
-    assert ece == pytest.approx(calibration_of(probabilities, targets).ece)
+    assert ece == pytest.approx(calibrated(probabilities, targets).ece)
 
 
 def test_temperature_of_probabilities_is_that_of_logits(drawn: tuple[np.ndarray, np.ndarray]) -> None:
@@ -64,7 +65,7 @@ def test_temperature_of_probabilities_is_that_of_logits(drawn: tuple[np.ndarray,
 def test_a_probability_that_underflowed_to_0_has_a_finite_loss() -> None:
     probabilities = np.tile([1.0, 0.0], (10, 1))
     targets = np.array([0] * 9 + [1])
-    found = calibration_of(probabilities, targets, (probabilities, targets))
+    found = calibrated(probabilities, targets, (probabilities, targets))
     # The best T is 322.
     assert found.scaled is None and found.no_temperature == "at a bound"
     assert np.isfinite([found.nll, found.brier, found.ece]).all()
@@ -100,8 +101,8 @@ def test_no_temperature_where_nothing_can_be_fitted(
     assert find_temperature(logits, np.array(targets)) == (1, reason)
     assert find_temperature(logits[::-1], np.array(targets)[::-1]) == (1, reason)
     probabilities, labels = softmax(drawn[0][1], axis=1), drawn[1][1]
-    found = calibration_of(probabilities, labels, (softmax(logits, axis=1), np.array(targets)))
-    alone = calibration_of(probabilities, labels)
+    found = calibrated(probabilities, labels, (softmax(logits, axis=1), np.array(targets)))
+    alone = calibrated(probabilities, labels)
     assert (found.scaled, found.no_temperature, alone.no_temperature) == (None, reason, "")
     assert (found.ece, found.nll, found.brier) == (alone.ece, alone.nll, alone.brier)
 

@@ -217,8 +217,7 @@ def test_two_runs_are_compared_image_by_image(
     assert limits == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=1.5 / len(right[0]))
     assert set(pair.won(1000)) == set(np.flatnonzero(right[0] & ~right[1]))
     assert (
-        pair.first.probabilities[pair.won(5), pair.first.labels[pair.won(5)]].tolist()
-        == sorted(pair.first.probabilities[pair.won(1000), pair.first.labels[pair.won(1000)]], reverse=True)[:5]
+        pair.first.confidence[pair.won(5)].tolist() == sorted(pair.first.confidence[pair.won(1000)], reverse=True)[:5]
     )
     with Image.open("out/won.png") as image:
         assert image.size[0] == 968

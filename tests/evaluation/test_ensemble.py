@@ -21,12 +21,13 @@ from sklearn.metrics import log_loss
 from lit_cnn.cli import main
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.splits import Split, stratified_order
-from lit_cnn.evaluation.combining import select_greedily
+from lit_cnn.evaluation.combining import Outputs, select_greedily
 from lit_cnn.evaluation.comparison import Comparison, evaluate
 from lit_cnn.evaluation.ensemble import ensemble
 from lit_cnn.evaluation.members import find_members, refuse_unlike
-from lit_cnn.evaluation.predict import Loading, load_member, load_network, predict_views, split_by_path
+from lit_cnn.evaluation.predict import Loading, load_member, load_network, split_by_path
 from lit_cnn.evaluation.table import Table
+from lit_cnn.evaluation.view_logits import predict_views
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.queries import find_runs
 from lit_cnn.training.classifier import LitClassifier
@@ -159,7 +160,8 @@ def test_greedy_selection_and_temperatures_follow_from_the_logits_on_val(
             logits, targets = zip(*(stored(run, views, split, kept) for run in members), strict=True)
             probabilities = softmax(np.stack(logits).astype(float), axis=-1).mean(axis=1)
             answers[split] = probabilities, targets[0]
-        assert counts == select_greedily(*answers["val"]).tolist()
+        on_val = [Outputs(answers["val"][1], answers["val"][0])]
+        assert counts == select_greedily(on_val.copy, 3).tolist()
         together = {split: np.average(answers[split][0], axis=0, weights=counts) for split in answers}
         correct = {split: together[split].argmax(axis=1) == answers[split][1] for split in answers}
         assert np.array_equal(greedy.row.correct, correct["test"])

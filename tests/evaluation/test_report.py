@@ -19,12 +19,12 @@ from sklearn.metrics import accuracy_score
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from lit_cnn.evaluation.calibration import calibration_of
 from lit_cnn.evaluation.multi_crop import average_probabilities
 from lit_cnn.evaluation.table import Row, Table, sentences
 from lit_cnn.evaluation.table.accuracy import _positions, draw_accuracy
 from lit_cnn.evaluation.table.reliability import draw_reliability
 from lit_cnn.reports.figures import save_png
+from tests.evaluation.conftest import calibrated
 
 NUM_IMAGES, NUM_CLASSES, NUM_MEMBERS = 600, 4, 3
 
@@ -254,15 +254,15 @@ def test_html_is_one_file_with_table_and_picture(rows: list[Row]) -> None:
 def full_table(rows: list[Row], logits: np.ndarray, targets: np.ndarray) -> Table:
     """The table with calibration, temperatures, a selected ensemble, and a row on a part of the images."""
     probabilities = [softmax(logits[member, 0], axis=1) for member in range(NUM_MEMBERS)]
-    calibrated = [
-        replace(row, calibration=calibration_of(one, targets, (one[:300], targets[:300])))
+    with_temperatures = [
+        replace(row, calibration=calibrated(one, targets, (one[:300], targets[:300])))
         for row, one in zip(rows, [*probabilities, np.mean(probabilities, axis=0)], strict=False)
     ]
     part = np.arange(0, NUM_IMAGES, 3)
     greedy = Row("greedy ensemble", "ensemble", 2, 1, 2, rows[3].correct, val_accuracy=0.95, val_counts=(95, 100))
     greedy = replace(greedy, composition="2 x net_0, 1 x net_2")
     partial = Row("ensemble of 3", "ensemble", 3, 144, 432, rows[7].correct[part], part=part)
-    return Table.of([*calibrated, greedy, *rows[4:], partial], calibrated[2], NUM_CLASSES)
+    return Table.of([*with_temperatures, greedy, *rows[4:], partial], with_temperatures[2], NUM_CLASSES)
 
 
 def test_more_crops_are_compared_with_fewer_of_the_same_models(full_table: Table) -> None:
@@ -338,8 +338,8 @@ def test_a_row_without_a_temperature_says_why_in_every_format(
     rows = [line.row for line in full_table.lines]
     one = softmax(logits[0, 0], axis=1)
     right = softmax(50 * np.eye(NUM_CLASSES)[targets], axis=1)
-    rows[0] = replace(rows[0], calibration=calibration_of(one, targets, (right, targets)))
-    rows[3] = replace(rows[3], calibration=calibration_of(one, targets, (one[:1], targets[:1])))
+    rows[0] = replace(rows[0], calibration=calibrated(one, targets, (right, targets)))
+    rows[3] = replace(rows[3], calibration=calibrated(one, targets, (one[:1], targets[:1])))
     table = Table.of(rows, rows[2], NUM_CLASSES)
     said = (
         "No temperature is taken for net_0 with 1 crop: every val image is classified correctly, so the smaller T, the "

@@ -13,15 +13,15 @@ from statsmodels.stats.proportion import proportion_confint
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lit_cnn.core.intervals import wilson_interval
-from lit_cnn.evaluation.calibration import reliability_of
+from lit_cnn.evaluation.calibration import Scores, reliability_of
 from lit_cnn.evaluation.statistics import (
-    brier_score,
+    brier_scores,
     fit_temperature,
     holm,
     images_for_power,
     mcnemar_exact,
     mean_std,
-    negative_log_likelihood,
+    negative_log_likelihoods,
     paired_bootstrap,
     paired_difference,
 )
@@ -154,19 +154,19 @@ def test_calibration_numbers_by_other_means(predictions: tuple[np.ndarray, np.nd
         softmax(logits / 3, axis=1),
     ):  # too sure in every bin; and now too sure, now too little
         by_torchmetrics = multiclass_calibration_error(torch.tensor(scores), torch.tensor(targets), 5, n_bins=15)
-        assert reliability_of(scores, targets).ece == pytest.approx(float(by_torchmetrics), abs=1e-6)
+        assert reliability_of(Scores.of(scores, targets)).ece == pytest.approx(float(by_torchmetrics), abs=1e-6)
     one_hot = np.eye(5)[targets]
-    assert brier_score(probabilities, targets) == pytest.approx(((probabilities - one_hot) ** 2).sum(1).mean())
+    assert brier_scores(probabilities, targets).mean() == pytest.approx(((probabilities - one_hot) ** 2).sum(1).mean())
     expected = -log_softmax(logits, axis=1)[np.arange(500), targets].mean()
-    assert negative_log_likelihood(probabilities, targets) == pytest.approx(expected)
+    assert negative_log_likelihoods(probabilities, targets).mean() == pytest.approx(expected)
 
 
 def test_calibration_of_two_classes_and_of_a_certain_answer() -> None:
     probabilities = np.array([[1.0, 0.0], [1.0 + 3e-16, 0.0], [0.25, 0.75]])
     targets = np.array([0, 0, 0])
-    assert reliability_of(probabilities, targets).ece == pytest.approx(0.75 / 3)
-    assert brier_score(probabilities[[0, 2]], targets[:2]) == pytest.approx(2 * 0.75**2 / 2)
-    assert negative_log_likelihood(probabilities[[0, 2]], targets[:2]) == pytest.approx(math.log(4) / 2)
+    assert reliability_of(Scores.of(probabilities, targets)).ece == pytest.approx(0.75 / 3)
+    assert brier_scores(probabilities[[0, 2]], targets[:2]).mean() == pytest.approx(2 * 0.75**2 / 2)
+    assert negative_log_likelihoods(probabilities[[0, 2]], targets[:2]).mean() == pytest.approx(math.log(4) / 2)
 
 
 def test_temperature_undoes_overconfidence(predictions: tuple[np.ndarray, np.ndarray]) -> None:
@@ -176,8 +176,8 @@ def test_temperature_undoes_overconfidence(predictions: tuple[np.ndarray, np.nda
     losses = [-log_softmax(logits / t, axis=1)[np.arange(500), targets].mean() for t in grid]
     assert temperature == pytest.approx(grid[int(np.argmin(losses))], abs=0.002)
     assert temperature == pytest.approx(3, rel=0.15)
-    before = reliability_of(softmax(logits, axis=1), targets).ece
-    assert reliability_of(softmax(logits / temperature, axis=1), targets).ece < before / 2
+    before = reliability_of(Scores.of(softmax(logits, axis=1), targets)).ece
+    assert reliability_of(Scores.of(softmax(logits / temperature, axis=1), targets)).ece < before / 2
 
 
 def test_temperature_stays_in_its_range() -> None:

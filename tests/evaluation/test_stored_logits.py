@@ -17,10 +17,12 @@ from lit_cnn.data.splits import Split
 from lit_cnn.evaluation.compare import compare
 from lit_cnn.evaluation.ensemble import ensemble
 from lit_cnn.evaluation.leaderboard import Leaderboard
+from lit_cnn.evaluation.logits_file import read_logits, write_logits
 from lit_cnn.evaluation.members import find_networks
 from lit_cnn.evaluation.pair import Pair
-from lit_cnn.evaluation.predict import Loading, load_member, load_network, predict_views, run_network
-from lit_cnn.evaluation.stored_logits import read_logits, read_record, write_logits
+from lit_cnn.evaluation.predict import Loading, load_member, load_network, run_network
+from lit_cnn.evaluation.stored_logits import read_record
+from lit_cnn.evaluation.view_logits import predict_views
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.queries import RunInfo, artifact_names, search_runs
 from lit_cnn.tracking.sender import sync
@@ -231,7 +233,8 @@ def test_a_record_of_other_weights_is_not_believed(runs: list[TrackedRun]) -> No
 WRITING = """
 import numpy as np
 from pathlib import Path
-from lit_cnn.evaluation.stored_logits import RunLogits, find_stored, read_logits, write_logits
+from lit_cnn.evaluation.logits_file import read_logits, write_logits
+from lit_cnn.evaluation.stored_logits import RunLogits, find_stored
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.queries import find_runs
 store = resolve_store()

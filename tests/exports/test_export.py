@@ -32,8 +32,8 @@ from lit_cnn.cli import main
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import replace_folder_atomically
 from lit_cnn.data.sources import load_digits
+from lit_cnn.evaluation.logits_file import read_logits, write_logits
 from lit_cnn.evaluation.predict import load_member, split_by_path
-from lit_cnn.evaluation.stored_logits import read_logits, write_logits
 from lit_cnn.exports import _card
 from lit_cnn.exports.load import load
 from lit_cnn.exports.recipe import find_recipe, load_members

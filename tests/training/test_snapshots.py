@@ -13,7 +13,8 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import sha256_of_file
 from lit_cnn.evaluation.ensemble import ensemble
 from lit_cnn.evaluation.members import checkpoint_of, find_networks
-from lit_cnn.evaluation.predict import Loading, load_member, predict_views
+from lit_cnn.evaluation.predict import Loading, load_member
+from lit_cnn.evaluation.view_logits import predict_views
 from lit_cnn.tracking import resolve_store
 from lit_cnn.training.callbacks import RunInterrupted
 from lit_cnn.training.callbacks.snapshots import Snapshots
