@@ -24,6 +24,7 @@ DOCUMENTS = (
     "docs/transfer.md",
     "docs/augmentation.md",
     "docs/data.md",
+    "docs/remote.md",
     "docs/training.md",
     "docs/networks.md",
     "docs/seeds.md",
