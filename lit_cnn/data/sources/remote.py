@@ -224,9 +224,7 @@ def check_remote(name: str, place: Place, outside_root: bool) -> None:
     """
     if name not in REMOTE_SOURCES:
         reason = f"`dataset={name}` is read from this machine's disk"
-        raise UsageError(
-            "root", place, reason, f"copy it here; from an address {' and '.join(REMOTE_SOURCES)} are read"
-        )
+        raise UsageError("root", place, reason, f"copy it here; from an address {', '.join(REMOTE_SOURCES)} are read")
     if outside_root:
         raise UsageError("outside_root", True, "from an address no other files are read", "leave it out")
 
