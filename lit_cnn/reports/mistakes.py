@@ -199,8 +199,8 @@ def _classes_html(predictions: Predictions, file: str) -> str:
     lowest = by_f1[:_OUTERMOST]
     highest = by_f1[len(lowest) :][-_OUTERMOST:][::-1]
     said = f"Of {len(scores):,} classes the {len(lowest)} with the lowest F1; {file} has all of them."
-    if len(by_f1) < len(scores):
-        said += f" {len(scores) - len(by_f1):,} have no test image, and none is taken for them."
+    if num_absent := len(scores) - len(by_f1):
+        said += f" {num_absent:,} of them cannot be scored: no test image, and none is taken for one."
     parts = [heading("Classes"), paragraph(said), grid(header, _score_rows(lowest))]
     return "\n".join([*parts, paragraph(f"The {len(highest)} with the highest:"), grid(header, _score_rows(highest))])
 

@@ -288,12 +288,12 @@ class _Drawn:
         return self._params[name]
 
 
-def first_values(space: Space, plan: Plan) -> Values:
+def first_values(space: Space, seed: int) -> Values:
     """Returns values that a search may draw, without a study: to see whether they can be trained at all."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return space.draw(optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=plan.seed)).ask())
+    return space.draw(optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask())
 
 
 def _open(place: Path, digest: str, plan: Plan, url: str | None) -> "optuna.Study":

@@ -165,6 +165,7 @@ def train_folds(
         tags={"num_folds": str(folds.num_folds), **({"seed": " ".join(map(str, folds.seeds))} if folds.seeds else {})},
         name_of=lambda name: f"{name} ({folds.words})",
         conclude=made.conclude,
+        child_tags={"trial": "fold"},
         label_of=lambda params: SEPARATOR.join([label_of(_without_folds(params)), folds.words]),
     )
     with _as_folds():
@@ -281,6 +282,7 @@ def _log(result: FoldResult, children: Mapping[str, Run], setup: Setup, logger: 
     tags = {
         f"{split}_interval": f"± {std:.3f}, {len(children)} folds" for split, std in spread.items() if std is not None
     }
+    logger.set_tags({"members": " ".join(child.id for child in children.values() if child.id)})
     logger.set_tags({**tags, "oof_interval": f"[{low:.3f}, {high:.3f}] of {facts.num_images:,}"})
     if result.out_of_fold is None:
         _warn(f"no out-of-fold logits: {result.missing}")
