@@ -25,6 +25,7 @@ DOCUMENTS = (
     "docs/augmentation.md",
     "docs/search.md",
     "docs/data.md",
+    "docs/remote.md",
     "docs/training.md",
     "docs/networks.md",
     "docs/seeds.md",
