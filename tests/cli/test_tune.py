@@ -134,6 +134,7 @@ def test_trials_are_pruned_and_the_best_is_trained_anew(tmp_path: Path, capsys: 
     said = " ".join(printed.out.split())
     assert said.startswith(f"Take lr {best['model.lr']}, optimizer {best['model.optimizer']}: ")
     assert search.tags["mlflow.note.content"] == document["answer"] and document["answer"] in said
+    assert "having been chosen made it look better by " in said
     assert search.metrics["test/acc"] == pytest.approx(sum(run.metrics["test/acc"] for run in finals) / 2)
     names = {"trials.csv", "trials.json", "history.png", "slices.png", "report.html", "best.yaml"}
     assert {file.name for file in (search.artifacts / "search").iterdir()} == names
