@@ -9,6 +9,7 @@ import pytest
 
 import lit_cnn
 from lit_cnn.cli import main
+from lit_cnn.evaluation.predictor import PredictionList
 from tests import forks
 from tests.runs import image_folder, tracked_runs
 
@@ -40,7 +41,9 @@ def test_the_best_is_tested_once_and_exported_as_it_was_tested(
     data = lit_cnn.ImageDataModule("image_folder", root=images)
     model = lit_cnn.load(found["export"])
     test = data.splits.test
-    said = [model.predict([images / data.image_set.paths[index]])[0].label for index in test]
+    predicted = model.predict([images / data.image_set.paths[index] for index in test])
+    assert isinstance(predicted, PredictionList)
+    said = [each.label for each in predicted]
     right = [data.class_names[data.image_set.labels[index]] for index in test]
     assert found["num_test"] == len(test)
     assert round(found["test_acc"] * len(test)) == sum(map(str.__eq__, said, right))
