@@ -5,11 +5,9 @@ the study has each draw once, however often the search was killed. What is drawn
 and what the study holds by then.
 """
 
-import fcntl
 import itertools
 import json
 import math
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +19,7 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import write_text_atomically
 from lit_cnn.core.randomness import generator, torch_seed
 from lit_cnn.search.space import Space, Values
+from lit_cnn.search.storage import open_storage
 
 if TYPE_CHECKING:
     import optuna
@@ -34,7 +33,7 @@ PRUNERS: tuple[Pruner, ...] = get_args(Pruner)
 LEAST_FOR_IMPORTANCE = 10
 """Complete trials without which nothing is said of what matters."""
 
-_JOURNAL, _PLACE = "study.journal", "study.json"
+_PLACE = "study.json"
 _STOPPED = "stopped"  # what a trial is told in the study: after which epoch to end
 _REDUCTION = 3  # of three trials that come to a rung one goes on
 _RUNGS = 2  # where a trial of all epochs is judged before its end
@@ -317,7 +316,6 @@ def first_values(space: Space, seed: int) -> Values:
 
 def _open(place: Path, digest: str, plan: Plan, url: str | None) -> "optuna.Study":
     import optuna
-    from optuna.storages.journal import JournalFileBackend, JournalStorage
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     kept = place / _PLACE
@@ -330,18 +328,15 @@ def _open(place: Path, digest: str, plan: Plan, url: str | None) -> "optuna.Stud
             f"this search has its trials {f'in {before}' if before else 'in its own file'}",
             remedy,
         )
-    storage: Any
-    if url is None:
-        file = place / _JOURNAL
-        _drop_torn_end(file)
-        storage = JournalStorage(JournalFileBackend(str(file), lock_obj=_lock(f"{file}.lock")))
-    else:
-        storage = _database(url, label)
     # Hyperband deals trials out by the study's name: the same search is to come to the same.
     name = f"lit_cnn {digest[:16]}{f' {place.name}' if url else ''}"
     direction: Literal["maximize", "minimize"] = "maximize" if plan.mode == "max" else "minimize"
     study = optuna.create_study(
-        study_name=name, storage=storage, direction=direction, pruner=_pruner(plan), load_if_exists=True
+        study_name=name,
+        storage=open_storage(place, url),
+        direction=direction,
+        pruner=_pruner(plan),
+        load_if_exists=True,
     )
     if study.user_attrs.setdefault("search", digest) != digest:
         raise UsageError("study", label or None, "holds a study of another search", "leave `resume` out to start anew")
@@ -359,43 +354,6 @@ def _pruner(plan: Plan) -> "optuna.pruners.BasePruner":
     if plan.pruner == "hyperband":
         return optuna.pruners.HyperbandPruner(least, max(least, plan.max_epochs), _REDUCTION)
     return optuna.pruners.NopPruner()
-
-
-def _database(url: str, label: str) -> Any:
-    """Returns Optuna's storage in a database; one line instead of what its libraries raise."""
-    import optuna
-
-    try:
-        return optuna.storages.RDBStorage(url)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError("study", label, f"cannot be opened ({reason})", "give a database's URL") from error
-
-
-def _drop_torn_end(file: Path) -> None:
-    """Takes away a line that a full disk or a power failure has left in two: Optuna would refuse the whole file."""
-    if file.is_file() and not (content := file.read_bytes()).endswith(b"\n"):
-        os.truncate(file, content.rfind(b"\n") + 1)
-
-
-def _lock(path: str) -> Any:
-    """Returns a lock that the kernel takes from a process at its death; Optuna's own would hold for half a minute."""
-    from optuna.storages.journal._file import BaseJournalFileLock
-
-    class KernelLock(BaseJournalFileLock):
-        """Holds a file's lock."""
-
-        def acquire(self) -> bool:
-            """Waits for it."""
-            self._held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            fcntl.flock(self._held, fcntl.LOCK_EX)
-            return True
-
-        def release(self) -> None:
-            """Gives it up."""
-            os.close(self._held)
-
-    return KernelLock()
 
 
 def _state(name: str) -> Any:
