@@ -23,7 +23,9 @@ DOCUMENTS = (
     "docs/predict.md",
     "docs/transfer.md",
     "docs/augmentation.md",
+    "docs/search.md",
     "docs/data.md",
+    "docs/remote.md",
     "docs/training.md",
     "docs/networks.md",
     "docs/seeds.md",
@@ -152,6 +154,8 @@ def test_the_commands(repo_root: Path, tmp_path: Path, lit_cnn_cli: Callable[...
         shorter = SHORTER if given[0] in ("fit", "advise", "distill") else []
         if given[0] == "advise":
             shorter = [*shorter, "--sizes", "24"]
+        if given[0] == "tune":
+            shorter = [*SHORTER, "--trials=2", "--final_seeds=1"]
         if given[:2] == ["fit", "--ckpt_path"]:
             shorter = ["--trainer.max_epochs=2"]  # in all
         finished = lit_cnn_cli(*given, *shorter, fresh=given[0] not in started)  # its own imports, in their own order

@@ -1,7 +1,6 @@
 """The options of commands that run networks over images."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ def add_loading_options(parser: argparse.ArgumentParser, batch_size: int = 256) 
         "--batch_size", type=int, default=batch_size, help=f"images per forward pass; default: {batch_size}"
     )
     parser.add_argument("--num_workers", type=int, default=2, help="processes that decode images; default: 2")
-    parser.add_argument("--root", type=Path, help="folder of the images, if it is elsewhere than in training")
+    parser.add_argument("--root", help="folder of the images, if it is elsewhere than in training")
 
 
 def loading_of(options: argparse.Namespace) -> "Loading":

@@ -14,6 +14,8 @@ from pathlib import Path
 from lit_cnn.cli.configs import SECTIONS, Layer, split_arguments
 from lit_cnn.cli.option_kinds import NOTHING, option_kinds
 from lit_cnn.cli.shorthand import chosen
+from lit_cnn.core.addresses import is_address
+from lit_cnn.core.credentials import without_credentials
 from lit_cnn.core.environment import says_one_of_several
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.linked import LINKED_FROM_DATA
@@ -164,7 +166,7 @@ def starting_line(arguments: Sequence[str], seeds: Sequence[int] | None, folds: 
     root = chosen(layers, options, "data", "root")
     on = root or dataset or "digits"
     hint = "" if dataset else f"\n{_HINT}"
-    return f"starting {arch} on {on}, {of_seeds} …{hint}"
+    return f"starting {arch} on {without_credentials(on)}, {of_seeds} …{hint}"
 
 
 def value_of(arguments: Sequence[str], option: str) -> str | None:
@@ -233,7 +235,7 @@ def _check_whole_number(name: str, value: str, least: int) -> None:
 def _check_root(arguments: Sequence[str]) -> None:
     for name, value in _pairs(arguments):
         # Braces stand for several shards of a webdataset.
-        if name != "data.root" or value in (None, "null") or "{" in str(value):
+        if name != "data.root" or value in (None, "null") or "{" in str(value) or is_address(value):
             continue
         if not Path(value).expanduser().exists():
             raise UsageError(name, value, "no such folder or file", "give the folder of your images")

@@ -7,10 +7,11 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lit_cnn.cli.spelling import spelling_of
 from lit_cnn.cli.verbs import CommandParser, check_output_file, store_parser, write_picture
+from lit_cnn.core.addresses import is_address
 from lit_cnn.core.errors import UsageError, spelt
 from lit_cnn.core.file_names import as_text
 from lit_cnn.core.files import replace_atomically
@@ -39,7 +40,7 @@ def predict(arguments: list[str]) -> int:
     if options.model is None and options.ckpt_path is None:
         raise UsageError("source", None, "give the network: a run's id, a checkpoint's file, or an exported folder")
     for place in places:
-        if not os.path.exists(place):
+        if not is_address(place) and not os.path.exists(place):
             raise UsageError("folder", place, "no such folder or file", "give a folder of images, or images")
     check_output_file(options.output)
     if options.sheet is not None:
@@ -67,7 +68,7 @@ def predict(arguments: list[str]) -> int:
         on_bad_image=options.on_bad_image,
         max_pixels=options.max_pixels,
     )
-    folder = places[0] if len(places) == 1 and places[0].is_dir() else None
+    folder = places[0] if len(places) == 1 and isinstance(places[0], Path) and places[0].is_dir() else None
     few: list[tuple[str, Prediction, str]] = []
     bad = _write(options.output, tally.over(found), folder, tally, few if len(files) <= FEW else None)
     print(summary_of(tally, predictor.class_names, few, options.output))
@@ -98,11 +99,11 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "images",
         nargs="*",
-        type=Path,
+        type=_place,
         metavar="FOLDER",
-        help="searched with its sub-folders; or images, one or several",
+        help="searched with its sub-folders; or images, one or several; or an address, such as s3://bucket/photos",
     )
-    parser.add_argument("--folder", type=Path, metavar="FOLDER", help="the same, as an option")
+    parser.add_argument("--folder", type=_place, metavar="FOLDER", help="the same, as an option")
     parser.add_argument("--output", type=Path, default=Path("predictions.csv"), help="default: predictions.csv")
     parser.add_argument(
         "--sheet",
@@ -130,14 +131,22 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _files_at(places: Sequence[Path]) -> list[Path]:
-    """Returns the images at and below folders, and files as they are, whatever they are called."""
+def _place(text: str) -> Path | str:
+    return text if is_address(text) else Path(text)
+
+
+def _files_at(places: Sequence[Path | str]) -> list[Path]:
+    """Returns the images at and below folders or addresses, and files as they are, whatever they are called."""
     from lit_cnn.data.findings import warn_of
-    from lit_cnn.data.sources import find_images
+    from lit_cnn.data.sources import find_images, find_remote_images
 
     files: list[Path] = []
     for place in places:
-        if place.is_dir():
+        if isinstance(place, str):
+            remote, findings = find_remote_images(place)
+            warn_of(findings)
+            files += cast(list[Path], remote)  # they have names, and `open_file` opens them
+        elif place.is_dir():
             found, findings = find_images(place)
             warn_of(findings)
             files += found

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from lit_cnn.cli.configs import Layer, available_configs, configs_folder, split_arguments
+from lit_cnn.core.addresses import is_address
 from lit_cnn.core.environment import says_one_of_several
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.file_kinds import IMAGE_SUFFIXES
@@ -148,6 +149,8 @@ def _scratch_recipe(arch: str | None) -> list[str]:
 
 
 def _check_place(text: str, command: str) -> None:
+    if is_address(text):  # looked at where it is read
+        return
     place = Path(text).expanduser()
     if place.is_dir() or says_one_of_several() or "{" in text:  # else another host may have it, and is to hear of it
         return

@@ -2,7 +2,7 @@
 
 # What decides no weights: with how many processes, where, what is shown and kept.
 OF_THE_PLACE: dict[str, frozenset[str]] = {
-    "data": frozenset({"num_workers", "root"}),
+    "data": frozenset({"num_workers", "root", "cache_gb"}),
     "model": frozenset({"feature_cache_gb"}),
     "trainer": frozenset(
         {

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lit_cnn.core.addresses import is_address
 from lit_cnn.core.errors import UsageError, in_python, spelt
 from lit_cnn.core.file_hashes import NO_BYTES
 from lit_cnn.core.intervals import wilson_interval
@@ -155,13 +156,13 @@ def check_data(data: ImageDataModule | str | Path, level: Level = "full") -> Rep
         []
 
     Args:
-        data: The images, or the path of a folder of them or of a manifest.
+        data: The images, or the path or address of a folder of them or of a manifest.
         level: `quick` reads headers, `full` decodes every image; what was seen once is remembered for the next time.
 
     Raises:
         UsageError: If there are no such images. What is wrong with those there are is in the report.
     """
-    data = data if isinstance(data, ImageDataModule) else _data_at(Path(data).expanduser())
+    data = data if isinstance(data, ImageDataModule) else _data_at(data)
     image_set = data.load()
     try:
         drawn = data.split(image_set)
@@ -174,7 +175,11 @@ def check_data(data: ImageDataModule | str | Path, level: Level = "full") -> Rep
     return audit(image_set, {split: drawn[split] for split in SPLIT_NAMES}, level)
 
 
-def _data_at(path: Path) -> ImageDataModule:
+def _data_at(place: str | Path) -> ImageDataModule:
+    if is_address(place):
+        is_manifest = str(place).lower().endswith(MANIFEST_SUFFIXES)
+        return ImageDataModule("manifest" if is_manifest else "image_folder", root=place)
+    path = Path(place).expanduser()
     if path.is_dir():
         return ImageDataModule("image_folder", root=path)
     if path.suffix.lower() in MANIFEST_SUFFIXES:

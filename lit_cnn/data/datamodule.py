@@ -12,7 +12,6 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from lit_cnn.core.errors import UsageError, at_least
-from lit_cnn.core.file_names import name_there
 from lit_cnn.core.resize import Interpolation
 from lit_cnn.data.batches import Batch, EvalImages, TrainImages, batch_loader
 from lit_cnn.data.folds import fold_in
@@ -22,7 +21,7 @@ from lit_cnn.data.normalization import Normalization
 from lit_cnn.data.option_checks import check_options
 from lit_cnn.data.pixel_statistics import PixelStatistics, statistics_of
 from lit_cnn.data.pixel_values import pixel_options
-from lit_cnn.data.sampling import Sampler, TrainBatches, check_shared_out, eval_batches, next_batch
+from lit_cnn.data.sampling import Sampler, TrainBatches, check_shared_out, eval_batches, next_batch, share_of
 from lit_cnn.data.sources import (
     MAX_PIXELS,
     NAMES_AS_TEXT,
@@ -32,8 +31,10 @@ from lit_cnn.data.sources import (
     check_image_set,
     check_source,
     load_image_set,
+    place_of,
 )
 from lit_cnn.data.splits import Splits, SplitScheme, draw_splits, manifest, manifest_digest
+from lit_cnn.data.streaming import Stream, stream_of
 from lit_cnn.data.transforms import CROP_RATIO, CROP_SCALE, RANDOM_CROP_PCT, TrainCrop, TrainTransform
 
 Check = Literal["off", "quick", "full"]
@@ -58,7 +59,8 @@ class ImageDataModule(pl.LightningDataModule):
         dataset: `digits` (embedded), `fashion_mnist`, `image_folder`, `manifest` (a CSV or Parquet file), `idx` (a
             folder of four IDX files), `hf_disk` (a folder that Hugging Face's save_to_disk wrote), `webdataset` (tar
             shards) or `torchvision/NAME` (one of torchvision's, such as CIFAR10).
-        root: Where the images are: a folder or a file; digits take none, fashion_mnist can do without.
+        root: Where the images are: a folder, a file, or the address of one, such as `s3://bucket/photos`; digits take
+            none, fashion_mnist can do without.
         image_size: Pixels of the square that the network takes; images are resized to it. By default that of the
             weights that training starts from, else 32.
         in_channels: 1 (gray) or 3 (RGB); by default what the source has, 3 for a folder.
@@ -77,7 +79,8 @@ class ImageDataModule(pl.LightningDataModule):
             val, whatever `val_fraction` says; see `lit_cnn.data.folds`.
         fold: Which one is val, from 0.
         fold_seed: Seed of the folds, by default that of the split; test does not depend on it.
-        sampler: `shuffled`: an epoch is every training image once; `balanced`: as many, but equally many of each class.
+        sampler: `shuffled`: an epoch is every training image once; `balanced`: as many, but equally many of each class;
+            `streamed`: once, tar shard after tar shard, shuffled among those of 4 GB.
         train_crop: How a training image becomes a square: `center` (as in validation), `random` (shorter side to
             256 / 224 of the square, then a random square) or `random_resized` (see `crop_scale`).
         crop_scale: Least and largest share of an image's area that `random_resized` cuts out; by default 0.35 and 1.
@@ -115,6 +118,7 @@ class ImageDataModule(pl.LightningDataModule):
             16-bit file; floating-point and 32-bit pixels need it. By default 16 bits are taken to be used in full.
         background: What lies behind transparent pixels: a colour such as `white`, or three numbers from 0 to 255; by
             default transparency is dropped, whatever colour was under it.
+        cache_gb: Gigabytes that this disk keeps of images at an address; by default 50, at most half of what is free.
 
     Attributes:
         options: The arguments, as they were given.
@@ -163,30 +167,27 @@ class ImageDataModule(pl.LightningDataModule):
         seed: int = 0,
         pixel_range: list[float] | None = None,
         background: list[int] | str | None = None,
+        cache_gb: float | None = None,
     ) -> None:
         options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         self.options: dict[str, Any] = options
         check_options(options)
         check_source(dataset)
-        self.dataset = dataset
-        self.root = Path(name_there(str(Path(root).expanduser()))) if root is not None else None
-        self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.dataset, self.root = dataset, place_of(root) if root is not None else None
+        self.batch_size, self.num_workers = batch_size, num_workers
         self.sampler, self.views = sampler, views
         self.expect_images(weights_expect)
         self.check: Check = check
         self.on_bad_image = on_bad_image
-        self.reduced_decode = reduced_decode
-        self.seed = seed
+        self.reduced_decode, self.seed = reduced_decode, seed
         self.skipped: dict[str, str] = {}  # path -> reason
         self.pixels = pixel_options(pixel_range, background)
-        source = (dataset, self.root, in_channels, class_names, columns)
-        more: Any = {"max_pixels": max_pixels, "outside_root": outside_root, "pixels": self.pixels}
-        self._load = partial(load_image_set, *source, checked=False, **more)
+        source = dataset, self.root, in_channels, class_names, columns
+        self._load = partial(load_image_set, *source, max_pixels, False, outside_root, self.pixels, cache_gb)
         drawn_by = seed if split_seed == "seed" else split_seed
-        one = fold_in(options, drawn_by)
-        self._split = (val_fraction, test_fraction, drawn_by, limit_train, split_scheme, one)
+        of_fold = fold_in(options, drawn_by)
+        self._split = (val_fraction, test_fraction, drawn_by, limit_train, split_scheme, of_fold)
         self._cached: tuple[Dataset[Batch], Dataset[Batch]] | None = None
         self.merges_last_batch = False
         self._has_told_why = False  # the search for a batch size asks for many loaders
@@ -368,25 +369,24 @@ class ImageDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Returns the validation loader."""
-        if self._cached is not None:
-            return self._eval_loader(self.splits.val, self._cached[1])
-        return self._eval_loader(self._own_share(self.splits.val))
+        cached = self._cached[1] if self._cached is not None else None
+        return self._eval_loader(self.splits.val if cached else share_of(self.splits.val, *self._process), cached)
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Returns the test loader."""
-        return self._eval_loader(self._own_share(self.splits.test))
+        return self._eval_loader(share_of(self.splits.test, *self._process))
 
     def train_batches(self, rank: int, world_size: int, first_epoch: int = 0, first_batch: int = 0) -> TrainBatches:
         """Returns which images one of several processes trains on, batch by batch; see `TrainBatches`."""
         check_shared_out(self.batch_size, world_size)
         labels = self.image_set.labels[self.splits.train]
-        more = labels if self.sampler == "balanced" else None, self.views, self.merges_last_batch
+        more = labels if self.sampler == "balanced" else None, self.views, self.merges_last_batch, self._stream
         where = first_epoch, first_batch, rank, world_size
         return TrainBatches(len(labels), self.batch_size, self.seed, *where, *more)
 
-    def _own_share(self, indices: np.ndarray) -> np.ndarray:
-        """Returns what this of several devices evaluates."""
-        return indices[self._process[0] :: self._process[1]]
+    @cached_property
+    def _stream(self) -> Stream | None:
+        return stream_of(self.image_set, self.splits, self.sampler == "streamed")
 
     @property  # its number, and how many there are
     def _process(self) -> tuple[int, int]:

@@ -5,7 +5,7 @@ import struct
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -76,12 +76,24 @@ def read_image(path: Path, in_channels: int, options: PixelOptions = AS_IS) -> n
         return decode_file(file, in_channels, str(path), options=options)
 
 
+class PathElsewhere(PurePosixPath):
+    """The path of a file that is on no disk of this machine; `open_file` opens it like any other.
+
+    Attributes:
+        open_there: Opens it for reading.
+    """
+
+    open_there: Callable[[], BinaryIO]
+
+
 def open_file(path: Path | str) -> BinaryIO:
     """Opens a file of images for reading.
 
     Raises:
         UsageError: If it is not there or cannot be read; the message names it.
     """
+    if isinstance(path, PathElsewhere):
+        return path.open_there()
     try:
         return open(path, "rb")
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lit_cnn.core.errors import UsageError
+from lit_cnn.core.file_hashes import hash_files
 from lit_cnn.core.file_names import as_text
 from lit_cnn.core.words import and_more
 from lit_cnn.data.decoding import decode_file, open_file
@@ -95,6 +97,15 @@ class FileImages(EncodedImages):
         return as_text(str(self.files[index]))
 
 
+OpenFiles = Callable[[Sequence[Path | str], int], tuple[EncodedImages, list[str]]]
+"""From files and `in_channels` to the images in them and the SHA-256 of each."""
+
+
+def files_on_disk(files: Sequence[Path | str], in_channels: int) -> tuple[EncodedImages, list[str]]:
+    """Returns the images in files, and the SHA-256 of each; see `hash_files`."""
+    return FileImages(files, in_channels), hash_files(files)
+
+
 class SpanImages(EncodedImages):
     """Images in spans of bytes inside large files.
 
@@ -117,6 +128,11 @@ class SpanImages(EncodedImages):
 
     def __len__(self) -> int:
         return len(self.places)
+
+    @property
+    def file_sizes(self) -> list[int]:
+        """Bytes of each large file."""
+        return [os.path.getsize(file) for file in self.files]
 
     def open(self, index: int) -> BinaryIO:
         """Returns a span's bytes as a file."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from lit_cnn.core.addresses import is_address
 from lit_cnn.core.errors import UsageError, at_least
 from lit_cnn.data.splits import SplitScheme
 
@@ -24,6 +25,11 @@ def check_options(given: Mapping[str, Any]) -> None:
     if given["split_scheme"] not in get_args(SplitScheme):
         raise UsageError("split_scheme", given["split_scheme"], "give 2, or 1 for the draw of 0.2 and before")
     _check_folds(given)
+    if (cache_gb := given["cache_gb"]) is not None:
+        if not 0 <= cache_gb < float("inf"):
+            raise UsageError("cache_gb", cache_gb, "give gigabytes, 0 to keep nothing")
+        if not is_address(given["root"]):
+            raise UsageError("cache_gb", cache_gb, "keeps images of an address here, such as s3://", "leave it out")
     crop_pct = given["crop_pct"]
     if crop_pct is not None and not 0 < crop_pct <= 1:
         raise UsageError("crop_pct", crop_pct, "give a share above 0 and at most 1, for example 0.875")

@@ -12,11 +12,12 @@ import numpy as np
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.randomness import balanced_order, epoch_permutation
+from lit_cnn.data.streaming import Stream, StreamedOrder
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-Sampler = Literal["shuffled", "balanced"]
+Sampler = Literal["shuffled", "balanced", "streamed"]
 Key = tuple[int, int]
 
 _EVAL_BATCH_SIZE = 256
@@ -38,6 +39,11 @@ def next_batch(trainer: "Trainer | None", batches_per_epoch: int) -> tuple[int, 
     if batches.processed >= batches_per_epoch:
         return epochs.processed + 1, 0
     return epochs.processed, batches.processed
+
+
+def share_of(indices: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+    """Returns what one of several devices evaluates."""
+    return indices[rank::world_size]
 
 
 def check_shared_out(batch_size: int, devices: int) -> None:
@@ -65,6 +71,7 @@ class TrainBatches:
         views: Cycle through that many views of each image: the epoch of a key is the epoch modulo this number,
             and an image that comes again in an epoch is the same view of it.
         merges_last: Whether the last, smaller batch of an epoch joins the one before it.
+        stream: Read shards one after the other; see `StreamedOrder`.
     """
 
     def __init__(
@@ -79,6 +86,7 @@ class TrainBatches:
         labels: np.ndarray | None = None,
         views: int | None = None,
         merges_last: bool = False,
+        stream: Stream | None = None,
     ) -> None:
         self.num_images = num_images
         self.batch_size = batch_size
@@ -90,6 +98,7 @@ class TrainBatches:
         self.labels = labels
         self.views = views
         self.merges_last = merges_last
+        self.stream = stream
         self._num_used = num_images - num_images % batch_size % world_size
         # Lightning announces the epoch to `batch_sampler.sampler`, not to the batch sampler.
         self.sampler = self
@@ -110,14 +119,19 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch = self.epoch
-        if self.labels is None:
-            order = epoch_permutation(self.seed, epoch, self.num_images)[: self._num_used]
+        order: np.ndarray | StreamedOrder
+        if self.stream is not None:
+            order, block = self.stream.order(self.seed, epoch), -1
+        elif self.labels is None:
+            order = epoch_permutation(self.seed, epoch, self.num_images)
         else:
-            order = balanced_order(self.seed, epoch, self.labels)[: self._num_used]
+            order = balanced_order(self.seed, epoch, self.labels)
         first = self._start[1] if epoch == self._start[0] else 0
         for batch in range(first, len(self)):
-            end = None if batch == len(self) - 1 else (batch + 1) * self.batch_size
-            positions = order[batch * self.batch_size : end]
+            start = batch * self.batch_size
+            positions = order[start : self._num_used if batch == len(self) - 1 else start + self.batch_size]
+            if isinstance(order, StreamedOrder) and self.stream and (now := order.block_at(start)) != block:
+                self.stream.prepare(order, block := now)
             own = positions[self.rank :: self.world_size].tolist()
             if self.views is None:
                 yield [(epoch, position) for position in own]

@@ -6,7 +6,7 @@ from typing import Any
 MEANT_BEFORE: dict[str, Any] = {"split_scheme": 1, "crop_pct": 1.0}
 """Options of `ImageDataModule` that versions up to 0.2 did not have -> what they did, where the default is another."""
 
-ADDED = ("crop_scale", "crop_ratio", "pixel_range", "background", "num_folds", "fold", "fold_seed")
+ADDED = ("crop_scale", "crop_ratio", "pixel_range", "background", "num_folds", "fold", "fold_seed", "cache_gb")
 """Further options that earlier versions did not have, and which do nothing where they are None."""
 
 

@@ -9,7 +9,7 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.evaluation.calibration import with_temperature
 from lit_cnn.evaluation.combining import combine
 from lit_cnn.evaluation.outputs import SplitOutputs, reader_of
-from lit_cnn.evaluation.predict import Loading, Member, ViewImages, forward, probabilities_of, split_by_path
+from lit_cnn.evaluation.predict import Loading, Member, ViewImages, forward_batches, probabilities_of, split_by_path
 from lit_cnn.evaluation.view_logits import view_logits
 from lit_cnn.exports.recipe import Recipe
 from lit_cnn.portable import ImageClassifier
@@ -70,10 +70,15 @@ def check_parity(
     """
     indices = split_by_path(member, "test")
     views = ViewImages(member.data.image_set.images, indices, exported.preprocessing)
-    found = forward(probabilities_of(exported), views, loading, "comparing")[0]
-    places = np.arange(len(indices))
-    gap = expected.max(axis=1) - expected[places, found.argmax(axis=1)]
-    largest = float(np.abs(found - expected).max())
+    done, gaps, largest = 0, [], 0.0
+    for batch in forward_batches(probabilities_of(exported), views, loading, "comparing"):
+        found = batch[:, 0].numpy()
+        stored = expected[done : done + len(found)]
+        done += len(found)
+        gaps.append(stored.max(axis=1) - stored[np.arange(len(found)), found.argmax(axis=1)])
+        # NaN is larger than any limit.
+        largest = float(np.maximum(largest, np.abs(found - stored).max()))
+    gap = np.concatenate(gaps)
     if num_wrong := int((gap >= NEAR_TIE).sum()):
         raise UsageError(
             "output",

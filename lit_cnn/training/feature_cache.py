@@ -101,7 +101,7 @@ class FeatureCache(pl.Callback):
             return f"the head of {model.hparams['arch']} is not one fully connected layer"
         if data.train_transform.steps:
             return "`augment` and `train_crop` change the images"
-        if data.sampler != "shuffled":
+        if data.sampler == "balanced":
             return f"`sampler={data.sampler}` changes the images from epoch to epoch"
         assert self._split is not None
         features = torch.ones(1, *self._shape, device=model.device)

@@ -5,10 +5,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
-from lightning.pytorch.callbacks import Timer
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.audit import Report
@@ -50,18 +49,16 @@ from lit_cnn.training.record import (
 from lit_cnn.training.rehearsal import check_monitors, rehearse
 from lit_cnn.training.resume import checkpoint_file, mark_finished, mark_unfinished
 from lit_cnn.training.setup import Setup
-from lit_cnn.training.start import Start, find_start
+from lit_cnn.training.start import Start, check_not_beyond, find_start
 from lit_cnn.training.steps import check_callbacks, check_has_end, check_limits, limited, several_devices, total_steps
 from lit_cnn.training.trainer import RunTrainer, build_trainer, evaluation_trainer
 from lit_cnn.training.training_on import (
     TrainOn,
     batches_of,
     check_same_network,
-    epochs_done,
     how_continued,
     images_seen,
     splits_before,
-    steps_done,
 )
 
 
@@ -249,7 +246,7 @@ def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> N
         check_same_cycles(start.checkpoint, parts.cycle_epochs)
         check_average_of(start.checkpoint, options.ema_decay, options.swa_start)
         check_same_network(start.checkpoint, model, start.path)
-        _check_not_beyond(start, parts.trainer, num_batches)
+        check_not_beyond(start, parts.trainer, num_batches)
     check_has_end(parts.trainer)
     if isinstance(model, Distillation):
         model.check_split(data)
@@ -257,27 +254,6 @@ def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> N
     parts.feature_cache.plan(parts.trainer, model, data)
     check_callbacks(parts.trainer)
     check_monitors(parts.trainer, model)
-
-
-def _check_not_beyond(start: Start, trainer: Any, num_batches: int) -> None:
-    """Refuses a run without a step, but one that goes on after its last: the test may be still to come."""
-    done, goes_on = epochs_done(start.checkpoint), start.folder is not None
-    epochs = trainer.max_epochs or -1
-    if 0 <= epochs < done or (epochs == done and not goes_on):
-        reason = f"the run of {start.path} has trained {done:.3g} epochs already"
-        raise UsageError("max_epochs", epochs, reason, "give more, or start anew: neither `resume` nor `ckpt_path`")
-    if goes_on:
-        return
-    for each in trainer.callbacks:
-        if isinstance(each, Timer) and each._duration is not None:
-            state = start.checkpoint.get("callbacks", {}).get(each.state_key, {}).get("time_elapsed", {})
-            if (seconds := state.get("train", 0.0)) >= each._duration:
-                reason = f"the run of {start.path} has trained {seconds:.3g} seconds already, of {each._duration:g}"
-                raise UsageError("max_time", None, reason, "give more, or start anew, without `ckpt_path`")
-    steps = steps_done(start.checkpoint, trainer, batches_of(start.checkpoint), num_batches)
-    if 0 <= trainer.max_steps <= steps:
-        reason = f"the run of {start.path} has made {steps} steps already, in epochs of this run"
-        raise UsageError("max_steps", trainer.max_steps, reason, "give more, or start anew, without `ckpt_path`")
 
 
 def _require_room(setup: Setup, parts: RunTrainer, start: Start) -> None:

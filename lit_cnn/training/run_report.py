@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
+from lit_cnn.core.csv_text import csv_text
 from lit_cnn.core.files import write_text_atomically
 from lit_cnn.core.fonts import without_middle
 from lit_cnn.core.labels import augmentation_name, label_of
@@ -25,7 +26,7 @@ from lit_cnn.data.preview import preview, write_png
 from lit_cnn.data.splits import SPLIT_NAMES
 from lit_cnn.models.describe import measure
 from lit_cnn.reports.curves import plot_curves
-from lit_cnn.reports.mistakes import write_mistakes
+from lit_cnn.reports.mistakes import MOST_CLASSES, write_mistakes
 from lit_cnn.reports.page import answer, details, grid, heading, page, paragraph, picture
 from lit_cnn.reports.predictions import Predictions
 from lit_cnn.reports.wording import rounded
@@ -41,6 +42,7 @@ FOLDER = "report"
 _SHOWN_AT = 224  # pixels; a large JPEG is decoded at a part of its size, but not smaller than that
 _LARGE = 128  # pixels; of larger images fewer draws are shown
 _LONGEST_VALUE = 200  # letters
+_FEWEST = 20  # classes in the table of images, where there are very many
 _MAIN = (
     *("model.arch", "model.transfer", "model.weights", "data.dataset", "data.image_size", "data.augment"),
     *("data.batch_size", "model.optimizer", "model.lr", "model.schedule", "trainer.max_epochs", "trainer.precision"),
@@ -85,7 +87,7 @@ def write_run_report(
         shown = replace(predictions, image_set=replace(predictions.image_set, images=Reduced(data.image_set.images)))
         sections.append(("the mistakes", lambda: write_mistakes(shown, folder)))
     sections += [
-        ("the images trained on", lambda: _images(data)),
+        ("the images trained on", lambda: _images(data, folder)),
         ("the augmentation", lambda: _augmentation(data, folder)),
         ("the cost", lambda: _cost(model, trainer, history)),
         ("the configuration", lambda: configuration(setup)),
@@ -152,11 +154,21 @@ def _curves(history: History, best_epoch: int | None, folder: Path) -> Part:
     return [file], "\n".join([heading("Training"), picture(file, "losses and accuracies by epoch")])
 
 
-def _images(data: ImageDataModule) -> Part:
+def _images(data: ImageDataModule, folder: Path) -> Part:
     counts = count_classes(data.image_set, {split: data.splits[split] for split in SPLIT_NAMES})
-    rows = [(name, *(f"{of_class[split]:,}" for split in SPLIT_NAMES)) for name, of_class in counts.items()]
+    files, said, shown = [], "", list(counts)
+    if len(counts) > MOST_CLASSES:
+        shown = sorted(counts, key=lambda name: counts[name]["train"])[:_FEWEST]
+        file = folder / "images.csv"
+        rows = [(name, *(of_class[split] for split in SPLIT_NAMES)) for name, of_class in counts.items()]
+        write_text_atomically(file, csv_text([("class", *SPLIT_NAMES), *rows]))
+        files = [file]
+        said = paragraph(
+            f"The {_FEWEST} of {len(counts):,} classes with the fewest training images; {file.name} has all of them."
+        )
+    cells = [(name, *(f"{counts[name][split]:,}" for split in SPLIT_NAMES)) for name in shown]
     whole = ("all", *(f"{len(data.splits[split]):,}" for split in SPLIT_NAMES))
-    return [], "\n".join([heading("Images"), grid(("Class", *SPLIT_NAMES), [*rows, whole])])
+    return files, "\n".join(filter(None, [heading("Images"), said, grid(("Class", *SPLIT_NAMES), [*cells, whole])]))
 
 
 def _augmentation(data: ImageDataModule, folder: Path) -> Part:

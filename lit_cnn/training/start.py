@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch.callbacks import Timer
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.changes import changes
@@ -24,6 +25,7 @@ from lit_cnn.training.resume import (
     weights_alone,
 )
 from lit_cnn.training.setup import Setup
+from lit_cnn.training.training_on import batches_of, epochs_done, steps_done
 
 
 @dataclass(frozen=True)
@@ -167,3 +169,33 @@ def _tell_of_others(
 
 def _with(options: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "data": {**config["data"], **options}}
+
+
+def check_not_beyond(start: Start, trainer: Any, num_batches: int) -> None:
+    """Refuses a run without a step, but one that goes on after its last: the test may be still to come.
+
+    Args:
+        start: Where it begins.
+        trainer: Its trainer.
+        num_batches: Batches of an epoch.
+
+    Raises:
+        UsageError: If it is at its end already.
+    """
+    done, goes_on = epochs_done(start.checkpoint), start.folder is not None
+    epochs = trainer.max_epochs or -1
+    if 0 <= epochs < done or (epochs == done and not goes_on):
+        reason = f"the run of {start.path} has trained {done:.3g} epochs already"
+        raise UsageError("max_epochs", epochs, reason, "give more, or start anew: neither `resume` nor `ckpt_path`")
+    if goes_on:
+        return
+    for each in trainer.callbacks:
+        if isinstance(each, Timer) and each._duration is not None:
+            state = start.checkpoint.get("callbacks", {}).get(each.state_key, {}).get("time_elapsed", {})
+            if (seconds := state.get("train", 0.0)) >= each._duration:
+                reason = f"the run of {start.path} has trained {seconds:.3g} seconds already, of {each._duration:g}"
+                raise UsageError("max_time", None, reason, "give more, or start anew, without `ckpt_path`")
+    steps = steps_done(start.checkpoint, trainer, batches_of(start.checkpoint), num_batches)
+    if 0 <= trainer.max_steps <= steps:
+        reason = f"the run of {start.path} has made {steps} steps already, in epochs of this run"
+        raise UsageError("max_steps", trainer.max_steps, reason, "give more, or start anew, without `ckpt_path`")

@@ -273,3 +273,50 @@ def test_without_the_extra_the_report_says_what_to_install(repo_root: Path) -> N
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True, check=True)
     assert re.search(r"need grad-cam: pip install -e '\.\[grad-cam\]'\.$", done.stdout.strip())
+
+
+@pytest.mark.parametrize("num_classes", [60, 61, 1000])
+def test_of_very_many_classes_the_page_shows_some_and_says_where_all_are(num_classes: int, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.integers(0, num_classes - 1, 20_000)  # the last class has no image
+    labels = np.where(generator.random(20_000) < 0.8, truth, truth // 5 * 5)
+    labels[truth == 17] = 3  # the most frequent confusion, of a class that is never right
+    names = tuple(f"kind {number:03d}" for number in range(num_classes))
+    image_set = ImageSet(
+        name="many",
+        source="here",
+        images=ArrayImages(np.broadcast_to(np.zeros((1, 8, 8, 1), np.uint8), (20_000, 8, 8, 1))),
+        labels=truth,
+        class_names=names,
+        paths=[f"{number}.png" for number in range(20_000)],
+        hashes=[str(number) for number in range(20_000)],
+        in_channels=1,
+    )
+    predictions = Predictions("net", image_set, np.arange(20_000), labels, generator.random(20_000))
+    files, section = write_mistakes(predictions, tmp_path, None, "first_")
+    found = Tags()
+    found.feed(page("title", section))
+    with (tmp_path / "first_classes.csv").open(encoding="utf-8", newline="") as text:
+        assert [row["class"] for row in csv.DictReader(text)] == list(names)
+    assert sum(file.stat().st_size for file in files) < 1 << 20 and len(section) < 1 << 19
+    assert "first_confusion.csv" not in {file.name for file in files} or num_classes > 60
+    if num_classes == 60:
+        assert set(names) <= set(found.texts) and "first_classes.csv" not in section
+        return
+    with (tmp_path / "first_confusion.csv").open(encoding="utf-8", newline="") as text:
+        pairs = list(csv.DictReader(text))
+    assert sum(int(pair["images"]) for pair in pairs) == (~predictions.correct).sum()
+    assert (pairs[0]["true class"], pairs[0]["predicted class"]) == ("kind 017", "kind 003")
+    assert float(pairs[0]["share of the true class"]) == 1
+    of_classes = [name for name in found.texts[found.texts.index("Classes") :] if name in names]
+    assert len(of_classes) == 40 + 2 * 24 and of_classes[0] == "kind 017"  # 24 worst mistakes, with two classes each
+    scores = {score.name: score.f1 for score in scores_of_classes(predictions)}
+    others = [f1 for name, f1 in scores.items() if name not in of_classes[:40] and not math.isnan(f1)]
+    assert max(scores[name] for name in of_classes[:20]) <= min([*others, 1])
+    assert min(scores[name] for name in of_classes[20:40]) >= max([*others, 0])
+    said = " ".join(found.texts)
+    assert f"The 24 of {num_classes:,} classes that are confused most. first_confusion.csv has every pair" in said
+    assert (
+        f"Of {num_classes:,} classes the 20 with the lowest F1; first_classes.csv has all of them. 1 class without a"
+        in said
+    )

@@ -7,7 +7,9 @@ an item is asked for, in the worker process that asked.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lit_cnn.core.addresses import is_address
 from lit_cnn.core.errors import UsageError
+from lit_cnn.core.file_names import name_there
 from lit_cnn.data.decoding import MAX_PIXELS, decode_image, limit_pixels, read_image
 from lit_cnn.data.file_kinds import IMAGE_SUFFIXES
 from lit_cnn.data.findings import Finding
@@ -24,6 +26,8 @@ from lit_cnn.data.image_set import (
     without_images,
 )
 from lit_cnn.data.pixel_values import AS_IS, PixelOptions
+from lit_cnn.data.remote.cache import ByteCache
+from lit_cnn.data.remote.place import Place
 from lit_cnn.data.sources.digits import load_digits
 from lit_cnn.data.sources.folders import find_images, list_images, load_image_folder
 from lit_cnn.data.sources.huggingface import load_hf_disk
@@ -35,6 +39,13 @@ from lit_cnn.data.sources.idx import (
     read_idx,
 )
 from lit_cnn.data.sources.manifest import load_manifest
+from lit_cnn.data.sources.remote import (
+    check_remote,
+    find_remote_images,
+    load_remote_folder,
+    load_remote_manifest,
+    load_remote_shards,
+)
 from lit_cnn.data.sources.shards import load_webdataset
 from lit_cnn.data.sources.torchvision_sets import PREFIX, load_torchvision
 from lit_cnn.data.split_names import SPLIT_FOLDERS
@@ -58,6 +69,7 @@ __all__ = [
     "class_findings",
     "decode_image",
     "find_images",
+    "find_remote_images",
     "list_images",
     "load_digits",
     "load_fashion_mnist",
@@ -68,6 +80,7 @@ __all__ = [
     "load_manifest",
     "load_torchvision",
     "load_webdataset",
+    "place_of",
     "read_idx",
     "read_image",
     "without_images",
@@ -96,9 +109,20 @@ def check_source(name: str) -> None:
         raise UsageError("dataset", name, f"choose one of {', '.join(SOURCES)}, {PREFIX}NAME")
 
 
+def place_of(root: str | Path) -> Path | Place:
+    """Returns where the images are: a path on this machine's disk, or a place behind an address.
+
+    Raises:
+        UsageError: If the address is none of a folder.
+    """
+    if is_address(root):
+        return Place(str(root))
+    return Path(name_there(str(Path(root).expanduser())))
+
+
 def load_image_set(
     name: str,
-    root: Path | None = None,
+    root: Path | Place | None = None,
     in_channels: int | None = None,
     class_names: Sequence[str] | None = None,
     columns: Mapping[str, str] | None = None,
@@ -106,12 +130,14 @@ def load_image_set(
     checked: bool = True,
     outside_root: bool = False,
     pixels: PixelOptions = AS_IS,
+    cache_gb: float | None = None,
 ) -> ImageSet:
     """Reads an image set.
 
     Args:
         name: One of `SOURCES`, or `torchvision/NAME`.
-        root: The folder or file to read; optional for `fashion_mnist`, refused by `digits`, needed by all others.
+        root: The folder or file to read, or the `Place` where it is; optional for `fashion_mnist`, refused by
+            `digits`, needed by all others.
         in_channels: 1 or 3: what images are converted to; by default what the source has (3 for files of images).
         class_names: The order of the classes; by default the source's own. See `with_class_names`.
         columns: What the columns of a `manifest` or of `hf_disk` are called; see `load_manifest`.
@@ -119,6 +145,7 @@ def load_image_set(
         checked: Whether to refuse what `check_image_set` refuses.
         outside_root: Whether a `manifest` or `hf_disk` may refer to files outside of its folder.
         pixels: What values of more than 8 bits, and transparent pixels, become; of image files only.
+        cache_gb: Gigabytes that this disk keeps of files at a `Place`; see `ByteCache`.
 
     Raises:
         UsageError: If the source is not there or holds nothing to train on.
@@ -130,7 +157,18 @@ def load_image_set(
     if columns and name not in ("manifest", "hf_disk"):
         raise UsageError("columns", None, f"{name} has no columns", "leave it out")
     limit_pixels(max_pixels)
-    image_set = with_text_names(_load(name, root, in_channels, columns, outside_root, class_names or ()))
+    if isinstance(root, Place):
+        check_remote(name, root, outside_root)
+        cache = ByteCache(cache_gb if cache_gb is None else cache_gb * 1e9)
+        if name == "webdataset":
+            found = load_remote_shards(root, cache, in_channels or 3)
+        elif name == "manifest":
+            found = load_remote_manifest(root, cache, in_channels or 3, columns)
+        else:
+            found = load_remote_folder(root, cache, in_channels or 3, class_names or ())
+    else:
+        found = _load(name, root, in_channels, columns, outside_root, class_names or ())
+    image_set = with_text_names(found)
     if pixels != AS_IS:
         if not isinstance(image_set.images, EncodedImages):
             option = "background" if pixels.pixel_range is None else "pixel_range"

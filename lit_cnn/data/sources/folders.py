@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.core.file_hashes import hash_files
 from lit_cnn.data.findings import Finding
-from lit_cnn.data.image_set import FileImages, ImageSet
+from lit_cnn.data.image_set import ImageSet, OpenFiles, files_on_disk
 from lit_cnn.data.sources.layout import check_classes, no_class_folders, split_folders
 from lit_cnn.data.sources.walk import Noticed, findings_of, holds_images, in_class_order, loose_files, sub_folders, walk
 
 
-def load_image_folder(root: Path, in_channels: int = 3, class_names: Collection[str] = ()) -> ImageSet:
+def load_image_folder(
+    root: Path, in_channels: int = 3, class_names: Collection[str] = (), open_files: OpenFiles = files_on_disk
+) -> ImageSet:
     """Reads a folder of images: `root/CLASS/…`, or `root/{train,val,test}/CLASS/…` where the split is given.
 
     The names of the splits are those of `split_of_name`. The classes are those in train (or in `root`), in the order of
@@ -25,6 +26,7 @@ def load_image_folder(root: Path, in_channels: int = 3, class_names: Collection[
         root: The folder.
         in_channels: 1 (gray) or 3 (RGB): what images are converted to.
         class_names: Folders of these names are classes, though they sound like splits.
+        open_files: Gives the images in files, and their digests.
 
     Raises:
         UsageError: If the folder is missing, empty or cannot be read, has val or test without train, a split without
@@ -71,14 +73,15 @@ def load_image_folder(root: Path, in_channels: int = 3, class_names: Collection[
         noticed += [Noticed("other_folder", str(path)) for path in others_there if holds_images(path, root)]
         noticed += _loose(root, root)
     prefix = len(os.path.join(root, ""))
+    opened, hashes = open_files(files, in_channels)
     return ImageSet(
         name=root.resolve().name,
         source=str(root.resolve()),
-        images=FileImages(files, in_channels),
+        images=opened,
         labels=np.array(labels, np.int64),
         class_names=names,
         paths=[path[prefix:] for path in files],
-        hashes=hash_files(files),
+        hashes=hashes,
         in_channels=in_channels,
         splits=splits,
         findings=(*findings_of(noticed, prefix), *findings),

@@ -9,12 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.core.file_hashes import hash_files
 from lit_cnn.core.file_names import as_name, as_text, is_utf8
 from lit_cnn.core.words import and_more
 from lit_cnn.data.file_kinds import IMAGE_SUFFIXES
 from lit_cnn.data.findings import Finding
-from lit_cnn.data.image_set import FileImages, ImageSet, SpanImages, class_order, without_unlabelled
+from lit_cnn.data.image_set import (
+    EncodedImages,
+    ImageSet,
+    OpenFiles,
+    class_order,
+    files_on_disk,
+    without_unlabelled,
+)
 from lit_cnn.data.sources.csv_table import csv_table, windows_text
 from lit_cnn.data.sources.parquet import has_bytes, parquet_columns, parquet_images, parquet_texts, row_path
 from lit_cnn.data.sources.walk import is_inside
@@ -34,7 +40,11 @@ _KINDS = "a .csv, .tsv or .parquet file"
 
 
 def load_manifest(
-    file: Path, in_channels: int = 3, columns: Mapping[str, str] | None = None, outside_root: bool = False
+    file: Path,
+    in_channels: int = 3,
+    columns: Mapping[str, str] | None = None,
+    outside_root: bool = False,
+    open_files: OpenFiles = files_on_disk,
 ) -> ImageSet:
     """Reads the images that a manifest lists.
 
@@ -58,6 +68,7 @@ def load_manifest(
         columns: Role (`image`, `label`, `split`, `group`) -> name of its column, where it is not the one above.
         outside_root: Whether files may also lie elsewhere: by absolute paths, `..` or links. A manifest from somebody
             else could otherwise have a run read, and keep, whatever image its user can.
+        open_files: Gives the images in files, and their digests.
 
     Raises:
         UsageError: If a column is missing, every label is, or an image lies elsewhere.
@@ -66,19 +77,16 @@ def load_manifest(
         raise UsageError("root", file, "no such file", f"give the manifest, {_KINDS}")
     if file.suffix.lower() not in MANIFEST_SUFFIXES:
         raise UsageError("root", file, f"a manifest is {_KINDS}")
-    is_parquet = file.suffix.lower() == ".parquet"
-    if is_parquet:
-        chosen = _choose_columns(file, parquet_columns(file), columns or {})
-        holds_bytes = has_bytes(file, chosen["image"])
-        texts = parquet_texts(file, {role: name for role, name in chosen.items() if role != "image" or not holds_bytes})
-        read: list[Finding] = []
-    else:
-        table = csv_table(file, [*(columns or {}).values(), *chain(*ROLES.values())])
-        chosen = _choose_columns(file, table.columns, columns or {})
-        texts, read = _in_known_letters(file, table.texts(chosen))
+    chosen, texts = _columns(file, columns or {})
+    texts, read = (texts, []) if file.suffix.lower() == ".parquet" else _in_known_letters(file, texts)
     if not texts["label"]:
         raise UsageError("root", file, "lists no images")
-    images, paths, hashes, findings = _images(file, chosen["image"], texts.get("image"), in_channels, outside_root)
+    if texts.get("image") is None and open_files is not files_on_disk:
+        reason = f"column {chosen['image']} holds images themselves, which are read from disk only"
+        raise UsageError("root", file, reason, "copy it to this machine, or list paths")
+    opened, paths, hashes, findings = _images(
+        file, chosen["image"], texts.get("image"), (in_channels, outside_root, open_files)
+    )
     labels, of_labels = _labels(chosen["label"], texts["label"], paths)
     texts = {role: [text.strip() for text in cells] for role, cells in texts.items()}
     class_names = class_order([label for label in labels if label])
@@ -87,7 +95,7 @@ def load_manifest(
     image_set = ImageSet(
         name=file.stem,
         source=str(file.resolve()),
-        images=images,
+        images=opened,
         labels=np.array([place.get(label, 0) for label in labels], np.int64),
         class_names=class_names,
         paths=paths,
@@ -99,6 +107,26 @@ def load_manifest(
     )
     unlabelled = np.flatnonzero([not label for label in labels])
     return without_unlabelled(image_set, unlabelled, f"fill its {chosen['label']} or take its row away")
+
+
+def listed_names(file: Path, columns: Mapping[str, str] | None = None) -> list[str]:
+    """Returns what stands in a manifest's column of paths, with the blanks around it; see `load_manifest`.
+
+    Raises:
+        UsageError: As `load_manifest`.
+    """
+    return _columns(file, columns or {})[1].get("image", [])
+
+
+def _columns(file: Path, columns: Mapping[str, str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Returns what the columns are called, and their cells as text; of images that it holds itself there are none."""
+    if file.suffix.lower() != ".parquet":
+        table = csv_table(file, [*columns.values(), *chain(*ROLES.values())])
+        chosen = _choose_columns(file, table.columns, columns)
+        return chosen, table.texts(chosen)
+    chosen = _choose_columns(file, parquet_columns(file), columns)
+    is_path = not has_bytes(file, chosen["image"])
+    return chosen, parquet_texts(file, {role: name for role, name in chosen.items() if role != "image" or is_path})
 
 
 def _in_known_letters(file: Path, texts: dict[str, list[str]]) -> tuple[dict[str, list[str]], list[Finding]]:
@@ -205,9 +233,10 @@ def _splits(
 
 
 def _images(
-    file: Path, column: str, names: list[str] | None, in_channels: int, outside_root: bool
-) -> tuple[FileImages | SpanImages, list[str], list[str], list[Finding]]:
+    file: Path, column: str, names: list[str] | None, how: tuple[int, bool, OpenFiles]
+) -> tuple[EncodedImages, list[str], list[str], list[Finding]]:
     """Returns the images, a path and the SHA-256 of each, and what is wrong; without names the column holds bytes."""
+    in_channels, outside_root, open_files = how
     if names is None:
         spans, paths, hashes = parquet_images(file, column, in_channels)
         empty = np.flatnonzero(spans.places[:, 2] == 0).tolist()
@@ -215,7 +244,8 @@ def _images(
     others = parquet_columns(file) if file.suffix.lower() == ".parquet" else []
     instead = next((name for name in ROLES["image"] if name in others and has_bytes(file, name)), "")
     files, paths, findings = _listed_files(file, column, names, outside_root, instead)
-    return FileImages(files, in_channels), paths, hash_files(files), findings
+    opened, hashes = open_files(files, in_channels)
+    return opened, paths, hashes, findings
 
 
 def _listed_files(

@@ -4,8 +4,8 @@ import json
 import os
 import sys
 import tarfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,9 @@ from lit_cnn.data.findings import Finding
 from lit_cnn.data.image_set import ImageSet, SpanImages, class_order, without_unlabelled
 from lit_cnn.data.index_cache import hexadecimal, index_file, remembered, sha256_row
 from lit_cnn.data.split_names import SPLIT_FOLDERS, VAL_OR_TEST, split_of_name, splits_among_words
+
+SAMPLES = f"webdataset samples 2{' with HEIF' if HAS_HEIF else ''}"
+"""The kind of what is remembered of shards; another where the same shards would be read otherwise."""
 
 _AGAIN = "comes twice"
 _APART = "has its image elsewhere"
@@ -48,25 +51,52 @@ def load_webdataset(root: Path, in_channels: int = 3) -> ImageSet:
     """
     shards = _shards(root)
     folder = Path(os.path.commonpath([shard.parent for shard in shards]))
-    splits = _splits_of_shards(root, folder, shards)
-    found = remembered(
-        index_file(f"webdataset samples 2{' with HEIF' if HAS_HEIF else ''}", shards), lambda: _index(shards)
-    )
+    splits = splits_of_shards(root, root.is_dir(), folder, shards)
+    found = remembered(index_file(SAMPLES, shards), lambda: _index(shards))
+    paths = sample_paths(found, folder, shards)
+    opened = SpanImages(str(folder), shards, found["places"], paths, in_channels)
+    named = folder.resolve().name, str(root.resolve())
+    return set_of_samples(named, found, [shard.relative_to(folder).as_posix() for shard in shards], splits, opened)
+
+
+def sample_paths(found: Mapping[str, np.ndarray], folder: PurePath, shards: Sequence[PurePath]) -> list[str]:
+    """Returns what the images of shards are called: the shard in its folder, and the sample's key."""
+    names = [shard.relative_to(folder).as_posix() for shard in shards]
+    return [f"{names[number]}/{key}" for number, key in zip(found["places"][:, 0], found["keys"], strict=True)]
+
+
+def set_of_samples(
+    named: tuple[str, str],
+    found: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    splits: Sequence[str],
+    opened: SpanImages,
+) -> ImageSet:
+    """Returns the image set of the samples in shards.
+
+    Args:
+        named: The set's name and source.
+        found: What is in the shards; see `combined`.
+        names: What the shards are called.
+        splits: That of each shard, or empty texts.
+        opened: The images.
+
+    Raises:
+        UsageError: As `load_webdataset`.
+    """
     labels = found["labels"].tolist()
     class_names = class_order([label for label in labels if label])
     place = {name: label for label, name in enumerate(class_names)}
-    names = [shard.relative_to(folder).as_posix() for shard in shards]
-    paths = [f"{names[number]}/{key}" for number, key in zip(found["places"][:, 0], found["keys"], strict=True)]
     split_of = np.array(splits)[found["places"][:, 0]]
     image_set = ImageSet(
-        name=folder.resolve().name,
-        source=str(root.resolve()),
-        images=SpanImages(str(folder), shards, found["places"], paths, in_channels),
+        name=named[0],
+        source=named[1],
+        images=opened,
         labels=np.array([place.get(label, 0) for label in labels], np.int64),
         class_names=class_names,
-        paths=paths,
+        paths=opened.paths,
         hashes=hexadecimal(found["digests"]),
-        in_channels=in_channels,
+        in_channels=opened.in_channels,
         splits={split: np.flatnonzero(split_of == split) for split in SPLIT_FOLDERS if split in splits},
         findings=(
             *_without_one_image(found["not_one_image"].tolist(), names),
@@ -79,7 +109,7 @@ def load_webdataset(root: Path, in_channels: int = 3) -> ImageSet:
         if what == _APART or (what == _NO_IMAGE and (number, key) in without_label):
             reason = f"{names[int(number)]}/{key} has its label apart from its image"
             way_out = "the files of a sample must follow each other: pack it again, sorted by name (GNU tar can)"
-            raise UsageError("root", root, reason, way_out)
+            raise UsageError("root", named[1], reason, way_out)
     return without_unlabelled(image_set, unlabelled, "give a name or a whole number in .cls, or in .json as label")
 
 
@@ -89,20 +119,39 @@ def _shards(root: Path) -> list[Path]:
         if not shards:
             raise UsageError("root", root, "holds no .tar files", "give the folder of the shards")
         return shards
-    expand_urls = _library().shardlists.expand_urls
-    try:
-        shards = [Path(url) for url in expand_urls(str(root))]
-    except (ValueError, AssertionError) as error:
-        raise UsageError("root", root, f"its braces cannot be expanded ({error})") from error
+    shards = [Path(url) for url in expanded(str(root))]
     if missing := [shard for shard in shards if not shard.is_file()]:
         raise UsageError("root", root, f"{missing[0]} is not there", "shards are read from this machine's disk")
     return shards
 
 
-def _splits_of_shards(root: Path, folder: Path, shards: Sequence[Path]) -> list[str]:
-    """Returns each shard's split, or empty texts where none says any."""
+def expanded(text: str) -> list[str]:
+    """Returns what a text with braces stands for, as the library has it.
+
+    Raises:
+        UsageError: If the braces make no sense, or the library is not installed.
+    """
+    expand_urls = _library().shardlists.expand_urls
+    try:
+        return list(expand_urls(text))
+    except (ValueError, AssertionError) as error:
+        raise UsageError("root", text, f"its braces cannot be expanded ({error})") from error
+
+
+def splits_of_shards(root: Any, is_folder: bool, folder: PurePath, shards: Sequence[PurePath]) -> list[str]:
+    """Returns each shard's split, or empty texts where none says any.
+
+    Args:
+        root: What an error calls the whole.
+        is_folder: Whether it is their folder, and not a shard or a name with braces.
+        folder: That in which all shards are.
+        shards: Their paths.
+
+    Raises:
+        UsageError: If the names contradict each other.
+    """
     # Of a folder that is given, its own name says nothing; of shards that are, that of their folder does.
-    base, said_by_folder = (root, splits_among_words) if root.is_dir() else (folder.parent, _split_of_folder)
+    base, said_by_folder = (folder, splits_among_words) if is_folder else (folder.parent, _split_of_folder)
     way_out = "call every shard train-…, val-… or test-…, or none of them"
     splits = []
     for shard in shards:
@@ -125,41 +174,58 @@ def _split_of_folder(name: str) -> tuple[str, ...]:
 
 
 def _index(shards: Sequence[Path]) -> dict[str, np.ndarray]:
-    """Returns of every sample its key, its label (see `_label`), its image's place (see `SpanImages`) and SHA-256.
+    shown = tqdm(shards, desc="indexing shards", unit="shard", file=sys.stderr, delay=1.0, disable=None)
+    return combined(shards, [index_shard(shard) for shard in shown])
 
-    Samples that have not one image, or come again, are apart: shard, key, and what is wrong, as texts.
+
+def index_shard(shard: Path) -> dict[str, np.ndarray]:
+    """Returns of every sample its key, its label (see `_label`), its image's offset and size, and SHA-256.
+
+    Samples that have not one image, or come again, are apart: key, and what is wrong, as texts.
     """
     keys, labels, places, digests, wrong = [], [], [], [], []
-    passed_over: list[tuple[int, str]] = []
-    shown = tqdm(shards, desc="indexing shards", unit="shard", file=sys.stderr, delay=1.0, disable=None)
-    for number, shard in enumerate(shown):
-        seen: dict[str, bool] = {}  # whether it has a label
-        names: list[str] = []
-        for sample in _samples(shard, names):
-            key = sample["__key__"]
-            image = [value for suffix, value in sample.items() if _is_image(suffix)]
-            if len(image) != 1 or key in seen:
-                wrong.append((str(number), key, _what_is_wrong(sample, len(image), seen.get(key))))
-                continue
-            keys.append(key)
-            labels.append(_label(sample))
-            seen[key] = bool(labels[-1])
-            places.append((number, *image[0][:2]))
-            digests.append(image[0][2])
-        passed_over += [(number, name) for name in names]
-    if not keys:
-        shard, what = shards[0], "holds no samples"
-        if wrong:
-            shard, what = shards[int(wrong[0][0])], f"sample {wrong[0][1]} {wrong[0][2]}"
-        raise UsageError("root", shard, what, f"{_ONE_IMAGE}")
+    seen: dict[str, bool] = {}  # whether it has a label
+    passed_over: list[str] = []
+    for sample in _samples(shard, passed_over):
+        key = sample["__key__"]
+        image = [value for suffix, value in sample.items() if _is_image(suffix)]
+        if len(image) != 1 or key in seen:
+            wrong.append((key, _what_is_wrong(sample, len(image), seen.get(key))))
+            continue
+        keys.append(key)
+        labels.append(_label(sample))
+        seen[key] = bool(labels[-1])
+        places.append(image[0][:2])
+        digests.append(image[0][2])
     return {
-        "keys": np.array(keys),
-        "labels": np.array(labels),
-        "places": np.array(places, np.int64),
-        "digests": np.stack(digests),
-        "not_one_image": np.array(wrong, np.str_).reshape(-1, 3),
-        "passed_over": np.array(passed_over, np.str_).reshape(-1, 2),
+        "keys": np.array(keys, np.str_),
+        "labels": np.array(labels, np.str_),
+        "places": np.array(places, np.int64).reshape(-1, 2),
+        "digests": np.array(digests, np.uint8).reshape(-1, 32),
+        "not_one_image": np.array(wrong, np.str_).reshape(-1, 2),
+        "passed_over": np.array(passed_over, np.str_).reshape(-1, 1),
     }
+
+
+def combined(shards: Sequence[object], parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Returns what is in several shards: rows of `index_shard`, those that name no image's place with their shard.
+
+    `places` has the number of the shard before offset and size; `not_one_image` and `passed_over` have it as text.
+
+    Raises:
+        UsageError: If none has a sample with one image.
+    """
+    numbers = {name: np.repeat(np.arange(len(parts)), [len(part[name]) for part in parts]) for name in parts[0]}
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if not len(whole["keys"]):
+        shard, what = shards[0], "holds no samples"
+        if len(wrong := whole["not_one_image"]):
+            shard, what = shards[numbers["not_one_image"][0]], f"sample {wrong[0, 0]} {wrong[0, 1]}"
+        raise UsageError("root", shard, what, f"{_ONE_IMAGE}")
+    whole["places"] = np.column_stack([numbers["places"], whole["places"]])
+    for name in ("not_one_image", "passed_over"):
+        whole[name] = np.column_stack([numbers[name].astype(np.str_), whole[name]])
+    return whole
 
 
 def _what_is_wrong(sample: dict[str, Any], num_images: int, had_label: bool | None) -> str:
