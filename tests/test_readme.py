@@ -25,6 +25,7 @@ DOCUMENTS = (
     "docs/augmentation.md",
     "docs/search.md",
     "docs/data.md",
+    "docs/remote.md",
     "docs/training.md",
     "docs/networks.md",
     "docs/seeds.md",
@@ -125,7 +126,7 @@ def test_the_options_that_are_named_are_known(repo_root: Path) -> None:
     named = set(re.findall(r"`--([a-z0-9_.]+)", text_of(repo_root)))
     commands = "".join(path.read_text() for path in sorted((repo_root / "lit_cnn" / "cli").glob("*.py")))
     of_other_commands = set(re.findall(r'add_argument\(\s*"--([a-z0-9_]+)"', commands))
-    of_other_commands |= {"seeds", "config", "print_config"}
+    of_other_commands |= {"seeds", "folds", "split_seeds", "config", "print_config"}
     unknown = {name for name in named - of_other_commands if name not in known_options()}
     assert len(named) > 60
     unknown = {name for name in unknown if not name.startswith("model.arch_options.")}
@@ -161,7 +162,7 @@ def test_the_commands(repo_root: Path, tmp_path: Path, lit_cnn_cli: Callable[...
         started.add(given[0])
         expected = 2 if "resnet81" in line else 0
         assert finished.returncode == expected, (line, finished.stderr[-2000:])
-        if given[0] == "fit" and expected == 0 and "--seeds" not in given:
+        if given[0] == "fit" and expected == 0 and not {"--seeds", "--folds"}.intersection(given):
             run_id = re.findall(r"run ([0-9a-f]{32})", finished.stdout)[-1]
     assert (tmp_path / "predictions.csv").read_text().startswith("file,class,probability,error\n")
     assert (tmp_path / "sure.csv").read_text().startswith("file,class,probability,best_class,error\n")

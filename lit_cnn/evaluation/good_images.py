@@ -46,7 +46,7 @@ class _GoodViews(Dataset[tuple[torch.Tensor, list[UsageError | None]]]):
 def forward_good(
     network: Network, views: ViewImages, loading: Loading = LOADING, label: str = ""
 ) -> Iterator[np.ndarray | UsageError]:
-    """Runs a network over images as `forward` does, and yields their rows while others are being decoded.
+    """Runs a network over images as `forward_batches` does, and yields their rows while others are being decoded.
 
     Args:
         network: What is run.

@@ -9,9 +9,10 @@ from typing import IO
 import numpy as np
 
 from lit_cnn.core.errors import UsageError
+from lit_cnn.core.words import counted
 from lit_cnn.evaluation.combining import Outputs
 from lit_cnn.evaluation.multi_crop import average_probabilities
-from lit_cnn.evaluation.predict import Member
+from lit_cnn.evaluation.predict import Member, progress_bar
 from lit_cnn.evaluation.view_logits import ViewLogits
 
 Reader = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
@@ -78,10 +79,12 @@ class SplitOutputs:
         """Yields what they say of a few images, then of the next few, to the last."""
         most = _MOST_OUTPUTS // (8 * len(self.readers)), _MOST_LOGITS // (4 * self.num_views)
         step = max(1, min(most) // self.num_classes)
-        for start in range(0, len(self.targets), step):
-            stop = min(start + step, len(self.targets))
-            found = [read(start, stop) for read in self.readers]
-            yield Outputs(self.targets[start:stop], *map(np.stack, zip(*found, strict=True)))
+        with progress_bar(len(self.targets), f"combining, {counted(self.num_views, 'crop')}") as bar:
+            for start in range(0, len(self.targets), step):
+                stop = min(start + step, len(self.targets))
+                found = [read(start, stop) for read in self.readers]
+                yield Outputs(self.targets[start:stop], *map(np.stack, zip(*found, strict=True)))
+                bar.update(stop - start)
 
 
 class KeptOutputs:

@@ -117,7 +117,9 @@ class ViewImages(Dataset[torch.Tensor]):
         return blocks_of(self.images[self.indices[position]], size, self.blocks, *how)
 
 
-def forward(network: Network, views: ViewImages, loading: Loading = LOADING, label: str = "") -> np.ndarray:
+def forward_batches(
+    network: Network, views: ViewImages, loading: Loading = LOADING, label: str = ""
+) -> Iterator[torch.Tensor]:
     """Runs a network over views of images, in inference mode.
 
     Args:
@@ -126,14 +128,9 @@ def forward(network: Network, views: ViewImages, loading: Loading = LOADING, lab
         loading: How many at a time, and how they are read.
         label: Of the progress bar.
 
-    Returns:
-        `(V, N, K)` float32.
+    Yields:
+        `(n, V, K)` float32 of some images, then of the next ones.
     """
-    return torch.cat(list(forward_batches(network, views, loading, label))).transpose(0, 1).numpy()
-
-
-def forward_batches(network: Network, views: ViewImages, loading: Loading, label: str) -> Iterator[torch.Tensor]:
-    """Does the same batch by batch: yields `(n, V, K)` float32 of some images after the other."""
     for batch in batches_of(views, views, loading, label):
         yield run_network(network, batch, loading)
 
@@ -335,13 +332,15 @@ def _seen(num_views: int) -> int:
 
 
 def _progress(loader: Any, batches: Sequence[np.ndarray], label: str) -> Iterator[Any]:
-    from tqdm import tqdm
-
-    # A bar where somebody looks; nothing in a log.
-    disable = not sys.stderr.isatty() or bool(os.environ.get("TQDM_DISABLE"))
-    with tqdm(
-        total=sum(map(len, batches)), desc=label, unit="img", disable=disable, leave=False, dynamic_ncols=True
-    ) as bar:
+    with progress_bar(sum(map(len, batches)), label) as bar:
         for batch, positions in zip(loader, batches, strict=True):
             yield batch
             bar.update(len(positions))
+
+
+def progress_bar(num_images: int, label: str) -> Any:
+    """Returns tqdm's bar over so many images, where somebody looks; nothing in a log."""
+    from tqdm import tqdm
+
+    disable = not sys.stderr.isatty() or bool(os.environ.get("TQDM_DISABLE"))
+    return tqdm(total=num_images, desc=label, unit="img", disable=disable, leave=False, dynamic_ncols=True)

@@ -20,7 +20,7 @@ from lit_cnn.cli.spelling import spelling_of
 from lit_cnn.core.errors import UsageError
 from lit_cnn.data.batches import Batches
 from lit_cnn.data.datamodule import ImageDataModule
-from lit_cnn.evaluation.predict import Loading, ViewImages, forward
+from lit_cnn.evaluation.predict import Loading, ViewImages, forward_batches
 from tests.benchmarks.data_workers import left_after
 from tests.data.test_datamodule import epochs_of
 from tests.runs import ROOT
@@ -60,7 +60,7 @@ def test_a_mistake_in_a_worker_is_spelt_as_any_other(num_workers: int, tmp_path:
     for read in (
         lambda: list(data.train_dataloader()),
         lambda: list(data.test_dataloader()),
-        lambda: forward(lambda batch: batch.float(), views, Loading(1, num_workers)),
+        lambda: list(forward_batches(lambda batch: batch.float(), views, Loading(1, num_workers))),
     ):
         with pytest.raises(UsageError) as raised:
             read()
@@ -127,7 +127,7 @@ def test_a_worker_that_is_stuck_in_native_code_does_not_keep_its_run_from_ending
 
 HELD = """
 from lit_cnn.data.datamodule import ImageDataModule
-from lit_cnn.evaluation.predict import Loading, ViewImages, forward
+from lit_cnn.evaluation.predict import Loading, ViewImages, forward_batches
 
 loader = ImageDataModule(image_size=16, num_workers=2, limit_train=256).train_dataloader()
 for _ in loader:

@@ -46,6 +46,13 @@ def opposed_views() -> np.ndarray:
     return logits
 
 
+def many_alike() -> np.ndarray:
+    """Thousands of improbable classes that are all rounded the same way: together they move every probability."""
+    logits = np.full((1, 4, 4000), -8.0038, np.float32)
+    logits[..., 5] = 0
+    return logits
+
+
 def not_numbers() -> np.ndarray:
     logits = drawn(3.0)
     logits[0, 3, 2], logits[1, 5, 0], logits[2, 7, 49] = np.nan, np.inf, -np.inf
@@ -68,6 +75,7 @@ CASES = {
     "tiny margins": tiny_margins(),
     "near ties far below": near_ties_far_below(),
     "opposed views": opposed_views(),
+    "many alike": many_alike(),
     "not numbers": not_numbers(),
     "bfloat16": of_bfloat16(2.0),
     "bfloat16, wide": of_bfloat16(40.0),
