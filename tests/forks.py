@@ -107,15 +107,16 @@ def spawn_ours(path: str, argv: list[str], env: Mapping[str, str], **options: An
     try:
         return _server().fork(argv, Path.cwd(), env, descriptors)
     finally:
-        for descriptor in descriptors[1:]:
-            os.close(descriptor)
+        for number, descriptor in enumerate(descriptors[1:], start=1):
+            if descriptor != number:  # else it is this process's own
+                os.close(descriptor)
 
 
 posix_spawn = os.posix_spawn  # the real one
 
 
 def _opened(file_actions: Sequence[tuple[Any, ...]]) -> list[int]:
-    """Returns what shall be descriptors 0, 1 and 2 of a sender: a pipe, and two files that are opened for it."""
+    """Returns what shall be descriptors 0, 1 and 2: a pipe or socket, and files that are opened, or this process's."""
     descriptors = [0, 1, 2]
     for action, *values in file_actions:
         if action == os.POSIX_SPAWN_DUP2:
@@ -167,6 +168,7 @@ def _serve(connection: socket.socket) -> list[Any] | None:
         told, tell = os.pipe()
         middle = os.fork()
         if middle == 0:
+            middle = os.getpid()
             if pid := os.fork():
                 os.write(tell, b"%d" % pid)
                 os._exit(0)  # so that its fork becomes a child of the tests' process
@@ -201,9 +203,9 @@ def _become(command: Sequence[str], cwd: str, env: Mapping[str, str], descriptor
     sys.argv[1:] = command[place + 1 :]
     os.posix_spawn = _fork_ours  # type: ignore[assignment]
     atexit.register(gc.unfreeze)  # else nanobind takes what is frozen for leaks, and says so
-    if command[place] == _SENDER:
+    if command[place] in _STARTED_BY_OURS:
         sender._POLL = 0.1  # seconds; at the end of each run somebody waits for it
-        sender.main()
+        importlib.import_module(command[place]).main()
     else:
         runpy.run_module(command[place], run_name="__main__", alter_sys=True)
 

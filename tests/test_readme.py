@@ -23,7 +23,9 @@ DOCUMENTS = (
     "docs/predict.md",
     "docs/transfer.md",
     "docs/augmentation.md",
+    "docs/search.md",
     "docs/data.md",
+    "docs/remote.md",
     "docs/training.md",
     "docs/networks.md",
     "docs/seeds.md",
@@ -124,7 +126,7 @@ def test_the_options_that_are_named_are_known(repo_root: Path) -> None:
     named = set(re.findall(r"`--([a-z0-9_.]+)", text_of(repo_root)))
     commands = "".join(path.read_text() for path in sorted((repo_root / "lit_cnn" / "cli").glob("*.py")))
     of_other_commands = set(re.findall(r'add_argument\(\s*"--([a-z0-9_]+)"', commands))
-    of_other_commands |= {"seeds", "config", "print_config"}
+    of_other_commands |= {"seeds", "folds", "split_seeds", "config", "print_config"}
     unknown = {name for name in named - of_other_commands if name not in known_options()}
     assert len(named) > 60
     unknown = {name for name in unknown if not name.startswith("model.arch_options.")}
@@ -152,13 +154,15 @@ def test_the_commands(repo_root: Path, tmp_path: Path, lit_cnn_cli: Callable[...
         shorter = SHORTER if given[0] in ("fit", "advise", "distill") else []
         if given[0] == "advise":
             shorter = [*shorter, "--sizes", "24"]
+        if given[0] == "tune":
+            shorter = [*SHORTER, "--trials=2", "--final_seeds=1"]
         if given[:2] == ["fit", "--ckpt_path"]:
             shorter = ["--trainer.max_epochs=2"]  # in all
         finished = lit_cnn_cli(*given, *shorter, fresh=given[0] not in started)  # its own imports, in their own order
         started.add(given[0])
         expected = 2 if "resnet81" in line else 0
         assert finished.returncode == expected, (line, finished.stderr[-2000:])
-        if given[0] == "fit" and expected == 0 and "--seeds" not in given:
+        if given[0] == "fit" and expected == 0 and not {"--seeds", "--folds"}.intersection(given):
             run_id = re.findall(r"run ([0-9a-f]{32})", finished.stdout)[-1]
     assert (tmp_path / "predictions.csv").read_text().startswith("file,class,probability,error\n")
     assert (tmp_path / "sure.csv").read_text().startswith("file,class,probability,best_class,error\n")

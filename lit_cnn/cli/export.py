@@ -17,7 +17,8 @@ def export(arguments: list[str]) -> int:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="a training run's id, several for the mean of their probabilities, or that of a lit-cnn ensemble",
+        help="a training run's id (of fit --folds: the mean of its networks), several for the mean of their "
+        "probabilities, or that of a lit-cnn ensemble",
     )
     parser.add_argument("--format", required=True, choices=["pyfunc", "onnx", "openvino", "torch"])
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the folder to write")

@@ -22,6 +22,7 @@ from lit_cnn.core.errors import UsageError, spelt
 from lit_cnn.data.stored_options import completed
 from lit_cnn.tracking import resolve_store
 from lit_cnn.tracking.run import Run
+from lit_cnn.training.batch_size import largest_batch_size
 from lit_cnn.training.callbacks import RunInterrupted
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.classifier import LitClassifier
@@ -31,7 +32,7 @@ from lit_cnn.training.losses import NonFiniteLossError
 from lit_cnn.training.parents import of_seeds
 from lit_cnn.training.process import RunFailedError, hush_lightning, is_first_process, notes_of
 from lit_cnn.training.resume import checkpoint_file, checkpoint_to_train_on
-from lit_cnn.training.run import evaluate, largest_batch_size, train, train_children
+from lit_cnn.training.run import evaluate, train, train_children
 from lit_cnn.training.setup import Setup
 
 Command = Literal["fit", "validate", "test"]
@@ -203,7 +204,8 @@ def print_run(run: Run) -> None:
         return
     if run.report is not None:
         print(f"Report: {_from_here(run.report)}")
-    predict = [] if run.children or run.checkpoint is None else [f"lit-cnn predict FOLDER --model {run.id[:8]}"]
+    is_network = "oof/acc" in run.metrics if run.children else run.checkpoint is not None
+    predict = [f"lit-cnn predict FOLDER --model {run.id[:8]}"] if is_network else []
     print(f"Next: {', '.join([*predict, 'lit-cnn ui'])}")
     _print_id(run)
 

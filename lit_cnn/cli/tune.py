@@ -3,7 +3,8 @@
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,9 @@ from lit_cnn.search.space import CONFIG, Choices, Dimension, Space, arguments_of
 if TYPE_CHECKING:
     from lit_cnn.search.crew import Crew
     from lit_cnn.search.study import Plan
+    from lit_cnn.training.setup import Setup
 
+_TRIED = 3  # draws that are built before anything starts
 _WORKER = "lit_cnn.cli.tune_worker"
 _PRUNERS = ("asha", "hyperband", "none")
 _SAMPLERS = ("tpe", "random", "grid")
@@ -156,8 +159,8 @@ def _endless(space: Space) -> UsageError:
 def _tune(
     options: argparse.Namespace, of_fit: list[str], space: Space, crew: "Crew", num_workers: int, resume: bool
 ) -> None:
-    from lit_cnn.cli.lit_cli import DataCLI, LitCLI, settled
-    from lit_cnn.search.study import Plan, first_values
+    from lit_cnn.cli.lit_cli import DataCLI, settled
+    from lit_cnn.search.study import Plan
     from lit_cnn.search.tune import BEST, Search, run_search
     from lit_cnn.training.record import recorded_config
 
@@ -170,7 +173,7 @@ def _tune(
         print(as_printed(f"weights {parsed.plain_config['model']['weights'] or 'none'}: {why}"), file=sys.stderr)
     _check_values(space, of_fit, parsed)
     plan = Plan(options.trials, options.sampler, options.pruner, options.seed, parsed.options.monitor_mode)
-    setup = LitCLI("fit", [*of_fit, *arguments_of(first_values(space, plan))]).setup
+    setup = _setup_of_one(space, plan, of_fit)
     plan = _with_epochs(plan, space, parsed.plain_config["trainer"], setup)
 
     def config_of(values: Any) -> dict[str, Any]:
@@ -201,6 +204,20 @@ def _tune(
         print(f"run {result.run}")
 
 
+def _setup_of_one(space: Space, plan: "Plan", of_fit: Sequence[str]) -> "Setup":
+    """Returns the setup of a trial that may be drawn: of three, one that can be built."""
+    from lit_cnn.cli.lit_cli import LitCLI
+    from lit_cnn.search.study import first_values
+
+    mistakes = []
+    for number in range(_TRIED):
+        try:
+            return LitCLI("fit", [*of_fit, *arguments_of(first_values(space, plan.seed + number))]).setup
+        except UsageError as error:
+            mistakes.append(error)
+    raise mistakes[0]
+
+
 def _check_values(space: Space, of_fit: Sequence[str], parsed: Any) -> None:
     """Refuses values that the parser of `lit-cnn fit` does, one by one."""
     from lit_cnn.cli.parser import arranged
@@ -213,10 +230,8 @@ def _check_values(space: Space, of_fit: Sequence[str], parsed: Any) -> None:
                 raise space.mistake(each, value, error.reason, error.remedy) from error
 
 
-def _with_epochs(plan: "Plan", space: Space, base: Any, setup: Any) -> "Plan":
+def _with_epochs(plan: "Plan", space: Space, base: Mapping[str, Any], setup: "Setup") -> "Plan":
     """Returns the plan with the most epochs that a trial trains."""
-    from dataclasses import replace
-
     from lit_cnn.training.steps import limited
 
     epochs = [int(options["max_epochs"] or -1) for options in (base, setup.trainer)]

@@ -82,11 +82,12 @@ _WORDS: dict[str, Callable[[str], str]] = {
     "data.num_folds": lambda value: f"{value} folds",
     "data.fold": lambda value: f"fold {value}",
     "data.fold_seed": lambda value: f"folds of seed {value.strip('[]')}",
-    SEED: lambda value: f"seed {value}",
+    SEED: lambda value: f"seed{'s' if value.startswith('[') else ''} {value.strip('[]')}",
 }
 """What is said of a param's value, in the order in which it is said. Of others: `layer decay 0.8`."""
 
-_MAIN = ("model.arch", "model.transfer", _SIZE, "recipe", "model.teachers", _LIMIT, SEED)
+_FOLDS = ("data.num_folds", "data.fold", "data.fold_seed")
+_MAIN = ("model.arch", "model.transfer", _SIZE, "recipe", "model.teachers", _LIMIT, *_FOLDS, SEED)
 _OF_ITSELF = ("model.arch", "model.transfer", _SIZE)
 _HIDDEN = (
     *(_WEIGHTS, "feature_cache", "model.feature_cache", "monitor_mode", "continued"),

@@ -21,7 +21,7 @@ from lit_cnn.data.normalization import Normalization
 from lit_cnn.data.option_checks import check_options
 from lit_cnn.data.pixel_statistics import PixelStatistics, statistics_of
 from lit_cnn.data.pixel_values import pixel_options
-from lit_cnn.data.sampling import Sampler, TrainBatches, check_shared_out, eval_batches, next_batch
+from lit_cnn.data.sampling import Sampler, TrainBatches, check_shared_out, eval_batches, next_batch, share_of
 from lit_cnn.data.sources import (
     MAX_PIXELS,
     NAMES_AS_TEXT,
@@ -34,6 +34,7 @@ from lit_cnn.data.sources import (
     place_of,
 )
 from lit_cnn.data.splits import Splits, SplitScheme, draw_splits, manifest, manifest_digest
+from lit_cnn.data.streaming import Stream, stream_of
 from lit_cnn.data.transforms import CROP_RATIO, CROP_SCALE, RANDOM_CROP_PCT, TrainCrop, TrainTransform
 
 Check = Literal["off", "quick", "full"]
@@ -78,7 +79,8 @@ class ImageDataModule(pl.LightningDataModule):
             val, whatever `val_fraction` says; see `lit_cnn.data.folds`.
         fold: Which one is val, from 0.
         fold_seed: Seed of the folds, by default that of the split; test does not depend on it.
-        sampler: `shuffled`: an epoch is every training image once; `balanced`: as many, but equally many of each class.
+        sampler: `shuffled`: an epoch is every training image once; `balanced`: as many, but equally many of each class;
+            `streamed`: once, tar shard after tar shard, shuffled among those of 4 GB.
         train_crop: How a training image becomes a square: `center` (as in validation), `random` (shorter side to
             256 / 224 of the square, then a random square) or `random_resized` (see `crop_scale`).
         crop_scale: Least and largest share of an image's area that `random_resized` cuts out; by default 0.35 and 1.
@@ -181,9 +183,8 @@ class ImageDataModule(pl.LightningDataModule):
         self.reduced_decode, self.seed = reduced_decode, seed
         self.skipped: dict[str, str] = {}  # path -> reason
         self.pixels = pixel_options(pixel_range, background)
-        source = (dataset, self.root, in_channels, class_names, columns)
-        more: Any = {"max_pixels": max_pixels, "outside_root": outside_root, "cache_gb": cache_gb}
-        self._load = partial(load_image_set, *source, checked=False, pixels=self.pixels, **more)
+        source = dataset, self.root, in_channels, class_names, columns
+        self._load = partial(load_image_set, *source, max_pixels, False, outside_root, self.pixels, cache_gb)
         drawn_by = seed if split_seed == "seed" else split_seed
         of_fold = fold_in(options, drawn_by)
         self._split = (val_fraction, test_fraction, drawn_by, limit_train, split_scheme, of_fold)
@@ -368,25 +369,24 @@ class ImageDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Returns the validation loader."""
-        if self._cached is not None:
-            return self._eval_loader(self.splits.val, self._cached[1])
-        return self._eval_loader(self._own_share(self.splits.val))
+        cached = self._cached[1] if self._cached is not None else None
+        return self._eval_loader(self.splits.val if cached else share_of(self.splits.val, *self._process), cached)
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Returns the test loader."""
-        return self._eval_loader(self._own_share(self.splits.test))
+        return self._eval_loader(share_of(self.splits.test, *self._process))
 
     def train_batches(self, rank: int, world_size: int, first_epoch: int = 0, first_batch: int = 0) -> TrainBatches:
         """Returns which images one of several processes trains on, batch by batch; see `TrainBatches`."""
         check_shared_out(self.batch_size, world_size)
         labels = self.image_set.labels[self.splits.train]
-        more = labels if self.sampler == "balanced" else None, self.views, self.merges_last_batch
+        more = labels if self.sampler == "balanced" else None, self.views, self.merges_last_batch, self._stream
         where = first_epoch, first_batch, rank, world_size
         return TrainBatches(len(labels), self.batch_size, self.seed, *where, *more)
 
-    def _own_share(self, indices: np.ndarray) -> np.ndarray:
-        """Returns what this of several devices evaluates."""
-        return indices[self._process[0] :: self._process[1]]
+    @cached_property
+    def _stream(self) -> Stream | None:
+        return stream_of(self.image_set, self.splits, self.sampler == "streamed")
 
     @property  # its number, and how many there are
     def _process(self) -> tuple[int, int]:

@@ -41,6 +41,11 @@ def next_batch(trainer: "Trainer | None", batches_per_epoch: int) -> tuple[int, 
     return epochs.processed, batches.processed
 
 
+def share_of(indices: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+    """Returns what one of several devices evaluates."""
+    return indices[rank::world_size]
+
+
 def check_shared_out(batch_size: int, devices: int) -> None:
     """Refuses a batch size of which devices have no equal shares."""
     if batch_size % devices:

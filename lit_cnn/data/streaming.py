@@ -117,9 +117,10 @@ def stream_of(image_set: ImageSet, splits: Splits, is_streamed: bool) -> Stream 
     Raises:
         UsageError: If it is, and the images are in no shards, or the cache has no room for two blocks of them.
     """
-    images, own = image_set.images, np.arange(len(image_set.labels))
+    images: Sequence[np.ndarray] = image_set.images
+    own = np.arange(len(image_set.labels))
     while isinstance(images, SomeImages):
-        images, own = images.images, images.indices[own]
+        own, images = images.indices[own], images.images
     if not isinstance(images, SpanImages) or len(images.file_sizes) < 2:
         if is_streamed:
             reason = "reads tar shards one after the other, and these images are in none or in a single one"

@@ -11,24 +11,28 @@ import numpy as np
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.labels import SEED, labels_of
 from lit_cnn.core.run_params import decides
+from lit_cnn.evaluation.comparison import Comparison, readers_of
+from lit_cnn.evaluation.fold_sets import FoldSet, common_images, load, networks_in
 from lit_cnn.evaluation.leaderboard import Group, Leaderboard, build_leaderboard
 from lit_cnn.evaluation.members import (
     find_members,
     find_networks,
+    is_fold_set,
     member_names,
     recorded_params,
     refuse_unlike,
     subject_of,
 )
-from lit_cnn.evaluation.outputs import SplitOutputs, reader_of
+from lit_cnn.evaluation.outputs import SplitOutputs
 from lit_cnn.evaluation.pair import Pair, build_pair
-from lit_cnn.evaluation.predict import LOADING, Loading, Member, load_network, split_by_path
+from lit_cnn.evaluation.predict import LOADING, Loading, Member, split_by_path
 from lit_cnn.evaluation.recording import record_comparison
-from lit_cnn.evaluation.view_logits import are_stored, view_logits
+from lit_cnn.evaluation.view_logits import are_stored
 from lit_cnn.reports.predictions import Predictions
-from lit_cnn.tracking import Store, check_writable, resolve_store
+from lit_cnn.tracking import Store, check_writable, queries, resolve_store
 from lit_cnn.tracking.queries import RunInfo
 from lit_cnn.tracking.run import Run
+from lit_cnn.training.out_of_fold import FOLDER, LOGITS, read_out_of_fold
 
 Split = Literal["val", "test"]
 
@@ -96,6 +100,9 @@ def _leaderboard(
     if not runs:
         raise UsageError("split", split, f"no run of experiment {experiment!r} has {metric}", "use `split=val`")
     refuse_unlike(runs, "filter")
+    if split == "val" and len({is_fold_set(run) for run in runs}) > 1:
+        reason = "runs of folds and runs without have other images there"
+        raise UsageError("split", split, reason, "use `split=test`, or take one kind: `filter` \"tags.kind = 'folds'\"")
     without_logits: list[str] = []
     groups = [
         _group(store, name, of_group, split, loading, notes, without_logits)
@@ -119,11 +126,11 @@ def _pair(store: Store, named: Sequence[Run | str], split: Split, loading: Loadi
     runs = [best_first[run.run_id] for run in find_networks(store, named)]
     refuse_unlike(runs)
     check_writable(store)
-    first, second = (load_network(store, run, [split], loading.root) for run in runs)
-    names = member_names(runs)
+    first, second = (load(store, run, [split], loading.root) for run in runs)
+    images = common_images((first, second), split)
     one, other = (
-        _predictions(store, member, name, split, loading, f"{name}, {split}")
-        for member, name in zip((first, second), names, strict=True)
+        _predictions(store, member, name, split, own, loading)
+        for member, name, own in zip((first, second), member_names(runs), images, strict=True)
     )
     pair = replace(
         build_pair(one, other, split),
@@ -177,13 +184,14 @@ def _group(
     correct, multiply_adds = [], None
     for run in runs:
         try:
-            member = load_network(store, run, [split], loading.root)
+            member = load(store, run, [split], loading.root)
+            found = _correct(store, member, run, name, split, loading)
         except UsageError as error:
             notes.append(f"{run.name} ({run.run_id}) cannot be compared image by image: {error.reason}.")
             continue
         multiply_adds = member.record.multiply_adds
-        if are_stored(member, split_by_path(member, split), 1, store.predictions_dir):
-            correct.append(_predictions(store, member, name, split, loading).correct)
+        if found is not None:
+            correct.append(found)
         else:
             without_logits.append(run.run_id)
     return Group(
@@ -198,12 +206,26 @@ def _group(
 
 
 def _predictions(
-    store: Store, member: Member, name: str, split: Split, loading: Loading, label: str = ""
+    store: Store, member: Member, name: str, split: Split, indices: np.ndarray, loading: Loading
 ) -> Predictions:
-    indices = split_by_path(member, split)
-    logits = view_logits(member, indices, [1], store.predictions_dir, loading, label)
+    comparison = Comparison([1], store.predictions_dir, loading=loading)
+    reader = readers_of(member, split, indices, None, comparison, f"{name}, {split}")
     targets, num_classes = member.data.image_set.labels[indices], len(member.record.class_names)
-    outputs = SplitOutputs(targets, [reader_of(member, logits, 1)], 1, num_classes)
+    outputs = SplitOutputs(targets, [reader[1]], 1, num_classes)
     found = [(block.probabilities[0].argmax(axis=1), block.probabilities[0].max(axis=1)) for block in outputs.blocks()]
     labels, confidence = map(np.concatenate, zip(*found, strict=True))
     return Predictions(name, member.data.image_set, indices, labels, confidence)
+
+
+def _correct(
+    store: Store, member: Member, run: RunInfo, name: str, split: Split, loading: Loading
+) -> np.ndarray | None:
+    """Returns `(N,)` bool, which images a run gets right by what is stored; None if that is not enough."""
+    if split == "val" and isinstance(member, FoldSet):
+        found = read_out_of_fold(queries.download_artifact(store, run, f"{FOLDER}/{LOGITS}"))
+        return None if found is None else found.correct
+    indices = split_by_path(member, split)
+    for network in networks_in(member):
+        if not are_stored(network, indices, 1, store.predictions_dir):
+            return None
+    return _predictions(store, member, name, split, indices, loading).correct

@@ -12,7 +12,8 @@ import numpy as np
 from lit_cnn.data.splits import Split, stratified_order
 from lit_cnn.evaluation.calibration import calibration_of, find_temperature, fitting_places, logarithm
 from lit_cnn.evaluation.combining import Rule, combine, select_greedily
-from lit_cnn.evaluation.cost import Cost, Network, cost_of, time_networks
+from lit_cnn.evaluation.cost import Cost, Network, Timing, cost_of, time_networks
+from lit_cnn.evaluation.fold_sets import FoldSet, common_images, networks_in
 from lit_cnn.evaluation.members import member_names
 from lit_cnn.evaluation.outputs import KeptOutputs, Reader, SplitOutputs, reader_of
 from lit_cnn.evaluation.predict import LOADING, Loading, Member, split_by_path
@@ -72,9 +73,10 @@ def evaluate(members: Sequence[Member], comparison: Comparison, baselines: Seque
     """
     test = outputs_on(members, "test", comparison)
     val = outputs_on(members, "val", comparison) if comparison.needs_val else {}
-    part = _part(members[0], "test", comparison.limit_144)
+    part = _part(members[0], split_by_path(members[0], "test"), comparison.limit_144)
     networks = [Network(member.record.parameters, member.record.multiply_adds) for member in members]
-    timing = time_networks([member.model for member in members], comparison.views) if comparison.latency else None
+    timing = _timing(members, comparison.views) if comparison.latency else None
+    sizes = np.array([len(networks_in(member)) for member in members])
     num_members = len(members) - sum(baselines)
     rows: list[Row] = []
     grid: dict[tuple[int, int], Row] = {}
@@ -92,10 +94,10 @@ def evaluate(members: Sequence[Member], comparison: Comparison, baselines: Seque
         of_part = part if count == _MANY else None
         for way, fit, result in zip(ways, fits, found.ways, strict=False):
             cost = cost_of(networks, np.flatnonzero(way.weights), count, timing)
-            row = _row(way, count, result, fit, of_part, cost)
+            row = _row(way, count, _passes(way, sizes, count), result, fit, of_part, cost)
             rows.append(replace(row, weights=row.weights[:num_members]))
         for way, result in zip(best, found.ways[len(ways) :], strict=True):
-            grid[way.num_models, count] = _grid_row(way.num_models, count, result, of_part)
+            grid[way.num_models, count] = _grid_row(way, count, _passes(way, sizes, count), result, of_part)
         if count == comparison.views[0]:
             predictions = _predictions(asked_for, members[0], found, of_part)
     of_grid = [grid[num, count] for num in _grid_models(num_members) for count in comparison.views]
@@ -110,15 +112,15 @@ def runs_of(members: Sequence[Member]) -> list[RunInfo]:
 
 def outputs_on(members: Sequence[Member], split: Split, comparison: Comparison) -> dict[int, SplitOutputs]:
     """Returns all members' outputs on a split, for each number of views; what is not stored is computed first."""
-    part = _part(members[0], split, comparison.limit_144)
+    images = common_images(members, split)
+    part = _part(members[0], images[0], comparison.limit_144)
     readers: dict[int, list[Reader]] = {count: [] for count in comparison.views}
     targets: np.ndarray | None = None
-    for member, name in zip(members, member_names(runs_of(members)), strict=True):
-        indices = split_by_path(member, split)
+    for member, indices, name in zip(members, images, member_names(runs_of(members)), strict=True):
         labels = member.data.image_set.labels[indices]
         assert targets is None or np.array_equal(targets, labels), "equal digests, yet other labels"
         targets = labels
-        for count, reader in _readers(member, indices, part, comparison, f"{name}, {split}").items():
+        for count, reader in readers_of(member, split, indices, part, comparison, f"{name}, {split}").items():
             readers[count].append(reader)
     assert targets is not None
     num_classes = len(members[0].record.class_names)
@@ -130,10 +132,15 @@ def outputs_on(members: Sequence[Member], split: Split, comparison: Comparison) 
     }
 
 
-def _readers(
-    member: Member, indices: np.ndarray, part: np.ndarray | None, comparison: Comparison, label: str
+def readers_of(
+    member: Member, split: Split, indices: np.ndarray, part: np.ndarray | None, comparison: Comparison, label: str
 ) -> dict[int, Reader]:
     """Returns what reads a member's outputs for each number of views, of all images or of the part for 144 crops."""
+    if isinstance(member, FoldSet):
+        fewer = [count for count in comparison.views if part is None or count != _MANY]
+        found = _of_fold_set(member, split, indices, replace(comparison, views=fewer), label) if fewer else {}
+        many = replace(comparison, views=[_MANY])
+        return found if part is None else {**found, **_of_fold_set(member, split, indices[part], many, label)}
     how = (comparison.folder, comparison.loading, label)
     if part is None or are_stored(member, indices, _MANY, comparison.folder):
         logits = view_logits(member, indices, comparison.views, *how)
@@ -145,9 +152,14 @@ def _readers(
     return {**{count: reader_of(member, logits, count) for count in fewer}, _MANY: reader_of(member, of_part, _MANY)}
 
 
-def _part(member: Member, split: Split, limit: int | None) -> np.ndarray | None:
+def _of_fold_set(
+    member: FoldSet, split: Split, indices: np.ndarray, comparison: Comparison, label: str
+) -> dict[int, Reader]:
+    return member.readers(split, indices, lambda network, own: readers_of(network, split, own, None, comparison, label))
+
+
+def _part(member: Member, indices: np.ndarray, limit: int | None) -> np.ndarray | None:
     """Returns the places, ascending, of the images that are classified with 144 crops; None for all."""
-    indices = split_by_path(member, split)
     if limit is None or limit >= len(indices):
         return None
     # The seed is not the split's: members may differ in that where their data prescribe the split.
@@ -212,9 +224,23 @@ def _best(num_models: int, num_networks: int) -> Way:
     return Way(f"best {num_models}", "ensemble", (np.arange(num_networks) < num_models).astype(float))
 
 
-def _grid_row(num_models: int, num_views: int, found: WayOnTest, part: np.ndarray | None) -> Row:
-    correct = found.correct
-    return Row(f"best {num_models}", "ensemble", num_models, num_views, num_models * num_views, correct, part=part)
+def _passes(way: Way, sizes: np.ndarray, num_views: int) -> int:
+    """Returns how often a network is run for one image: a member may be several networks."""
+    return int(sizes[np.flatnonzero(way.weights)].sum()) * num_views
+
+
+def _timing(members: Sequence[Member], views: Sequence[int]) -> Timing:
+    """Times all networks; those of one member run one after the other."""
+    networks = [networks_in(member) for member in members]
+    timing = time_networks([network.model for several in networks for network in several], views)
+    starts = np.cumsum([0, *map(len, networks[:-1])])
+    return replace(
+        timing, seconds={size: np.add.reduceat(each, starts, axis=1) for size, each in timing.seconds.items()}
+    )
+
+
+def _grid_row(way: Way, num_views: int, passes: int, found: WayOnTest, part: np.ndarray | None) -> Row:
+    return Row(way.name, "ensemble", way.num_models, num_views, passes, found.correct, part=part)
 
 
 def _predictions(way: Way, member: Member, found: OnTest, part: np.ndarray | None) -> Predictions:
@@ -246,15 +272,16 @@ def _on_val(way: Way, val: KeptOutputs | None, calibration: bool) -> _Fit:
     return _Fit((num_correct, len(val.targets)), temperature)
 
 
-def _row(way: Way, num_views: int, found: WayOnTest, fit: _Fit, part: np.ndarray | None, cost: Cost) -> Row:
-    num_models = way.num_models
+def _row(
+    way: Way, num_views: int, passes: int, found: WayOnTest, fit: _Fit, part: np.ndarray | None, cost: Cost
+) -> Row:
     val_accuracy = way.run.metrics["best/val/acc"] if way.run else fit.counts and fit.counts[0] / fit.counts[1]
     return Row(
         name=way.name,
         kind=way.kind,
-        num_models=num_models,
+        num_models=way.num_models,
         num_views=num_views,
-        forward_passes=num_models * num_views,
+        forward_passes=passes,
         correct=found.correct,
         val_accuracy=val_accuracy,
         run_id=way.run.run_id if way.run else None,

@@ -11,9 +11,10 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.core.words import counted
 from lit_cnn.data.splits import Split
 from lit_cnn.evaluation.comparison import COMBINATIONS, Comparison, evaluate
+from lit_cnn.evaluation.fold_sets import load
 from lit_cnn.evaluation.members import MUST_AGREE, find_members, find_networks, is_several, refuse_unlike, subject_of
 from lit_cnn.evaluation.multi_crop import VIEWS
-from lit_cnn.evaluation.predict import LOADING, Loading, load_network
+from lit_cnn.evaluation.predict import LOADING, Loading
 from lit_cnn.evaluation.recording import record_comparison
 from lit_cnn.evaluation.table import Table
 from lit_cnn.tracking import Store, check_writable, resolve_store
@@ -91,7 +92,7 @@ def ensemble(
         sorted(set(views)), store.predictions_dir, combine, weights, calibration, latency, limit_144, loading
     )
     splits: list[Split] = ["test", "val"] if comparison.needs_val else ["test"]
-    members = [load_network(store, network, splits, loading.root) for network in networks]
+    members = [load(store, network, splits, loading.root) for network in networks]
     started = time.monotonic()
     table = evaluate(members, comparison, [len(several) for several in others])
     table = replace(table, subject=subject_of(found))

@@ -16,6 +16,8 @@ from lit_cnn.training.weights import checkpoint_of_run, checkpoint_path
 KINDS = ("fit", "soup")
 """Kinds of runs that have a checkpoint."""
 
+_FOLDS = "folds"
+
 MUST_AGREE = {
     "class_names": "class names",
     "test_split_digest": "test images",
@@ -35,12 +37,31 @@ def find_networks(store: Store, names: Sequence[Run | str]) -> list[RunInfo]:
 
     Returns:
         One for each network. A snapshot's has an id such as `RUN_ID/2`, and in place of the run's metrics its own
-        `best/val/acc`.
+        `best/val/acc`. A run of folds is one too: in place of its metrics, means over the folds, it has what all its
+        networks come to, out of fold as `best/val/acc` and together as `test/acc`.
 
     Raises:
         UsageError: If a run or a snapshot is not there.
     """
     return [network for name in names for network in _networks_of(store, id_of(name))]
+
+
+def is_fold_set(run: RunInfo) -> bool:
+    """Whether a run is one of folds, which has several networks."""
+    return run.tags.get("kind") == _FOLDS
+
+
+def networks_of(store: Store, run: RunInfo) -> list[RunInfo]:
+    """Returns the runs of the networks that a run is: several for one of folds, else itself.
+
+    Raises:
+        UsageError: If a run of folds has not come to its end.
+    """
+    if not is_fold_set(run):
+        return [run]
+    if "members" not in run.tags:
+        raise UsageError("runs", run.run_id, f"{run.name} has not come to its end", "train it on with `resume=auto`")
+    return queries.find_runs(store, run.tags["members"].split())
 
 
 def is_several(name: Run | str) -> bool:
@@ -85,8 +106,9 @@ def find_members(
         assert experiment is not None
         found = _finished_runs(store, experiment, filter)
     for run in found:
-        if run.tags.get("kind") not in KINDS:
+        if run.tags.get("kind") not in (*KINDS, _FOLDS):
             raise UsageError("runs", run.run_id, f"{run.name} is no training run", "give runs of lit-cnn fit")
+        networks_of(store, run)
         if "best/val/acc" not in run.metrics:
             reason = f"{run.name} has no best/val/acc: it ended before its first validation"
             raise UsageError("runs", run.run_id, reason, "leave it out, or train it longer")
@@ -119,9 +141,11 @@ def refuse_unlike(runs: Sequence[RunInfo], option: str = "runs") -> None:
     Raises:
         UsageError: Naming the two runs and what differs.
     """
-    first = runs[0]
-    for run in runs[1:]:
+    for place, run in enumerate(runs):
         for tag, what in MUST_AGREE.items():
+            # The images of all folds and those of a val are others: see `fold_sets.common_images`.
+            of_folds = is_fold_set(run) if tag == "val_split_digest" else None
+            first = next(each for each in runs[: place + 1] if of_folds in (None, is_fold_set(each)))
             if run.tags.get(tag) != first.tags.get(tag):
                 raise UsageError(
                     option,
@@ -162,7 +186,7 @@ def recorded_params(run: RunInfo) -> dict[str, str]:
 
 
 def _finished_runs(store: Store, experiment: str, filter: str) -> list[RunInfo]:
-    ours = "tags.kind = 'fit' and attributes.status = 'FINISHED'"
+    ours = "tags.kind LIKE 'f%' and attributes.status = 'FINISHED'"  # MLflow has no other "or" for tags
     queries.experiment_id(store, experiment)
     if filter.strip():
         found = queries.search_runs(store, experiment, f"{ours} and {filter}")
@@ -171,6 +195,7 @@ def _finished_runs(store: Store, experiment: str, filter: str) -> list[RunInfo]:
             found = queries.search_runs(store, experiment, ours)
         except UsageError as error:
             raise UsageError("experiment", experiment, "has no finished run of lit-cnn fit", "make one") from error
+    found = [_of_all_folds(run) if is_fold_set(run) else run for run in found if run.tags["kind"] in ("fit", _FOLDS)]
     results = [run for run in found if "trial" not in run.tags or "trial" in filter]
     if not results:
         remedy = "name them in `runs`, or give `filter` \"tags.trial = 'advice'\""
@@ -184,6 +209,15 @@ def _finished_runs(store: Store, experiment: str, filter: str) -> list[RunInfo]:
     return validated
 
 
+def _of_all_folds(run: RunInfo) -> RunInfo:
+    """Returns a run of folds with what its networks come to, as a comparison takes it from a run of one."""
+    better = {"best/val/acc": "oof/acc", "test/acc": "test/acc_of_mean"}
+    metrics = {name: value for name, value in run.metrics.items() if name not in better}
+    metrics |= {name: run.metrics[other] for name, other in better.items() if other in run.metrics}
+    parameters = int(run.tags["parameters"]) * int(run.metrics.get("folds", 1))
+    return replace(run, metrics=metrics, tags={**run.tags, "parameters": str(parameters)})
+
+
 def _is_soup(run: RunInfo) -> bool:
     return run.tags.get("kind") == "soup"
 
@@ -192,7 +226,7 @@ def _networks_of(store: Store, name: str) -> list[RunInfo]:
     run_id, slash, which = name.partition("/")
     (run,) = queries.find_runs(store, [run_id])
     if not slash:
-        return [run]
+        return [_of_all_folds(run) if is_fold_set(run) else run]
     logged = (re.fullmatch(r"snapshot_(\d+)/val/acc", metric) for metric in run.metrics)
     numbers = sorted(int(found[1]) for found in logged if found)
     wanted = numbers if which == "snapshots" else [number for number in numbers if str(number) == which]

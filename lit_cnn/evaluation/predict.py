@@ -199,6 +199,10 @@ class Member:
     run: RunInfo | None = None
     run_logits: RunLogits | None = None
 
+    def images(self, split: Split) -> np.ndarray:
+        """Returns `(N,)` int, the images of a split that it was not trained on."""
+        return self.data.splits[split]
+
     @cached_property
     def model(self) -> LitClassifier:
         """The network; activation maps take its gradients, wherever it was first loaded."""
@@ -280,7 +284,7 @@ def store_key(member: Member, image_digest: str, block: Block) -> str:
 def split_by_path(member: Member, split: Split) -> np.ndarray:
     """Returns `(N,)` int, the images of a split in the order of their paths: the same for every member."""
     paths = member.data.image_set.paths
-    return np.array(sorted(member.data.splits[split], key=lambda index: paths[index]))
+    return np.array(sorted(member.images(split), key=lambda index: paths[index]))
 
 
 def _record_file(store: Store, sha256: str) -> Path:

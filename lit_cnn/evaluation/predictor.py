@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -294,6 +294,16 @@ def checkpoint_classifier(path: Path) -> ImageClassifier:
         probabilities=lambda images: logits(torch.from_numpy(images)).softmax(1).cpu().numpy(),
         max_pixels=data.get("max_pixels"),
     )
+
+
+def mean_of(classifiers: Sequence[ImageClassifier]) -> ImageClassifier:
+    """Returns the mean of the probabilities of classifiers that see images alike."""
+
+    def probabilities(images: np.ndarray) -> np.ndarray:
+        mean: np.ndarray = np.mean([each.probabilities(images) for each in classifiers], axis=0)
+        return mean
+
+    return replace(classifiers[0], probabilities=probabilities)
 
 
 def _pixels(image: Any, in_channels: int, options: PixelOptions) -> np.ndarray:

@@ -17,7 +17,7 @@ from lit_cnn.core.intervals import Interval
 from lit_cnn.core.words import counted
 from lit_cnn.data.splits import Split
 from lit_cnn.evaluation.comparison import runs_of
-from lit_cnn.evaluation.members import MUST_AGREE, checkpoint_of, find_members, member_names, refuse_unlike
+from lit_cnn.evaluation.members import MUST_AGREE, checkpoint_of, find_members, is_fold_set, member_names, refuse_unlike
 from lit_cnn.evaluation.predict import LOADING, Loading, Member, ViewImages, forward_batches, load_network, logits_of
 from lit_cnn.evaluation.recording import ended
 from lit_cnn.evaluation.statistics import paired_bootstrap
@@ -145,6 +145,11 @@ def soup(runs: Sequence[Run | str], *, loading: Loading = LOADING, tracking_uri:
     store = resolve_store(tracking_uri)
     check_writable(store)
     found = find_members(store, runs)
+    for run in filter(is_fold_set, found):
+        remedy = f"an ensemble of it, or of its runs: {run.tags['members']}"
+        raise UsageError(
+            "runs", run.run_id, f"{run.name} is of networks that were not trained on the same images", remedy
+        )
     if len(found) < 2:
         raise UsageError("runs", [run.run_id for run in found], "a soup is of two networks or more", "name others")
     refuse_unlike(found)

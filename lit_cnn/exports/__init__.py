@@ -44,7 +44,8 @@ def export(
     """Exports runs' best checkpoints as one model that needs no more of lit_cnn.
 
     Args:
-        runs: One training run, several for the mean of their probabilities, or one of `ensemble`; or their ids.
+        runs: One training run, several for the mean of their probabilities, or one of `ensemble`; or their ids. A run
+            of folds is the mean of its networks.
         output: The folder to write.
         format: One of `FORMATS`.
         views: 1, or 2 with the mirror image.

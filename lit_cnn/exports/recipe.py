@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.evaluation.calibration import NO_TEMPERATURE
-from lit_cnn.evaluation.members import KINDS, find_networks, refuse_twice, refuse_unlike
+from lit_cnn.evaluation.members import KINDS, find_networks, is_fold_set, networks_of, refuse_twice, refuse_unlike
 from lit_cnn.evaluation.predict import Member, load_network
 from lit_cnn.evaluation.statistics import is_at_bound
 from lit_cnn.tracking import Store, queries
@@ -49,12 +49,12 @@ def find_recipe(store: Store, names: Sequence[Run | str], views: int) -> Recipe:
     if len(runs) == 1 and runs[0].tags.get("kind") == "ensemble":
         return _recipe_of_ensemble(store, runs[0], views)
     for run in runs:
-        if run.tags.get("kind") not in KINDS:
+        if run.tags.get("kind") not in KINDS and not is_fold_set(run):
             reason = f"{run.name} is no training run"
             raise UsageError("runs", run.run_id, reason, "give runs of lit-cnn fit, or one ensemble")
     refuse_twice(runs)
     refuse_unlike(runs)
-    return Recipe(tuple(runs), (1 / len(runs),) * len(runs), views=views)
+    return Recipe(*_networks(store, runs, [1.0] * len(runs)), views=views)
 
 
 def load_members(store: Store, recipe: Recipe, root: Path | str | None) -> list[Member]:
@@ -100,18 +100,33 @@ def _recipe_of_ensemble(store: Store, run: RunInfo, views: int) -> Recipe:
         raise UsageError("runs", run.run_id, f"{run.name} is of a release that kept no weights", _AGAIN)
     weights = [float(weight) for weight in line["weights"].split()]
     members = find_networks(store, run.tags["members"].split())
-    used = [(member, weight) for member, weight in zip(members, weights, strict=True) if weight > 0]
-    total = sum(weight for _, weight in used)
+    if rule == "logits" and (sets := [each.name for each in filter(is_fold_set, members)]):
+        reason = f"{run.name} averages logits, and {sets[0]} is the mean of several networks' probabilities"
+        raise UsageError("runs", run.run_id, reason, "make an ensemble with `combine=mean`")
     temperature, why_none = _temperature_of(line)
     if why_none:
         print(f"lit-cnn: warning: {run.name} is exported without a temperature: {why_none}", file=sys.stderr)
     return Recipe(
-        tuple(member for member, _ in used),
-        tuple(weight / total for _, weight in used),
+        *_networks(store, members, weights),
         "logits" if rule == "logits" else "mean",
         temperature,
         views,
     )
+
+
+def _networks(
+    store: Store, members: Sequence[RunInfo], weights: Sequence[float]
+) -> tuple[tuple[RunInfo, ...], tuple[float, ...]]:
+    """Returns the networks of members that have a weight, and their weights, with a sum of 1.
+
+    Those of a run of folds share its weight.
+    """
+    used: list[tuple[RunInfo, float]] = []
+    for member, weight in zip(members, weights, strict=True):
+        networks = networks_of(store, member) if weight > 0 else []
+        used += [(network, weight / len(networks) / sum(weights)) for network in networks]
+    runs, shares = zip(*used, strict=True)
+    return runs, shares
 
 
 def _temperature_of(line: Mapping[str, Any]) -> tuple[float, str]:

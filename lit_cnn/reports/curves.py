@@ -40,3 +40,40 @@ def plot_curves(
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8)
     save_png(figure, path)
+
+
+def plot_folds(
+    curves: Mapping[str, Sequence[float]], best: Mapping[str, int], nested: float | None, path: Path
+) -> None:
+    """Draws each fold's accuracy by epoch, their mean, and what is right with the epoch chosen on the other folds.
+
+    Args:
+        curves: Label -> shares in [0, 1] after each epoch.
+        best: Label -> number of the best epoch, from 0.
+        nested: A share; None for no line.
+        path: The PNG file; replaced whole if it is there.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(9.6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("epoch")
+    axes.set_title("accuracy on the own fold, %", fontsize=10, loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    longest = max(map(len, curves.values()))
+    for place, (fold, values) in enumerate(curves.items()):
+        label = "a network on its fold" if place == 0 else None
+        places = np.arange(1, len(values) + 1)
+        axes.plot(places, 100 * np.asarray(values), color=_COLORS["train"], alpha=0.5, linewidth=1, label=label)
+        if best.get(fold, longest) < len(values):
+            axes.plot(best[fold] + 1, 100 * values[best[fold]], "o", color=_COLORS["train"], markersize=4)
+    padded = [[*values, *values[-1:] * (longest - len(values))] for values in map(list, curves.values())]
+    mean = 100 * np.mean(padded, axis=0)
+    axes.plot(np.arange(1, longest + 1), mean, color=_COLORS["val"], linewidth=2, label="mean over the folds")
+    if nested is not None:
+        label = "epoch chosen on the other folds"
+        axes.axhline(100 * nested, color=REFERENCE_COLOR, linewidth=1, linestyle="--", label=label)
+    axes.legend(frameon=False, fontsize=8)
+    save_png(figure, path)

@@ -58,12 +58,15 @@ def _right(facts: FoldFacts) -> str:
 def _optimism(facts: FoldFacts) -> list[str]:
     if facts.nested is None or facts.optimism is None:
         return ["Each fold's epoch was chosen on that fold, so expect a little less of new images."]
-    points = 100 * facts.optimism
+    points, is_single = 100 * facts.optimism, len(facts.of_rounds) == 1
     nested = f"with the epoch chosen on the other folds it is {100 * facts.nested:.1f} %"
+    why = "each fold's epoch was chosen on that fold"
     if points < 0.05:
-        return [f"That each fold's epoch was chosen on that fold does not flatter it: {nested}."]
-    which = "That" if len(facts.of_rounds) == 1 else "One network a fold"
-    return [f"{which} is about {points:.1f} points too good, as each fold's epoch was chosen on that fold: {nested}."]
+        what = "it" if is_single else "one network a fold"
+        return [f"That {why} does not flatter {what}: {nested}."]
+    return [
+        f"{'That' if is_single else 'One network a fold'} is about {points:.1f} points too good, as {why}: {nested}."
+    ]
 
 
 def _test(facts: FoldFacts) -> list[str]:

@@ -36,7 +36,7 @@ _OUTERMOST = 20  # classes at each end of the table
 
 
 def write_mistakes(
-    predictions: Predictions, folder: Path, maps: Maps | None = None, prefix: str = ""
+    predictions: Predictions, folder: Path, maps: Maps | None = None, prefix: str = "", images: str = "test images"
 ) -> tuple[list[Path], str]:
     """Writes what is to be seen of a classifier's mistakes, and returns the files and the sections of a page.
 
@@ -49,6 +49,7 @@ def write_mistakes(
         folder: Where the files go.
         maps: Draws class-activation maps of the worst mistakes; None: no maps.
         prefix: What the files' names begin with.
+        images: What the images are.
     """
     confusion = folder / f"{prefix}confusion.png"
     plot_confusion(predictions, confusion)
@@ -63,7 +64,7 @@ def write_mistakes(
     parts = [
         heading(f"Mistakes: {predictions.name}"),
         paragraph(
-            f"{int((~predictions.correct).sum()):,} of {len(predictions.labels):,} test images are classified wrongly."
+            f"{int((~predictions.correct).sum()):,} of {len(predictions.labels):,} {images} are classified wrongly."
         ),
         picture(confusion, "confusion matrix"),
         paragraph(f"{_cut_words(predictions)}. {pairs.name} has every pair of classes that is confused.")
@@ -75,8 +76,8 @@ def write_mistakes(
     ]
     if len(worst):
         mistakes = folder / f"{prefix}mistakes.png"
-        images = [predictions.image_set.images[index] for index in predictions.indices[worst]]
-        write_png(mistakes, captioned_images(images, *_captions(predictions, worst)))
+        shown = [predictions.image_set.images[index] for index in predictions.indices[worst]]
+        write_png(mistakes, captioned_images(shown, *_captions(predictions, worst)))
         files.append(mistakes)
         parts += [heading("Worst mistakes"), picture(mistakes, "the most confident wrong predictions")]
         parts.append(_list(predictions, worst))

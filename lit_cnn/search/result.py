@@ -16,12 +16,13 @@ from lit_cnn.reports.wording import percent, points_words
 from lit_cnn.search.desk import Final
 from lit_cnn.search.pictures import draw_history, draw_importance, draw_slices
 from lit_cnn.search.space import in_words
-from lit_cnn.search.study import LEAST_FOR_IMPORTANCE, Trial
+from lit_cnn.search.study import LEAST_FOR_IMPORTANCE, Trial, ranked
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _MOST_ROWS = 10  # of the trials in a terminal
+_LEAST_SHARE = 0.01
 _CURVE = (1, 3, 10, 30, 100, 300, 1000)  # trials after which the best is told
 
 
@@ -117,8 +118,11 @@ class SearchResult(Result):
         """Returns what mattered, how the best came with the trials, and what each new seed gave, a sentence each."""
         said = [self._curve_words()]
         if self.importance:
-            shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in self.importance.items())
-            said.append(f"What decides whether a trial is among the best (Optuna's PED-ANOVA): {shares}.")
+            shown = {name: share for name, share in self.importance.items() if share >= _LEAST_SHARE}
+            shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shown.items())
+            rest = "; the others under 1 %" if len(shown) < len(self.importance) else ""
+            what = "Which of the complete trials are the best is decided by"
+            said.append(f"{what} (Optuna's PED-ANOVA, pruned trials left out): {shares}{rest}.")
         else:
             said.append(f"What matters most needs {LEAST_FOR_IMPORTANCE} complete trials that differ to be told.")
         for final in self.finals:
@@ -203,17 +207,11 @@ class SearchResult(Result):
 
     @cached_property
     def _ranked(self) -> list[Trial]:
-        """The trials from the best on: complete ones, then pruned, then failed ones."""
-        sign = -1 if self.mode == "max" else 1
-        order = {"complete": 0, "pruned": 1, "failed": 2, "running": 3}
-        return sorted(
-            self.trials,
-            key=lambda trial: (order[trial.outcome.state], sign * (trial.outcome.value or 0.0), trial.number),
-        )
+        return ranked(self.trials, self.mode)
 
     @property
     def _titles(self) -> tuple[str, ...]:
-        return ("Trial", "Values", f"{self.monitor}{'' if self._is_loss else ' %'}", "Epochs", "Time", "Run")
+        return ("Values", "Trial", f"{self.monitor}{'' if self._is_loss else ' %'}", "Epochs", "Time", "Run")
 
     @property
     def _caption(self) -> str:
@@ -235,8 +233,8 @@ class SearchResult(Result):
     def _cells(self, trials: Sequence[Trial]) -> list[tuple[str, ...]]:
         return [
             (
-                str(trial.number),
                 in_words(trial.values),
+                str(trial.number),
                 "failed" if trial.outcome.value is None else self._value(trial.outcome.value).removesuffix(" %"),
                 f"{trial.outcome.epochs}{' pruned' if trial.outcome.state == 'pruned' else ''}",
                 duration(trial.outcome.seconds),
@@ -259,7 +257,7 @@ class SearchResult(Result):
             words = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
         else:
             words = points_words(found, self.num_val)
-        return f": {words} of it was the selection's luck" if found.mean > 0 else f": no optimism to see ({words})"
+        return f": having been chosen made it look better by {words}"
 
     def _final_words(self, final: Final) -> str:
         said = f"{self.monitor} {self._value(final.metrics[f'best/{self.monitor}'])}"

@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -72,6 +73,7 @@ class Outcome:
         seconds: That it took in the process that ended it.
         run: Key of its run; "" if it has none.
         reason: Why it failed.
+        loss: On val, of its best epoch: of trials with the same value the one with the lower loss is better.
     """
 
     state: State
@@ -80,6 +82,7 @@ class Outcome:
     seconds: float = 0.0
     run: str = ""
     reason: str = ""
+    loss: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -149,10 +152,9 @@ class Study:
         return [self._as_trial(place, frozen) for place, frozen in enumerate(self._own(), start=1)]
 
     def best(self) -> Trial | None:
-        """Returns the best of the complete trials, of equal ones the first; None if there is none."""
+        """Returns the best of the complete trials; None if there is none."""
         complete = [trial for trial in self.trials() if trial.outcome.state == "complete"]
-        sign = 1 if self.plan.mode == "max" else -1
-        return max(complete, key=lambda trial: sign * (trial.outcome.value or 0.0), default=None)
+        return next(iter(ranked(complete, self.plan.mode)), None)
 
     def importance(self) -> dict[str, float]:
         """Returns by what share each option decides whether a trial is among the best: Optuna's PED-ANOVA.
@@ -164,7 +166,9 @@ class Study:
         complete = self._study.get_trials(deepcopy=False, states=(_state("complete"),))
         if len(complete) < LEAST_FOR_IMPORTANCE or len({each.value for each in complete}) == 1:
             return {}
-        return dict(optuna.importance.get_param_importances(self._study))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that values were tried once only, which pictures show
+            return dict(optuna.importance.get_param_importances(self._study))
 
     def next(self) -> Trial | None:
         """Returns the trial to train next: one that was left, else a new one; None if there are enough."""
@@ -288,12 +292,27 @@ class _Drawn:
         return self._params[name]
 
 
-def first_values(space: Space, plan: Plan) -> Values:
+def ranked(trials: Sequence[Trial], mode: Literal["max", "min"]) -> list[Trial]:
+    """Returns trials from the best on: complete ones, then pruned, then failed ones.
+
+    With a dozen val images many come to the same value: then the loss decides, as between epochs, and then the order.
+    """
+    states, sign = ("complete", "pruned", "failed", "running"), -1 if mode == "max" else 1
+
+    def key(trial: Trial) -> tuple[float, ...]:
+        """Returns what comes first."""
+        outcome = trial.outcome
+        return states.index(outcome.state), sign * (outcome.value or 0.0), outcome.loss, trial.number
+
+    return sorted(trials, key=key)
+
+
+def first_values(space: Space, seed: int) -> Values:
     """Returns values that a search may draw, without a study: to see whether they can be trained at all."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return space.draw(optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=plan.seed)).ask())
+    return space.draw(optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask())
 
 
 def _open(place: Path, digest: str, plan: Plan, url: str | None) -> "optuna.Study":

@@ -18,7 +18,7 @@ import lightning.pytorch as pl
 import torch
 
 from lit_cnn.core.errors import Spelling, UsageError, in_python, spelt
-from lit_cnn.search.study import Outcome
+from lit_cnn.search.study import Outcome, State
 from lit_cnn.tracking.journal import read_header, read_journal
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.training.losses import NonFiniteLossError
@@ -141,7 +141,9 @@ def _ended(metrics: Mapping[str, float], job: Job, is_pruned: bool, epochs: int,
             f"{job.monitor} is {value}" if f"best/{job.monitor}" in metrics else "ended before its first validation"
         )
         return Ended(Outcome("failed", None, epochs, 0.0, key, reason), metrics)
-    return Ended(Outcome("pruned" if is_pruned else "complete", value, epochs, 0.0, key), metrics)
+    loss = metrics.get("best/val/loss", math.inf)
+    state: State = "pruned" if is_pruned else "complete"
+    return Ended(Outcome(state, value, epochs, 0.0, key, loss=loss if math.isfinite(loss) else math.inf), metrics)
 
 
 class EpochReporter(pl.Callback):

@@ -62,7 +62,8 @@ def find_garbage(store: Store, older_than: float) -> list[Garbage]:
     found += _unused(STORED_LOGITS, store.predictions_dir.glob("[!.]*"), older_than)
     folders = ("indexes", "pixel_statistics", "features")
     cached = (path for name in folders for path in (cache / name).glob("[!.]*"))
-    return found + list(_unused(CACHE, cached, older_than))
+    elsewhere = (cache / "remote" / "objects").glob("*/*")
+    return found + list(_unused(CACHE, [*cached, *elsewhere], older_than))
 
 
 def remove_garbage(found: Iterable[Garbage]) -> list[str]:

@@ -4,9 +4,11 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.reports.predictions import Predictions, confusion_matrix
@@ -24,6 +26,8 @@ from lit_cnn.training.run_report import FOLDER, write_run_report
 from lit_cnn.training.setup import Setup
 from lit_cnn.training.trainer import RunTrainer
 
+_MOST_LOGITS = 32_000_000  # of test images, kept for the mean of a run of folds
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -38,25 +42,29 @@ class Ending:
     report: Path | None = None
 
 
-def evaluate_best(
-    setup: Setup, parts: RunTrainer, ranks: Ranks, outputs: TestOutputs
-) -> tuple[dict[str, float], Predictions | None]:
-    """Tests a run's best checkpoint.
+class Tested(NamedTuple):
+    """What the test came to.
 
-    Args:
-        setup: What the run is made of.
-        parts: Its trainer.
-        ranks: Its processes.
-        outputs: Keeps what the network says.
-
-    Returns:
-        The metrics, and what the network says of each test image; None where another process knows it.
+    Attributes:
+        metrics: As they are logged.
+        predictions: What the network says of each test image; None where another process knows it.
+        logits: `(m, K)` float32 of all test images, in the order of the split; None unless it is a fold's, and small.
     """
+
+    metrics: dict[str, float]
+    predictions: Predictions | None
+    logits: np.ndarray | None = None
+
+
+def evaluate_best(setup: Setup, parts: RunTrainer, ranks: Ranks) -> Tested:
+    """Tests a run's best checkpoint."""
     trainer, model, data, best_path = parts.trainer, setup.model, setup.data, parts.checkpoints.best_path
     assert best_path is not None
     loggers = trainer.loggers
     with ranks.ending_together():
         model.load_state_dict(ranks.from_first(lambda: load_checkpoint(best_path)["state_dict"]))
+    keeps_logits = bool(data.splits.folds) and len(data.splits.test) * data.num_classes <= _MOST_LOGITS
+    outputs = TestOutputs(keeps_logits)
     trainer.callbacks.append(outputs)  # type: ignore[attr-defined]  # set by a connector
     # The test's own logging would give it a step of its own; the run's last step is meant.
     trainer.loggers = []
@@ -69,7 +77,9 @@ def evaluate_best(
             logger.finalize("success")  # some write only then what they were given
     with ranks.ending_together():
         of_processes = ranks.from_each(outputs.batches)
-    return dict(metrics), _predictions(setup.name, data, of_processes, trainer.world_size)
+    predictions = _predictions(setup.name, data, of_processes, trainer.world_size)
+    is_whole = sum(map(len, outputs.logits)) == len(data.splits.test)
+    return Tested(dict(metrics), predictions, torch.cat(outputs.logits).numpy() if is_whole else None)
 
 
 def _predictions(
@@ -84,16 +94,19 @@ def _predictions(
     return Predictions(name, data.image_set, np.concatenate(shares), labels.astype(np.int64), confidence)
 
 
-def keep_outputs(setup: Setup, parts: RunTrainer, tested: TestOutputs) -> None:
+def keep_outputs(setup: Setup, parts: RunTrainer, of_test: np.ndarray | None) -> None:
     """Keeps what the best checkpoint of a fold says of that fold, which it was not trained on, with the run.
 
+    A run without folds, on several devices or without a best checkpoint keeps nothing.
+
     Args:
-        setup: What the run is made of; on one device.
-        parts: Its trainer; tracked.
-        tested: Logits of the test images; none where nothing was tested.
+        setup: What the run is made of.
+        parts: Its trainer.
+        of_test: Logits of the test images; None where they are not known.
     """
     trainer, model, data, best_path = parts.trainer, setup.model, setup.data, parts.checkpoints.best_path
-    assert best_path is not None and parts.logger is not None
+    if not data.splits.folds or trainer.world_size > 1 or best_path is None or parts.logger is None:
+        return
     model.load_state_dict(load_checkpoint(best_path)["state_dict"])
     outputs = TestOutputs(keeps_logits=True)
     before = trainer.loggers, trainer.limit_test_batches
@@ -103,10 +116,8 @@ def keep_outputs(setup: Setup, parts: RunTrainer, tested: TestOutputs) -> None:
     trainer.loggers, trainer.limit_test_batches = before
     trainer.callbacks.remove(outputs)  # type: ignore[attr-defined]
     val, image_set = data.splits.val, data.image_set
-    is_whole = sum(map(len, tested.logits)) == len(data.splits.test)
-    of_test = torch.cat(tested.logits).double().softmax(1).float().numpy() if is_whole else None
-    logits = torch.cat(outputs.logits).numpy()
-    kept = Outputs([image_set.paths[index] for index in val], image_set.labels[val], logits, of_test)
+    logits, tested = torch.cat(outputs.logits).numpy(), None if of_test is None else softmax(of_test, axis=1)
+    kept = Outputs([image_set.paths[index] for index in val], image_set.labels[val], logits, tested)
     write_outputs(best_path.parent / OUT_OF_FOLD / OUTPUTS, kept)
     parts.logger.log_artifact(best_path.parent / OUT_OF_FOLD / OUTPUTS, OUT_OF_FOLD)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,25 +15,17 @@ from lit_cnn.core.intervals import wilson_interval
 from lit_cnn.core.labels import SEPARATOR, label_of
 from lit_cnn.core.words import counted
 from lit_cnn.data.splits import Splits, manifest, manifest_digest
-from lit_cnn.reports.fold_words import FoldFacts, fold_sentences
+from lit_cnn.reports.fold_words import fold_sentences
 from lit_cnn.reports.result import escaped_markdown
 from lit_cnn.reports.run_words import DESCRIPTION
-from lit_cnn.tracking import queries
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.tracking.run import Run
-from lit_cnn.training.history import read_validations
-from lit_cnn.training.out_of_fold import (
-    FOLDER,
-    LOGITS,
-    OUTPUTS,
-    OutOfFold,
-    Outputs,
-    put_together,
-    read_outputs,
-    write_out_of_fold,
-)
+from lit_cnn.training.fold_report import write_fold_report
+from lit_cnn.training.fold_result import FoldResult, fold_result
+from lit_cnn.training.out_of_fold import FOLDER, LOGITS, write_out_of_fold
 from lit_cnn.training.parents import Conclusion, ParentRun, summarize
 from lit_cnn.training.run import train_children, train_each
+from lit_cnn.training.run_report import FOLDER as REPORTS
 from lit_cnn.training.setup import Setup
 
 MakeSetup = Callable[[Mapping[str, Any], int | None], Setup]
@@ -110,34 +101,6 @@ class Folds:
         return f"{self.num_folds} folds{cut}" + (f", {counted(len(self.seeds), 'seed')}" if self.seeds else "")
 
 
-@dataclass(frozen=True, eq=False)
-class FoldResult:
-    """What the folds came to together.
-
-    Attributes:
-        facts: In numbers.
-        out_of_fold: What the networks say of the images that they were not trained on; None where not all is there.
-        tested: `(m, K)` float64, the mean of the networks' probabilities for the test images; None likewise.
-        missing: Why not.
-    """
-
-    facts: FoldFacts
-    out_of_fold: OutOfFold | None
-    tested: np.ndarray | None
-    missing: str = ""
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """As the run above logs them, shares in [0, 1]."""
-        facts = self.facts
-        found = {"oof/acc": facts.num_correct / facts.num_images}
-        if facts.nested is not None and facts.optimism is not None:
-            found |= {"oof/acc_nested": facts.nested, "oof/optimism": facts.optimism}
-        if facts.test_mean is not None:
-            found["test/acc_of_mean"] = facts.test_mean[0] / facts.test_mean[1]
-        return found
-
-
 def train_folds(
     folds: Folds,
     make: MakeSetup,
@@ -165,6 +128,7 @@ def train_folds(
         tags={"num_folds": str(folds.num_folds), **({"seed": " ".join(map(str, folds.seeds))} if folds.seeds else {})},
         name_of=lambda name: f"{name} ({folds.words})",
         conclude=made.conclude,
+        child_tags={"trial": "fold"},
         label_of=lambda params: SEPARATOR.join([label_of(_without_folds(params)), folds.words]),
     )
     with _as_folds():
@@ -225,37 +189,9 @@ class _Made:
     def result(self, children: Mapping[str, Run]) -> FoldResult | None:
         """Returns what the folds came to together; None if one ended before its first validation."""
         assert self._last is not None
-        setup, rounds = self._last, [[children[fold.label] for fold in of_round] for of_round in self._rounds]
-        if any("best/val/acc" not in child.metrics for of_round in rounds for child in of_round):
-            return None
-        outputs, missing = _outputs_of(rounds, setup)
-        whole = None if missing else put_together(outputs)
-        tested = None if missing else _mean_on_test(outputs)
-        # The folds of all rounds are as large as those of the last one, give or take a few images.
-        sizes = [[len(each) for each in setup.data.splits.folds] for _ in rounds]
-        if not missing:
-            sizes = [[len(each.targets) for each in of_round] for of_round in outputs]
-        shares = [[child.metrics["best/val/acc"] for child in of_round] for of_round in rounds]
-        of_rounds = [float(np.average(of_round, weights=size)) for of_round, size in zip(shares, sizes, strict=True)]
-        num_images, best = sum(sizes[0]), float(np.mean(of_rounds))
-        by_label = {
-            fold.label: children[fold.label].metrics["best/val/acc"] for of_round in self._rounds for fold in of_round
-        }
-        targets = setup.data.image_set.labels[setup.data.splits.test]
-        of_test = [
-            child.metrics["test/acc"] for of_round in rounds for child in of_round if "test/acc" in child.metrics
-        ]
-        facts = FoldFacts(
-            num_correct=round(best * num_images) if whole is None else int(whole.correct.sum()),
-            num_images=num_images,
-            of_folds=by_label,
-            of_rounds=of_rounds,
-            best=best,
-            nested=_nested(rounds, sizes, setup.options.monitor, setup.options.monitor_mode),
-            test=of_test if len(of_test) == len(by_label) else (),
-            test_mean=None if tested is None else (int((tested.argmax(axis=1) == targets).sum()), len(targets)),
+        return fold_result(
+            [{fold.label: children[fold.label] for fold in of_round} for of_round in self._rounds], self._last
         )
-        return FoldResult(facts, whole, tested, missing)
 
     def conclude(self, parent: ParentRun) -> Conclusion:
         """Logs what the folds came to together; what cannot be kept is told."""
@@ -281,6 +217,7 @@ def _log(result: FoldResult, children: Mapping[str, Run], setup: Setup, logger: 
     tags = {
         f"{split}_interval": f"± {std:.3f}, {len(children)} folds" for split, std in spread.items() if std is not None
     }
+    logger.set_tags({"members": " ".join(child.id for child in children.values() if child.id)})
     logger.set_tags({**tags, "oof_interval": f"[{low:.3f}, {high:.3f}] of {facts.num_images:,}"})
     if result.out_of_fold is None:
         _warn(f"no out-of-fold logits: {result.missing}")
@@ -293,65 +230,25 @@ def _log(result: FoldResult, children: Mapping[str, Run], setup: Setup, logger: 
     pool = np.sort(np.concatenate(data.splits.folds))
     split = manifest(data.image_set, Splits(pool[:0], pool, data.splits.test))
     logger.set_tags({"val_split_digest": data.image_set.digest_of(pool), "split_digest": manifest_digest(split)})
-    logger.set_tags({DESCRIPTION: escaped_markdown(" ".join(said))})
-    return Conclusion(result.metrics, "\n".join(said))
+    report = _report(result, setup, said, logger)
+    where = [f"Report: {REPORTS}/{report.name} among the artifacts."] if report is not None else []
+    logger.set_tags({DESCRIPTION: "\n\n".join([escaped_markdown(" ".join(said)), *where])})
+    return Conclusion(result.metrics, "\n".join(said), report)
 
 
-def _outputs_of(rounds: Sequence[Sequence[Run]], setup: Setup) -> tuple[list[list[Outputs]], str]:
-    """Returns what each network says of its fold, here or from the store; or the first one that is missing."""
-    found: list[list[Outputs]] = []
-    for of_round in rounds:
-        found.append([])
-        for child in of_round:
-            outputs = read_outputs(child.checkpoint.parent / FOLDER / OUTPUTS) if child.checkpoint else None
-            if outputs is None and child.id:
-                outputs = _fetched(setup, child.id)
-            if outputs is None:
-                return [], f"those of {child.name} ({child.id or 'not tracked'}) are not there"
-            found[-1].append(outputs)
-    return found, ""
-
-
-def _fetched(setup: Setup, run_id: str) -> Outputs | None:
-    store = setup.options.store
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            (run,) = queries.find_runs(store, [run_id])
-            return read_outputs(queries.download_artifact(store, run, f"{FOLDER}/{OUTPUTS}", Path(folder)))
-        except UsageError:
-            return None
-
-
-def _mean_on_test(rounds: Sequence[Sequence[Outputs]]) -> np.ndarray | None:
-    """Returns the mean of all networks' probabilities for the test images, `(m, K)`; None if one was not tested."""
-    of_all = [outputs.test for of_round in rounds for outputs in of_round]
-    total: np.ndarray = np.zeros(1)
-    for each in of_all:
-        if each is None:
-            return None
-        total = total + each
-    return total / len(of_all)
-
-
-def _nested(rounds: Sequence[Sequence[Run]], sizes: Sequence[Sequence[int]], monitor: str, mode: str) -> float | None:
-    """Returns the share right with each fold's epoch chosen on the other folds of its round; None if that is not known.
-
-    What each network gets right after each epoch is in its journal, so nothing is trained for it. A network that
-    stopped early stands for its last epoch from then on.
-    """
-    shares = []
-    for of_round, weights in zip(rounds, sizes, strict=True):
-        folders = [child.checkpoint.parent if child.checkpoint is not None else None for child in of_round]
-        curves = [read_validations(each, monitor, "val/acc") for each in folders if each is not None and each.is_dir()]
-        if len(curves) < len(of_round) or not all(values and accuracies for values, accuracies in curves):
-            return None
-        longest = max(len(values) for of_child in curves for values in of_child)
-        padded = np.array([[[*each, *each[-1:] * (longest - len(each))] for each in of_child] for of_child in curves])
-        merits = padded[:, 0] if mode == "max" else -padded[:, 0]
-        others = merits.sum(axis=0) - merits
-        chosen = others.argmax(axis=1)
-        shares.append(np.average(padded[np.arange(len(curves)), 1, chosen], weights=weights))
-    return float(np.mean(shares))
+def _report(result: FoldResult, setup: Setup, said: Sequence[str], logger: JournalLogger) -> Path | None:
+    if not setup.options.report:
+        return None
+    try:
+        files, missing = write_fold_report(result, setup, said, logger.run_name or "folds", logger.run_folder / REPORTS)
+        for file in files:
+            logger.log_artifact(file, REPORTS)
+    except Exception as error:  # a full disk, say
+        _warn(f"no report: {' '.join(str(error).split()) or type(error).__name__}")
+        return None
+    if missing:
+        _warn(f"the report lacks {', '.join(missing)}")
+    return files[-1]
 
 
 def _without_folds(params: Mapping[str, Any]) -> dict[str, Any]:

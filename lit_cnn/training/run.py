@@ -19,10 +19,9 @@ from lit_cnn.training.before_fit import check_before_fit
 from lit_cnn.training.callbacks import RunInterrupted
 from lit_cnn.training.callbacks.averaging import check_average_of
 from lit_cnn.training.callbacks.snapshots import check_same_cycles
-from lit_cnn.training.callbacks.test_outputs import TestOutputs
 from lit_cnn.training.checkpoints import load_checkpoint
 from lit_cnn.training.distillation import Distillation
-from lit_cnn.training.ending import Ending, conclude, evaluate_best, keep_outputs
+from lit_cnn.training.ending import Ending, Tested, conclude, evaluate_best, keep_outputs
 from lit_cnn.training.launchers import leave_it_to_first
 from lit_cnn.training.linked import check_data_of, made_by
 from lit_cnn.training.optimization import check_same_optimizer, path_of_penalties
@@ -30,7 +29,6 @@ from lit_cnn.training.parents import ParentRun
 from lit_cnn.training.process import (
     RunFailedError,
     failures_in_words,
-    find_batch_size,
     quiet_lightning,
     require_room,
     signals_stop,
@@ -220,13 +218,6 @@ def evaluate(setup: Setup, stage: Literal["validate", "test"]) -> dict[str, floa
     return dict(metrics)
 
 
-def largest_batch_size(setup: Setup) -> tuple[int, bool]:
-    """Returns the largest batch size that trains in this memory, and whether that is the whole training set."""
-    # Without the user's loggers: nothing is trained that stays.
-    trainer = build_trainer(setup.model, setup.options, {**setup.trainer, "logger": None}, None).trainer
-    return find_batch_size(trainer, setup.model, setup.data)
-
-
 def _check_same_images(ranks: Ranks, data: ImageDataModule) -> None:
     """Refuses hosts that have other images than the first one."""
     digest = data.digests["data"] if ranks.are_several else ""
@@ -333,8 +324,7 @@ def _begin(
 
 def _train_and_test(setup: Setup, parts: RunTrainer, start: Start, ranks: Ranks) -> tuple[dict[str, float], Ending]:
     """Returns the best epoch's metrics and the test's, and what they come to; ends the run, whatever happens."""
-    trainer, model, data, predictions = parts.trainer, setup.model, setup.data, None
-    outputs = TestOutputs(keeps_logits=bool(data.splits.folds))
+    trainer, model, data, tested = parts.trainer, setup.model, setup.data, Tested({}, None)
     logger = parts.logger if trainer.is_global_zero else None
     try:
         trainer.fit(model, datamodule=data, ckpt_path=start.path, weights_only=True)
@@ -346,11 +336,10 @@ def _train_and_test(setup: Setup, parts: RunTrainer, start: Start, ranks: Ranks)
             what = "it has no best epoch, and compare and ensemble leave it out"
             print(f"lit-cnn: warning: the run ended before its first validation: {what}", file=sys.stderr)
         elif setup.options.test_after_fit and parts.checkpoints.best_path is not None:
-            tested, predictions = evaluate_best(setup, parts, ranks, outputs)
-            metrics |= tested
-        if logger and setup.data.splits.folds and trainer.world_size == 1 and parts.checkpoints.best_path is not None:
-            keep_outputs(setup, parts, outputs)
-        ending = conclude(setup, parts, metrics, predictions) if trainer.is_global_zero else Ending()
+            tested = evaluate_best(setup, parts, ranks)
+            metrics |= tested.metrics
+        keep_outputs(setup, parts, tested.logits)
+        ending = conclude(setup, parts, metrics, tested.predictions) if trainer.is_global_zero else Ending()
         if logger:
             for checkpoint in sorted(logger.run_folder.glob("*.ckpt")):
                 logger.log_artifact(checkpoint, "checkpoints")

@@ -84,17 +84,34 @@ def write_run_report(
     folder.mkdir(parents=True, exist_ok=True)
     sections: list[tuple[str, Callable[[], Part]]] = [("the curves", lambda: _curves(history, best_epoch, folder))]
     if predictions is not None:
-        shown = replace(predictions, image_set=replace(predictions.image_set, images=_Reduced(data.image_set.images)))
+        shown = replace(predictions, image_set=replace(predictions.image_set, images=Reduced(data.image_set.images)))
         sections.append(("the mistakes", lambda: write_mistakes(shown, folder)))
     sections += [
         ("the images trained on", lambda: _images(data, folder)),
         ("the augmentation", lambda: _augmentation(data, folder)),
         ("the cost", lambda: _cost(model, trainer, history)),
-        ("the configuration", lambda: _configuration(setup, type(model))),
+        ("the configuration", lambda: configuration(setup)),
     ]
+    first = [answer(" ".join(said)), paragraph(label_of(resolved(flatten(setup.config), model)))]
+    return write_page(setup.name, first, sections, folder)
+
+
+def write_page(
+    title: str, first: Sequence[str], sections: Sequence[tuple[str, Callable[[], Part]]], folder: Path
+) -> tuple[list[Path], list[str]]:
+    """Writes a page of sections, of which one that cannot be made is named there.
+
+    Args:
+        title: Of the page.
+        first: What it opens on, in HTML.
+        sections: What each shows, and what makes it.
+        folder: Where the files go.
+
+    Returns:
+        As `write_run_report`.
+    """
     files: list[Path] = []
-    parts = [answer(" ".join(said)), paragraph(label_of(resolved(flatten(setup.config), model)))]
-    missing = []
+    parts, missing = list(first), []
     for what, make in sections:
         try:
             written, part = make()
@@ -106,11 +123,11 @@ def write_run_report(
             files += written
             parts.append(part)
     file = folder / "report.html"
-    write_text_atomically(file, page(setup.name, *parts))
+    write_text_atomically(file, page(title, *parts))
     return [*files, file], missing
 
 
-class _Reduced(Sequence[np.ndarray]):
+class Reduced(Sequence[np.ndarray]):
     """Images to be shown small: large JPEGs are decoded at a part of their size, which takes a part of the time."""
 
     def __init__(self, images: Sequence[np.ndarray]) -> None:
@@ -192,8 +209,9 @@ def _multiply_adds(model: LitClassifier) -> int:
     return sum(layer.multiply_adds for layer in measure(copied, images))
 
 
-def _configuration(setup: Setup, model_class: type[LitClassifier]) -> Part:
-    rows = list(chosen_options(setup.config, model_class).items())
+def configuration(setup: Setup) -> Part:
+    """Returns the options of a run, as `chosen_options` does."""
+    rows = list(chosen_options(setup.config, type(setup.model)).items())
     whole = paragraph("All other options have their defaults; all of them are in the run's config.yaml.")
     return [], details("Configuration", grid(("Option", "Value"), rows), whole)
 

@@ -20,7 +20,7 @@ from tests.conftest import REPO_ROOT, Finished
     ["--help", "--version"]
     + [
         f"{name} --help"
-        for name in ("ensemble", "compare", "advise", "ui", "sync", "predict", "configs", "export", "gc")
+        for name in ("ensemble", "compare", "advise", "tune", "ui", "sync", "predict", "configs", "export", "gc")
     ],
 )
 def test_help_answers_within_a_second(arguments: str, lit_cnn_cli: Callable[..., Finished]) -> None:

@@ -154,6 +154,7 @@ def test_logits_and_caches_go_when_they_were_not_used_for_long(store: Store, cac
         aged(cache / "indexes" / "a.bytes", 31): CACHE,
         aged(cache / "indexes" / "a.npz", 31): CACHE,
         aged(cache / "pixel_statistics" / "a.json", 31): CACHE,
+        aged(cache / "remote" / "objects" / "ab" / "abc", 31): CACHE,
     }
     young = aged(store.predictions_dir / "b.safetensors", 29)
     aged(cache / "file_hashes.sqlite", 400)  # small, and of use to every run

@@ -54,7 +54,7 @@ class ByteCache:
         self._started = time.time_ns()
         self._full_until = 0.0
         self._has_told = False
-        with self._trouble():
+        with self.trouble():
             for name in ("objects", "parts"):
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         used = self._recount()
@@ -103,7 +103,7 @@ class ByteCache:
         if time.monotonic() < self._full_until or self.path_of(name).exists():
             return self.path_of(name).exists()
         temporary = self.folder / "parts" / f"{name}.{uuid.uuid4().hex}.tmp"
-        with self._trouble():
+        with self.trouble():
             try:
                 temporary.write_bytes(content)
                 sync_to_disk(temporary)
@@ -126,7 +126,7 @@ class ByteCache:
             num_bytes: Of all of it.
         """
         part = self.folder / "parts" / name
-        with self._trouble(), self._room(part, num_bytes, None) as has_room:
+        with self.trouble(), self._room(part, num_bytes, None) as has_room:
             if not has_room:
                 return None
             with part.open("ab") as file:
@@ -173,7 +173,7 @@ class ByteCache:
             what: Names it, as part of a file's name.
         """
         with contextlib.ExitStack() as stack:
-            with self._trouble():
+            with self.trouble():
                 lock = stack.enter_context((self.folder / f".{what}.lock").open("w"))
                 fcntl.flock(lock, fcntl.LOCK_EX)
             yield
@@ -224,7 +224,7 @@ class ByteCache:
     def _recount(self) -> int:
         """Counts the bytes that are there, since a process that was killed may have counted some that are not."""
         used = 0
-        with self._trouble(), self._locked():
+        with self.trouble(), self._locked():
             used = sum(size for _, size, _ in self._objects())
             for part in (self.folder / "parts").iterdir():
                 status = part.stat()
@@ -254,7 +254,7 @@ class ByteCache:
         return used
 
     @contextlib.contextmanager
-    def _trouble(self) -> Iterator[None]:
+    def trouble(self) -> Iterator[None]:
         """Says once that the disk takes no more; files are then read from where they are, each time."""
         try:
             yield

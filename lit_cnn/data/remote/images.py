@@ -131,19 +131,20 @@ def _read_all(
             cache.keep(digest, content)
         return digest, len(content)
 
+    pool = ThreadPoolExecutor(THREADS)
     try:
-        with ThreadPoolExecutor(THREADS) as pool:
-            for start in range(0, len(missing), _AT_ONCE):
-                part = missing[start : start + _AT_ONCE]
-                for done, (index, (digest, size)) in enumerate(zip(part, pool.map(read, part), strict=True), start + 1):
-                    hashes[index], num_bytes = digest, num_bytes + size
-                    if digest and files[index].state:
-                        rows.append((f"{place}/{files[index].path}", files[index].state, digest))
-                    rate = num_bytes / max(time.monotonic() - started, 1e-3)
-                    bar.show("reading", done, (f"{size_in_words(rate)}/s",))
-                cache.remember(rows)  # what was read is not read again after an interruption
-                rows = []
+        for start in range(0, len(missing), _AT_ONCE):
+            part = missing[start : start + _AT_ONCE]
+            for done, (index, (digest, size)) in enumerate(zip(part, pool.map(read, part), strict=True), start + 1):
+                hashes[index], num_bytes = digest, num_bytes + size
+                if digest and files[index].state:
+                    rows.append((f"{place}/{files[index].path}", files[index].state, digest))
+                rate = num_bytes / max(time.monotonic() - started, 1e-3)
+                bar.show("reading", done, (f"{size_in_words(rate)}/s",))
+            cache.remember(rows)  # what was read is not read again after an interruption
+            rows = []
     finally:
+        pool.shutdown(cancel_futures=True)  # after a mistake or Ctrl-C those that wait would all be read
         cache.remember(rows)
         bar.close()
     seconds = max(time.monotonic() - started, 1e-3)

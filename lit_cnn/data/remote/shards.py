@@ -73,16 +73,19 @@ class Shards:
             part = cache.begin(key, file.size)
             if part is None:
                 return None
-            mark = part.with_name(f"{key}.done")
-            self._write(part, mark, file)
-            found = sha256_of_file(part) if sha256 or file.md5 else ""
-            if sha256 and found != sha256:
-                part.unlink()
-                reason = "has other bytes than when it was read first"
-                raise UsageError(None, f"{self.place}/{file.path}", reason, "put it back, or start again")
-            mark.unlink(missing_ok=True)
-            cache.finish(key)
-            return cache.path_of(key)
+            with cache.trouble():
+                self._write(part, part.with_name(f"{key}.done"), file)
+                self._check(part, file, sha256)
+                cache.finish(key)
+                return cache.path_of(key)
+        return None  # the disk is full
+
+    def _check(self, part: Path, file: RemoteFile, sha256: str) -> None:
+        part.with_name(f"{part.name}.done").unlink(missing_ok=True)
+        if sha256 and sha256_of_file(part) != sha256:
+            part.unlink()
+            reason = "has other bytes than when it was read first"
+            raise UsageError(None, f"{self.place}/{file.path}", reason, "put it back, or start again")
 
     def _write(self, part: Path, mark: Path, file: RemoteFile) -> None:
         done = 0

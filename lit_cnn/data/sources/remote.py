@@ -157,23 +157,26 @@ def _indexes(shards: Shards) -> list[dict[str, np.ndarray]]:
         name = f"{shards.place}/{shards.files[number].path}"
 
         def compute() -> dict[str, np.ndarray]:
-            file = shards.fetch(number)
-            if file is None:
+            shards.fetch(number)
+            shard = shards.open(number)
+            if shard is None:
                 size = size_in_words(shards.files[number].size)
                 reason = f"has {size}, for which there is no room in {shards.cache.folder}"
                 raise UsageError(None, name, reason, "give a larger `cache_gb`, or write smaller shards")
-            try:
-                # A second name, so that no other process can take it away meanwhile.
-                with TemporaryDirectory(dir=shards.cache.folder) as own:
-                    os.link(file, held := Path(own) / "shard.tar")
-                    return {**index_shard(held), "sha256": np.array(sha256_of_file(held))}
-            except UsageError as error:
-                raise UsageError(error.option, name, error.reason.replace(str(held), name), error.remedy) from error
+            # By what is open: another process may take the name away meanwhile.
+            with shard:
+                held = Path(f"/proc/self/fd/{shard.fileno()}")
+                try:
+                    return {**index_shard(held), "sha256": np.array([sha256_of_file(held)])}
+                except UsageError as error:
+                    reason = error.reason.replace(str(held), name)
+                    raise UsageError(error.option, name, reason, error.remedy) from error
 
         return remembered(folder / f"{shards.keys[number]}.npz", compute)
 
     parts, num_bytes = [], 0
-    with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+    at_once = shards.cache.max_bytes // (2 * max(file.size for file in shards.files) + 1)
+    with ThreadPoolExecutor(max(1, min(_SHARDS_AT_ONCE, at_once))) as pool:
         for number, part in enumerate(pool.map(index, range(len(shards.files)))):
             parts.append(part)
             num_bytes += shards.files[number].size
@@ -204,7 +207,9 @@ def find_remote_images(address: str) -> tuple[list[PathElsewhere], tuple[Finding
             paths, findings = find_images(tree.folder)
             found = [tree.file_of(path) for path in paths]
             findings = (*findings, *tree.findings)
-    images = RemoteImages(place, found, [""] * len(found), cache, 3)
+    addresses = [f"{place}/{file.path}" for file in found]
+    known = cache.remembered([(address, file.state) for address, file in zip(addresses, found, strict=True)])
+    images = RemoteImages(place, found, [known.get(address, "") for address in addresses], cache, 3)
     elsewhere = [PathElsewhere(file.path) for file in found]
     for index, path in enumerate(elsewhere):
         path.open_there = partial(images.open, index)
@@ -219,9 +224,7 @@ def check_remote(name: str, place: Place, outside_root: bool) -> None:
     """
     if name not in REMOTE_SOURCES:
         reason = f"`dataset={name}` is read from this machine's disk"
-        raise UsageError(
-            "root", place, reason, f"copy it here; from an address {' and '.join(REMOTE_SOURCES)} are read"
-        )
+        raise UsageError("root", place, reason, f"copy it here; from an address {', '.join(REMOTE_SOURCES)} are read")
     if outside_root:
         raise UsageError("outside_root", True, "from an address no other files are read", "leave it out")
 
