@@ -15,6 +15,8 @@ import sys
 import termios
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -254,3 +256,20 @@ def test_the_page_opens_by_itself_in_a_browser(run: TrackedRun, tmp_path: Path) 
             assert scrolled <= shown
     finally:
         browser.quit()
+
+
+@pytest.mark.parametrize("num_classes", [60, 200])
+def test_of_very_many_classes_the_table_has_those_with_the_fewest_images(num_classes: int, tmp_path: Path) -> None:
+    labels = np.repeat(np.arange(num_classes), np.arange(1, num_classes + 1)[::-1])
+    image_set = SimpleNamespace(labels=labels, class_names=[f"kind {number}" for number in range(num_classes)])
+    splits = {"train": np.arange(len(labels)), "val": np.arange(3), "test": np.arange(3)}
+    data: Any = SimpleNamespace(image_set=image_set, splits=splits)
+    files, section = run_report._images(data, tmp_path)
+    shown = re.findall(r"<td>(kind \d+)</td>", section)
+    if num_classes == 60:
+        assert shown == image_set.class_names and not files
+        return
+    assert shown == [f"kind {number}" for number in range(199, 179, -1)] and "of 200 classes with the fewest" in section
+    lines = files[0].read_text("utf-8").splitlines()
+    assert files[0].name == "images.csv" and "images.csv has all of them" in section
+    assert lines[:2] == ["class,train,val,test", "kind 0,200,3,3"] and len(lines) == 201

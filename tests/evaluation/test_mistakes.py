@@ -317,6 +317,6 @@ def test_of_very_many_classes_the_page_shows_some_and_says_where_all_are(num_cla
     said = " ".join(found.texts)
     assert f"The 24 of {num_classes:,} classes that are confused most. first_confusion.csv has every pair" in said
     assert (
-        f"Of {num_classes:,} classes the 20 with the lowest F1; first_classes.csv has all of them. 1 class without a"
+        f"Of {num_classes:,} classes the 20 with the lowest F1; first_classes.csv has all of them. 1 of them cannot"
         in said
     )
