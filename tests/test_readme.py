@@ -23,6 +23,7 @@ DOCUMENTS = (
     "docs/predict.md",
     "docs/transfer.md",
     "docs/augmentation.md",
+    "docs/best.md",
     "docs/search.md",
     "docs/data.md",
     "docs/remote.md",
@@ -156,6 +157,8 @@ def test_the_commands(repo_root: Path, tmp_path: Path, lit_cnn_cli: Callable[...
             shorter = [*shorter, "--sizes", "24"]
         if given[0] == "tune":
             shorter = [*SHORTER, "--trials=2", "--final_seeds=1"]
+        if given[0] == "best":
+            shorter = ["--budget=15s"]
         if given[:2] == ["fit", "--ckpt_path"]:
             shorter = ["--trainer.max_epochs=2"]  # in all
         finished = lit_cnn_cli(*given, *shorter, fresh=given[0] not in started)  # its own imports, in their own order

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lit_cnn.cli.output import print_result
-from lit_cnn.cli.verbs import CommandParser
+from lit_cnn.cli.verbs import CommandParser, seconds_of
 from lit_cnn.core.errors import UsageError, as_printed
 
 if TYPE_CHECKING:
@@ -73,21 +73,6 @@ def best(arguments: list[str]) -> int:
     return exit_code(lambda: _best(options, of_fit))
 
 
-def seconds_of(text: str) -> float:
-    """Returns the seconds that a text such as `90s`, `15m` or `2h` says.
-
-    Raises:
-        ArgumentTypeError: If it says none.
-    """
-    try:
-        seconds = float(text[:-1]) * {"s": 1, "m": 60, "h": 3600}[text[-1:]]
-    except (ValueError, KeyError):
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: give a time such as 90s, 15m or 2h")
-    return seconds
-
-
 def _best(options: argparse.Namespace, of_fit: list[str]) -> None:
     from lit_cnn.cli.lit_cli import DataCLI
     from lit_cnn.search.best import PLAN, Budget, Plan, Trainings, search_and_train
@@ -133,7 +118,10 @@ def _weights_of(archs: Sequence[str] | None) -> dict[str, str | None]:
 
     found = dict[str, str | None]()
     for arch in archs or ARCHS:
-        found[arch], why = available_weights(arch)
+        try:
+            found[arch], why = available_weights(arch)
+        except UsageError as error:
+            raise UsageError("archs", error.value, error.reason, error.remedy) from error
         if found[arch] is None and archs:
             _say(f"{arch}: from random weights; {why}")
     return found

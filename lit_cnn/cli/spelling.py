@@ -2,7 +2,7 @@
 
 from lit_cnn.core.errors import Spelling
 
-OPTIONS_OF_FIT = ("fit", "validate", "test", "check-data", "preview", "advise", "distill", "tune")
+OPTIONS_OF_FIT = ("fit", "validate", "test", "check-data", "preview", "advise", "distill", "tune", "best")
 """Commands that take the options of `lit-cnn fit`."""
 
 _OTHER_NAMES = {"seed": "seed_everything"}

@@ -1,7 +1,6 @@
 """`lit-cnn tune`: searches options of `lit-cnn fit`, and trains the best anew."""
 
 import argparse
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from lit_cnn.cli.option_kinds import option_kinds
 from lit_cnn.cli.output import print_result
 from lit_cnn.cli.precheck import hint, known_options, precheck, value_of
 from lit_cnn.cli.shorthand import expand
-from lit_cnn.cli.verbs import CommandParser
+from lit_cnn.cli.verbs import CommandParser, seconds_of
 from lit_cnn.core.errors import UsageError, as_printed
 from lit_cnn.core.run_params import OF_THE_PLACE
 from lit_cnn.search.room import gpus, require_memory, shares
@@ -91,7 +90,7 @@ def _parser() -> CommandParser:
     name = "lr, transfer, augment or architecture (lit-cnn configs lists them), or a file: option -> values"
     parser.add_argument("--search", required=True, metavar="NAME", help=name)
     parser.add_argument("--trials", type=_count, default=30, help="how many, at most; default: 30")
-    parser.add_argument("--budget", type=_seconds, help="60m, 2h: begin no trial that would end later; default: none")
+    parser.add_argument("--budget", type=seconds_of, help="60m, 2h: begin no trial that would end later; default: none")
     parser.add_argument("--parallel", type=_count, help="trials at once; default: one a GPU, else 1")
     parser.add_argument("--sampler", choices=_SAMPLERS, default="tpe", help="who draws; default: tpe")
     parser.add_argument("--pruner", choices=_PRUNERS, default="asha", help="who ends trials early; default: asha")
@@ -265,11 +264,3 @@ def _count(text: str) -> int:
 
 def _number(text: str) -> int:
     return 0 if text == "0" else _count(text)
-
-
-def _seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|)", text.strip())
-    seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600, "": 60}[found[2]] if found else 0.0
-    if seconds <= 0:
-        raise argparse.ArgumentTypeError(f"{text}: give a time such as 90s, 60m or 2h")
-    return seconds

@@ -39,6 +39,19 @@ class CommandParser(argparse.ArgumentParser):
         return [name for name in self._option_string_actions if name.startswith("--")]
 
 
+def seconds_of(text: str) -> float:
+    """Returns the seconds that a text such as `90s`, `60m` or `2h` says; a number alone is minutes.
+
+    Raises:
+        ArgumentTypeError: If it says none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|)", text.strip())
+    seconds = float(found[1]) * {"s": 1, "m": 60, "h": 3600, "": 60}[found[2]] if found else 0.0
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError(f"{text}: give a time such as 90s, 60m or 2h")
+    return seconds
+
+
 def describe(arguments: list[str]) -> int:
     """`lit-cnn describe`: shows a network layer by layer with its paper's figures; draws and downloads no weights."""
     parser = CommandParser(
