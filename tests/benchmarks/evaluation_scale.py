@@ -10,7 +10,6 @@ is taken; the drawing is timed too, and left out of the time of writing.
 """
 
 import argparse
-import json
 import resource
 import shutil
 import time
@@ -223,7 +222,7 @@ def main() -> None:
     with workplace():
         for num_images in options.images:
             figures.append(in_own_process(measure, num_images, options.check))
-            print(json.dumps(figures[-1], indent=2))
+            print(*(f"{name}: {value}" for name, value in figures[-1].items()), sep="\n")
     save_result("evaluation_scale", {"sizes": figures, "most_memory_gib": MOST_MEMORY})
 
 

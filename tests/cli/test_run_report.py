@@ -67,7 +67,7 @@ def test_a_terminal_keeps_a_line_per_epoch_and_no_line_is_too_long(tmp_path: Pat
     shown = re.split("[\r\n]", text)
     assert max(map(len, shown)) <= 80
     bars = [part for part in shown if " images" in part and "%" in part and " right" not in part]
-    assert bars and all(re.match(r"(epoch [123]/3|testing) +\d+% ", bar) for bar in bars)
+    assert bars and all(re.match(r"(epoch [123]/3(, validating)?|testing) +\d+% ", bar) for bar in bars)
     # What a carriage return writes over is gone: the epochs' lines are what stays.
     kept = [line.rsplit("\r", 1)[-1] for line in text.split("\n")]
     epochs = [line.split()[1] for line in kept if re.match(r"epoch .*train/loss .*val/loss .*val/acc ", line)]
