@@ -45,13 +45,9 @@ def advise(arguments: list[str]) -> int:
     parser.add_argument("--format", choices=["table", "csv", "json"], default="table", help="default: table")
     options, of_fit = parser.parse_known_args(arguments)
 
-    from lit_cnn.cli.precheck import precheck, value_of
-    from lit_cnn.cli.shorthand import expand
+    from lit_cnn.cli.precheck import arguments_of_trials
 
-    of_fit = expand("advise", of_fit)
-    precheck(of_fit, parser.options)
-    if (value_of(of_fit, "track") or "true").lower() == "false":
-        raise UsageError("track", False, "every trial is a tracked run", "leave it out")
+    of_fit = arguments_of_trials("advise", of_fit, parser.options)
     from lit_cnn.cli.train import exit_code
     from lit_cnn.training.process import hush_lightning
 

@@ -56,13 +56,9 @@ def best(arguments: list[str]) -> int:
     parser.add_argument("--format", choices=["table", "csv", "json"], default="table", help="default: table")
     options, of_fit = parser.parse_known_args(arguments)
 
-    from lit_cnn.cli.precheck import precheck, value_of
-    from lit_cnn.cli.shorthand import expand
+    from lit_cnn.cli.precheck import arguments_of_trials, value_of
 
-    of_fit = expand("best", of_fit)
-    precheck(of_fit, parser.options)
-    if (value_of(of_fit, "track") or "true").lower() == "false":
-        raise UsageError("track", False, "every training is a tracked run", "leave it out")
+    of_fit = arguments_of_trials("best", of_fit, parser.options)
     for option, remedy in _CHOSEN.items():
         if (given := value_of(of_fit, option)) is not None:
             raise UsageError(option.rpartition(".")[2], given, "is what is searched for", remedy)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lit_cnn.cli.configs import SECTIONS, Layer, split_arguments
 from lit_cnn.cli.option_kinds import NOTHING, option_kinds
-from lit_cnn.cli.shorthand import chosen
+from lit_cnn.cli.shorthand import chosen, expand
 from lit_cnn.core.addresses import is_address
 from lit_cnn.core.credentials import without_credentials
 from lit_cnn.core.environment import says_one_of_several
@@ -88,6 +88,25 @@ def precheck(arguments: Sequence[str], also: Sequence[str] = (), is_typed: bool 
             raise UsageError(name, value, kind.in_words())
     if not says_one_of_several():  # else another host may have the folder, and is to hear of it
         _check_root(options)
+
+
+def arguments_of_trials(command: str, arguments: Sequence[str], also: Sequence[str]) -> list[str]:
+    """Returns arguments of `lit-cnn fit` for trials, a folder spelt out; refuses what cannot be right.
+
+    Args:
+        command: Which trains the trials.
+        arguments: Those that are not the command's own.
+        also: Options of the command itself.
+
+    Raises:
+        UsageError: As `precheck`, or if the trials would not be tracked.
+    """
+    of_fit = expand(command, arguments)
+    precheck(of_fit, also)
+    given = value_of(of_fit, "track")
+    if (given or "true").lower() == "false":
+        raise UsageError("track", given, "every trial is a tracked run", "leave it out")
+    return of_fit
 
 
 def take_seeds(arguments: list[str], option: str = "seeds") -> tuple[list[int] | None, list[str]]:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lit_cnn.cli.configs import SECTIONS, layers_of, search_text
 from lit_cnn.cli.option_kinds import option_kinds
 from lit_cnn.cli.output import print_result
-from lit_cnn.cli.precheck import hint, known_options, precheck, value_of
-from lit_cnn.cli.shorthand import expand
+from lit_cnn.cli.precheck import arguments_of_trials, hint, known_options, value_of
 from lit_cnn.cli.verbs import CommandParser, seconds_of
 from lit_cnn.core.errors import UsageError, as_printed
 from lit_cnn.core.run_params import OF_THE_PLACE
@@ -40,10 +39,7 @@ def tune(arguments: list[str]) -> int:
     """Takes the options of `lit-cnn fit` and its own; every trial is a tracked run below one."""
     parser = _parser()
     options, of_fit = parser.parse_known_args(arguments)
-    of_fit = expand("tune", of_fit)
-    precheck(of_fit, parser.options)
-    if (value_of(of_fit, "track") or "true").lower() == "false":
-        raise UsageError("track", False, "every trial is a tracked run", "leave it out")
+    of_fit = arguments_of_trials("tune", of_fit, parser.options)
     if value_of(of_fit, "ckpt_path") is not None:
         raise UsageError("ckpt_path", value_of(of_fit, "ckpt_path"), "a search trains anew", "leave it out")
     if value_of(of_fit, "trainer.devices") not in (None, "1", "auto"):

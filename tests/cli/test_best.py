@@ -92,7 +92,7 @@ def test_who_stops_it_gets_the_best_so_far_and_can_go_on(images: Path, tmp_path:
         (["--budget", "0m"], "argument --budget: 0m: give a time such as 90s, 60m or 2h"),
         (["--trainer.max_epochs=3"], "--trainer.max_epochs 3: is what is searched for; give --budget"),
         (["--model.arch=lenet5"], "--model.arch lenet5: is what is searched for; give --archs"),
-        (["--track=false"], "--track false: every training is a tracked run; leave it out"),
+        (["--track=false"], "--track false: every trial is a tracked run; leave it out"),
         (["--archs", "lenet55"], "--archs lenet55"),
     ],
 )
