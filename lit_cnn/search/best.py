@@ -16,20 +16,23 @@ from typing import IO, Any
 
 import lightning.pytorch as pl
 
-from lit_cnn.core.errors import UsageError
+from lit_cnn.core.errors import UsageError, value_in_words
 from lit_cnn.core.files import write_text_atomically
 from lit_cnn.core.words import counted, duration
 from lit_cnn.reports.wording import percent
 from lit_cnn.search.halving import Candidate, Clock, Extent, Outcome, extent_of, halve, name_of
 from lit_cnn.training.callbacks import RunInterrupted
 from lit_cnn.training.folds import Folds, train_folds
+from lit_cnn.training.losses import NonFiniteLossError
 from lit_cnn.training.parents import ParentRun
+from lit_cnn.training.process import RunFailedError
 from lit_cnn.training.run import train
 from lit_cnn.training.setup import Setup
 
 SEARCH, TRAINING = 0.4, 0.85
 """Shares of the budget that are spent when the search is over, and the trainings in full; the rest is for the test."""
 
+_FAILURES = (UsageError, NonFiniteLossError, RunFailedError)
 _OF_EPOCHS = "time/epochs"
 _WORTH = 1.5  # times what it had before; less more of training is not worth its time
 _FEW_VAL = 1000  # val images below which there are folds
@@ -166,6 +169,7 @@ class Trainings:
     Attributes:
         outcomes: What has ended, in order.
         clock: How long trainings take.
+        failure: Why the first training failed that did.
     """
 
     def __init__(
@@ -180,12 +184,16 @@ class Trainings:
     ) -> None:
         self.outcomes: list[Outcome] = []
         self.clock = Clock(num_val)
+        self.failure: Exception | None = None
         self.say = say
         self._log = log
         self._parent, self._make, self._num_val, self._plan, self._budget = parent, make, num_val, plan, budget
 
-    def train(self, candidate: Candidate, extent: Extent, name: str, seed: int = 0) -> Outcome:
+    def train(self, candidate: Candidate, extent: Extent, name: str, seed: int = 0) -> Outcome | None:
         """Trains a candidate; what was trained before the run was resumed is not trained again.
+
+        Returns:
+            What it came to; None if it failed, and why is said.
 
         Args:
             candidate: What.
@@ -195,10 +203,14 @@ class Trainings:
         """
         extent = self._plan.extent(name, extent, self._budget.used)
         began, stopwatch = time.monotonic(), Stopwatch()
-        with contextlib.redirect_stderr(self._log):
-            setup = self._make(candidate, {"limit_train": extent.num_images}, extent.epochs, seed)
-            callbacks = [*(setup.trainer.get("callbacks") or []), stopwatch]
-            run = train(replace(setup, trainer={**setup.trainer, "callbacks": callbacks}), self._parent, name)
+        try:
+            with contextlib.redirect_stderr(self._log):
+                setup = self._make(candidate, {"limit_train": extent.num_images}, extent.epochs, seed)
+                callbacks = [*(setup.trainer.get("callbacks") or []), stopwatch]
+                run = train(replace(setup, trainer={**setup.trainer, "callbacks": callbacks}), self._parent, name)
+        except _FAILURES as error:
+            self._failed(candidate, error)
+            return None
         if name not in self._parent.children:
             metrics = {**run.metrics, _OF_EPOCHS: stopwatch.seconds}
             run = replace(run, metrics=metrics, seconds=time.monotonic() - began)
@@ -211,7 +223,7 @@ class Trainings:
         self.clock.add(outcome)
         return outcome
 
-    def train_folds(self, candidate: Candidate, num_folds: int, num_images: int) -> Outcome:
+    def train_folds(self, candidate: Candidate, num_folds: int, num_images: int) -> None:
         """Trains a candidate in full, once for each fold of all images that are not test: a run of its own.
 
         Args:
@@ -227,8 +239,12 @@ class Trainings:
         name = f"{candidate.name}, {num_folds} folds"
         found = self._plan.done(name)
         if found is None:
-            with contextlib.redirect_stderr(self._log):
-                run = train_folds(Folds(num_folds), make, resume=self._parent.resume)
+            try:
+                with contextlib.redirect_stderr(self._log):
+                    run = train_folds(Folds(num_folds), make, resume=self._parent.resume)
+            except _FAILURES as error:
+                self._failed(candidate, error)
+                return
             found = {"correct": round(run.metrics["oof/acc"] * num_images), "loss": run.metrics["best/val/loss"]}
             found |= {"seconds": time.monotonic() - began, "run": run.id}
             self._plan.add(name, found, self._budget.used)
@@ -238,7 +254,14 @@ class Trainings:
         outcome = Outcome(candidate, extent, *of_val, seconds, seconds, found["run"], num_folds=num_folds)
         self.outcomes.append(outcome)
         self.say(trained_words(outcome))
-        return outcome
+
+    def _failed(self, candidate: Candidate, error: Exception) -> None:
+        self.failure = self.failure or error
+        reason = str(error)
+        if isinstance(error, UsageError):  # in the words of whoever prints it
+            option = f"`{error.option}={value_in_words(error.value)}`: " if error.option else ""
+            reason = f"{option}{error.reason}"
+        self.say(f"left out: {candidate.name}; {' '.join(reason.split())}")
 
     def end(self, status: str) -> None:
         """Closes the run: FINISHED, FAILED or KILLED."""
@@ -300,11 +323,14 @@ def search_and_train(
 
     Raises:
         RunInterrupted: If somebody stopped it before the first training had ended.
+        UsageError: If no training can be done, and so do the others.
     """
     status = "FAILED"
     try:
         left = partial(budget.left, SEARCH)
         ranked = halve(tried, left, trainings.train, trainings.clock, num_images, num_classes, trainings.say)
+        if trainings.failure is not None and not ranked:
+            raise trainings.failure
         train_in_full(trainings, ranked, num_images, num_classes, budget)
         status = "FINISHED"
     except (RunInterrupted, KeyboardInterrupt):

@@ -181,7 +181,7 @@ class Clock:
 def halve(
     candidates: Sequence[Candidate],
     seconds_left: Callable[[], float],
-    train: Callable[[Candidate, Extent, str], Outcome],
+    train: Callable[[Candidate, Extent, str], Outcome | None],
     clock: Clock,
     num_images: int,
     num_classes: int,
@@ -196,7 +196,7 @@ def halve(
     Args:
         candidates: At least one.
         seconds_left: Returns how much time there is for all of this.
-        train: Trains a candidate so much; the third argument is the name of the training, unique.
+        train: Trains a candidate so much; the third argument is the name of the training, unique. None if it failed.
         clock: Knows all trainings of `train`.
         num_images: Training images that there are.
         num_classes: Number of classes.
@@ -213,9 +213,11 @@ def halve(
         least = extent_of(0.0, candidate, num_images, num_classes)
         if len(last) > 1 and clock.seconds(candidate, least) > seconds_left() - ends:
             say(f"left out: {candidate.name}; there is no time to try it")
-        else:
-            last[candidate.name] = train(candidate, least, f"first, {candidate.name}")
+        elif (outcome := train(candidate, least, f"first, {candidate.name}")) is not None:
+            last[candidate.name] = outcome
     remaining = [outcome.candidate for outcome in last.values()]
+    if not remaining:
+        return []
     num_rounds = math.ceil(math.log(len(remaining), KEPT) - 1e-9)
     for number in range(1, num_rounds + 1):
         ends = seconds_left() * (1 - 1 / (num_rounds + 1 - number))
@@ -225,8 +227,10 @@ def halve(
         how_much = f"{counted(most.epochs, 'epoch')} of {counted(most.num_images, 'image')}"
         say(f"round {number} of {num_rounds}: {counted(len(remaining), 'configuration')}, up to {how_much}")
         for candidate in remaining:
-            if extents[candidate.name].passes > last[candidate.name].extent.passes:
-                last[candidate.name] = train(candidate, extents[candidate.name], f"round {number}, {candidate.name}")
+            extent = extents[candidate.name]
+            if extent.passes > last[candidate.name].extent.passes:
+                outcome = train(candidate, extent, f"round {number}, {candidate.name}")
+                last[candidate.name] = outcome or last[candidate.name]
         trained = sorted((last[each.name] for each in remaining), key=rank)
         remaining = [outcome.candidate for outcome in trained[: max(1, round(len(trained) / KEPT))]]
         if len(remaining) == 1:

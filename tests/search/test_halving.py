@@ -92,6 +92,22 @@ def test_a_share_is_epochs_first_then_images(share: float, images: int, epochs: 
         assert extent == Extent(epochs, images)
 
 
+def test_one_that_fails_is_left_out_and_one_that_fails_later_keeps_what_it_had() -> None:
+    machine = Machine(dict.fromkeys("abc", 0.5))
+    trained = machine.train
+
+    def train(one: Candidate, extent: Extent, name: str) -> Outcome | None:
+        fails = one.name == "a" or (one.name == "c" and name.startswith("round"))
+        return None if fails else trained(one, extent, name)
+
+    machine.train = train  # type: ignore[method-assign, assignment]
+    found, _ = machine.halve([candidate(name, 1.0) for name in "abc"], 1000)
+    assert {each.candidate.name: each.extent.epochs for each in found} == {"b": 20, "c": 3}
+    machine = Machine({"a": 0.5})
+    machine.train = lambda *_: None  # type: ignore[method-assign, assignment]
+    assert machine.halve([candidate("a", 1.0)], 100)[0] == []
+
+
 def test_names() -> None:
     one = Outcome(candidate("net, full", 1.0), Extent(1, 1), 1, 2, 0.0, 1.0, 1.0, "a" * 32)
     assert name_of(one) == "net, full"
