@@ -174,15 +174,17 @@ def _name(argument: str) -> str:
 def _planned(tried: Sequence["Candidate"], data: "ImageDataModule", seconds: float) -> str:
     """Returns what is going to happen."""
     from lit_cnn.core.words import counted, duration, joined
+    from lit_cnn.search.best import FEW_VAL
 
     splits = ", ".join(f"{len(data.splits[split]):,} {split}" for split in ("train", "val", "test"))
     archs = joined(list(dict.fromkeys(each.arch for each in tried)))
     regimes = joined(list(dict.fromkeys(each.regime for each in tried)))
+    more_than_once = "on folds" if len(data.splits.val) < FEW_VAL else "with several seeds"
     return "\n".join(
         [
             f"best for {data.image_set.name} in {duration(round(seconds))}: {data.num_classes:,} classes, {splits}",
             f"tries {archs}, {regimes}: {counted(len(tried), 'configuration')} by successive halving,",
-            "then trains the best in full with several seeds, takes an ensemble and mirror images if they pay,",
+            f"then trains the best in full, {more_than_once}, takes an ensemble and mirror images if they pay,",
             "tests that once, and exports it. Ctrl-C gives the best so far.",
         ]
     )

@@ -59,7 +59,8 @@ def _optimism(facts: FoldFacts) -> list[str]:
     if facts.nested is None or facts.optimism is None:
         return ["Each fold's epoch was chosen on that fold, so expect a little less of new images."]
     points, is_single = 100 * facts.optimism, len(facts.of_rounds) == 1
-    nested = f"with the epoch chosen on the other folds it is {100 * facts.nested:.1f} %"
+    right = f"about {facts.nested * facts.num_images:,.0f} of {facts.num_images:,}"
+    nested = f"with the epoch chosen on the other folds {right} are right, {100 * facts.nested:.1f} %"
     why = "each fold's epoch was chosen on that fold"
     if points < 0.05:
         what = "it" if is_single else "one network a fold"

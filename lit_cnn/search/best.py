@@ -35,9 +35,11 @@ SEARCH, TRAINING = 0.4, 0.85
 _FAILURES = (UsageError, NonFiniteLossError, RunFailedError)
 _OF_EPOCHS = "time/epochs"
 _WORTH = 1.5  # times what it had before; less more of training is not worth its time
-_FEW_VAL = 1000  # val images below which there are folds
 _NUM_FOLDS = 5
 _MORE_SEEDS, _RUNNERS_UP = 2, 2
+
+FEW_VAL = 1000
+"""Val images below which there are folds."""
 
 PLAN = "plan.json"
 """The file of the output folder in which stands what a search had decided when it was stopped."""
@@ -281,7 +283,7 @@ def train_in_full(
         budget: The time.
     """
     num_val = ranked[0].num_val
-    if num_val < _FEW_VAL:
+    if num_val < FEW_VAL:
         for outcome in ranked[: 1 + _RUNNERS_UP]:
             one = Extent(outcome.candidate.epochs, num_images)
             if _NUM_FOLDS * trainings.clock.seconds(outcome.candidate, one) > budget.left(TRAINING):

@@ -257,7 +257,9 @@ class SearchResult(Result):
             words = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
         else:
             words = points_words(found, self.num_val)
-        return f": having been chosen made it look better by {words}"
+        if found.low <= 0 <= found.high:
+            return f": what it had on val as the best of the trials is no measurably better ({words})"
+        return f": as the best of the trials it had {words} on val, which is luck"
 
     def _final_words(self, final: Final) -> str:
         said = f"{self.monitor} {self._value(final.metrics[f'best/{self.monitor}'])}"

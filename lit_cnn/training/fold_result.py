@@ -122,15 +122,19 @@ def _of_round(runs: Mapping[str, Run], sizes: Sequence[int], setup: Setup) -> di
     monitor, mode = setup.options.monitor, setup.options.monitor_mode
     folders = [run.checkpoint.parent if run.checkpoint is not None else None for run in runs.values()]
     there = [each for each in folders if each is not None and each.is_dir()]
-    curves = [read_validations(each, monitor, "val/acc") for each in there]
+    curves = [read_validations(each, monitor, "val/loss", "val/acc") for each in there]
     nested: list[float | None] = [None] * len(runs)
-    if len(curves) == len(runs) and all(values and accuracies for values, accuracies in curves):
+    if len(curves) == len(runs) and all(all(of_run) for of_run in curves):
         longest = max(len(values) for of_run in curves for values in of_run)
         padded = np.array([[[*each, *each[-1:] * (longest - len(each))] for each in of_run] for of_run in curves])
-        merits = padded[:, 0] if mode == "max" else -padded[:, 0]
-        chosen = (merits.sum(axis=0) - merits).argmax(axis=1)
-        nested = padded[np.arange(len(curves)), 1, chosen].tolist()
-    shown = [accuracies for _, accuracies in curves] if len(curves) == len(runs) else [()] * len(runs)
+        merits, losses = padded[:, 0] if mode == "max" else -padded[:, 0], padded[:, 1]
+        chosen = [
+            # Of equal epochs the one with the lower loss, as of a run's own.
+            np.lexsort((np.delete(losses, own, axis=0).mean(axis=0), -np.delete(merits, own, axis=0).mean(axis=0)))[0]
+            for own in range(len(curves))
+        ]
+        nested = padded[np.arange(len(curves)), 2, chosen].tolist()
+    shown = [of_run[-1] for of_run in curves] if len(curves) == len(runs) else [()] * len(runs)
     return {
         label: OfFold(run, size, run.metrics["best/val/acc"], own, curve)
         for (label, run), size, own, curve in zip(runs.items(), sizes, nested, shown, strict=True)
