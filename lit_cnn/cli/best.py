@@ -1,6 +1,7 @@
 """`lit-cnn best FOLDER --budget 60m`: the best classifier that so much time gives, tested once, and exported."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -62,6 +63,7 @@ def best(arguments: list[str]) -> int:
     for option, remedy in _CHOSEN.items():
         if (given := value_of(of_fit, option)) is not None:
             raise UsageError(option.rpartition(".")[2], given, "is what is searched for", remedy)
+    _check_folder(options.output)
     from lit_cnn.cli.train import exit_code
     from lit_cnn.training.process import hush_lightning
 
@@ -69,12 +71,30 @@ def best(arguments: list[str]) -> int:
     return exit_code(lambda: _best(options, of_fit))
 
 
+def _check_folder(folder: Path) -> None:
+    """Makes the folder of the report, so that what cannot be written is found before hours of training."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _LOG).open("a").close()
+    except OSError as error:
+        raise UsageError("output", folder, f"cannot be written ({error.strerror})", "give another folder") from error
+
+
 def _best(options: argparse.Namespace, of_fit: list[str]) -> None:
     from lit_cnn.cli.lit_cli import DataCLI
     from lit_cnn.search.best import PLAN, Budget, Plan, Trainings, search_and_train
     from lit_cnn.search.candidates import candidates
     from lit_cnn.search.conclusion import conclude
+    from lit_cnn.training.callbacks import RunInterrupted
+    from lit_cnn.training.record import recorded_config
+    from lit_cnn.training.resume import config_digest
 
+    def stop(number: int, frame: Any) -> None:
+        """Ends what is between two trainings; those have handlers of their own."""
+        raise RunInterrupted(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     parsed = DataCLI(of_fit)
     data = parsed.datamodule
     num_images, num_classes = len(data.splits.train), data.num_classes
@@ -85,19 +105,21 @@ def _best(options: argparse.Namespace, of_fit: list[str]) -> None:
     if not tried:
         raise UsageError("regimes", " ".join(options.regimes), "need weights, and there are none here", "add scratch")
     resumes = parsed.options.resume is not None
-    key = " ".join([data.digests["data"], *(each.name for each in tried)])
+    of_all = config_digest(recorded_config(parsed.plain_config), data.digests["data"])
+    key = " ".join([of_all, *data.digests.values(), *(each.name for each in tried)])
     plan = Plan(options.output / PLAN, resumes, key)
     budget = Budget(options.budget, plan.spent)
     _say(_planned(tried, data, options.budget))
     parent = _parent_of(tried, parsed, resumes)
-    options.output.mkdir(parents=True, exist_ok=True)
     with open(options.output / _LOG, "a", encoding="utf-8") as log:
         trainings = Trainings(parent, partial(_setup, of_fit), len(data.splits.val), plan, budget, _say, log)
-        was_stopped = search_and_train(trainings, tried, num_images, num_classes, budget)
-    found = conclude(parsed.options.store, trainings.outcomes, data.image_set.name, budget, options.output, _say)
-    found = replace(found, was_stopped=was_stopped)
-    page = found.report(options.output)
-    if not was_stopped:
+        with trainings.closing():
+            search_and_train(trainings, tried, num_images, num_classes, budget)
+            store, subject = parsed.options.store, data.image_set.name
+            found = conclude(store, trainings.outcomes, subject, budget, options.output, _say)
+            found = replace(found, was_stopped=trainings.was_stopped)
+            page = found.report(options.output)
+    if not trainings.was_stopped:
         plan.finish()
     print_result(found, options.format)
     if options.format == "table":

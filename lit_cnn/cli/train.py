@@ -115,6 +115,8 @@ def fit_folds(
         UsageError: If the options choose a fold or a checkpoint themselves, or as `train`.
     """
     _refuse(arguments, "folds", "ckpt_path", *(["seed_everything"] if folds.seeds is not None else []))
+    if folds.split_seeds is not None:
+        _refuse(arguments, "split_seeds", "data.fold_seed")
     # Once, so that all folds start from the same.
     arguments, why = settled(arguments, folds.config_of)
 
@@ -144,7 +146,7 @@ def train_seeds(
     Raises:
         UsageError: If the options choose a seed or a checkpoint themselves, or as `train`.
     """
-    _refuse(arguments, "seeds", "ckpt_path", "seed_everything")
+    _refuse(arguments, "seeds", "seed_everything", "ckpt_path")
     # Once, so that all seeds start from the same.
     arguments, why = settled(arguments, lambda config: {**config, "seed_everything": list(seeds)})
     parent = of_seeds(seeds, resume=_resumes(arguments))

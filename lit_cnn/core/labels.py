@@ -247,6 +247,8 @@ def _words(name: str, value: str | None) -> str:
 
 
 def _name(name: str) -> str:
+    if name == _FOLDS[0]:
+        return "folds"
     return name.partition(".")[2].replace("arch_options.", "").replace("_", " ") or name.replace("_", " ")
 
 

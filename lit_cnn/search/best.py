@@ -8,7 +8,7 @@ looked at once, for what has been chosen.
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -79,13 +79,13 @@ class Plan:
     Args:
         file: Where it is kept.
         resume: Whether what is there is taken over.
-        key: What is searched, and on which images; a plan of another search is not taken over.
+        key: What is searched, with which options, and on which images.
 
     Attributes:
         spent: Seconds that were spent before.
 
     Raises:
-        UsageError: If the file holds no plan.
+        UsageError: If the file holds no plan, or that of another search.
     """
 
     def __init__(self, file: Path, resume: bool, key: str) -> None:
@@ -98,11 +98,13 @@ class Plan:
         try:
             kept = json.loads(file.read_text(encoding="utf-8"))
             extents = {name: Extent(*extent) for name, extent in kept["extents"].items()}
-            kept["done"].keys()
+            done, spent, of = dict(kept["done"]), float(kept["spent"]), kept["key"]
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError("resume", "auto", f"{file} holds no plan ({error!r})", "remove it") from error
-        if kept["key"] == key:
-            self._extents, self._done, self.spent = extents, kept["done"], kept["spent"]
+        if of != key:
+            reason = f"{file} is of a search with other options or images"
+            raise UsageError("resume", "auto", reason, "give another `output`, or leave it out to begin anew")
+        self._extents, self._done, self.spent = extents, done, spent
 
     def extent(self, name: str, extent: Extent, spent: float) -> Extent:
         """Returns how much a training is given: what was decided before, else what is decided now, which is kept.
@@ -172,6 +174,7 @@ class Trainings:
         outcomes: What has ended, in order.
         clock: How long trainings take.
         failure: Why the first training failed that did.
+        was_stopped: Whether somebody stopped them.
     """
 
     def __init__(
@@ -187,6 +190,7 @@ class Trainings:
         self.outcomes: list[Outcome] = []
         self.clock = Clock(num_val)
         self.failure: Exception | None = None
+        self.was_stopped = False
         self.say = say
         self._log = log
         self._parent, self._make, self._num_val, self._plan, self._budget = parent, make, num_val, plan, budget
@@ -265,9 +269,18 @@ class Trainings:
             reason = f"{option}{error.reason}"
         self.say(f"left out: {candidate.name}; {' '.join(reason.split())}")
 
-    def end(self, status: str) -> None:
-        """Closes the run: FINISHED, FAILED or KILLED."""
-        self._parent.end(status)
+    @contextlib.contextmanager
+    def closing(self) -> Iterator[None]:
+        """Closes the run at the end: as KILLED if somebody stopped it, so that it can be gone on with."""
+        status = "FAILED"
+        try:
+            yield
+            status = "KILLED" if self.was_stopped else "FINISHED"
+        except (RunInterrupted, KeyboardInterrupt):
+            status = "KILLED"
+            raise
+        finally:
+            self._parent.end(status)
 
 
 def train_in_full(
@@ -320,26 +333,21 @@ def trained_words(outcome: Outcome) -> str:
 
 def search_and_train(
     trainings: Trainings, tried: Sequence[Candidate], num_images: int, num_classes: int, budget: Budget
-) -> bool:
-    """Searches, then trains what was found in full; returns whether somebody stopped it.
+) -> None:
+    """Searches, then trains what was found in full; ends early, with what there is, where somebody stops it.
 
     Raises:
         RunInterrupted: If somebody stopped it before the first training had ended.
         UsageError: If no training can be done, and so do the others.
     """
-    status = "FAILED"
     try:
         left = partial(budget.left, SEARCH)
         ranked = halve(tried, left, trainings.train, trainings.clock, num_images, num_classes, trainings.say)
         if trainings.failure is not None and not ranked:
             raise trainings.failure
         train_in_full(trainings, ranked, num_images, num_classes, budget)
-        status = "FINISHED"
     except (RunInterrupted, KeyboardInterrupt):
-        status = "KILLED"
         if not trainings.outcomes:
             raise
+        trainings.was_stopped = True
         trainings.say("stopped; what is best so far is tested now")
-    finally:
-        trainings.end(status)
-    return status == "KILLED"

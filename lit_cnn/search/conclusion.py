@@ -45,7 +45,8 @@ def conclude(
     """
     taken = _last(outcomes)
     members = [load(store, run, ["val"]) for run in find_networks(store, [each.run for each in taken])]
-    say(f"choosing among {counted(len(members), 'network')} on val")
+    images = "images out of fold" if taken[0].num_folds else "val images"
+    say(f"choosing among {counted(len(members), 'member')} on {images}")
     ways = _ways(members, [name_of(each) for each in taken], Comparison(VIEWS, store.predictions_dir))
     chosen, _ = choose(ways)
     used = [(member, weight) for member, weight in zip(members, chosen.weights, strict=True) if weight]
@@ -67,7 +68,7 @@ def conclude(
         tuple(outcomes),
         tuple(ways),
         chosen,
-        f"{len(chosen.correct):,} {'images out of fold' if taken[0].num_folds else 'val images'}",
+        f"{len(chosen.correct):,} {images}",
         line.accuracy,
         len(line.row.correct),
         scaled.temperature if scaled is not None else None,

@@ -50,7 +50,15 @@ from lit_cnn.training.rehearsal import check_monitors, rehearse
 from lit_cnn.training.resume import checkpoint_file, mark_finished, mark_unfinished
 from lit_cnn.training.setup import Setup
 from lit_cnn.training.start import Start, check_not_beyond, find_start
-from lit_cnn.training.steps import check_callbacks, check_has_end, check_limits, limited, several_devices, total_steps
+from lit_cnn.training.steps import (
+    check_callbacks,
+    check_has_end,
+    check_limits,
+    check_whole_folds,
+    limited,
+    several_devices,
+    total_steps,
+)
 from lit_cnn.training.trainer import RunTrainer, build_trainer, evaluation_trainer
 from lit_cnn.training.training_on import (
     TrainOn,
@@ -233,6 +241,8 @@ def _check(setup: Setup, parts: RunTrainer, start: Start, has_parent: bool) -> N
     check_shared_out(data.batch_size, parts.trainer.world_size)
     num_batches = 1 if model.solves_head else data.num_train_batches
     check_limits(parts.trainer, data, num_batches, tests=options.test_after_fit)
+    if has_parent and data.splits.folds:
+        check_whole_folds(parts.trainer)
     if data.sampler == "balanced" and model.hparams["class_weights"] == "balanced":
         raise UsageError("class_weights", "balanced", "`sampler=balanced` evens out the classes", "take one")
     if parts.trainer.world_size > 1 and has_parent:

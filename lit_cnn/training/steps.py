@@ -94,6 +94,18 @@ def check_limits(trainer: Any, data: ImageDataModule, num_batches: int, tests: b
         raise UsageError("val_check_interval", every, reason, "give less, or `check_val_every_n_epoch=null`")
 
 
+def check_whole_folds(trainer: Any) -> None:
+    """Refuses to validate a part of a fold: together the folds speak of every image.
+
+    Raises:
+        UsageError: Naming what leaves images out.
+    """
+    if isinstance(trainer.limit_val_batches, int) or trainer.limit_val_batches < 1:  # 1 is one batch, 1.0 are all
+        option = "fast_dev_run" if trainer.fast_dev_run else "limit_val_batches"
+        given = getattr(trainer, option)
+        raise UsageError(option, given, "the folds are to predict every image once", "leave it out")
+
+
 def total_steps(trainer: pl.Trainer) -> int:
     """Returns the optimizer steps of the whole run.
 

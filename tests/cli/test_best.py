@@ -85,6 +85,18 @@ def test_who_stops_it_gets_the_best_so_far_and_can_go_on(images: Path, tmp_path:
     assert parent.status == "FINISHED"
 
 
+def test_a_plan_of_another_search_is_refused(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("best").mkdir()
+    for kept, reason in (
+        ({"key": "another", "spent": 9.0, "extents": {}, "done": {}}, "is of a search with other options or images"),
+        ({"spent": 9.0}, "holds no plan (KeyError"),
+    ):
+        Path("best/plan.json").write_text(json.dumps(kept))
+        assert main(["best", str(images), *SMALL, "--resume=auto"]) == 2
+        assert f"--resume auto: best/plan.json {reason}" in capsys.readouterr().err
+    assert tracked_runs(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
@@ -94,12 +106,14 @@ def test_who_stops_it_gets_the_best_so_far_and_can_go_on(images: Path, tmp_path:
         (["--model.arch=lenet5"], "--model.arch lenet5: is what is searched for; give --archs"),
         (["--track=false"], "--track false: every trial is a tracked run; leave it out"),
         (["--archs", "lenet55"], "--archs lenet55"),
+        (["--output", "README"], "--output README: cannot be written (File exists); give another folder"),
     ],
 )
 def test_mistakes_are_one_line(
     images: Path, options: list[str], line: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    Path("README").write_text("a file")
     assert main(["best", str(images), *options]) == 2
     (said,) = capsys.readouterr().err.splitlines()[-1:]
     assert said.startswith("lit-cnn: error: ") and line in said
-    assert not Path("best").exists() and tracked_runs(tmp_path) == []
+    assert not Path("best/plan.json").exists() and tracked_runs(tmp_path) == []

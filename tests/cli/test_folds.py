@@ -120,6 +120,9 @@ def _wait_for_second(process: Forked, folder: Path) -> None:
         ("--folds 200", "--folds 200: class 0 has 142 images beside the test images: too few; give at most 139"),
         ("--folds 3 --data.split_seed seed", "--data.split_seed seed: each seed would have another test"),
         ("--folds 3 --trainer.devices 2", "--folds: one device a run"),
+        ("--folds 3 --split_seeds 0 --data.fold_seed 4", "--split_seeds: goes with no --data.fold_seed"),
+        ("--folds 3 --trainer.limit_val_batches 1", "--trainer.limit_val_batches 1: the folds are to predict every"),
+        ("--folds 3 --trainer.fast_dev_run true", "--trainer.fast_dev_run true: the folds are to predict every image"),
         ("--data.num_folds 5", "--data.num_folds 5: give --data.fold too: 0 to 4"),
     ],
 )
