@@ -231,6 +231,32 @@ def test_a_mistake_is_one_line_before_anything_starts(
     assert not trials_of(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("searched", "words", "expected"),
+    [
+        ("data.fold: [0, 1]", ["--data.num_folds=2"], "data.fold: is the same for all trials"),
+        ("trainer.limit_val_batches: [1, 2]", [], "trainer.limit_val_batches: is the same for all trials"),
+        ("data.batch_size: [16, 32]", ["--trainer.limit_val_batches=2"], "data.batch_size: decides how many val"),
+        ("config/augment: [none, strong]", ["--data.augment=[]"], "config/augment none: sets data.augment, and so"),
+        ("config/augment: [none, strong]", ["--data={augment: []}"], "config/augment none: sets data.augment, and so"),
+        ("config: [a.yaml, b.yaml]", ["--model.lr", "0.1"], "config a.yaml: sets model.lr, and so does the command"),
+        ("config: [a.yaml, b.yaml]\nmodel.lr: [0.1, 0.2]", [], "config a.yaml: sets model.lr, which is searched too"),
+        ("config: [a.yaml, c.yaml]", [], "config c.yaml: sets data.split_seed, which is the same for all trials"),
+        ("model.lr: [0.1, 0.2]", ["--model={lr: 0.3}"], "model.lr: is given on the command line for all trials"),
+    ],
+)
+def test_what_would_win_in_every_trial_or_choose_what_judges_is_refused(
+    searched: str, words: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    Path("b.yaml").write_text("include: a.yaml\nmodel: {lr: 0.1}", encoding="utf-8")
+    Path("a.yaml").write_text("model: {lr: 0.2, weight_decay: 0.1}", encoding="utf-8")
+    Path("c.yaml").write_text("include: a.yaml\ndata: {split_seed: 3}", encoding="utf-8")
+    Path("s.yaml").write_text(searched, encoding="utf-8")
+    assert main(["tune", *(text for text in SHORT if "batch_size" not in text), *words]) == 2
+    assert f"--search s.yaml: {expected}" in capsys.readouterr().err.splitlines()[-1]
+    assert tracked_runs(tmp_path) == []
+
+
 def test_values_that_the_parser_refuses_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     Path("s.yaml").write_text("model.optimizer_options: [{momentum: 0.9}, 3]", encoding="utf-8")
     assert tune() == 2
