@@ -13,7 +13,7 @@ from lit_cnn.cli.configs import SECTIONS, load_config, search_text
 from lit_cnn.cli.option_kinds import option_kinds
 from lit_cnn.cli.output import print_result
 from lit_cnn.cli.precheck import arguments_of_trials, hint, known_options, value_of
-from lit_cnn.cli.verbs import CommandParser, seconds_of
+from lit_cnn.cli.verbs import CommandParser, check_output_file, seconds_of
 from lit_cnn.core.errors import UsageError, as_printed
 from lit_cnn.core.run_params import OF_THE_PLACE, decides
 from lit_cnn.search.room import gpus, require_memory, shares
@@ -46,6 +46,13 @@ def tune(arguments: list[str]) -> int:
     """Takes the options of `lit-cnn fit` and its own; every trial is a tracked run below one."""
     parser = _parser()
     options, of_fit = parser.parse_known_args(arguments)
+    try:
+        check_output_file(options.output / "report.html")
+    except UsageError as error:
+        raise UsageError("output", options.output, error.reason, "give another folder") from error
+    if "folds" in _given(of_fit):
+        remedy = "leave it out, and give it to lit-cnn fit with the best"
+        raise UsageError("folds", value_of(of_fit, "folds"), "the trials of a search have one val each", remedy)
     of_fit = arguments_of_trials("tune", of_fit, parser.options)
     if value_of(of_fit, "ckpt_path") is not None:
         raise UsageError("ckpt_path", value_of(of_fit, "ckpt_path"), "a search trains anew", "leave it out")

@@ -315,6 +315,11 @@ def ranked(trials: Sequence[Trial], mode: Literal["max", "min"]) -> list[Trial]:
     return sorted(trials, key=key)
 
 
+def has_study(place: Path) -> bool:
+    """Whether a search's folder has its study, or says in which database that is."""
+    return (place / _PLACE).is_file()
+
+
 def first_values(space: Space, seed: int) -> Values:
     """Returns values that a search may draw, without a study: to see whether they can be trained at all."""
     import optuna

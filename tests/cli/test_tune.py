@@ -1,5 +1,6 @@
 """`lit-cnn tune` on real trainings: exact numbers of trials and runs, whatever is killed."""
 
+import errno
 import json
 import os
 import random
@@ -215,6 +216,8 @@ def test_a_search_ends_where_the_first_trials_fail_alike(tmp_path: Path, capsys:
         (["--parallel=100000"], "--parallel 100000: takes at least"),
         (["--sampler=grid"], "model.lr 0.0001 to 0.1 (log): has no end of values, and a grid tries all; give a list"),
         (["--sampler=gp"], "argument --sampler: invalid choice"),
+        (["--output=s.yaml"], "--output s.yaml: cannot be written (Not a directory); give another folder"),
+        (["--folds=3"], "--folds 3: the trials of a search have one val each; leave it out"),
         (["--track=false"], "--track false: every trial is a tracked run"),
         (["--ckpt_path=x.ckpt"], "--ckpt_path x.ckpt: a search trains anew"),
         (["--trainer.devices=2"], "--trainer.devices 2: a trial has one device; give --parallel for several"),
@@ -265,6 +268,30 @@ def test_values_that_the_parser_refuses_are_named(capsys: pytest.CaptureFixture[
     assert tune() == 2
     assert "--model.cut_at 8: no such stage to end with" in capsys.readouterr().err.splitlines()[-1]
     assert tracked_runs(tmp_path) == []
+
+
+def test_a_report_that_cannot_be_written_leaves_the_search_to_be_resumed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("s.yaml").write_text("model.lr: [0.001, 0.002]", encoding="utf-8")
+    with monkeypatch.context() as patch:
+        write = Path.write_text
+
+        def full(file: Path, *arguments: Any, **options: Any) -> int:
+            if file.name == "best.yaml":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return write(file, *arguments, **options)
+
+        patch.setattr(Path, "write_text", full)
+        assert tune("--trials=1", "--final_seeds=1", "--trainer.max_epochs=1") == 2
+    printed = capsys.readouterr()
+    assert "1 trial of up to 1 epoch, drawn by TPE" in printed.err
+    assert "--output search: cannot be written (No space left on device); give" in printed.err.splitlines()[-1]
+    again = ("--trials=1", "--final_seeds=1", "--trainer.max_epochs=1", "--resume=auto", "--format=json")
+    assert tune(*again) == 0
+    document = printed_json(capsys.readouterr().out)
+    runs = {run.run_id for run in tracked_runs(tmp_path)}
+    assert len(runs) == 3 and runs == {document["run"], *(row["run"] for row in document["trials"])}
 
 
 def test_a_budget_ends_the_trials(capsys: pytest.CaptureFixture[str]) -> None:
