@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_cnn.cli.configs import SECTIONS, layers_of, search_text
+import yaml
+
+from lit_cnn.cli.configs import SECTIONS, load_config, search_text
 from lit_cnn.cli.option_kinds import option_kinds
 from lit_cnn.cli.output import print_result
 from lit_cnn.cli.precheck import arguments_of_trials, hint, known_options, value_of
-from lit_cnn.cli.verbs import CommandParser, seconds_of
+from lit_cnn.cli.verbs import CommandParser, check_output_file, seconds_of
 from lit_cnn.core.errors import UsageError, as_printed
-from lit_cnn.core.run_params import OF_THE_PLACE
+from lit_cnn.core.run_params import OF_THE_PLACE, decides
 from lit_cnn.search.room import gpus, require_memory, shares
 from lit_cnn.search.space import CONFIG, Choices, Dimension, Space, arguments_of, read_space, text_of
 
@@ -31,14 +33,26 @@ _NOT_SEARCHED = {
     *("seed_everything", "monitor", "monitor_mode", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *(f"data.{name}" for name in ("dataset", "root", "split_seed", "split_scheme", "val_fraction", "test_fraction")),
     *(f"data.{name}" for name in ("columns", "class_names", "on_bad_image", "outside_root", "weights_expect")),
+    *(f"data.{name}" for name in ("num_folds", "fold", "fold_seed")),
+    *(f"trainer.{name}" for name in ("limit_val_batches", "overfit_batches", "fast_dev_run")),
     *OF_THE_PLACE[""],
 }
+
+# What the first line says of all trials, whatever their configurations have.
+_HOW_LONG = {"trainer.max_epochs", "trainer.max_steps", "trainer.max_time"}
 
 
 def tune(arguments: list[str]) -> int:
     """Takes the options of `lit-cnn fit` and its own; every trial is a tracked run below one."""
     parser = _parser()
     options, of_fit = parser.parse_known_args(arguments)
+    try:
+        check_output_file(options.output / "report.html")
+    except UsageError as error:
+        raise UsageError("output", options.output, error.reason, "give another folder") from error
+    if "folds" in _given(of_fit):
+        remedy = "leave it out, and give it to lit-cnn fit with the best"
+        raise UsageError("folds", value_of(of_fit, "folds"), "the trials of a search have one val each", remedy)
     of_fit = arguments_of_trials("tune", of_fit, parser.options)
     if value_of(of_fit, "ckpt_path") is not None:
         raise UsageError("ckpt_path", value_of(of_fit, "ckpt_path"), "a search trains anew", "leave it out")
@@ -112,7 +126,7 @@ def check_names(space: Space, of_fit: Sequence[str], also: Sequence[str] = ()) -
     known = known_options()
     for each in space.all_dimensions():
         if each.option.partition("/")[0] == CONFIG:
-            _check_configs(space, each)
+            _check_configs(space, each, of_fit)
             continue
         if each.option in SECTIONS or not any(
             each.option == name or each.option.startswith(f"{name}.") for name in known - set(SECTIONS)
@@ -124,19 +138,68 @@ def check_names(space: Space, of_fit: Sequence[str], also: Sequence[str] = ()) -
         if value_of(of_fit, each.option) is not None:
             given = f"--{each.option} {value_of(of_fit, each.option)}"
             raise space.mistake(each, None, f"{given} on the command line is for all trials", "leave one of them out")
+        if any(_is_same(each.option, name) for name in _given(of_fit)):
+            raise space.mistake(each, None, "is given on the command line for all trials too", "leave one of them out")
         kind = option_kinds().get(each.option)
         for value in _values(each):
             if kind is not None and not kind.takes(text_of(value)):
                 raise space.mistake(each, value, kind.in_words())
 
 
-def _check_configs(space: Space, each: Dimension) -> None:
+def _check_configs(space: Space, each: Dimension, of_fit: Sequence[str]) -> None:
+    """Refuses configurations that are not there, or differ in options that are chosen otherwise: those would win."""
+    of_each = dict[Any, dict[str, Any]]()
     for value in _values(each):
         _, _, folder = each.option.partition("/")
         try:
-            layers_of(f"{folder}/{value}" if folder else str(value))
+            of_each[value] = _flat(load_config(f"{folder}/{value}" if folder else str(value)))
         except UsageError as error:
             raise space.mistake(each, value, error.reason, error.remedy) from error
+    others, given = [other.option for other in space.beside(each)], _given(of_fit)
+    for value, options in of_each.items():
+        for option in options:
+            # What all of them set alike is not what is searched.
+            if all(option in own and own[option] == options[option] for own in of_each.values()):
+                continue
+            sets = f"sets {option}"
+            is_given = any(_is_same(option, name) for name in given)
+            if option in _NOT_SEARCHED:
+                if not is_given:
+                    reason = f"{sets}, which is the same for all trials of a search"
+                    raise space.mistake(each, value, reason, "give it on the command line for all trials")
+            elif is_given and decides(option) and option not in _HOW_LONG:
+                reason = f"{sets}, and so does the command line for all trials, which wins"
+                raise space.mistake(each, value, reason, "leave one of them out")
+            elif any(_is_same(option, name) for name in others):
+                reason = f"{sets}, which is searched too and wins"
+                remedy = f"leave one of them out, or put the values below those of {each.option}"
+                raise space.mistake(each, value, reason, remedy)
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options of a configuration by their full name, but those that are added to a list."""
+    found = dict[str, Any]()
+    for name, value in config.items():
+        of_section = name in SECTIONS and isinstance(value, dict)
+        found |= {f"{name}.{own}": each for own, each in value.items()} if of_section else {name: value}
+    return {name: value for name, value in found.items() if not name.endswith("+")}
+
+
+def _given(of_fit: Sequence[str]) -> set[str]:
+    """Returns the names of options on the command line, those in `--model {lr: 0.1}` too."""
+    names = {text.partition("=")[0].removeprefix("--") for text in of_fit if text.startswith("--")}
+    for section in SECTIONS:
+        if (value := value_of(of_fit, section) or "").lstrip().startswith("{"):
+            content = yaml.safe_load(value)
+            names |= {f"{section}.{name}" for name in (content if isinstance(content, dict) else ())}
+    return {name for name in names if not name.endswith("+")}
+
+
+def _is_same(option: str, other: str) -> bool:
+    """Whether two options are one, or one is a part of the other: `model.arch_options.width`."""
+    return (
+        option == other or (option.startswith(f"{other}.") and other not in SECTIONS) or other.startswith(f"{option}.")
+    )
 
 
 def _values(each: Dimension) -> Sequence[Any]:
@@ -167,6 +230,11 @@ def _tune(
     if why:
         print(as_printed(f"weights {parsed.plain_config['model']['weights'] or 'none'}: {why}"), file=sys.stderr)
     _check_values(space, of_fit, parsed)
+    limit = parsed.plain_config["trainer"].get("limit_val_batches")
+    for each in space.all_dimensions():
+        if each.option == "data.batch_size" and limit not in (None, 1.0):
+            reason = f"decides how many val images judge a trial, with limit_val_batches {limit}"
+            raise space.mistake(each, None, reason, "leave one of them out")
     plan = Plan(options.trials, options.sampler, options.pruner, options.seed, parsed.options.monitor_mode)
     setup = _setup_of_one(space, plan, of_fit)
     plan = _with_epochs(plan, space, parsed.plain_config["trainer"], setup)

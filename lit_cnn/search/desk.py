@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lit_cnn.core.words import about, counted, duration
-from lit_cnn.search.space import Values, arguments_of, in_words
+from lit_cnn.search.space import arguments_of, in_words
 from lit_cnn.search.study import Outcome, Study, Trial
 from lit_cnn.search.worker import Ended, Job
 from lit_cnn.training.process import RunFailedError
@@ -96,9 +96,10 @@ class SearchDesk:
         if not self._seeds_left:
             return None
         seed = self._seeds_left.pop(0)
-        self._running[f"seed {seed}"] = seed
         assert self.winner is not None
-        return self._final_job(seed, self.winner.values)
+        job = self._final_job(seed, self.winner)
+        self._running[job.name] = seed
+        return job
 
     def report(self, name: str, epoch: int, value: float) -> bool:
         """Notes a trial's value after an epoch; returns whether it is to end."""
@@ -172,10 +173,12 @@ class SearchDesk:
         place = (self.parent_key, tags, self.monitor, self.val_digest)
         return Job(name, arguments, *place, True, trial.is_again, trial.stopped)
 
-    def _final_job(self, seed: int, values: Values) -> Job:
-        arguments = [*self.arguments, *arguments_of(values), f"--seed_everything={seed}", _OF_A_TRIAL[-1]]
-        place = (self.parent_key, {"final_seed": str(seed)}, self.monitor, self.val_digest)
-        return Job(f"seed {seed}", arguments, *place, reports=False, is_again=True)
+    def _final_job(self, seed: int, of: Trial) -> Job:
+        arguments = [*self.arguments, *arguments_of(of.values), f"--seed_everything={seed}", _OF_A_TRIAL[-1]]
+        # With more trials another one may be the best: what was trained for the former is none of its runs.
+        tags = {"final_seed": str(seed), "final_of": str(of.number)}
+        place = (self.parent_key, tags, self.monitor, self.val_digest)
+        return Job(f"trial {of.number} seed {seed}", arguments, *place, reports=False, is_again=True)
 
     def _line(self, trial: Trial, trials: Sequence[Trial]) -> str:
         outcome, best = trial.outcome, self.study.best()

@@ -142,6 +142,10 @@ class Space:
         """Returns every dimension, those that come with a value after it."""
         return list(_all(self.dimensions))
 
+    def beside(self, dimension: Dimension) -> list[Dimension]:
+        """Returns the dimensions that may be drawn together with one, but those that come with its own values."""
+        return _beside(self.dimensions, dimension) or []
+
     def combinations(self) -> list[dict[str, Any]] | None:
         """Returns every combination, each as label -> what Optuna is to choose; None where there is no end of them."""
         return _combinations(self.dimensions)
@@ -328,6 +332,17 @@ def _all(dimensions: Sequence[Dimension]) -> Iterator[Dimension]:
         if isinstance(each.domain, Choices):
             for own in each.domain.brings.values():
                 yield from _all(own)
+
+
+def _beside(dimensions: Sequence[Dimension], wanted: Dimension) -> list[Dimension] | None:
+    for place, each in enumerate(dimensions):
+        others = list(_all([*dimensions[:place], *dimensions[place + 1 :]]))
+        if each is wanted:
+            return others
+        for own in each.domain.brings.values() if isinstance(each.domain, Choices) else ():
+            if (found := _beside(own, wanted)) is not None:
+                return [each, *others, *found]
+    return None
 
 
 def _combinations(dimensions: Sequence[Dimension]) -> list[dict[str, Any]] | None:

@@ -171,21 +171,23 @@ class Study:
 
     def next(self) -> Trial | None:
         """Returns the trial to train next: one that was left, else a new one; None if there are enough."""
-        if self._left:
-            number = self._left.pop(0)
-            frozen = self._own()[number - 1]
-            return self._begin(number, frozen.number, is_again=True)
         for repeats in itertools.count():
             own = self._own()
-            if len(own) >= self.limit:
+            if self._left:
+                number = self._left.pop(0)
+                trial = self._begin(number, own[number - 1].number, is_again=True)
+            elif len(own) >= self.plan.trials or (self._grid is not None and self._missing() is None):
                 return None
-            trial = self._begin(len(own) + 1, self._ask(len(own), repeats), is_again=False)
-            if not any(each.values == trial.values for each in self.trials()[:-1]):
+            else:
+                trial = self._begin(len(own) + 1, self._ask(), is_again=False)
+            drawn = self.trials()
+            # A kill may have come between the draw and this look at it: then it is the last one.
+            if trial.number < len(drawn) or not any(each.values == trial.values for each in drawn[:-1]):
                 return trial
             # Trained before, with the same seed: it would come to the same.
-            drawn = self._live.pop(trial.number)
-            drawn.set_user_attr("repeats", True)
-            self._study.tell(drawn, state=_state("failed"))
+            repeated = self._live.pop(trial.number)
+            repeated.set_user_attr("repeats", True)
+            self._study.tell(repeated, state=_state("failed"))
             if repeats > 10 * _REPEATS:
                 return None
         return None
@@ -226,13 +228,18 @@ class Study:
         trials = self._study.get_trials(deepcopy=False)
         return [each for each in trials if "repeats" not in each.user_attrs and each.state != waiting]
 
-    def _ask(self, num_own: int, repeats: int) -> int:
+    def _missing(self) -> dict[str, Any] | None:
+        """Returns the first combination that was not drawn, by whomever: with fewer trials it was not the grid."""
+        there = [trial.values for trial in self.trials()]
+        return next((each for each in self._grid or () if self._values(each) not in there), None)
+
+    def _ask(self) -> int:
         """Returns Optuna's number of a new trial; its values are drawn by `_begin`."""
         trials = self._study.get_trials(deepcopy=False)
         # A kill may have come after a combination was queued.
-        if self._grid is not None and not any(each.state == _state("waiting") for each in trials):
-            self._study.enqueue_trial(self._grid[num_own])
-        self._study.sampler = self._sampler(len(trials), is_random=repeats >= _REPEATS)
+        if not any(each.state == _state("waiting") for each in trials) and (missing := self._missing()) is not None:
+            self._study.enqueue_trial(missing)
+        self._study.sampler = self._sampler(len(trials))
         return self._study.ask().number
 
     def _begin(self, number: int, of_optuna: int, is_again: bool) -> Trial:
@@ -244,11 +251,13 @@ class Study:
         drawn = self._live[number] = optuna.Trial(self._study, kept._trial_id)
         return Trial(number, self.space.draw(drawn), is_again=is_again, stopped=kept.user_attrs.get(_STOPPED))
 
-    def _sampler(self, number: int, is_random: bool = False) -> "optuna.samplers.BaseSampler":
+    def _sampler(self, number: int) -> "optuna.samplers.BaseSampler":
         """Returns the sampler of one trial: a sampler with one seed would draw the same again after a restart."""
         import optuna
 
         seed = torch_seed("search", self.plan.seed, number) % 2**32
+        before = self._study.get_trials(deepcopy=False)[max(0, number - _REPEATS) : number]
+        is_random = len(before) == _REPEATS and all("repeats" in each.user_attrs for each in before)
         if self.plan.sampler == "tpe" and self._grid is None and not is_random:
             return optuna.samplers.TPESampler(seed=seed)
         return optuna.samplers.RandomSampler(seed=seed)
@@ -304,6 +313,11 @@ def ranked(trials: Sequence[Trial], mode: Literal["max", "min"]) -> list[Trial]:
         return states.index(outcome.state), sign * (outcome.value or 0.0), outcome.loss, trial.number
 
     return sorted(trials, key=key)
+
+
+def has_study(place: Path) -> bool:
+    """Whether a search's folder has its study, or says in which database that is."""
+    return (place / _PLACE).is_file()
 
 
 def first_values(space: Space, seed: int) -> Values:

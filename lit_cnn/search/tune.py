@@ -8,13 +8,14 @@ from typing import Any
 import yaml
 
 from lit_cnn.core.errors import UsageError
+from lit_cnn.core.words import counted
 from lit_cnn.reports.run_words import DESCRIPTION
 from lit_cnn.search.crew import Crew
 from lit_cnn.search.desk import SearchDesk
 from lit_cnn.search.parent import open_parent
 from lit_cnn.search.result import SearchResult
 from lit_cnn.search.space import Space, Values
-from lit_cnn.search.study import Plan, Study, Trial
+from lit_cnn.search.study import Plan, Study, Trial, has_study
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.tracking.progress import MlflowRun
 from lit_cnn.tracking.supervisor import supervisor_of
@@ -102,7 +103,8 @@ def run_search(search: Search, crew: Crew, num_workers: int, say: Callable[[str]
         status = "KILLED"
         raise
     except UsageError:
-        mark_finished(logger.run_folder)  # nothing was trained
+        if not has_study(logger.run_folder):  # nothing was trained
+            mark_finished(logger.run_folder)
         raise
     finally:
         if status == "FINISHED":
@@ -120,8 +122,8 @@ def _say_start(search: Search, study: Study, num_workers: int, say: Callable[[st
     how = "every combination" if study.is_grid else f"drawn by {by}"
     pruned = f", pruned by {plan.pruner}" if plan.pruner != "none" else ""
     at_once = f", {num_workers} at once" if num_workers > 1 else ""
-    epochs = f" of up to {plan.max_epochs} epochs"
-    say(f"{study.limit} trials{epochs}, {how}{pruned}{at_once}")
+    epochs = f" of up to {counted(plan.max_epochs, 'epoch')}"
+    say(f"{counted(study.limit, 'trial')}{epochs}, {how}{pruned}{at_once}")
     if done:
         say(f"going on after {len(done)} of them")
 
@@ -157,8 +159,12 @@ def _keep(search: Search, result: SearchResult, logger: JournalLogger) -> None:
     """Writes the report and the best configuration, and keeps both with the run."""
     config = search.config_of(result.best.values)
     comment = f"# The best of {len(result.trials)} trials on {result.subject}.\n"
-    files = result.report_files(search.output)
-    (search.output / BEST).write_text(comment + yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    try:
+        files = result.write(search.output)
+        (search.output / BEST).write_text(comment + yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    except OSError as error:
+        reason, remedy = f"cannot be written ({error.strerror})", "give another folder, and `resume=auto`: all is kept"
+        raise UsageError("output", search.output, reason, remedy) from error
     for file in [*files, search.output / BEST]:
         logger.log_artifact(file, "search")
     results = [final.metrics for final in result.finals if final.metrics]

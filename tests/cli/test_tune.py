@@ -1,5 +1,6 @@
 """`lit-cnn tune` on real trainings: exact numbers of trials and runs, whatever is killed."""
 
+import errno
 import json
 import os
 import random
@@ -215,6 +216,8 @@ def test_a_search_ends_where_the_first_trials_fail_alike(tmp_path: Path, capsys:
         (["--parallel=100000"], "--parallel 100000: takes at least"),
         (["--sampler=grid"], "model.lr 0.0001 to 0.1 (log): has no end of values, and a grid tries all; give a list"),
         (["--sampler=gp"], "argument --sampler: invalid choice"),
+        (["--output=s.yaml"], "--output s.yaml: cannot be written (Not a directory); give another folder"),
+        (["--folds=3"], "--folds 3: the trials of a search have one val each; leave it out"),
         (["--track=false"], "--track false: every trial is a tracked run"),
         (["--ckpt_path=x.ckpt"], "--ckpt_path x.ckpt: a search trains anew"),
         (["--trainer.devices=2"], "--trainer.devices 2: a trial has one device; give --parallel for several"),
@@ -231,6 +234,32 @@ def test_a_mistake_is_one_line_before_anything_starts(
     assert not trials_of(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("searched", "words", "expected"),
+    [
+        ("data.fold: [0, 1]", ["--data.num_folds=2"], "data.fold: is the same for all trials"),
+        ("trainer.limit_val_batches: [1, 2]", [], "trainer.limit_val_batches: is the same for all trials"),
+        ("data.batch_size: [16, 32]", ["--trainer.limit_val_batches=2"], "data.batch_size: decides how many val"),
+        ("config/augment: [none, strong]", ["--data.augment=[]"], "config/augment none: sets data.augment, and so"),
+        ("config/augment: [none, strong]", ["--data={augment: []}"], "config/augment none: sets data.augment, and so"),
+        ("config: [a.yaml, b.yaml]", ["--model.lr", "0.1"], "config a.yaml: sets model.lr, and so does the command"),
+        ("config: [a.yaml, b.yaml]\nmodel.lr: [0.1, 0.2]", [], "config a.yaml: sets model.lr, which is searched too"),
+        ("config: [a.yaml, c.yaml]", [], "config c.yaml: sets data.split_seed, which is the same for all trials"),
+        ("model.lr: [0.1, 0.2]", ["--model={lr: 0.3}"], "model.lr: is given on the command line for all trials"),
+    ],
+)
+def test_what_would_win_in_every_trial_or_choose_what_judges_is_refused(
+    searched: str, words: list[str], expected: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    Path("b.yaml").write_text("include: a.yaml\nmodel: {lr: 0.1}", encoding="utf-8")
+    Path("a.yaml").write_text("model: {lr: 0.2, weight_decay: 0.1}", encoding="utf-8")
+    Path("c.yaml").write_text("include: a.yaml\ndata: {split_seed: 3}", encoding="utf-8")
+    Path("s.yaml").write_text(searched, encoding="utf-8")
+    assert main(["tune", *(text for text in SHORT if "batch_size" not in text), *words]) == 2
+    assert f"--search s.yaml: {expected}" in capsys.readouterr().err.splitlines()[-1]
+    assert tracked_runs(tmp_path) == []
+
+
 def test_values_that_the_parser_refuses_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     Path("s.yaml").write_text("model.optimizer_options: [{momentum: 0.9}, 3]", encoding="utf-8")
     assert tune() == 2
@@ -239,6 +268,30 @@ def test_values_that_the_parser_refuses_are_named(capsys: pytest.CaptureFixture[
     assert tune() == 2
     assert "--model.cut_at 8: no such stage to end with" in capsys.readouterr().err.splitlines()[-1]
     assert tracked_runs(tmp_path) == []
+
+
+def test_a_report_that_cannot_be_written_leaves_the_search_to_be_resumed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("s.yaml").write_text("model.lr: [0.001, 0.002]", encoding="utf-8")
+    with monkeypatch.context() as patch:
+        write = Path.write_text
+
+        def full(file: Path, *arguments: Any, **options: Any) -> int:
+            if file.name == "best.yaml":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return write(file, *arguments, **options)
+
+        patch.setattr(Path, "write_text", full)
+        assert tune("--trials=1", "--final_seeds=1", "--trainer.max_epochs=1") == 2
+    printed = capsys.readouterr()
+    assert "1 trial of up to 1 epoch, drawn by TPE" in printed.err
+    assert "--output search: cannot be written (No space left on device); give" in printed.err.splitlines()[-1]
+    again = ("--trials=1", "--final_seeds=1", "--trainer.max_epochs=1", "--resume=auto", "--format=json")
+    assert tune(*again) == 0
+    document = printed_json(capsys.readouterr().out)
+    runs = {run.run_id for run in tracked_runs(tmp_path)}
+    assert len(runs) == 3 and runs == {document["run"], *(row["run"] for row in document["trials"])}
 
 
 def test_a_budget_ends_the_trials(capsys: pytest.CaptureFixture[str]) -> None:

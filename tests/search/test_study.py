@@ -110,6 +110,22 @@ def test_a_finite_space_is_tried_whole_and_nothing_is_tried_twice(tmp_path: Path
         assert len(names) == len(set(names)) == 3
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random", "grid"])
+def test_with_more_trials_than_at_first_a_finite_space_is_tried_whole(sampler: Sampler, tmp_path: Path) -> None:
+    space = read_space("model.optimizer: [adamw, sgd, muon]\nmodel.dropout: {low: 0, high: 0.3, step: 0.1}", "s.yaml")
+    found: list[str] = []
+    for trials in (3, 11, 12, 20):
+        study = Study(tmp_path, "digest", space, Plan(trials, sampler))
+        if trials == 11 and sampler == "random":  # a kill after a draw of what was there, before it was seen
+            study._study.enqueue_trial(study._study.trials[0].params)
+            study._begin(4, study._study.ask().number, is_again=False)
+            study = Study(tmp_path, "digest", space, Plan(trials, sampler))
+        while (trial := study.next()) is not None:
+            found.append(str(trial.values))
+            study.tell(trial.number, Outcome("complete", 0.5), 1.0)
+        assert len(set(found)) == len(found) == len(study.trials()) == min(trials, 12)
+
+
 def test_what_matters_needs_enough_trials(tmp_path: Path) -> None:
     place = tmp_path_of(tmp_path, "few")
     run(place, Plan(5, "random", "none", max_epochs=3))
