@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lit_cnn.core.errors import as_printed
 from lit_cnn.core.intervals import Interval
 from lit_cnn.core.words import counted, duration
 from lit_cnn.evaluation.statistics import mean_std, paired_difference
@@ -21,6 +22,7 @@ from lit_cnn.search.study import LEAST_FOR_IMPORTANCE, Trial, ranked
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+_LEAST_FOR_OPTIMISM = 3  # new seeds; with two, the limits are tens of points apart
 _MOST_ROWS = 10  # of the trials in a terminal
 _LEAST_SHARE = 0.01
 _CURVE = (1, 3, 10, 30, 100, 300, 1000)  # trials after which the best is told
@@ -74,11 +76,11 @@ class SearchResult(Result):
     def optimism(self) -> Interval | None:
         """What the best trial's value has more than the same values with new seeds, with its 95 % interval (t).
 
-        None without two of those at least. In the unit of what is searched for, and positive where it promised too
+        None without three of those at least. In the unit of what is searched for, and positive where it promised too
         much.
         """
         values = self._new_values
-        if len(values) < 2:
+        if len(values) < _LEAST_FOR_OPTIMISM:
             return None
         assert self.best.outcome.value is not None
         found = paired_difference([self.best.outcome.value] * len(values), values)
@@ -124,7 +126,12 @@ class SearchResult(Result):
             what = "Which of the complete trials are the best is decided by"
             said.append(f"{what} (Optuna's PED-ANOVA, pruned trials left out): {shares}{rest}.")
         else:
-            said.append(f"What matters most needs {LEAST_FOR_IMPORTANCE} complete trials that differ to be told.")
+            num_complete = sum(trial.outcome.state == "complete" for trial in self.trials)
+            if num_complete < LEAST_FOR_IMPORTANCE:
+                few = f"Too few complete trials ({num_complete} of {LEAST_FOR_IMPORTANCE})"
+                said.append(as_printed(f"{few} to say what matters: more `trials`, or `pruner=none`."))
+            else:
+                said.append("All complete trials came to the same value: nothing to say of what matters.")
         for final in self.finals:
             run = self.runs.get(final.run, final.run)[:8]
             said.append(f"Seed {final.seed}: {final.reason or self._final_words(final)}; run {run}.")
@@ -252,7 +259,7 @@ class SearchResult(Result):
         """Says what of the best value was the selection's."""
         found = self.optimism
         if found is None:
-            return ""
+            return f" (how much of that was luck takes {_LEAST_FOR_OPTIMISM} new seeds to tell)"
         if self._is_loss:
             words = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
         else:

@@ -126,6 +126,8 @@ def _trained(job: Job, reporter: "EpochReporter", make_setup: Callable[[Sequence
     begun = find_child(setup.options.store.journal_dir, job.parent_key, job.tags) if job.is_again else None
     if begun is not None and begun.status == "FINISHED":  # and was killed before it could tell
         return _ended(begun.metrics, job, begun.pruned, begun.epochs, begun.folder.name)
+    if begun is not None:  # nothing is trained where its checkpoint is at the end
+        reporter.key, reporter.epoch = begun.folder.name, begun.epochs
     callbacks = setup.trainer.get("callbacks") or []
     several = [*callbacks] if isinstance(callbacks, list | tuple) else [callbacks]
     setup = replace(setup, trainer={**setup.trainer, "callbacks": [*several, reporter]})
