@@ -47,7 +47,7 @@ compare and look:
   preview    write a picture of what augmentation makes of the training images
              lit-cnn preview FOLDER [--config augment/geometric]
   advise     try transfer regimes at a few training-set sizes, and say which to take
-             lit-cnn advise FOLDER [--budget MINUTES]
+             lit-cnn advise FOLDER [--budget 15m]
   tune       search options of fit, prune, train the best anew with new seeds
              lit-cnn tune FOLDER --search lr [--trials 30] [--budget 60m] [--parallel 2] [--resume auto]
   best       find the best classifier that a budget of time gives, test it once and export it

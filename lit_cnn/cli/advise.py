@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_cnn.cli.output import print_result
-from lit_cnn.cli.verbs import CommandParser
+from lit_cnn.cli.verbs import CommandParser, seconds_of
 from lit_cnn.core.errors import UsageError, as_printed
+from lit_cnn.core.words import duration
 
 if TYPE_CHECKING:
     from lit_cnn.cli.lit_cli import DataCLI
@@ -40,7 +41,7 @@ def advise(arguments: list[str]) -> int:
         "--regimes", nargs="+", choices=_REGIMES, default=list(_REGIMES), help=f"default: {' '.join(_REGIMES)}"
     )
     parser.add_argument("--sizes", nargs="+", type=_size, help="training images; default: a sixteenth, a quarter, all")
-    parser.add_argument("--budget", type=_minutes, metavar="MINUTES", help="begin no trial that would end later")
+    parser.add_argument("--budget", type=seconds_of, metavar="TIME", help="15m: begin no trial that would end later")
     parser.add_argument("--output", type=_folder, default=Path("advice"), help="folder for the report; default: advice")
     parser.add_argument("--format", choices=["table", "csv", "json"], default="table", help="default: table")
     options, of_fit = parser.parse_known_args(arguments)
@@ -116,10 +117,10 @@ def _setups(
 
     started, taken = time.monotonic(), dict[tuple[str, str], float]()
     for number, (arch, regime, size) in enumerate(planned, start=1):
-        left = None if budget is None else 60 * budget - (time.monotonic() - started)
+        spent = time.monotonic() - started
         # At least as long as the last, smaller one of its kind.
-        if left is not None and taken.get((arch, regime), 0.0) >= left:
-            print(f"{arch}, {regime}, {size:,} images: left out, --budget {budget:g} is spent", file=sys.stderr)
+        if budget is not None and spent + taken.get((arch, regime), 0.0) >= budget:
+            print(f"{arch}, {regime}, {size:,} images: left out, --budget {duration(budget)} is spent", file=sys.stderr)
             continue
         print(f"trial {number} of {len(planned)}: {arch}, {regime}, {size:,} images", file=sys.stderr)
         begun, label = time.monotonic(), _label(arch, regime, size)
@@ -132,7 +133,7 @@ def _setups(
         correct = round(run.metrics["best/val/acc"] * num_val)
         trials.append(Trial(arch, regime, size, correct, num_val, seconds, run.id))
     if not trials:
-        raise UsageError("budget", budget, "ended before the first trial did", "give more minutes")
+        raise UsageError("budget", duration(budget or 0.0), "ended before the first trial did", "give more")
 
 
 def _label(arch: str, regime: str, size: int) -> str:
@@ -191,13 +192,3 @@ def _size(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: give numbers of training images, such as 50 500")
     return int(text)
-
-
-def _minutes(text: str) -> float:
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = 0.0
-    if not 0 < minutes < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: give minutes, more than 0")
-    return minutes

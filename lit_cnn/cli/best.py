@@ -3,7 +3,8 @@
 import argparse
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -68,7 +69,8 @@ def best(arguments: list[str]) -> int:
     from lit_cnn.training.process import hush_lightning
 
     hush_lightning()
-    return exit_code(lambda: _best(options, of_fit))
+    with _signals_interrupt():
+        return exit_code(lambda: _best(options, of_fit))
 
 
 def _check_folder(folder: Path) -> None:
@@ -80,21 +82,31 @@ def _check_folder(folder: Path) -> None:
         raise UsageError("output", folder, f"cannot be written ({error.strerror})", "give another folder") from error
 
 
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Makes signals end what is between two trainings as they end a training, which has handlers of its own."""
+    from lit_cnn.training.callbacks import RunInterrupted
+
+    def stop(number: int, frame: Any) -> None:
+        """Ends it."""
+        raise RunInterrupted(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _best(options: argparse.Namespace, of_fit: list[str]) -> None:
     from lit_cnn.cli.lit_cli import DataCLI
     from lit_cnn.search.best import PLAN, Budget, Plan, Trainings, search_and_train
     from lit_cnn.search.candidates import candidates
     from lit_cnn.search.conclusion import conclude
-    from lit_cnn.training.callbacks import RunInterrupted
     from lit_cnn.training.record import recorded_config
     from lit_cnn.training.resume import config_digest
 
-    def stop(number: int, frame: Any) -> None:
-        """Ends what is between two trainings; those have handlers of their own."""
-        raise RunInterrupted(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
     parsed = DataCLI(of_fit)
     data = parsed.datamodule
     num_images, num_classes = len(data.splits.train), data.num_classes

@@ -87,8 +87,8 @@ def _on(outputs: KeptOutputs, weights: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.concatenate(correct), log_likelihood
 
 
-def choose(ways: Sequence[Choice]) -> tuple[Choice, Choice]:
-    """Returns the way to take and the best on val: the cheapest that is not measurably worse than the best.
+def choose(ways: Sequence[Choice]) -> Choice:
+    """Returns the cheapest way to classify that is on val not measurably worse than the best.
 
     Worse is what McNemar's exact test says of right and wrong images, or Wilcoxon's signed-rank test of the
     log-likelihoods, at the level of 0.05: the latter sees what a few val images show of an ensemble.
@@ -98,7 +98,7 @@ def choose(ways: Sequence[Choice]) -> tuple[Choice, Choice]:
     """
     best = max(ways, key=lambda way: (way.correct.mean(), -way.loss, -way.cost))
     equal = [way for way in ways if way.cost < best.cost and not _is_worse(way, best)]
-    return min(equal, key=lambda way: (way.cost, way.loss), default=best), best
+    return min(equal, key=lambda way: (way.cost, way.loss), default=best)
 
 
 def _is_worse(way: Choice, than: Choice) -> bool:

@@ -1,8 +1,7 @@
 """The best classifier that a budget of time gives on a set of images: `lit-cnn best`.
 
 Configurations are tried by successive halving (`lit_cnn.search.halving`), and the best one is trained in full, more
-than once where there is time. What is combined of that is chosen on images that are not test; the test images are
-looked at once, for what has been chosen.
+than once where there is time. What is combined of that is chosen on images that are not test; then it is tested.
 """
 
 import contextlib
@@ -198,14 +197,14 @@ class Trainings:
     def train(self, candidate: Candidate, extent: Extent, name: str, seed: int = 0) -> Outcome | None:
         """Trains a candidate; what was trained before the run was resumed is not trained again.
 
-        Returns:
-            What it came to; None if it failed, and why is said.
-
         Args:
             candidate: What.
             extent: How much.
             name: Of the training.
             seed: The training seed.
+
+        Returns:
+            What it came to; None if it failed, and why is said.
         """
         extent = self._plan.extent(name, extent, self._budget.used)
         began, stopwatch = time.monotonic(), Stopwatch()

@@ -48,7 +48,7 @@ def conclude(
     images = "images out of fold" if taken[0].num_folds else "val images"
     say(f"choosing among {counted(len(members), 'member')} on {images}")
     ways = _ways(members, [name_of(each) for each in taken], Comparison(VIEWS, store.predictions_dir))
-    chosen, _ = choose(ways)
+    chosen = choose(ways)
     used = [(member, weight) for member, weight in zip(members, chosen.weights, strict=True) if weight]
     runs = [member.run.run_id for member, _ in used if member.run is not None]
     say(f"testing {chosen.name}")

@@ -85,7 +85,7 @@ def test_no_trial_begins_that_would_end_after_the_budget(
     # The first of each kind is tried, however long it takes; what then is spent is spent.
     assert advise(*options, "--regimes", "scratch", "--sizes", "30", "60", "--budget", "0.001") == 0
     printed = capsys.readouterr()
-    assert "60 images: left out, --budget 0.001 is spent" in printed.err
+    assert "60 images: left out, --budget 0.1 s is spent" in printed.err
     assert "with 30 training images. There is nothing here to compare it with." in " ".join(printed.out.split())
     assert "Report: advice/report.html" in printed.out and Path("advice/report.html").is_file()
     assert len(tracked_runs(tmp_path, "fit")) == 1
@@ -97,7 +97,7 @@ def test_no_trial_begins_that_would_end_after_the_budget(
         (["--sizes", "1000"], "--sizes 1000: there are"),
         (["--sizes", "few"], "few: give numbers of training images"),
         (["--output", "a.png"], "a.png: give a folder; the picture is advice.png in it"),
-        (["--budget", "0"], "0: give minutes"),
+        (["--budget", "0"], "0: give a time such as 90s, 60m or 2h"),
         (["--regimes", "gradual"], "argument --regimes: invalid choice"),
         (["--model.weights=null"], "--model.weights: the regimes but scratch need weights"),
         (["--model.lrr", "1"], "--model.lrr"),

@@ -3,7 +3,6 @@ import hashlib
 import os
 import shutil
 import socket
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -25,28 +24,7 @@ from lit_cnn.data.remote.images import RemoteImages
 from lit_cnn.data.sources import load_image_set, place_of
 from lit_cnn.training.checkpoints import load_checkpoint
 from tests.odd_folders import images
-from tests.remote_places import Web, bucket, s3_server, use_s3, web_server
-
-
-@pytest.fixture(scope="module")
-def s3_address() -> Iterator[str]:
-    with s3_server() as address:
-        yield address
-
-
-@pytest.fixture
-def s3(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_s3(monkeypatch, s3_address)
-    import urllib.request
-
-    urllib.request.urlopen(urllib.request.Request(f"{s3_address}/moto-api/reset", method="POST")).close()
-
-
-@pytest.fixture
-def web(tmp_path: Path) -> Iterator[Web]:
-    (tmp_path / "web").mkdir()
-    with web_server(tmp_path / "web") as web:
-        yield web
+from tests.remote_places import Web, bucket
 
 
 def odd_folder(root: Path) -> Path:

@@ -3,7 +3,6 @@ import io
 import random
 import shutil
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +21,7 @@ from lit_cnn.data.sources import load_image_set, place_of
 from lit_cnn.data.streaming import StreamedOrder, grouped
 from tests.faults import kill_at_random, outcome, start
 from tests.odd_folders import picture
-from tests.remote_places import Web, bucket, s3_server, use_s3, web_server
-
-
-@pytest.fixture(scope="module")
-def s3_address() -> Iterator[str]:
-    with s3_server() as address:
-        yield address
-
-
-@pytest.fixture
-def s3(s3_address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_s3(monkeypatch, s3_address)
-    import urllib.request
-
-    urllib.request.urlopen(urllib.request.Request(f"{s3_address}/moto-api/reset", method="POST")).close()
-
-
-@pytest.fixture
-def web(tmp_path: Path) -> Iterator[Web]:
-    (tmp_path / "web").mkdir()
-    with web_server(tmp_path / "web") as web:
-        yield web
+from tests.remote_places import Web, bucket
 
 
 def shard(file: Path, numbers: range, **more: bytes) -> Path:
