@@ -147,6 +147,23 @@ def take_folds(arguments: list[str]) -> tuple[int | None, list[int] | None, list
     return int(given[0]), split_seeds, rest
 
 
+def take_engine(arguments: list[str]) -> tuple[str | None, str | None, list[str]]:
+    """Takes `--engine ray` and `--address HOST:PORT` out of the arguments; returns both, and the rest.
+
+    Raises:
+        UsageError: If the engine is another one, or there is an address without it.
+    """
+    engine, arguments = _take(arguments, "engine", most=1)
+    address, rest = _take(arguments, "address", most=1)
+    if engine is not None and engine != ["ray"]:
+        raise UsageError("engine", engine, "give ray, or leave it out")
+    if address is not None and engine is None:
+        raise UsageError("address", address, "is that of a Ray cluster", "give `engine=ray` too")
+    if address == []:
+        raise UsageError("address", None, "give HOST:PORT of the cluster's head, or auto")
+    return (None if engine is None else engine[0]), (None if address is None else address[0]), rest
+
+
 def _take(arguments: list[str], option: str, most: int | None = None) -> tuple[list[str] | None, list[str]]:
     """Returns the values of an option that takes several, None if it is not there, and the other arguments."""
     for start, text in enumerate(arguments):
