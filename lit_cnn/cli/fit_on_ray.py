@@ -4,7 +4,6 @@ Each is the process that torchrun would start: training in a thread of Ray's wou
 """
 
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
@@ -19,14 +18,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_cnn.cli import main
 from lit_cnn.cli.precheck import value_of
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.ray_cluster import NODE_LABEL, Node, check_nodes, joined
 
 _POLL = 0.3  # seconds
-_SAY_AFTER = 15.0  # seconds without a process
+_SAY_AFTER = 30.0  # seconds without a process
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-_PR_SET_PDEATHSIG = 1
 _OF_PLACES = ("trainer.devices", "trainer.num_nodes")
 
 
@@ -42,6 +41,7 @@ def fit_on_ray(arguments: list[str], address: str | None) -> int:
 
     Raises:
         UsageError: If the cluster is not there, or has no place for the run; nothing is started then.
+        RunFailedError: If Ray fails.
     """
     devices, num_nodes = (_count(arguments, name) for name in _OF_PLACES)
     kept = value_of(arguments, "tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI") or ""
@@ -242,14 +242,13 @@ def run_process(config: Mapping[str, Any]) -> None:
     }
     own = {name: str(value) for name, value in ranks.items()} if context.get_world_size() > 1 else {}
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "lit_cnn", "fit", *config["arguments"]],
+        [sys.executable, "-P", "-m", "lit_cnn.cli.fit_on_ray", "fit", *config["arguments"]],
         cwd=config["folder"],
         env={**os.environ, **config["environment"], **own},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=_end_with_parent,
     )
     readers = [
         threading.Thread(target=_tell, args=(board, is_error, stream), daemon=True)
@@ -281,10 +280,6 @@ def _meeting_place(host: str) -> tuple[str, int]:
         return host, found.getsockname()[1]
 
 
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-
-
 def _to_pass_on() -> dict[str, str]:
     """Returns variables that say where runs and images are kept, how to get there, and how many threads there are."""
     names = ("MLFLOW_", "AWS_", "LIT_CNN_", "OMP_NUM_THREADS")
@@ -310,3 +305,18 @@ def _count(arguments: Sequence[str], option: str) -> int:
     if not str(given).isdecimal() or int(str(given)) < 1:
         raise UsageError(option.partition(".")[2], given, "with `engine=ray`, give how many")
     return int(str(given))
+
+
+def _main() -> int:
+    """Runs `lit-cnn` in this process, which ends with the one that started it."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)  # what Ray's workers block
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_DFL)  # and ignore
+    from lit_cnn.search.crew import end_with_parent
+
+    end_with_parent()
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

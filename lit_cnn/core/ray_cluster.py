@@ -48,8 +48,8 @@ def joined(address: str | None) -> Iterator[list[Node]]:
     """Joins a cluster, or starts one of this machine alone; leaves it, or ends it.
 
     Args:
-        address: `HOST:PORT` or `auto`; None for what RAY_ADDRESS says, else for the cluster that this machine is part
-            of, else for one that is started here.
+        address: `HOST:PORT`, or `auto` for the cluster that this machine is part of; None for what RAY_ADDRESS says,
+            else for one that is started here.
 
     Yields:
         The machines that are there, this one first.
@@ -59,7 +59,7 @@ def joined(address: str | None) -> Iterator[list[Node]]:
             versions.
     """
     _require_ray()
-    address = address or os.environ.get("RAY_ADDRESS") or None
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
     _require_answer(address)
     # What Ray would send home, print, and wrap around exceptions.
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_COLOR_PREFIX": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -71,7 +71,8 @@ def joined(address: str | None) -> Iterator[list[Node]]:
         ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = _in_a_line(error).partition(". ")[0]
-        raise UsageError("address", address, reason, "start a cluster by `ray start`") from error
+        remedy = "start a cluster by `ray start`, and set RAY_AUTH_MODE (token or disabled) as it was there"
+        raise UsageError("address", address, reason, remedy) from error
     try:
         here = ray.get_runtime_context().get_node_id()
         nodes = [_node(each, here) for each in ray.nodes() if each["Alive"]]
@@ -160,9 +161,9 @@ def _require_ray() -> None:
         raise UsageError("engine", "ray", f"Ray {version} is older than {least}", "pip install -U 'lit-cnn[ray]'")
 
 
-def _require_answer(address: str | None) -> None:
+def _require_answer(address: str) -> None:
     """Refuses an address where nobody answers; Ray itself would try for minutes."""
-    if address in (None, "auto", "local"):
+    if address in ("auto", "local"):
         return
     if address.startswith("ray://"):
         remedy = "give HOST:PORT of the head on one of its machines, or `ray job submit`"
