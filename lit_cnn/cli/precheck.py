@@ -141,10 +141,19 @@ def take_folds(arguments: list[str]) -> tuple[int | None, list[int] | None, list
         return None, None, arguments
     if not given or not given[0].isdigit() or int(given[0]) < 2:
         raise UsageError("folds", given, "give a whole number of at least 2")
-    for name, value in _pairs(rest):
+    check_no_fold_given(rest)
+    return int(given[0]), split_seeds, rest
+
+
+def check_no_fold_given(arguments: Sequence[str]) -> None:
+    """Refuses options of `lit-cnn fit` that choose one fold, where all are trained on.
+
+    Raises:
+        UsageError: With the option.
+    """
+    for name, value in _pairs(arguments):
         if name in ("data.num_folds", "data.fold"):
             raise UsageError(name.partition(".")[2], value, "is chosen by `folds`, fold after fold", "leave it out")
-    return int(given[0]), split_seeds, rest
 
 
 def _take(arguments: list[str], option: str, most: int | None = None) -> tuple[list[str] | None, list[str]]:

@@ -12,7 +12,7 @@ import yaml
 from lit_cnn.cli.configs import SECTIONS, load_config, search_text
 from lit_cnn.cli.option_kinds import option_kinds
 from lit_cnn.cli.output import print_result
-from lit_cnn.cli.precheck import arguments_of_trials, hint, known_options, value_of
+from lit_cnn.cli.precheck import arguments_of_trials, check_no_fold_given, hint, known_options, value_of
 from lit_cnn.cli.verbs import CommandParser, check_output_file, seconds_of
 from lit_cnn.core.errors import UsageError, as_printed
 from lit_cnn.core.run_params import OF_THE_PLACE, decides
@@ -50,10 +50,9 @@ def tune(arguments: list[str]) -> int:
         check_output_file(options.output / "report.html")
     except UsageError as error:
         raise UsageError("output", options.output, error.reason, "give another folder") from error
-    if "folds" in _given(of_fit):
-        remedy = "leave it out, and give it to lit-cnn fit with the best"
-        raise UsageError("folds", value_of(of_fit, "folds"), "the trials of a search have one val each", remedy)
     of_fit = arguments_of_trials("tune", of_fit, parser.options)
+    if options.folds:
+        check_no_fold_given(of_fit)
     if value_of(of_fit, "ckpt_path") is not None:
         raise UsageError("ckpt_path", value_of(of_fit, "ckpt_path"), "a search trains anew", "leave it out")
     if value_of(of_fit, "trainer.devices") not in (None, "1", "auto"):
@@ -104,6 +103,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--parallel", type=_count, help="trials at once; default: one a GPU, else 1")
     parser.add_argument("--sampler", choices=_SAMPLERS, default="tpe", help="who draws; default: tpe")
     parser.add_argument("--pruner", choices=_PRUNERS, default="asha", help="who ends trials early; default: asha")
+    parser.add_argument("--folds", type=_folds, default=0, metavar="K", help="a network on each of K folds a trial")
     parser.add_argument("--seed", type=int, default=0, help="of the draws; --seed_everything is the trainings'")
     parser.add_argument("--final_seeds", type=_number, default=3, help="new seeds for the best; default: 3")
     parser.add_argument("--study", metavar="URL", help="keep the trials in a database; default: a file beside the run")
@@ -221,6 +221,8 @@ def _tune(
     from lit_cnn.search.study import Plan
     from lit_cnn.search.tune import BEST, Search, run_search
     from lit_cnn.training.record import recorded_config
+    from lit_cnn.training.steps import check_whole_folds
+    from lit_cnn.training.trainer import evaluation_trainer
 
     searched = {each.option for each in space.all_dimensions()}
     why = ""
@@ -235,8 +237,11 @@ def _tune(
         if each.option == "data.batch_size" and limit not in (None, 1.0):
             reason = f"decides how many val images judge a trial, with limit_val_batches {limit}"
             raise space.mistake(each, None, reason, "leave one of them out")
-    plan = Plan(options.trials, options.sampler, options.pruner, options.seed, parsed.options.monitor_mode)
+    how = (options.sampler, options.pruner, options.seed, parsed.options.monitor_mode)
+    plan = Plan(options.trials, *how, num_folds=options.folds)
     setup = _setup_of_one(space, plan, of_fit)
+    if plan.num_folds:
+        check_whole_folds(evaluation_trainer(setup.trainer))
     plan = _with_epochs(plan, space, parsed.plain_config["trainer"], setup)
 
     def config_of(values: Any) -> dict[str, Any]:
@@ -263,7 +268,8 @@ def _tune(
     print_result(result, options.format)
     if options.format == "table":
         print(f"\nReport: {options.output / 'report.html'}")
-        print(f"Next: lit-cnn fit --config {options.output / BEST}, lit-cnn ui")
+        folds = f"--folds {options.folds} " if options.folds else ""
+        print(f"Next: lit-cnn fit {folds}--config {options.output / BEST}, lit-cnn ui")
         print(f"run {result.run}")
 
 
@@ -271,11 +277,14 @@ def _setup_of_one(space: Space, plan: "Plan", of_fit: Sequence[str]) -> "Setup":
     """Returns the setup of a trial that may be drawn: of three, one that can be built."""
     from lit_cnn.cli.lit_cli import LitCLI
     from lit_cnn.search.study import first_values
+    from lit_cnn.training.folds import as_folds
 
+    of_first = [f"--data.num_folds={plan.num_folds}", "--data.fold=0"] if plan.num_folds else []
     mistakes = []
     for number in range(_TRIED):
         try:
-            return LitCLI("fit", [*of_fit, *arguments_of(first_values(space, plan.seed + number))]).setup
+            with as_folds():
+                return LitCLI("fit", [*of_fit, *arguments_of(first_values(space, plan.seed + number)), *of_first]).setup
         except UsageError as error:
             mistakes.append(error)
     raise mistakes[0]
@@ -328,3 +337,9 @@ def _count(text: str) -> int:
 
 def _number(text: str) -> int:
     return 0 if text == "0" else _count(text)
+
+
+def _folds(text: str) -> int:
+    if not text.isdigit() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number of at least 2")
+    return int(text)

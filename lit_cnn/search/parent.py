@@ -73,6 +73,7 @@ def _options(config: Mapping[str, Any], space: Space, plan: Plan) -> dict[str, s
         for each in space.all_dimensions()
     }
     how = {"search.sampler": plan.sampler, "search.pruner": plan.pruner, "search.seed": str(plan.seed)}
+    how |= {"search.folds": str(plan.num_folds)} if plan.num_folds else {}
     chosen = {each.option for each in space.all_dimensions()}
     return {**{name: value for name, value in flat.items() if name not in chosen}, **searched, **how}
 

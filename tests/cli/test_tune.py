@@ -225,7 +225,6 @@ def test_a_search_ends_where_the_first_trials_fail_alike(tmp_path: Path, capsys:
         (["--sampler=grid"], "model.lr 0.0001 to 0.1 (log): has no end of values, and a grid tries all; give a list"),
         (["--sampler=gp"], "argument --sampler: invalid choice"),
         (["--output=s.yaml"], "--output s.yaml: cannot be written (Not a directory); give another folder"),
-        (["--folds=3"], "--folds 3: the trials of a search have one val each; leave it out"),
         (["--track=false"], "--track false: every trial is a tracked run"),
         (["--ckpt_path=x.ckpt"], "--ckpt_path x.ckpt: a search trains anew"),
         (["--trainer.devices=2"], "--trainer.devices 2: a trial has one device; give --parallel for several"),
