@@ -156,6 +156,23 @@ def check_no_fold_given(arguments: Sequence[str]) -> None:
             raise UsageError(name.partition(".")[2], value, "is chosen by `folds`, fold after fold", "leave it out")
 
 
+def take_engine(arguments: list[str]) -> tuple[str | None, str | None, list[str]]:
+    """Takes `--engine ray` and `--address HOST:PORT` out of the arguments; returns both, and the rest.
+
+    Raises:
+        UsageError: If the engine is another one, or there is an address without it.
+    """
+    engine, arguments = _take(arguments, "engine", most=1)
+    address, rest = _take(arguments, "address", most=1)
+    if engine is not None and engine != ["ray"]:
+        raise UsageError("engine", engine, "give ray, or leave it out")
+    if address is not None and engine is None:
+        raise UsageError("address", address, "is that of a Ray cluster", "give `engine=ray` too")
+    if address == []:
+        raise UsageError("address", None, "give HOST:PORT of the cluster's head, or auto")
+    return (None if engine is None else engine[0]), (None if address is None else address[0]), rest
+
+
 def _take(arguments: list[str], option: str, most: int | None = None) -> tuple[list[str] | None, list[str]]:
     """Returns the values of an option that takes several, None if it is not there, and the other arguments."""
     for start, text in enumerate(arguments):
