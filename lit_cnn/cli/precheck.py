@@ -90,19 +90,22 @@ def precheck(arguments: Sequence[str], also: Sequence[str] = (), is_typed: bool 
         _check_root(options)
 
 
-def arguments_of_trials(command: str, arguments: Sequence[str], also: Sequence[str]) -> list[str]:
+def arguments_of_trials(
+    command: str, arguments: Sequence[str], also: Sequence[str], is_typed: bool = True
+) -> list[str]:
     """Returns arguments of `lit-cnn fit` for trials, a folder spelt out; refuses what cannot be right.
 
     Args:
         command: Which trains the trials.
         arguments: Those that are not the command's own.
         also: Options of the command itself.
+        is_typed: Whether somebody has typed them.
 
     Raises:
         UsageError: As `precheck`, or if the trials would not be tracked.
     """
-    of_fit = expand(command, arguments)
-    precheck(of_fit, also)
+    of_fit = expand(command, arguments) if is_typed else list(arguments)
+    precheck(of_fit, also, is_typed)
     given = value_of(of_fit, "track")
     if (given or "true").lower() == "false":
         raise UsageError("track", given, "every trial is a tracked run", "leave it out")

@@ -2,10 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
@@ -21,13 +21,15 @@ from lit_cnn.search.space import CONFIG, Choices, Dimension, Space, arguments_of
 
 if TYPE_CHECKING:
     from lit_cnn.search.crew import Crew
+    from lit_cnn.search.result import SearchResult
     from lit_cnn.search.study import Plan
     from lit_cnn.training.setup import Setup
 
+T = TypeVar("T")
 _TRIED = 3  # draws that are built before anything starts
 _WORKER = "lit_cnn.cli.tune_worker"
-_PRUNERS = ("asha", "hyperband", "none")
-_SAMPLERS = ("tpe", "random", "grid")
+PRUNERS = ("asha", "hyperband", "none")
+SAMPLERS = ("tpe", "random", "grid")
 # What decides which images a trial is judged on, and by what.
 _NOT_SEARCHED = {
     *("seed_everything", "monitor", "monitor_mode", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
@@ -46,11 +48,38 @@ def tune(arguments: list[str]) -> int:
     """Takes the options of `lit-cnn fit` and its own; every trial is a tracked run below one."""
     parser = _parser()
     options, of_fit = parser.parse_known_args(arguments)
+
+    def end(run: "Callable[[], SearchResult]") -> int:
+        """Prints what the search came to; returns the exit code."""
+        from lit_cnn.cli.train import exit_code
+
+        return exit_code(lambda: _print(options, run()))
+
+    return with_crew(options, of_fit, end, parser.options)
+
+
+def with_crew(
+    options: argparse.Namespace,
+    of_fit: list[str],
+    then: "Callable[[Callable[[], SearchResult]], T]",
+    also: Sequence[str] | None = None,
+) -> T:
+    """Refuses what cannot be searched, starts the workers, and returns what is then made of the search.
+
+    Args:
+        options: Of the command.
+        of_fit: Options of `lit-cnn fit` for all trials.
+        then: Given what searches.
+        also: The options that somebody could have typed; None where the search is called from Python.
+
+    Raises:
+        UsageError: If it cannot be searched so; nothing is written then.
+    """
     try:
         check_output_file(options.output / "report.html")
     except UsageError as error:
         raise UsageError("output", options.output, error.reason, "give another folder") from error
-    of_fit = arguments_of_trials("tune", of_fit, parser.options)
+    of_fit = arguments_of_trials("tune", of_fit, also or (), is_typed=also is not None)
     if options.folds:
         check_no_fold_given(of_fit)
     if value_of(of_fit, "ckpt_path") is not None:
@@ -66,8 +95,8 @@ def tune(arguments: list[str]) -> int:
         """Whether an option takes whole numbers only."""
         return option in kinds and "int" in kinds[option].types and "float" not in kinds[option].types
 
-    space = read_space(search_text(options.search), options.search, is_whole)
-    check_names(space, of_fit, parser.options)
+    space = read_space(*_text_and_name(options.search), is_whole)
+    check_names(space, of_fit, also or ())
     if options.sampler == "grid" and space.combinations() is None:
         raise _endless(space)
     there = gpus() if value_of(of_fit, "trainer.accelerator") != "cpu" else []
@@ -76,16 +105,22 @@ def tune(arguments: list[str]) -> int:
     from lit_cnn.tracking.supervisor import start_early
 
     start_early()
-    from lit_cnn.cli.train import exit_code
     from lit_cnn.search.crew import Crew
     from lit_cnn.training.process import hush_lightning
 
     hush_lightning()
     crew = Crew(_WORKER, shares(num_workers, there))
     try:
-        return exit_code(lambda: _tune(options, of_fit, space, crew, num_workers, resume is not None))
+        return then(lambda: _tune(options, of_fit, space, crew, num_workers, resume is not None))
     finally:
         crew.close()
+
+
+def _text_and_name(search: str | Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the text of what is searched, and what it is called in a mistake."""
+    if isinstance(search, str):
+        return search_text(search), search
+    return yaml.safe_dump(dict(search), sort_keys=False), "search"
 
 
 def _parser() -> CommandParser:
@@ -101,8 +136,8 @@ def _parser() -> CommandParser:
     parser.add_argument("--trials", type=_count, default=30, help="how many, at most; default: 30")
     parser.add_argument("--budget", type=seconds_of, help="60m, 2h: begin no trial that would end later; default: none")
     parser.add_argument("--parallel", type=_count, help="trials at once; default: one a GPU, else 1")
-    parser.add_argument("--sampler", choices=_SAMPLERS, default="tpe", help="who draws; default: tpe")
-    parser.add_argument("--pruner", choices=_PRUNERS, default="asha", help="who ends trials early; default: asha")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="tpe", help="who draws; default: tpe")
+    parser.add_argument("--pruner", choices=PRUNERS, default="asha", help="who ends trials early; default: asha")
     parser.add_argument("--folds", type=_folds, default=0, metavar="K", help="a network on each of K folds a trial")
     parser.add_argument("--seed", type=int, default=0, help="of the draws; --seed_everything is the trainings'")
     parser.add_argument("--final_seeds", type=_number, default=3, help="new seeds for the best; default: 3")
@@ -216,10 +251,10 @@ def _endless(space: Space) -> UsageError:
 
 def _tune(
     options: argparse.Namespace, of_fit: list[str], space: Space, crew: "Crew", num_workers: int, resume: bool
-) -> None:
+) -> "SearchResult":
     from lit_cnn.cli.lit_cli import DataCLI, settled
     from lit_cnn.search.study import Plan
-    from lit_cnn.search.tune import BEST, Search, run_search
+    from lit_cnn.search.tune import Search, run_search
     from lit_cnn.training.record import recorded_config
     from lit_cnn.training.steps import check_whole_folds
     from lit_cnn.training.trainer import evaluation_trainer
@@ -264,12 +299,15 @@ def _tune(
         options.study,
         options.output,
     )
-    result = run_search(search, crew, num_workers, lambda line: print(line, file=sys.stderr, flush=True))
+    return run_search(search, crew, num_workers, lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def _print(options: argparse.Namespace, result: "SearchResult") -> None:
     print_result(result, options.format)
     if options.format == "table":
         print(f"\nReport: {options.output / 'report.html'}")
         folds = f"--folds {options.folds} " if options.folds else ""
-        print(f"Next: lit-cnn fit {folds}--config {options.output / BEST}, lit-cnn ui")
+        print(f"Next: lit-cnn fit {folds}--config {options.output / 'best.yaml'}, lit-cnn ui")
         print(f"run {result.run}")
 
 
