@@ -141,7 +141,7 @@ class Study:
     @property
     def limit(self) -> int:
         """How many trials there will be, at most."""
-        return self.plan.trials if self._grid is None else min(self.plan.trials, len(self._grid))
+        return most_trials(self.space, self.plan)
 
     @property
     def is_grid(self) -> bool:
@@ -323,6 +323,12 @@ def ranked(trials: Sequence[Trial], mode: Literal["max", "min"]) -> list[Trial]:
         return states.index(outcome.state), sign * (outcome.value or 0.0), outcome.loss, trial.number
 
     return sorted(trials, key=key)
+
+
+def most_trials(space: Space, plan: Plan) -> int:
+    """Returns how many trials there will be, at most: no combination is tried twice."""
+    combinations = space.combinations()
+    return plan.trials if combinations is None else min(plan.trials, len(combinations))
 
 
 def has_study(place: Path) -> bool:

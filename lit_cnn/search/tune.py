@@ -13,7 +13,7 @@ from lit_cnn.reports.run_words import DESCRIPTION
 from lit_cnn.search.crew import Crew
 from lit_cnn.search.desk import SearchDesk
 from lit_cnn.search.measure import judging_digest, num_judging
-from lit_cnn.search.parent import open_parent
+from lit_cnn.search.parent import note_finished, open_parent, was_finished
 from lit_cnn.search.result import SearchResult
 from lit_cnn.search.space import Space, Values
 from lit_cnn.search.study import Plan, Study, Trial, has_study
@@ -73,8 +73,8 @@ def run_search(search: Search, crew: Crew, num_workers: int, say: Callable[[str]
         RunFailedError: If no trial can be trained.
         RunInterrupted: If a signal stopped it; it can be resumed.
     """
-    logger, digest = open_parent(search.setup, search.config, search.space, search.plan, search.resume)
-    status = "FAILED"
+    logger, digest = open_parent(search.setup, search.config, search.space, search.plan, search.resume, say)
+    status, study = "FAILED", None
     try:
         study = Study(logger.run_folder, digest, search.space, search.plan, search.study_url)
         _say_start(search, study, num_workers, say)
@@ -104,12 +104,15 @@ def run_search(search: Search, crew: Crew, num_workers: int, say: Callable[[str]
         status = "KILLED"
         raise
     except UsageError:
-        if not has_study(logger.run_folder):  # nothing was trained
-            mark_finished(logger.run_folder)
+        if study is None:  # nothing was trained
+            status = "FINISHED" if was_finished(logger.run_folder) else status
+            if status == "FINISHED" or not has_study(logger.run_folder):
+                mark_finished(logger.run_folder)
         raise
     finally:
-        if status == "FINISHED":
-            mark_finished(logger.run_folder)
+        if status == "FINISHED" and study is not None:
+            num_ended = sum(trial.outcome.state != "running" for trial in study.trials())
+            note_finished(logger.run_folder, digest, num_ended)
         logger.end(status)
         logger.wait_until_sent(timeout=60 if status == "FINISHED" else 5)
     return result
@@ -175,6 +178,6 @@ def _keep(search: Search, result: SearchResult, logger: JournalLogger) -> None:
         logger.log_artifact(file, "search")
     results = [final.metrics for final in result.finals if final.metrics]
     if results:
-        logger.log_metrics({"seeds": len(results), **summarize(results)}, step=0)
+        logger.log_metrics({"seeds": len(results), **summarize(results)}, step=len(result.trials))
     members = " ".join(result.runs[key] for final in result.finals for key in final.run.split())
     logger.set_tags({"members": members, DESCRIPTION: result.answer()})
