@@ -21,6 +21,7 @@ from rich.table import Table
 from lit_cnn.core.environment import set_environment
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.evaluation.compare import compare
+from lit_cnn.evaluation.pair import Pair
 from lit_cnn.tracking.run import Run
 from lit_cnn.training.classifier import LitClassifier
 from lit_cnn.training.fit import fit
@@ -60,6 +61,7 @@ def _of_split(split: int, epochs: int) -> dict[str, Any]:
     for side, folds in SIDES.items():
         runs = [_train(split, smoothing, folds, epochs) for smoothing in (0.0, SMOOTHING)]
         pair = compare(runs, split="val")
+        assert isinstance(pair, Pair)
         found[side] = {
             "images": len(pair.first.labels),
             "accuracies": [each.mean for each in pair.accuracies],

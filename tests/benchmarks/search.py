@@ -148,7 +148,7 @@ def tune(options: argparse.Namespace, seed: int, *how: str) -> dict[str, Any]:
     """Returns what `lit-cnn tune` finds: all of the command is clocked, its start and its report included."""
     began = time.monotonic()
     own = [f"--parallel={options.parallel}", f"--seed={seed}", "--final_seeds=0", "--search=space.yaml", *how]
-    _lit_cnn("tune", *_arguments(options), *own, "--experiment=search", "--output=report")
+    _lit_cnn(["tune", *_arguments(options), *own, "--experiment=search", "--output=report"])
     seconds = time.monotonic() - began
     found = json.loads(Path("report/trials.json").read_text(encoding="utf-8"))
     rows = found["trials"]
@@ -173,7 +173,10 @@ def process_a_trial(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         }
         recipe = f"hand_{seed}_{number}_{int(began)}"
         own = [*(f"--{name}={value}" for name, value in values.items()), f"--recipe={recipe}"]
-        _lit_cnn("fit", *_arguments(options), *own, "--test_after_fit=false", "--report=false", "--experiment=by_hand")
+        own += ["--test_after_fit=false", "--report=false", "--experiment=by_hand"]
+        # Each its share of the cores, as the workers of `tune` have.
+        threads = max(1, len(os.sched_getaffinity(0)) // options.parallel)
+        _lit_cnn(["fit", *_arguments(options), *own], OMP_NUM_THREADS=str(threads))
         (run,) = finished_runs(Arm("", _run_name(options, recipe), ()), "by_hand").values()
         study.tell(drawn, run.metrics["best/val/acc"])
 
@@ -229,8 +232,9 @@ def _run_name(options: argparse.Namespace, recipe: str) -> str:
     return f"lenet5_scratch_{options.set}_{recipe}"
 
 
-def _lit_cnn(*command: str) -> None:
-    subprocess.run([sys.executable, "-m", "lit_cnn", *command], check=True, capture_output=True)
+def _lit_cnn(command: Sequence[str], **variables: str) -> None:
+    environment = {**os.environ, **variables}
+    subprocess.run([sys.executable, "-m", "lit_cnn", *command], env=environment, check=True, capture_output=True)
 
 
 def _write_images(options: argparse.Namespace, file: Path) -> None:
