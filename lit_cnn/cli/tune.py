@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lit_cnn.cli.configs import SECTIONS, load_config, search_text
+from lit_cnn.cli.engine import engine_of
 from lit_cnn.cli.option_kinds import option_kinds
 from lit_cnn.cli.output import print_result
 from lit_cnn.cli.precheck import arguments_of_trials, hint, known_options, value_of
 from lit_cnn.cli.verbs import CommandParser, check_output_file, seconds_of
 from lit_cnn.core.errors import UsageError, as_printed
 from lit_cnn.core.run_params import OF_THE_PLACE, decides
-from lit_cnn.search.room import gpus, require_memory, shares
 from lit_cnn.search.space import CONFIG, Choices, Dimension, Space, arguments_of, read_space, text_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from lit_cnn.training.setup import Setup
 
 _TRIED = 3  # draws that are built before anything starts
-_WORKER = "lit_cnn.cli.tune_worker"
 _PRUNERS = ("asha", "hyperband", "none")
 _SAMPLERS = ("tpe", "random", "grid")
 # What decides which images a trial is judged on, and by what.
@@ -71,22 +70,17 @@ def tune(arguments: list[str]) -> int:
     check_names(space, of_fit, parser.options)
     if options.sampler == "grid" and space.combinations() is None:
         raise _endless(space)
-    there = gpus() if value_of(of_fit, "trainer.accelerator") != "cpu" else []
-    num_workers = options.parallel or max(1, len(there))
-    require_memory(num_workers)
-    from lit_cnn.tracking.supervisor import start_early
+    with engine_of(options.engine, options.address, options.parallel, of_fit) as engine:
+        from lit_cnn.cli.train import exit_code
+        from lit_cnn.search.crew import Crew
+        from lit_cnn.training.process import hush_lightning
 
-    start_early()
-    from lit_cnn.cli.train import exit_code
-    from lit_cnn.search.crew import Crew
-    from lit_cnn.training.process import hush_lightning
-
-    hush_lightning()
-    crew = Crew(_WORKER, shares(num_workers, there))
-    try:
-        return exit_code(lambda: _tune(options, of_fit, space, crew, num_workers, resume is not None))
-    finally:
-        crew.close()
+        hush_lightning()
+        crew = Crew(engine)
+        try:
+            return exit_code(lambda: _tune(options, of_fit, space, crew, resume is not None))
+        finally:
+            crew.close()
 
 
 def _parser() -> CommandParser:
@@ -102,6 +96,8 @@ def _parser() -> CommandParser:
     parser.add_argument("--trials", type=_count, default=30, help="how many, at most; default: 30")
     parser.add_argument("--budget", type=seconds_of, help="60m, 2h: begin no trial that would end later; default: none")
     parser.add_argument("--parallel", type=_count, help="trials at once; default: one a GPU, else 1")
+    parser.add_argument("--engine", choices=["ray"], help="ray: the machines of a Ray cluster; default: this one")
+    parser.add_argument("--address", metavar="HOST:PORT", help="of the cluster's head, or auto; default: RAY_ADDRESS")
     parser.add_argument("--sampler", choices=_SAMPLERS, default="tpe", help="who draws; default: tpe")
     parser.add_argument("--pruner", choices=_PRUNERS, default="asha", help="who ends trials early; default: asha")
     parser.add_argument("--seed", type=int, default=0, help="of the draws; --seed_everything is the trainings'")
@@ -214,9 +210,7 @@ def _endless(space: Space) -> UsageError:
     return space.mistake(endless, said, "has no end of values, and a grid tries all", "give a list or a step")
 
 
-def _tune(
-    options: argparse.Namespace, of_fit: list[str], space: Space, crew: "Crew", num_workers: int, resume: bool
-) -> None:
+def _tune(options: argparse.Namespace, of_fit: list[str], space: Space, crew: "Crew", resume: bool) -> None:
     from lit_cnn.cli.lit_cli import DataCLI, settled
     from lit_cnn.search.study import Plan
     from lit_cnn.search.tune import BEST, Search, run_search
@@ -236,7 +230,8 @@ def _tune(
             reason = f"decides how many val images judge a trial, with limit_val_batches {limit}"
             raise space.mistake(each, None, reason, "leave one of them out")
     plan = Plan(options.trials, options.sampler, options.pruner, options.seed, parsed.options.monitor_mode)
-    setup = _setup_of_one(space, plan, of_fit)
+    setup, of_one = _setup_of_one(space, plan, of_fit)
+    crew.check(of_one, setup.data.digests["data"], str(setup.data.options["root"]))
     plan = _with_epochs(plan, space, parsed.plain_config["trainer"], setup)
 
     def config_of(values: Any) -> dict[str, Any]:
@@ -259,7 +254,7 @@ def _tune(
         options.study,
         options.output,
     )
-    result = run_search(search, crew, num_workers, lambda line: print(line, file=sys.stderr, flush=True))
+    result = run_search(search, crew, lambda line: print(line, file=sys.stderr, flush=True))
     print_result(result, options.format)
     if options.format == "table":
         print(f"\nReport: {options.output / 'report.html'}")
@@ -267,15 +262,16 @@ def _tune(
         print(f"run {result.run}")
 
 
-def _setup_of_one(space: Space, plan: "Plan", of_fit: Sequence[str]) -> "Setup":
-    """Returns the setup of a trial that may be drawn: of three, one that can be built."""
+def _setup_of_one(space: Space, plan: "Plan", of_fit: Sequence[str]) -> tuple["Setup", list[str]]:
+    """Returns the setup and the options of a trial that may be drawn: of three, one that can be built."""
     from lit_cnn.cli.lit_cli import LitCLI
     from lit_cnn.search.study import first_values
 
     mistakes = []
     for number in range(_TRIED):
+        of_one = [*of_fit, *arguments_of(first_values(space, plan.seed + number))]
         try:
-            return LitCLI("fit", [*of_fit, *arguments_of(first_values(space, plan.seed + number))]).setup
+            return LitCLI("fit", of_one).setup, of_one
         except UsageError as error:
             mistakes.append(error)
     raise mistakes[0]
