@@ -18,14 +18,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_cnn.cli import main
 from lit_cnn.cli.precheck import value_of
 from lit_cnn.core.errors import UsageError
-from lit_cnn.core.ray_cluster import NODE_LABEL, Node, check_nodes, joined
+from lit_cnn.core.ray_cluster import LEAVE_CHILDREN, NODE_LABEL, Node, check_nodes, joined
+from lit_cnn.core.signals import STOPPING
 
 _POLL = 0.3  # seconds
 _SAY_AFTER = 30.0  # seconds without a process
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _OF_PLACES = ("trainer.devices", "trainer.num_nodes")
 
 
@@ -176,9 +175,8 @@ def _run(arguments: Sequence[str], taken: Sequence[Node], uses_gpu: bool) -> int
 def _train(config: Mapping[str, Any], taken: Sequence[Node], of_each: int, uses_gpu: bool) -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    from ray.train import RunConfig
     from ray.train.backend import Backend, BackendConfig
-    from ray.train.v2.api.config import ScalingConfig
+    from ray.train.v2.api.config import RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     class SharedDevices(Backend):
@@ -209,7 +207,7 @@ def _train(config: Mapping[str, Any], taken: Sequence[Node], of_each: int, uses_
                 resources_per_worker=resources,
                 label_selector=[{NODE_LABEL: node.id} for node in taken],
             ),
-            run_config=RunConfig(name="lit_cnn", storage_path=folder),
+            run_config=RunConfig(name="lit_cnn", storage_path=folder, worker_runtime_env={"env_vars": LEAVE_CHILDREN}),
         ).fit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -242,7 +240,7 @@ def run_process(config: Mapping[str, Any]) -> None:
     }
     own = {name: str(value) for name, value in ranks.items()} if context.get_world_size() > 1 else {}
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "lit_cnn.cli.fit_on_ray", "fit", *config["arguments"]],
+        [sys.executable, "-P", "-m", "lit_cnn.cli.ray_process", "fit", *config["arguments"]],
         cwd=config["folder"],
         env={**os.environ, **config["environment"], **own},
         stdin=subprocess.DEVNULL,
@@ -290,7 +288,7 @@ def _to_pass_on() -> dict[str, str]:
 def _signals() -> Iterator[deque[int]]:
     """Collects signals instead of obeying them."""
     caught: deque[int] = deque()
-    before = {number: signal.signal(number, lambda each, frame: caught.append(each)) for number in _STOPPING}
+    before = {number: signal.signal(number, lambda each, frame: caught.append(each)) for number in STOPPING}
     try:
         yield caught
     finally:
@@ -305,18 +303,3 @@ def _count(arguments: Sequence[str], option: str) -> int:
     if not str(given).isdecimal() or int(str(given)) < 1:
         raise UsageError(option.partition(".")[2], given, "with `engine=ray`, give how many")
     return int(str(given))
-
-
-def _main() -> int:
-    """Runs `lit-cnn` in this process, which ends with the one that started it."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)  # what Ray's workers block
-    for number in _STOPPING:
-        signal.signal(number, signal.SIG_DFL)  # and ignore
-    from lit_cnn.search.crew import end_with_parent
-
-    end_with_parent()
-    return main()
-
-
-if __name__ == "__main__":
-    sys.exit(_main())

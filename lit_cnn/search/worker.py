@@ -20,7 +20,7 @@ import torch
 from lit_cnn.core.errors import Spelling, UsageError, in_python, spelt
 from lit_cnn.search.measure import Measure, judging_digest
 from lit_cnn.search.study import Outcome, State
-from lit_cnn.tracking.journal import read_header, read_journal
+from lit_cnn.tracking.journal import read_header, read_journal, read_owner
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.tracking.run import Run
 from lit_cnn.tracking.store import UNFINISHED
@@ -31,6 +31,8 @@ from lit_cnn.training.parents import opened_elsewhere, summarize
 from lit_cnn.training.process import RunFailedError, notes_of
 from lit_cnn.training.run import train
 from lit_cnn.training.setup import Setup
+
+_UNTIL_LEFT = 120.0  # seconds that another process has to end with a run that is gone on with
 
 PRUNED = "pruned"
 """The tag of a trial that was ended early; says after which epoch."""
@@ -132,7 +134,7 @@ def _end_of(job: Job, link: Link, make_setup: Callable[[Sequence[str]], Setup], 
 def _trained(job: Job, reporter: "EpochReporter", make_setup: Callable[[Sequence[str]], Setup]) -> Ended:
     setup = make_setup(job.arguments)
     _check_images(setup, job)
-    begun = find_child(setup.options.store.journal_dir, job.parent_key, job.tags) if job.is_again else None
+    begun = _begun(setup, job, job.tags)
     if begun is not None and begun.status == "FINISHED":  # and was killed before it could tell
         return _ended(begun.metrics, job, begun.pruned, begun.epochs, begun.folder.name)
     if begun is not None:  # nothing is trained where its checkpoint is at the end
@@ -149,8 +151,7 @@ def _trained_folds(job: Job, reporter: "FoldReporter", make_setup: Callable[[Seq
             break
         setup = make_setup([*job.arguments, f"--data.num_folds={job.num_folds}", f"--data.fold={fold}"])
         _check_images(setup, job)
-        journals, tags = setup.options.store.journal_dir, {**job.tags, "fold": str(fold)}
-        begun = find_child(journals, job.parent_key, tags) if job.is_again else None
+        begun = _begun(setup, job, {**job.tags, "fold": str(fold)})
         if begun is not None and begun.status == "FINISHED":
             run = Run(begun.folder.name, job.name, begun.metrics, begun.folder / "best.ckpt")
             reporter.add(begun.folder.name, begun.metrics, len(setup.data.splits.val))
@@ -180,6 +181,19 @@ def _trained_run(setup: Setup, job: Job, reporter: pl.Callback, begun: "Child | 
 def _check_images(setup: Setup, job: Job) -> None:
     if judging_digest(setup.data) != job.val_digest:
         raise UsageError("search", None, "these values choose other val images than the search has", "leave them out")
+
+
+def _begun(setup: Setup, job: Job, tags: Mapping[str, str]) -> "Child | None":
+    """Returns the run that another process has begun, when no process trains it any more.
+
+    One whose machine is cut off hears of that late.
+    """
+    began = time.monotonic()
+    found = find_child(setup.options.store.journal_dir, job.parent_key, tags) if job.is_again else None
+    while found is not None and read_owner(found.folder) is not None and time.monotonic() - began < _UNTIL_LEFT:
+        time.sleep(0.5)
+        found = find_child(setup.options.store.journal_dir, job.parent_key, tags)
+    return found
 
 
 def _ended(metrics: Mapping[str, float], job: Job, is_pruned: bool, done: int, key: str) -> Ended:
@@ -320,7 +334,7 @@ def find_child(journal_dir: Path, parent_key: str, tags: Mapping[str, str]) -> C
         parent_key: Key of the search's run.
         tags: The job's.
     """
-    for folder in sorted(journal_dir.iterdir()):
+    for folder in sorted(journal_dir.iterdir()) if journal_dir.is_dir() else ():
         header = read_header(folder)
         if header is not None and header.parent_key == parent_key:
             child, of_run = _read(folder)
