@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from lit_cnn.cli.configs import SECTIONS, load_config, search_text
+from lit_cnn.cli.engine import engine_of
 from lit_cnn.cli.option_kinds import option_kinds
 from lit_cnn.cli.output import print_result
 from lit_cnn.cli.precheck import arguments_of_trials, check_no_fold_given, hint, known_options, value_of
 from lit_cnn.cli.verbs import CommandParser, check_output_file, seconds_of
 from lit_cnn.core.errors import UsageError, as_printed
 from lit_cnn.core.run_params import OF_THE_PLACE, decides
-from lit_cnn.search.room import gpus, require_memory, shares
 from lit_cnn.search.space import CONFIG, Choices, Dimension, Space, arguments_of, read_space, text_of
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _TRIED = 3  # draws that are built before anything starts
-_WORKER = "lit_cnn.cli.tune_worker"
 PRUNERS = ("asha", "hyperband", "none")
 SAMPLERS = ("tpe", "random", "grid")
 # What decides which images a trial is judged on, and by what.
@@ -99,21 +98,16 @@ def with_crew(
     check_names(space, of_fit, also or ())
     if options.sampler == "grid" and space.combinations() is None:
         raise _endless(space)
-    there = gpus() if value_of(of_fit, "trainer.accelerator") != "cpu" else []
-    num_workers = options.parallel or max(1, len(there))
-    require_memory(num_workers)
-    from lit_cnn.tracking.supervisor import start_early
+    with engine_of(options.engine, options.address, options.parallel, of_fit) as engine:
+        from lit_cnn.search.crew import Crew
+        from lit_cnn.training.process import hush_lightning
 
-    start_early()
-    from lit_cnn.search.crew import Crew
-    from lit_cnn.training.process import hush_lightning
-
-    hush_lightning()
-    crew = Crew(_WORKER, shares(num_workers, there))
-    try:
-        return then(lambda: _tune(options, of_fit, space, crew, num_workers, resume is not None))
-    finally:
-        crew.close()
+        hush_lightning()
+        crew = Crew(engine)
+        try:
+            return then(lambda: _tune(options, of_fit, space, crew, resume is not None))
+        finally:
+            crew.close()
 
 
 def _text_and_name(search: str | Mapping[str, Any]) -> tuple[str, str]:
@@ -136,6 +130,8 @@ def _parser() -> CommandParser:
     parser.add_argument("--trials", type=_count, default=30, help="how many, at most; default: 30")
     parser.add_argument("--budget", type=seconds_of, help="60m, 2h: begin no trial that would end later; default: none")
     parser.add_argument("--parallel", type=_count, help="trials at once; default: one a GPU, else 1")
+    parser.add_argument("--engine", choices=["ray"], help="ray: the machines of a Ray cluster; default: this one")
+    parser.add_argument("--address", metavar="HOST:PORT", help="of the cluster's head, or auto; default: RAY_ADDRESS")
     parser.add_argument("--sampler", choices=SAMPLERS, default="tpe", help="who draws; default: tpe")
     parser.add_argument("--pruner", choices=PRUNERS, default="asha", help="who ends trials early; default: asha")
     parser.add_argument("--folds", type=_folds, default=0, metavar="K", help="a network on each of K folds a trial")
@@ -249,9 +245,7 @@ def _endless(space: Space) -> UsageError:
     return space.mistake(endless, said, "has no end of values, and a grid tries all", "give a list or a step")
 
 
-def _tune(
-    options: argparse.Namespace, of_fit: list[str], space: Space, crew: "Crew", num_workers: int, resume: bool
-) -> "SearchResult":
+def _tune(options: argparse.Namespace, of_fit: list[str], space: Space, crew: "Crew", resume: bool) -> "SearchResult":
     from lit_cnn.cli.lit_cli import DataCLI, settled
     from lit_cnn.search.study import Plan
     from lit_cnn.search.tune import Search, run_search
@@ -274,9 +268,10 @@ def _tune(
             raise space.mistake(each, None, reason, "leave one of them out")
     how = (options.sampler, options.pruner, options.seed, parsed.options.monitor_mode)
     plan = Plan(options.trials, *how, num_folds=options.folds)
-    setup = _setup_of_one(space, plan, of_fit)
+    setup, of_one = _setup_of_one(space, plan, of_fit)
     if plan.num_folds:
         check_whole_folds(evaluation_trainer(setup.trainer))
+    crew.check(of_one, setup.data.digests["data"], str(setup.data.options["root"]))
     plan = _with_epochs(plan, space, parsed.plain_config["trainer"], setup)
 
     def config_of(values: Any) -> dict[str, Any]:
@@ -299,7 +294,7 @@ def _tune(
         options.study,
         options.output,
     )
-    return run_search(search, crew, num_workers, lambda line: print(line, file=sys.stderr, flush=True))
+    return run_search(search, crew, lambda line: print(line, file=sys.stderr, flush=True))
 
 
 def _print(options: argparse.Namespace, result: "SearchResult") -> None:
@@ -311,8 +306,8 @@ def _print(options: argparse.Namespace, result: "SearchResult") -> None:
         print(f"run {result.run}")
 
 
-def _setup_of_one(space: Space, plan: "Plan", of_fit: Sequence[str]) -> "Setup":
-    """Returns the setup of a trial that may be drawn: of three, one that can be built."""
+def _setup_of_one(space: Space, plan: "Plan", of_fit: Sequence[str]) -> tuple["Setup", list[str]]:
+    """Returns the setup and the options of a trial that may be drawn: of three, one that can be built."""
     from lit_cnn.cli.lit_cli import LitCLI
     from lit_cnn.search.study import first_values
     from lit_cnn.training.folds import as_folds
@@ -320,9 +315,10 @@ def _setup_of_one(space: Space, plan: "Plan", of_fit: Sequence[str]) -> "Setup":
     of_first = [f"--data.num_folds={plan.num_folds}", "--data.fold=0"] if plan.num_folds else []
     mistakes = []
     for number in range(_TRIED):
+        of_one = [*of_fit, *arguments_of(first_values(space, plan.seed + number)), *of_first]
         try:
             with as_folds():
-                return LitCLI("fit", [*of_fit, *arguments_of(first_values(space, plan.seed + number)), *of_first]).setup
+                return LitCLI("fit", of_one).setup, of_one
         except UsageError as error:
             mistakes.append(error)
     raise mistakes[0]

@@ -15,7 +15,7 @@ def main() -> None:
     set_environment()
     postpone_imports()
     keep_freed_memory()
-    from lit_cnn.search.crew import PipeLink, end_with_parent
+    from lit_cnn.search.processes import PipeLink, end_with_parent
 
     end_with_parent()
     from lit_cnn.cli.lit_cli import LitCLI
@@ -27,7 +27,8 @@ def main() -> None:
     spelling = spelling_of("fit")
     try:
         with spelling_printed(spelling):
-            work(PipeLink(), lambda arguments: LitCLI("fit", arguments).setup, spelling)
+            link = PipeLink(lambda arguments: LitCLI("fit", arguments).setup.data.digests["data"])
+            work(link, lambda arguments: LitCLI("fit", arguments).setup, spelling)
     except (RunInterrupted, EOFError, ConnectionError):
         pass  # the search has been stopped, or is gone: what was begun can be gone on with
 

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import re
+import secrets
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,15 @@ LEAST = (2, 50)
 
 NODE_LABEL = "ray.io/node-id"
 _CONNECT = 5.0  # seconds
+# What Ray would send home, print, and wrap around exceptions.
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_COLOR_PREFIX": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+_OF_A_CLUSTER = {"RAY_gcs_server_port_wait_time_s": "5"}
+# A token that others on this machine cannot read, and that is not left in the home directory.
+_OF_ONE_HERE = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 _LOOK = 60.0  # seconds in which a node has to answer
 
 
@@ -48,8 +58,8 @@ def joined(address: str | None) -> Iterator[list[Node]]:
     """Joins a cluster, or starts one of this machine alone; leaves it, or ends it.
 
     Args:
-        address: `HOST:PORT` or `auto`; None for what RAY_ADDRESS says, else for the cluster that this machine is part
-            of, else for one that is started here.
+        address: `HOST:PORT`, or `auto` for the cluster that this machine is part of; None for what RAY_ADDRESS says,
+            else for one that is started here.
 
     Yields:
         The machines that are there, this one first.
@@ -59,19 +69,19 @@ def joined(address: str | None) -> Iterator[list[Node]]:
             versions.
     """
     _require_ray()
-    address = address or os.environ.get("RAY_ADDRESS") or None
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
     _require_answer(address)
-    # What Ray would send home, print, and wrap around exceptions.
-    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_COLOR_PREFIX": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-    for name, value in quiet.items():
+    for name, value in (_QUIET | (_OF_ONE_HERE if address == "local" else _OF_A_CLUSTER)).items():
         os.environ.setdefault(name, value)
     import ray
 
     try:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = _in_a_line(error).partition(". ")[0]
-        raise UsageError("address", address, reason, "start a cluster by `ray start`") from error
+        with _hushed():
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise _not_joined(address, error) from error
+    # What it prints of each node that is lost: whoever joins says that in fewer words.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     try:
         here = ray.get_runtime_context().get_node_id()
         nodes = [_node(each, here) for each in ray.nodes() if each["Alive"]]
@@ -175,6 +185,38 @@ def _require_answer(address: str | None) -> None:
     except (OSError, OverflowError) as error:
         reason = f"nobody answers there ({error})"
         raise UsageError("address", address, reason, "start a cluster by `ray start`") from error
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Drops what this process prints to stderr: Ray's own code, which is not Python, does so for each attempt."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        for descriptor in (kept, nowhere):
+            os.close(descriptor)
+
+
+def _not_joined(address: str, error: BaseException) -> UsageError:
+    """Returns what to tell the user, of what Ray has told."""
+    said = " ".join(map(_in_a_line, (error, error.__cause__ or error)))
+    reason, remedy = _in_a_line(error).partition(". ")[0], "start a cluster by `ray start`"
+    if "Version mismatch" in said:
+        found = re.findall(r"Ray: ([\w.]+) Python: ([\w.]+)", said)
+        its, own = [*(f"Ray {ray} on Python {python}" for ray, python in found), "", ""][:2]
+        reason, remedy = f"the cluster has {its}, and this process {own}", "install the same on all"
+    elif "AuthToken" in said:
+        reason = "the cluster takes nobody without its token"
+        remedy = "copy ~/.ray/auth_token of its head, and set RAY_AUTH_MODE=token"
+    elif "Raylet" in said or "raylet" in said:
+        reason, remedy = (
+            "this machine is no node of the cluster",
+            f"ray start --address={address}, or run it on the head",
+        )
+    return UsageError("address", address, reason, remedy)
 
 
 def _node(found: dict[str, Any], here: str) -> Node:

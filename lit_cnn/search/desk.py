@@ -13,6 +13,9 @@ from lit_cnn.search.study import Outcome, Study, Trial
 from lit_cnn.search.worker import Ended, Job
 from lit_cnn.training.process import RunFailedError
 
+KNOWN_BY = ("trial_number", "final_seed", "final_of", "fold")
+"""Tags by which a run is known again as one of a search's."""
+
 _OF_A_TRIAL = ("--test_after_fit=false", "--report=false", "--log_preview=false", "--trainer.enable_progress_bar=false")
 _MOST_DEATHS = 3  # of a trial's process, without an epoch in between
 _FAILURES = 3  # of the first trials, all in the same way
@@ -132,9 +135,15 @@ class SearchDesk:
         self.after_each(trials[job.number - 1], self.study.best())
         check_failures(trials)
 
-    def lose(self, name: str, how: str) -> None:
-        """Takes back a job whose process has ended; it is given out again, or has failed if that happens too often."""
-        self._deaths[name] += 1
+    def lose(self, name: str, how: str, is_its_own: bool = True) -> None:
+        """Takes back a job whose process has ended; it is given out again, or has failed if that happens too often.
+
+        Args:
+            name: The job's.
+            how: In words.
+            is_its_own: Whether what it did may be why.
+        """
+        self._deaths[name] += is_its_own
         if self._deaths[name] >= _MOST_DEATHS:
             reason = f"its process was {how} {self._deaths[name]} times (is the memory too small?)"
             self.tell(name, Ended(Outcome("failed", reason=reason)))

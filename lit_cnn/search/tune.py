@@ -1,5 +1,6 @@
 """A search from its first trial to its report: one run with the trials below it, the best of them trained anew."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,21 +12,24 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.core.words import counted
 from lit_cnn.reports.run_words import DESCRIPTION
 from lit_cnn.search.crew import Crew
-from lit_cnn.search.desk import SearchDesk
+from lit_cnn.search.desk import KNOWN_BY, SearchDesk
 from lit_cnn.search.measure import judging_digest, num_judging
 from lit_cnn.search.parent import note_finished, open_parent, was_finished
 from lit_cnn.search.result import SearchResult
 from lit_cnn.search.space import Space, Values
 from lit_cnn.search.study import Plan, Study, Trial, has_study
+from lit_cnn.tracking.children import settle_children
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.tracking.progress import MlflowRun
 from lit_cnn.tracking.supervisor import supervisor_of
 from lit_cnn.training.callbacks import RunInterrupted
 from lit_cnn.training.parents import summarize
+from lit_cnn.training.process import RunFailedError
 from lit_cnn.training.resume import mark_finished
 from lit_cnn.training.setup import Setup
 
 BEST = "best.yaml"
+_UNTIL_OPEN = 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,12 @@ class Search:
     output: Path = Path("search")
 
 
-def run_search(search: Search, crew: Crew, num_workers: int, say: Callable[[str], None]) -> SearchResult:
+def run_search(search: Search, crew: Crew, say: Callable[[str], None]) -> SearchResult:
     """Trains all trials, and the best of them anew; returns what they came to.
 
     Args:
         search: What is searched.
         crew: The workers.
-        num_workers: How many they are.
         say: Prints a line of progress.
 
     Raises:
@@ -77,7 +80,7 @@ def run_search(search: Search, crew: Crew, num_workers: int, say: Callable[[str]
     status, study = "FAILED", None
     try:
         study = Study(logger.run_folder, digest, search.space, search.plan, search.study_url)
-        _say_start(search, study, num_workers, say)
+        _say_start(search, study, crew.engine.num_workers, say)
 
         def note(trial: Trial, best: Trial | None) -> None:
             """Logs a trial, and the best so far, with the search's run."""
@@ -90,14 +93,16 @@ def run_search(search: Search, crew: Crew, num_workers: int, say: Callable[[str]
             logger.key,
             search.setup.options.monitor,
             judging_digest(search.setup.data),
-            num_workers,
+            crew.engine.num_workers,
             search.budget,
             search.final_seeds,
             say,
             note,
         )
+        if crew.engine.sends_elsewhere:
+            _wait_for_parent(logger)
         crew.serve(desk, logger.run_folder, logger.check_sender)
-        result = _result(search, study, desk, logger)
+        result = _result(search, study, desk, logger, crew.engine.sends_elsewhere)
         _keep(search, result, logger)
         status = "FINISHED"
     except (RunInterrupted, KeyboardInterrupt):
@@ -133,7 +138,21 @@ def _say_start(search: Search, study: Study, num_workers: int, say: Callable[[st
         say(f"going on after {len(done)} of them")
 
 
-def _result(search: Search, study: Study, desk: SearchDesk, logger: JournalLogger) -> SearchResult:
+def _wait_for_parent(logger: JournalLogger) -> None:
+    """Waits until MLflow has the search's run, below which other machines send theirs.
+
+    Raises:
+        RunFailedError: If it has not within a minute.
+    """
+    began = time.monotonic()
+    while logger.run_id is None:
+        logger.check_sender()
+        if time.monotonic() - began > _UNTIL_OPEN:
+            raise RunFailedError(f"{logger.store.label} takes nothing, and runs of other nodes belong below the search")
+        time.sleep(0.1)
+
+
+def _result(search: Search, study: Study, desk: SearchDesk, logger: JournalLogger, has_others: bool) -> SearchResult:
     data, journals = search.setup.data, logger.store.journal_dir
     supervisor = supervisor_of(logger.store)
     trials = study.trials()
@@ -144,6 +163,11 @@ def _result(search: Search, study: Study, desk: SearchDesk, logger: JournalLogge
             supervisor.add(journals / key)
     logger.wait_until_sent(timeout=60)
     known = {key: found.run_id for key in runs if (found := MlflowRun.read(journals / key))}
+    if (has_others or any(not (journals / key).is_dir() for key in runs)) and logger.run_id:
+        try:
+            known |= settle_children(logger.store, logger.experiment_name, logger.run_id, set(runs), KNOWN_BY)
+        except UsageError as error:
+            desk.say(f"runs of other machines are shown by their keys: {error}")
     return SearchResult(
         trials=tuple(trials),
         finals=tuple(desk.finals[seed] for seed in sorted(desk.finals)),

@@ -20,7 +20,7 @@ import torch
 from lit_cnn.core.errors import Spelling, UsageError, in_python, spelt
 from lit_cnn.search.measure import Measure, judging_digest
 from lit_cnn.search.study import Outcome, State
-from lit_cnn.tracking.journal import read_header, read_journal
+from lit_cnn.tracking.journal import read_header, read_journal, read_owner
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.tracking.run import Run
 from lit_cnn.tracking.store import UNFINISHED
@@ -31,6 +31,8 @@ from lit_cnn.training.parents import opened_elsewhere, summarize
 from lit_cnn.training.process import RunFailedError, notes_of
 from lit_cnn.training.run import train
 from lit_cnn.training.setup import Setup
+
+_UNTIL_LEFT = 120.0  # seconds that another process has to end with a run that is gone on with
 
 PRUNED = "pruned"
 """The tag of a trial that was ended early; says after which epoch."""
@@ -133,6 +135,8 @@ def _trained(job: Job, reporter: "EpochReporter", make_setup: Callable[[Sequence
     setup = make_setup(job.arguments)
     _check_images(setup, job)
     begun = find_child(setup.options.store.journal_dir, job.parent_key, job.tags) if job.is_again else None
+    if begun is not None and _waited_for_owner(begun.folder):
+        begun = find_child(setup.options.store.journal_dir, job.parent_key, job.tags)
     if begun is not None and begun.status == "FINISHED":  # and was killed before it could tell
         return _ended(begun.metrics, job, begun.pruned, begun.epochs, begun.folder.name)
     if begun is not None:  # nothing is trained where its checkpoint is at the end
@@ -151,6 +155,8 @@ def _trained_folds(job: Job, reporter: "FoldReporter", make_setup: Callable[[Seq
         _check_images(setup, job)
         journals, tags = setup.options.store.journal_dir, {**job.tags, "fold": str(fold)}
         begun = find_child(journals, job.parent_key, tags) if job.is_again else None
+        if begun is not None and _waited_for_owner(begun.folder):
+            begun = find_child(journals, job.parent_key, tags)
         if begun is not None and begun.status == "FINISHED":
             run = Run(begun.folder.name, job.name, begun.metrics, begun.folder / "best.ckpt")
             reporter.add(begun.folder.name, begun.metrics, len(setup.data.splits.val))
@@ -175,6 +181,18 @@ def _trained_run(setup: Setup, job: Job, reporter: pl.Callback, begun: "Child | 
     setup = replace(setup, trainer={**setup.trainer, "callbacks": [*several, reporter]})
     parent = opened_elsewhere(job.parent_key, job.tags, begun.folder if begun is not None else None)
     return train(setup, parent, job.name)
+
+
+def _waited_for_owner(folder: Path) -> bool:
+    """Waits until no process trains a run any more: one whose machine is cut off hears of that late.
+
+    Returns:
+        Whether there was one.
+    """
+    began = time.monotonic()
+    while read_owner(folder) is not None and time.monotonic() - began < _UNTIL_LEFT:
+        time.sleep(0.5)
+    return time.monotonic() - began > 0.4
 
 
 def _check_images(setup: Setup, job: Job) -> None:
@@ -320,7 +338,7 @@ def find_child(journal_dir: Path, parent_key: str, tags: Mapping[str, str]) -> C
         parent_key: Key of the search's run.
         tags: The job's.
     """
-    for folder in sorted(journal_dir.iterdir()):
+    for folder in sorted(journal_dir.iterdir()) if journal_dir.is_dir() else ():
         header = read_header(folder)
         if header is not None and header.parent_key == parent_key:
             child, of_run = _read(folder)

@@ -94,7 +94,7 @@ def train(
     """
     logger = setup.new_logger()
     if logger is not None:
-        logger.is_sent_by_parent = parent is not None and parent.key is not None
+        logger.is_sent_by_parent = parent is not None and parent.sends_children(setup.options.store.journal_dir)
     with (setup.ranks or Ranks()).ending_together():
         parts = build_trainer(setup.model, setup.options, setup.trainer, logger)
     ranks = setup.ranks or join(parts.trainer)
