@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lit_cnn.data.datamodule import ImageDataModule
     from lit_cnn.evaluation.compare import compare
     from lit_cnn.evaluation.ensemble import ensemble
+    from lit_cnn.evaluation.report import report
     from lit_cnn.evaluation.soup import soup
     from lit_cnn.exports import export
     from lit_cnn.exports.load import load
@@ -48,6 +49,7 @@ __all__ = [
     "fit",
     "fit_config",
     "load",
+    "report",
     "runs",
     "soup",
     "tune",
@@ -67,6 +69,7 @@ _PLACES = {
     "fit": "training.fit",
     "fit_config": "cli.fit_config",
     "load": "exports.load",
+    "report": "evaluation.report",
     "runs": "tracking.runs",
     "soup": "evaluation.soup",
     "tune": "cli.tune_config",

@@ -4,7 +4,6 @@ Each is the process that torchrun would start: training in a thread of Ray's wou
 """
 
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
@@ -21,12 +20,11 @@ from typing import Any
 
 from lit_cnn.cli.precheck import value_of
 from lit_cnn.core.errors import UsageError
-from lit_cnn.core.ray_cluster import NODE_LABEL, Node, check_nodes, joined
+from lit_cnn.core.ray_cluster import LEAVE_CHILDREN, NODE_LABEL, Node, check_nodes, joined
+from lit_cnn.core.signals import STOPPING
 
 _POLL = 0.3  # seconds
-_SAY_AFTER = 15.0  # seconds without a process
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-_PR_SET_PDEATHSIG = 1
+_SAY_AFTER = 30.0  # seconds without a process
 _OF_PLACES = ("trainer.devices", "trainer.num_nodes")
 
 
@@ -42,6 +40,7 @@ def fit_on_ray(arguments: list[str], address: str | None) -> int:
 
     Raises:
         UsageError: If the cluster is not there, or has no place for the run; nothing is started then.
+        RunFailedError: If Ray fails.
     """
     devices, num_nodes = (_count(arguments, name) for name in _OF_PLACES)
     kept = value_of(arguments, "tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI") or ""
@@ -176,9 +175,8 @@ def _run(arguments: Sequence[str], taken: Sequence[Node], uses_gpu: bool) -> int
 def _train(config: Mapping[str, Any], taken: Sequence[Node], of_each: int, uses_gpu: bool) -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    from ray.train import RunConfig
     from ray.train.backend import Backend, BackendConfig
-    from ray.train.v2.api.config import ScalingConfig
+    from ray.train.v2.api.config import RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     class SharedDevices(Backend):
@@ -209,7 +207,7 @@ def _train(config: Mapping[str, Any], taken: Sequence[Node], of_each: int, uses_
                 resources_per_worker=resources,
                 label_selector=[{NODE_LABEL: node.id} for node in taken],
             ),
-            run_config=RunConfig(name="lit_cnn", storage_path=folder),
+            run_config=RunConfig(name="lit_cnn", storage_path=folder, worker_runtime_env={"env_vars": LEAVE_CHILDREN}),
         ).fit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -242,14 +240,13 @@ def run_process(config: Mapping[str, Any]) -> None:
     }
     own = {name: str(value) for name, value in ranks.items()} if context.get_world_size() > 1 else {}
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "lit_cnn", "fit", *config["arguments"]],
+        [sys.executable, "-P", "-m", "lit_cnn.cli.ray_process", "fit", *config["arguments"]],
         cwd=config["folder"],
         env={**os.environ, **config["environment"], **own},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=_end_with_parent,
     )
     readers = [
         threading.Thread(target=_tell, args=(board, is_error, stream), daemon=True)
@@ -281,10 +278,6 @@ def _meeting_place(host: str) -> tuple[str, int]:
         return host, found.getsockname()[1]
 
 
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-
-
 def _to_pass_on() -> dict[str, str]:
     """Returns variables that say where runs and images are kept, how to get there, and how many threads there are."""
     names = ("MLFLOW_", "AWS_", "LIT_CNN_", "OMP_NUM_THREADS")
@@ -295,7 +288,7 @@ def _to_pass_on() -> dict[str, str]:
 def _signals() -> Iterator[deque[int]]:
     """Collects signals instead of obeying them."""
     caught: deque[int] = deque()
-    before = {number: signal.signal(number, lambda each, frame: caught.append(each)) for number in _STOPPING}
+    before = {number: signal.signal(number, lambda each, frame: caught.append(each)) for number in STOPPING}
     try:
         yield caught
     finally:

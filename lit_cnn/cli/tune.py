@@ -333,10 +333,10 @@ def _setup_of_one(space: Space, plan: "Plan", of_fit: Sequence[str]) -> tuple["S
     of_first = [f"--data.num_folds={plan.num_folds}", "--data.fold=0"] if plan.num_folds else []
     mistakes = []
     for number in range(_TRIED):
-        of_one = [*of_fit, *arguments_of(first_values(space, plan.seed + number)), *of_first]
+        of_one = [*of_fit, *arguments_of(first_values(space, plan.seed + number))]
         try:
             with as_folds():
-                return LitCLI("fit", of_one).setup, of_one
+                return LitCLI("fit", [*of_one, *of_first]).setup, of_one
         except UsageError as error:
             mistakes.append(error)
     raise mistakes[0]

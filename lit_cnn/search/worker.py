@@ -134,9 +134,7 @@ def _end_of(job: Job, link: Link, make_setup: Callable[[Sequence[str]], Setup], 
 def _trained(job: Job, reporter: "EpochReporter", make_setup: Callable[[Sequence[str]], Setup]) -> Ended:
     setup = make_setup(job.arguments)
     _check_images(setup, job)
-    begun = find_child(setup.options.store.journal_dir, job.parent_key, job.tags) if job.is_again else None
-    if begun is not None and _waited_for_owner(begun.folder):
-        begun = find_child(setup.options.store.journal_dir, job.parent_key, job.tags)
+    begun = _begun(setup, job, job.tags)
     if begun is not None and begun.status == "FINISHED":  # and was killed before it could tell
         return _ended(begun.metrics, job, begun.pruned, begun.epochs, begun.folder.name)
     if begun is not None:  # nothing is trained where its checkpoint is at the end
@@ -153,10 +151,7 @@ def _trained_folds(job: Job, reporter: "FoldReporter", make_setup: Callable[[Seq
             break
         setup = make_setup([*job.arguments, f"--data.num_folds={job.num_folds}", f"--data.fold={fold}"])
         _check_images(setup, job)
-        journals, tags = setup.options.store.journal_dir, {**job.tags, "fold": str(fold)}
-        begun = find_child(journals, job.parent_key, tags) if job.is_again else None
-        if begun is not None and _waited_for_owner(begun.folder):
-            begun = find_child(journals, job.parent_key, tags)
+        begun = _begun(setup, job, {**job.tags, "fold": str(fold)})
         if begun is not None and begun.status == "FINISHED":
             run = Run(begun.folder.name, job.name, begun.metrics, begun.folder / "best.ckpt")
             reporter.add(begun.folder.name, begun.metrics, len(setup.data.splits.val))
@@ -183,21 +178,22 @@ def _trained_run(setup: Setup, job: Job, reporter: pl.Callback, begun: "Child | 
     return train(setup, parent, job.name)
 
 
-def _waited_for_owner(folder: Path) -> bool:
-    """Waits until no process trains a run any more: one whose machine is cut off hears of that late.
-
-    Returns:
-        Whether there was one.
-    """
-    began = time.monotonic()
-    while read_owner(folder) is not None and time.monotonic() - began < _UNTIL_LEFT:
-        time.sleep(0.5)
-    return time.monotonic() - began > 0.4
-
-
 def _check_images(setup: Setup, job: Job) -> None:
     if judging_digest(setup.data) != job.val_digest:
         raise UsageError("search", None, "these values choose other val images than the search has", "leave them out")
+
+
+def _begun(setup: Setup, job: Job, tags: Mapping[str, str]) -> "Child | None":
+    """Returns the run that another process has begun, when no process trains it any more.
+
+    One whose machine is cut off hears of that late.
+    """
+    began = time.monotonic()
+    found = find_child(setup.options.store.journal_dir, job.parent_key, tags) if job.is_again else None
+    while found is not None and read_owner(found.folder) is not None and time.monotonic() - began < _UNTIL_LEFT:
+        time.sleep(0.5)
+        found = find_child(setup.options.store.journal_dir, job.parent_key, tags)
+    return found
 
 
 def _ended(metrics: Mapping[str, float], job: Job, is_pruned: bool, done: int, key: str) -> Ended:

@@ -24,8 +24,10 @@ from lit_cnn.training.fold_report import write_fold_report
 from lit_cnn.training.fold_result import FoldResult, fold_result
 from lit_cnn.training.out_of_fold import FOLDER, LOGITS, write_out_of_fold
 from lit_cnn.training.parents import Conclusion, ParentRun, summarize
+from lit_cnn.training.record import flatten, resolved
 from lit_cnn.training.run import train_children, train_each
 from lit_cnn.training.run_report import FOLDER as REPORTS
+from lit_cnn.training.run_report import chosen_options
 from lit_cnn.training.setup import Setup
 
 MakeSetup = Callable[[Mapping[str, Any], int | None], Setup]
@@ -240,7 +242,11 @@ def _report(result: FoldResult, setup: Setup, said: Sequence[str], logger: Journ
     if not setup.options.report:
         return None
     try:
-        files, missing = write_fold_report(result, setup, said, logger.run_name or "folds", logger.run_folder / REPORTS)
+        options = {name: value for name, value in flatten(setup.config).items() if name != "data.fold"}
+        label = label_of({**resolved(options, setup.model), "seed_everything": None})
+        chosen, images = chosen_options(setup.config, type(setup.model)), setup.data.image_set
+        title, folder = logger.run_name or "folds", logger.run_folder / REPORTS
+        files, missing = write_fold_report(result, said, title, label, chosen, images, folder)
         for file in files:
             logger.log_artifact(file, REPORTS)
     except Exception as error:  # a full disk, say
