@@ -1,6 +1,7 @@
 """`lit-cnn tune`: searches options of `lit-cnn fit`, and trains the best anew."""
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -179,13 +180,8 @@ def check_names(space: Space, of_fit: Sequence[str], also: Sequence[str] = ()) -
 
 def _check_configs(space: Space, each: Dimension, of_fit: Sequence[str]) -> None:
     """Refuses configurations that are not there, or differ in options that are chosen otherwise: those would win."""
-    of_each = dict[Any, dict[str, Any]]()
-    for value in _values(each):
-        _, _, folder = each.option.partition("/")
-        try:
-            of_each[value] = _flat(load_config(f"{folder}/{value}" if folder else str(value)))
-        except UsageError as error:
-            raise space.mistake(each, value, error.reason, error.remedy) from error
+    of_each = _options_of(space, each)
+    _check_layers(space, each, of_each)
     others, given = [other.option for other in space.beside(each)], _given(of_fit)
     for value, options in of_each.items():
         for option in options:
@@ -203,6 +199,28 @@ def _check_configs(space: Space, each: Dimension, of_fit: Sequence[str]) -> None
                 raise space.mistake(each, value, reason, "leave one of them out")
             elif any(_is_same(option, name) for name in others):
                 reason = f"{sets}, which is searched too and wins"
+                remedy = f"leave one of them out, or put the values below those of {each.option}"
+                raise space.mistake(each, value, reason, remedy)
+
+
+def _options_of(space: Space, each: Dimension) -> dict[Any, dict[str, Any]]:
+    """Returns the options that each of the configurations sets."""
+    found, (_, _, folder) = dict[Any, dict[str, Any]](), each.option.partition("/")
+    for value in _values(each):
+        try:
+            found[value] = _flat(load_config(f"{folder}/{value}" if folder else str(value)))
+        except UsageError as error:
+            raise space.mistake(each, value, error.reason, error.remedy) from error
+    return found
+
+
+def _check_layers(space: Space, each: Dimension, of_each: Mapping[Any, Mapping[str, Any]]) -> None:
+    """Refuses configurations that set an option which others, drawn together with them, set otherwise."""
+    for other in space.beside(each):
+        of_other = _options_of(space, other) if other.option.partition("/")[0] == CONFIG else {}
+        for (value, own), (others, theirs) in itertools.product(of_each.items(), of_other.items()):
+            if option := next((name for name in own if name in theirs and own[name] != theirs[name]), None):
+                reason = f"sets {option}, and so does {other.option} {others}, otherwise: one of them would win"
                 remedy = f"leave one of them out, or put the values below those of {each.option}"
                 raise space.mistake(each, value, reason, remedy)
 

@@ -34,6 +34,8 @@ def tune(
     seed: int = 0,
     final_seeds: int = 3,
     study: str | None = None,
+    engine: Literal["ray"] | None = None,
+    address: str | None = None,
     output: str | Path = "search",
 ) -> "SearchResult":
     """Searches options of `lit-cnn fit`, as `lit-cnn tune` does: the same trials, the same tracked runs.
@@ -55,6 +57,8 @@ def tune(
         seed: Of the draws; the option `seed_everything` is the trainings'.
         final_seeds: With how many new training seeds the best is trained anew, and tested.
         study: A database that keeps the trials, `postgresql://…`. Default: a file beside the run.
+        engine: `ray`: the machines of a Ray cluster. Default: this one.
+        address: Of the cluster's head, `HOST:PORT` or `auto`. Default: that of RAY_ADDRESS.
         output: Folder for the report, with `best.yaml`, the best as a configuration.
 
     Returns:
@@ -76,9 +80,10 @@ def tune(
     at_least(1, trials=trials, parallel=parallel)
     at_least(0, final_seeds=final_seeds)
     at_least(2, folds=folds)
-    for name, value, known in (("sampler", sampler, SAMPLERS), ("pruner", pruner, PRUNERS)):
+    choices = ("sampler", sampler, SAMPLERS), ("pruner", pruner, PRUNERS), ("engine", engine, (None, "ray"))
+    for name, value, known in choices:
         if value not in known:
-            raise UsageError(name, value, f"choose one of {', '.join(known)}")
+            raise UsageError(name, value, f"choose one of {', '.join(filter(None, known))}")
     command = argparse.Namespace(
         search=search if isinstance(search, Mapping) else str(search),
         trials=trials,
@@ -90,6 +95,8 @@ def tune(
         seed=seed,
         final_seeds=final_seeds,
         study=study,
+        engine=engine,
+        address=address,
         output=Path(output),
     )
     arguments = arguments_of(configs, options or {})

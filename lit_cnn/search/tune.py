@@ -17,6 +17,7 @@ from lit_cnn.search.measure import judging_digest, num_judging
 from lit_cnn.search.parent import note_finished, open_parent, was_finished
 from lit_cnn.search.result import SearchResult
 from lit_cnn.search.space import Space, Values
+from lit_cnn.search.storage import database_errors, not_answering
 from lit_cnn.search.study import Plan, Study, Trial, has_study
 from lit_cnn.tracking.children import settle_children
 from lit_cnn.tracking.logger import JournalLogger
@@ -114,6 +115,8 @@ def run_search(search: Search, crew: Crew, say: Callable[[str], None]) -> Search
             if status == "FINISHED" or not has_study(logger.run_folder):
                 mark_finished(logger.run_folder)
         raise
+    except database_errors() as error:
+        raise RunFailedError(not_answering(error)) from error
     finally:
         if status == "FINISHED" and study is not None:
             num_ended = sum(trial.outcome.state != "running" for trial in study.trials())

@@ -251,6 +251,11 @@ def test_a_mistake_is_one_line_before_anything_starts(
         ("config/augment: [none, strong]", ["--data={augment: []}"], "config/augment none: sets data.augment, and so"),
         ("config: [a.yaml, b.yaml]", ["--model.lr", "0.1"], "config a.yaml: sets model.lr, and so does the command"),
         ("config: [a.yaml, b.yaml]\nmodel.lr: [0.1, 0.2]", [], "config a.yaml: sets model.lr, which is searched too"),
+        (
+            "config/augment: [none, strong]\nconfig: [a.yaml, d.yaml]",
+            [],
+            "config/augment none: sets data.augment, and so does config d.yaml, otherwise: one of them would win",
+        ),
         ("config: [a.yaml, c.yaml]", [], "config c.yaml: sets data.split_seed, which is the same for all trials"),
         ("model.lr: [0.1, 0.2]", ["--model={lr: 0.3}"], "model.lr: is given on the command line for all trials"),
     ],
@@ -261,6 +266,7 @@ def test_what_would_win_in_every_trial_or_choose_what_judges_is_refused(
     Path("b.yaml").write_text("include: a.yaml\nmodel: {lr: 0.1}", encoding="utf-8")
     Path("a.yaml").write_text("model: {lr: 0.2, weight_decay: 0.1}", encoding="utf-8")
     Path("c.yaml").write_text("include: a.yaml\ndata: {split_seed: 3}", encoding="utf-8")
+    Path("d.yaml").write_text("data: {augment: [{class_path: albumentations.HorizontalFlip}]}", encoding="utf-8")
     Path("s.yaml").write_text(searched, encoding="utf-8")
     assert main(["tune", *(text for text in SHORT if "batch_size" not in text), *words]) == 2
     assert f"--search s.yaml: {expected}" in capsys.readouterr().err.splitlines()[-1]
