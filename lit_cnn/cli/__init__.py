@@ -52,6 +52,8 @@ compare and look:
              lit-cnn tune FOLDER --search lr [--trials 30] [--budget 60m] [--parallel 2] [--resume auto]
   best       find the best classifier that a budget of time gives, test it once and export it
              lit-cnn best FOLDER --budget 60m
+  report     show again what a run came to, and write its page
+             lit-cnn report RUN_ID [--output FOLDER]
   compare    an experiment's runs by configuration over their seeds, or two runs image by image
              lit-cnn compare --experiment digits [--split val] [--format json] [--output FOLDER]
   ensemble   average tracked runs over one and many crops, with intervals and paired tests
@@ -84,6 +86,7 @@ _COMMANDS = {
     "advise": "advise",
     "tune": "tune",
     "best": "best",
+    "report": "report",
     "compare": "compare",
     "ensemble": "ensemble",
     "soup": "soup",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lit_cnn.cli.precheck import value_of
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.ray_cluster import joined
-from lit_cnn.search.room import gpus, require_memory, shares
+from lit_cnn.search.room import free_on_gpus, gpus, require_gpu_memory, require_memory, shares
 from lit_cnn.tracking.store import resolve_store
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def engine_of(name: str | None, address: str | None, parallel: int | None, of_fi
         there = gpus() if uses_gpu else []
         num_workers = parallel or max(1, len(there))
         require_memory(num_workers)
+        if there:
+            require_gpu_memory(num_workers, there, free_on_gpus())
         _start_sender()
         from lit_cnn.search.processes import Processes
 

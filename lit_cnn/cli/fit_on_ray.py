@@ -4,7 +4,6 @@ Each is the process that torchrun would start: training in a thread of Ray's wou
 """
 
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
@@ -21,12 +20,11 @@ from typing import Any
 
 from lit_cnn.cli.precheck import value_of
 from lit_cnn.core.errors import UsageError
-from lit_cnn.core.ray_cluster import NODE_LABEL, Node, check_nodes, joined
+from lit_cnn.core.ray_cluster import LEAVE_CHILDREN, NODE_LABEL, Node, check_nodes, joined
+from lit_cnn.core.signals import STOPPING
 
 _POLL = 0.3  # seconds
-_SAY_AFTER = 15.0  # seconds without a process
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-_PR_SET_PDEATHSIG = 1
+_SAY_AFTER = 30.0  # seconds without a process
 _OF_PLACES = ("trainer.devices", "trainer.num_nodes")
 
 
@@ -42,6 +40,7 @@ def fit_on_ray(arguments: list[str], address: str | None) -> int:
 
     Raises:
         UsageError: If the cluster is not there, or has no place for the run; nothing is started then.
+        RunFailedError: If Ray fails.
     """
     devices, num_nodes = (_count(arguments, name) for name in _OF_PLACES)
     kept = value_of(arguments, "tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI") or ""
@@ -123,7 +122,6 @@ class Board:
 
 def _run(arguments: Sequence[str], taken: Sequence[Node], uses_gpu: bool) -> int:
     import ray
-    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -166,19 +164,26 @@ def _run(arguments: Sequence[str], taken: Sequence[Node], uses_gpu: bool) -> int
             time.sleep(_POLL)
     if len(codes) == len(taken):
         return codes[0]
-    lost = sorted({taken[rank].host for rank in range(len(taken)) if rank not in codes})
-    why = "" if isinstance(ended[0], RayError) or ended[0] is None else f" ({' '.join(str(ended[0]).split())[:300]})"
-    line = f"a process on {' and '.join(lost)} is gone{why}"
-    print(f"lit-cnn: error: {line}; the same command with --resume auto goes on", file=sys.stderr)
+    print(f"lit-cnn: error: {_lost(taken, ended[0])}; the same command with --resume auto goes on", file=sys.stderr)
     return 1
+
+
+def _lost(taken: Sequence[Node], error: BaseException | None) -> str:
+    """Returns which machines are gone, or else what Ray says."""
+    import ray
+
+    alive = {each["NodeID"] for each in ray.nodes() if each["Alive"]}
+    if gone := sorted({node.host for node in taken if node.id not in alive}):
+        return f"lost with node {' and '.join(gone)}"
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    return f"ended by Ray ({' '.join(str(next(iter(failures.values()))).split())[:300]})"
 
 
 def _train(config: Mapping[str, Any], taken: Sequence[Node], of_each: int, uses_gpu: bool) -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    from ray.train import RunConfig
     from ray.train.backend import Backend, BackendConfig
-    from ray.train.v2.api.config import ScalingConfig
+    from ray.train.v2.api.config import RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     class SharedDevices(Backend):
@@ -198,6 +203,7 @@ def _train(config: Mapping[str, Any], taken: Sequence[Node], of_each: int, uses_
     if uses_gpu:
         resources["GPU"] = 1
     folder = tempfile.mkdtemp(prefix="lit_cnn_")
+    run_config: Any = RunConfig(name="lit_cnn", storage_path=folder, worker_runtime_env={"env_vars": LEAVE_CHILDREN})
     try:
         DataParallelTrainer(
             run_process,
@@ -209,7 +215,7 @@ def _train(config: Mapping[str, Any], taken: Sequence[Node], of_each: int, uses_
                 resources_per_worker=resources,
                 label_selector=[{NODE_LABEL: node.id} for node in taken],
             ),
-            run_config=RunConfig(name="lit_cnn", storage_path=folder),
+            run_config=run_config,
         ).fit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -242,14 +248,13 @@ def run_process(config: Mapping[str, Any]) -> None:
     }
     own = {name: str(value) for name, value in ranks.items()} if context.get_world_size() > 1 else {}
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "lit_cnn", "fit", *config["arguments"]],
+        [sys.executable, "-P", "-m", "lit_cnn.cli.ray_process", "fit", *config["arguments"]],
         cwd=config["folder"],
         env={**os.environ, **config["environment"], **own},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=_end_with_parent,
     )
     readers = [
         threading.Thread(target=_tell, args=(board, is_error, stream), daemon=True)
@@ -281,10 +286,6 @@ def _meeting_place(host: str) -> tuple[str, int]:
         return host, found.getsockname()[1]
 
 
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-
-
 def _to_pass_on() -> dict[str, str]:
     """Returns variables that say where runs and images are kept, how to get there, and how many threads there are."""
     names = ("MLFLOW_", "AWS_", "LIT_CNN_", "OMP_NUM_THREADS")
@@ -295,7 +296,7 @@ def _to_pass_on() -> dict[str, str]:
 def _signals() -> Iterator[deque[int]]:
     """Collects signals instead of obeying them."""
     caught: deque[int] = deque()
-    before = {number: signal.signal(number, lambda each, frame: caught.append(each)) for number in _STOPPING}
+    before = {number: signal.signal(number, lambda each, frame: caught.append(each)) for number in STOPPING}
     try:
         yield caught
     finally:

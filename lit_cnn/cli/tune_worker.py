@@ -8,6 +8,7 @@ from lit_cnn.core.environment import set_environment
 from lit_cnn.core.errors import spelling_printed
 from lit_cnn.core.late_imports import postpone_imports
 from lit_cnn.core.memory import keep_freed_memory
+from lit_cnn.core.signals import end_with_parent
 
 
 def main() -> None:
@@ -15,10 +16,9 @@ def main() -> None:
     set_environment()
     postpone_imports()
     keep_freed_memory()
-    from lit_cnn.search.processes import PipeLink, end_with_parent
-
     end_with_parent()
     from lit_cnn.cli.lit_cli import LitCLI
+    from lit_cnn.search.processes import PipeLink
     from lit_cnn.search.worker import work
     from lit_cnn.training.callbacks import RunInterrupted
     from lit_cnn.training.process import hush_lightning

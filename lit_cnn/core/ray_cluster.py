@@ -21,6 +21,10 @@ LEAST = (2, 50)
 """The first version of Ray whose way of training this is written for."""
 
 NODE_LABEL = "ray.io/node-id"
+
+LEAVE_CHILDREN = {"RAY_kill_child_processes_on_worker_exit": "0"}
+"""Of a worker's environment: else Ray kills what it has started, before that can write a checkpoint."""
+
 _CONNECT = 5.0  # seconds
 # What Ray would send home, print, and wrap around exceptions.
 _QUIET = {
@@ -171,9 +175,9 @@ def _require_ray() -> None:
         raise UsageError("engine", "ray", f"Ray {version} is older than {least}", "pip install -U 'lit-cnn[ray]'")
 
 
-def _require_answer(address: str | None) -> None:
+def _require_answer(address: str) -> None:
     """Refuses an address where nobody answers; Ray itself would try for minutes."""
-    if address in (None, "auto", "local"):
+    if address in ("auto", "local"):
         return
     if address.startswith("ray://"):
         remedy = "give HOST:PORT of the head on one of its machines, or `ray job submit`"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lit_cnn.core.errors import UsageError
+from lit_cnn.core.signals import STOPPING
 from lit_cnn.search.study import Outcome
 from lit_cnn.search.worker import Ended, Job
 from lit_cnn.training.callbacks import RunInterrupted
@@ -21,7 +22,6 @@ _POLL = 0.5  # seconds
 _UNTIL_CHECKED = 60.0  # seconds that workers are waited for, before the first of them begins
 _MOST_FALSE_STARTS = 3
 _UNTIL_KILLED = 60.0  # seconds that a worker has for its checkpoint
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Desk(Protocol):
@@ -152,7 +152,7 @@ class Crew:
             RunFailedError: If workers end as soon as they are started.
             RunInterrupted: If a signal stopped the search, after the checkpoints of the workers.
         """
-        before = {number: signal.signal(number, self._note) for number in _STOPPING}
+        before = {number: signal.signal(number, self._note) for number in STOPPING}
         try:
             while not desk.is_done and not self._signals:
                 self._refill()

@@ -5,7 +5,6 @@ which then ends it after a checkpoint; it ends in the same way when the search's
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -23,7 +22,6 @@ from lit_cnn.search.parent import lock_worker
 from lit_cnn.search.worker import Ended, Job
 
 LOG = "workers.log"
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -145,14 +143,6 @@ class PipeLink:
     def _call(self, message: Mapping[str, Any]) -> Any:
         self._link.send_bytes(json.dumps(message).encode())
         return json.loads(self._link.recv_bytes())
-
-
-def end_with_parent() -> None:
-    """Makes the system send this process TERM when the one that started it is gone."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def how_ended(status: int) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.core.ray_cluster import Node, check_nodes
+from lit_cnn.core.ray_cluster import LEAVE_CHILDREN, Node, check_nodes
 from lit_cnn.core.words import counted
 from lit_cnn.search.crew import Gone
 from lit_cnn.search.processes import how_ended
@@ -27,8 +27,6 @@ _LOOK = 60.0  # seconds in which a node has to answer
 _SAY_AFTER = 20.0  # seconds without room for a worker
 _UNTIL_ENDED = 5.0  # seconds that nodes have to end their workers
 _UNTIL_TOLD = 3.0  # seconds in which the cluster notes that a node is gone, after what ran there
-# Else Ray kills what an actor has started, before that hears of its end and writes a checkpoint.
-_LEAVE_CHILDREN = {"RAY_kill_child_processes_on_worker_exit": "0"}
 
 
 class _OnNode:
@@ -99,7 +97,7 @@ class RayNodes:
             "memory": BYTES_OF_WORKER,
             "max_concurrency": 2,  # it is stopped while it waits for what the worker says
             "scheduling_strategy": "SPREAD",
-            "runtime_env": {"env_vars": _LEAVE_CHILDREN},
+            "runtime_env": {"env_vars": LEAVE_CHILDREN},
         }
         return _OnNode(ray.remote(Host).options(**options).remote(self._order))
 
