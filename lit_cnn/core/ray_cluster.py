@@ -192,7 +192,7 @@ def _require_answer(address: str) -> None:
         reason = f"nobody answers there ({error})"
         raise UsageError("address", address, reason, "start a cluster by `ray start`") from error
     if not is_head:
-        raise UsageError("address", address, "is no head of a Ray cluster", "give what `ray start --head` printed")
+        raise UsageError("address", address, "is no head of a Ray cluster", "give HOST:PORT of its head")
 
 
 def _speaks_http2(connection: socket.socket) -> bool:

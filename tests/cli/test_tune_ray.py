@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +221,18 @@ def test_a_mistake_is_one_line_before_anything_starts(
     assert main([*SEARCH, *words]) == 2
     assert expected in capsys.readouterr().err.splitlines()[-1]
     assert time.monotonic() - began < 10 and not (tmp_path / "mlruns").exists()
+
+
+def test_another_server_is_no_cluster(capsys: pytest.CaptureFixture[str]) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        assert main([*SEARCH, "--engine=ray", f"--address=127.0.0.1:{server.server_port}"]) == 2
+    finally:
+        server.shutdown()
+        server.server_close()
+    says = f"--address 127.0.0.1:{server.server_port}: is no head of a Ray cluster; give HOST:PORT"
+    assert says in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_ray_that_is_missing_or_too_old_is_told(
