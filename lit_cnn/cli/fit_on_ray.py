@@ -122,7 +122,6 @@ class Board:
 
 def _run(arguments: Sequence[str], taken: Sequence[Node], uses_gpu: bool) -> int:
     import ray
-    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -165,11 +164,19 @@ def _run(arguments: Sequence[str], taken: Sequence[Node], uses_gpu: bool) -> int
             time.sleep(_POLL)
     if len(codes) == len(taken):
         return codes[0]
-    lost = sorted({taken[rank].host for rank in range(len(taken)) if rank not in codes})
-    why = "" if isinstance(ended[0], RayError) or ended[0] is None else f" ({' '.join(str(ended[0]).split())[:300]})"
-    line = f"a process on {' and '.join(lost)} is gone{why}"
-    print(f"lit-cnn: error: {line}; the same command with --resume auto goes on", file=sys.stderr)
+    print(f"lit-cnn: error: {_lost(taken, ended[0])}; the same command with --resume auto goes on", file=sys.stderr)
     return 1
+
+
+def _lost(taken: Sequence[Node], error: BaseException | None) -> str:
+    """Returns which machines are gone, or else what Ray says."""
+    import ray
+
+    alive = {each["NodeID"] for each in ray.nodes() if each["Alive"]}
+    if gone := sorted({node.host for node in taken if node.id not in alive}):
+        return f"lost with node {' and '.join(gone)}"
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    return f"ended by Ray ({' '.join(str(next(iter(failures.values()))).split())[:300]})"
 
 
 def _train(config: Mapping[str, Any], taken: Sequence[Node], of_each: int, uses_gpu: bool) -> None:
@@ -196,6 +203,7 @@ def _train(config: Mapping[str, Any], taken: Sequence[Node], of_each: int, uses_
     if uses_gpu:
         resources["GPU"] = 1
     folder = tempfile.mkdtemp(prefix="lit_cnn_")
+    run_config: Any = RunConfig(name="lit_cnn", storage_path=folder, worker_runtime_env={"env_vars": LEAVE_CHILDREN})
     try:
         DataParallelTrainer(
             run_process,
@@ -207,7 +215,7 @@ def _train(config: Mapping[str, Any], taken: Sequence[Node], of_each: int, uses_
                 resources_per_worker=resources,
                 label_selector=[{NODE_LABEL: node.id} for node in taken],
             ),
-            run_config=RunConfig(name="lit_cnn", storage_path=folder, worker_runtime_env={"env_vars": LEAVE_CHILDREN}),
+            run_config=run_config,
         ).fit()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,7 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.core.labels import SEED, labels_of
 from lit_cnn.core.run_params import decides
 from lit_cnn.evaluation.comparison import predictions_of
-from lit_cnn.evaluation.fold_sets import FoldSet, common_images, load, networks_in
+from lit_cnn.evaluation.fold_sets import FoldSet, common_images, load, networks_in, with_shared_val
 from lit_cnn.evaluation.leaderboard import Group, Leaderboard, build_leaderboard
 from lit_cnn.evaluation.members import (
     find_members,
@@ -101,6 +101,10 @@ def _leaderboard(
     if split == "val" and len({is_fold_set(run) for run in runs}) > 1:
         reason = "runs of folds and runs without have other images there"
         raise UsageError("split", split, reason, "use `split=test`, or take one kind: `filter` \"tags.kind = 'folds'\"")
+    try:
+        runs = with_shared_val(store, runs, loading.root)
+    except UsageError as error:
+        notes.append(f"Runs of folds and runs without are validated on other images: {error.reason}.")
     without_logits: list[str] = []
     groups = [
         _group(store, name, of_group, split, loading, notes, without_logits)

@@ -19,6 +19,7 @@ Differences are lit-cnn's mean over the repeats less the other's, on the same te
 
 import argparse
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -49,6 +50,7 @@ def main() -> None:
         for tool in options.tools:
             _make(tool, environments)
         return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     parts = Parts(options.folder / "parts.jsonl")
     if not options.show:
         _run(options, environments, parts)

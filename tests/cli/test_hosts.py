@@ -253,7 +253,10 @@ def test_ray_places_the_same_run_on_two_hosts(
         wait_until(lambda: "resuming" in head.log(folder).read_text(), timeout=120)
         hosts[1].kill()
         assert running.wait(60) == 1
-        assert last_line().startswith(f"lit-cnn: error: a process on {hosts[1].address} is gone")
+        assert (
+            last_line()
+            == f"lit-cnn: error: lost with node {hosts[1].address}; the same command with --resume auto goes on"
+        )
         assert "Traceback" not in head.log(folder).read_text()
 
         assert start().wait(60) == 2

@@ -33,20 +33,22 @@ def test_of_folds_the_logits_make_the_page_that_training_made(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = fold_sets(tmp_path_factory.getbasetemp())
+    shutil.copytree(fold_sets(tmp_path_factory.getbasetemp()) / "mlruns", tmp_path / "mlruns")
+    folder = tmp_path
     for num_folds, label in (("3", "fold 2"), ("2", "split 4, fold 1")):
         (parent,) = [run for run in tracked_runs(folder, "folds") if run.tags["num_folds"] == num_folds]
-        stored = parent.artifacts / "report" / "report.html"
-        with inside(folder):
-            said = shown(capsys, f"runs:/{parent.run_id[:10]}")
-            found = json.loads(shown(capsys, parent.run_id, "--format", "json"))
-            with monkeypatch.context() as patch:
-                patch.setattr(reports, "_stored", lambda *_: ())
-                anew = shown(capsys, parent.run_id, "--output", tmp_path / num_folds)
+        artifacts = folder / "mlruns" / "artifacts" / "digits" / parent.run_id / "artifacts"
+        stored = artifacts / "report" / "report.html"
+        assert stored.is_file() is (num_folds == "3")  # the other one was trained with --report=false
+        said = shown(capsys, f"runs:/{parent.run_id[:10]}")
+        found = json.loads(shown(capsys, parent.run_id, "--format", "json"))
+        with monkeypatch.context() as patch:
+            patch.setattr(reports, "_stored", lambda *_: ())
+            anew = shown(capsys, parent.run_id, "--output", tmp_path / num_folds)
         line = parent.tags["mlflow.note.content"].split("\n\n")[0].replace("\\", "")
         assert " ".join(said.split()).startswith(line) and f"Report: {stored.relative_to(folder)}" in said
         assert label in said and "report.html (made anew)" in anew
-        out_of_fold = read_out_of_fold(parent.artifacts / FOLDER / LOGITS)
+        out_of_fold = read_out_of_fold(artifacts / FOLDER / LOGITS)
         assert out_of_fold is not None
         assert np.trace(found["confusion"]) == out_of_fold.correct.sum() and np.sum(found["confusion"]) == 1438
         assert found["oof_optimism"] == pytest.approx(parent.metrics["oof/optimism"])

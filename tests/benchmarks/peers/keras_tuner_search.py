@@ -49,9 +49,10 @@ class Searched(keras_tuner.HyperModel):  # type: ignore[misc, unused-ignore]
             [
                 keras.Input((self.side, self.side, 1)),
                 layers.Rescaling(1 / 127.5, -1),
+                *([layers.Resizing(32, 32)] if self.side < 28 else []),
                 layers.Conv2D(6, 5, padding="same", activation="relu"),
                 layers.MaxPool2D(),
-                layers.Conv2D(16, 5, padding="valid" if self.side > 16 else "same", activation="relu"),
+                layers.Conv2D(16, 5, activation="relu"),
                 layers.MaxPool2D(),
                 layers.Flatten(),
                 layers.Dense(120, activation="relu"),

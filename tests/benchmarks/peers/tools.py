@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -151,6 +152,8 @@ class Runner:
                 "MPLBACKEND": "Agg",
                 "CUDA_VISIBLE_DEVICES": "",
                 "NO_ALBUMENTATIONS_UPDATE": "1",
+                # Nothing is left there for the next job.
+                "XDG_CACHE_HOME": str(place / "cache"),
             },
         }
         process = subprocess.Popen(
@@ -184,7 +187,7 @@ def _read(place: Path, targets: Mapping[str, str]) -> dict[str, Any]:
 
 def _error(log: Path, code: int | None) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    last = lines[-1][-_MOST_OF_ERROR:] if lines else "it said nothing"
+    last = re.sub(r"(/[^/\s:'\"]+){2,}/", ".../", lines[-1])[-_MOST_OF_ERROR:] if lines else "it said nothing"
     return f"took too long: {last}" if code is None else f"exit code {code}: {last}"
 
 
