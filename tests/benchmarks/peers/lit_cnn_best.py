@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from lit_cnn.search import candidates
+from tests.benchmarks.common import commit
 from tests.benchmarks.peers.contract import digest_of_weights, finish, read_task
 from tests.benchmarks.peers.weights import ARCH
 
@@ -26,9 +27,9 @@ def main() -> None:
     _run("predict", str(task.test), "--model=best/model", "--num_workers=0", "--output=all.csv")
     with Path("all.csv").open(newline="", encoding="utf-8") as file:
         predicted = {Path(row["file"]).name: row["class"] for row in csv.DictReader(file)}
-    packages = ["lit-cnn", "torch", "timm", "lightning"]
     classes = [predicted[path.name] for path in task.test_files()]
-    finish(task, ended, classes, packages, digest_of_weights(ARCH))
+    packages = ["torch", "timm", "lightning"]
+    finish(task, ended, classes, packages, digest_of_weights(ARCH), commit=commit())
     shutil.rmtree("mlruns")
 
 
