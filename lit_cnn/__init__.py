@@ -18,10 +18,12 @@ from lit_cnn.core.moved import MovedModules
 
 if TYPE_CHECKING:
     from lit_cnn.cli.fit_config import fit_config
+    from lit_cnn.cli.tune_config import tune
     from lit_cnn.data.audit import check_data
     from lit_cnn.data.datamodule import ImageDataModule
     from lit_cnn.evaluation.compare import compare
     from lit_cnn.evaluation.ensemble import ensemble
+    from lit_cnn.evaluation.report import report
     from lit_cnn.evaluation.soup import soup
     from lit_cnn.exports import export
     from lit_cnn.exports.load import load
@@ -47,8 +49,10 @@ __all__ = [
     "fit",
     "fit_config",
     "load",
+    "report",
     "runs",
     "soup",
+    "tune",
 ]
 
 # Name -> module, and the name there if it is another one.
@@ -65,8 +69,10 @@ _PLACES = {
     "fit": "training.fit",
     "fit_config": "cli.fit_config",
     "load": "exports.load",
+    "report": "evaluation.report",
     "runs": "tracking.runs",
     "soup": "evaluation.soup",
+    "tune": "cli.tune_config",
 }
 
 sys.meta_path.insert(0, MovedModules())

@@ -171,7 +171,7 @@ def fold_sets(base: Path) -> Path:
     """
     with inside(base / "fold_sets") as folder:
         copy_empty_store(base, folder)
-        assert fit("--folds", "3", "--report=false") == 0
+        assert fit("--folds", "3") == 0
         assert fit("--folds", "2", "--split_seeds", "3", "4", "--recipe=twice", "--report=false") == 0
         assert fit("--recipe=plain", "--report=false") == 0
     return folder

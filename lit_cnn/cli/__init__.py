@@ -52,6 +52,8 @@ compare and look:
              lit-cnn tune FOLDER --search lr [--trials 30] [--budget 60m] [--parallel 2] [--resume auto]
   best       find the best classifier that a budget of time gives, test it once and export it
              lit-cnn best FOLDER --budget 60m
+  report     show again what a run came to, and write its page
+             lit-cnn report RUN_ID [--output FOLDER]
   compare    an experiment's runs by configuration over their seeds, or two runs image by image
              lit-cnn compare --experiment digits [--split val] [--format json] [--output FOLDER]
   ensemble   average tracked runs over one and many crops, with intervals and paired tests
@@ -84,6 +86,7 @@ _COMMANDS = {
     "advise": "advise",
     "tune": "tune",
     "best": "best",
+    "report": "report",
     "compare": "compare",
     "ensemble": "ensemble",
     "soup": "soup",
@@ -185,9 +188,11 @@ def _meant(name: str) -> str:
 
 def _train_or_evaluate(name: Any, arguments: list[str]) -> int:
     from lit_cnn.cli.configs import split_arguments
-    from lit_cnn.cli.precheck import precheck, starting_line, take_folds, take_seeds
+    from lit_cnn.cli.precheck import precheck, starting_line, take_engine, take_folds, take_seeds
     from lit_cnn.cli.shorthand import chosen, expand
 
+    engine, address, arguments = take_engine(arguments) if name == "fit" else (None, None, arguments)
+    given = arguments
     seeds, arguments = take_seeds(arguments) if name == "fit" else (None, arguments)
     folds, split_seeds, arguments = take_folds(arguments) if name == "fit" else (None, None, arguments)
     arguments = expand(name, arguments)
@@ -200,6 +205,10 @@ def _train_or_evaluate(name: Any, arguments: list[str]) -> int:
         starting and not says_not_first() and not asks_for_help and sys.stderr.isatty()
     ):  # else it comes with what is known before the first step
         print(starting, file=sys.stderr, flush=True)
+    if engine is not None and not asks_for_help:
+        from lit_cnn.cli.fit_on_ray import fit_on_ray
+
+        return fit_on_ray(given, address)
     # Not in the other processes of a distributed run, which are started with a rank, and log nothing.
     if name == "fit" and not says_not_first() and not asks_for_help:
         from lit_cnn.tracking.supervisor import start_early

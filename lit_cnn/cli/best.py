@@ -19,6 +19,7 @@ from lit_cnn.core.errors import UsageError, as_printed
 if TYPE_CHECKING:
     from lit_cnn.cli.lit_cli import DataCLI
     from lit_cnn.data.datamodule import ImageDataModule
+    from lit_cnn.search.best_result import Best
     from lit_cnn.search.halving import Candidate
     from lit_cnn.training.parents import ParentRun
     from lit_cnn.training.setup import Setup
@@ -130,7 +131,8 @@ def _best(options: argparse.Namespace, of_fit: list[str]) -> None:
             store, subject = parsed.options.store, data.image_set.name
             found = conclude(store, trainings.outcomes, subject, budget, options.output, _say)
             found = replace(found, was_stopped=trainings.was_stopped)
-            page = found.report(options.output)
+            *files, page = found.report_files(options.output)
+            _keep(parent, found, [*files, page])
     if not trainings.was_stopped:
         plan.finish()
     print_result(found, options.format)
@@ -139,6 +141,15 @@ def _best(options: argparse.Namespace, of_fit: list[str]) -> None:
         if found.export is not None:
             print(f"Next: lit-cnn predict FOLDER --model {found.export}, lit-cnn ui")
         print(f"run {found.run}")
+
+
+def _keep(parent: "ParentRun", found: "Best", files: Sequence[Path]) -> None:
+    """Keeps the report with the run of the search too."""
+    if parent.logger is None:
+        return
+    for file in files:
+        parent.logger.log_artifact(file, "best")
+    parent.logger.set_tags({"mlflow.note.content": found.answer()})
 
 
 def _weights_of(archs: Sequence[str] | None) -> dict[str, str | None]:

@@ -1,6 +1,7 @@
 """How commands write to the terminal: the width of tables, and the line about a run that is not all in MLflow."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,3 +31,8 @@ def print_result(result: "Result", format: str) -> None:
         console().print(result)
     else:
         print(result.to_json() if format == "json" else result.to_csv(), end="")
+
+
+def from_here(path: Path | str) -> str:
+    """Returns a path as it is written from the working directory, where it lies below that."""
+    return str(Path(path).relative_to(Path.cwd()) if Path(path).is_relative_to(Path.cwd()) else path)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from lit_cnn.cli.lit_cli import LitCLI, settled
-from lit_cnn.cli.output import warn_not_sent
+from lit_cnn.cli.output import from_here, warn_not_sent
 from lit_cnn.cli.spelling import spelling_of
 from lit_cnn.cli.start_screen import start_summary
 from lit_cnn.core.errors import UsageError, spelt
@@ -205,7 +205,7 @@ def print_run(run: Run) -> None:
     if not run.id:
         return
     if run.report is not None:
-        print(f"Report: {_from_here(run.report)}")
+        print(f"Report: {from_here(run.report)}")
     is_network = "oof/acc" in run.metrics if run.children else run.checkpoint is not None
     predict = [f"lit-cnn predict FOLDER --model {run.id[:8]}"] if is_network else []
     print(f"Next: {', '.join([*predict, 'lit-cnn ui'])}")
@@ -216,7 +216,7 @@ def _print_child(run: Run) -> None:
     """Prints the first sentence of a run that is one of several, and where it is."""
     print(_wrapped(run.summary.partition("\n")[0]) or "done")
     if run.report is not None:
-        print(f"Report: {_from_here(run.report)}")
+        print(f"Report: {from_here(run.report)}")
     if run.id:
         _print_id(run)
 
@@ -233,11 +233,6 @@ def _wrapped(text: str) -> str:
         return text
     width = min(shutil.get_terminal_size().columns, 100)
     return "\n".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
-
-
-def _from_here(path: Path) -> Path:
-    """Returns a path as it is written from the working directory, where it lies below that."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def exit_code(run: Callable[[], None]) -> int:

@@ -11,8 +11,8 @@ import numpy as np
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.labels import SEED, labels_of
 from lit_cnn.core.run_params import decides
-from lit_cnn.evaluation.comparison import Comparison, readers_of
-from lit_cnn.evaluation.fold_sets import FoldSet, common_images, load, networks_in
+from lit_cnn.evaluation.comparison import predictions_of
+from lit_cnn.evaluation.fold_sets import FoldSet, common_images, load, networks_in, with_shared_val
 from lit_cnn.evaluation.leaderboard import Group, Leaderboard, build_leaderboard
 from lit_cnn.evaluation.members import (
     find_members,
@@ -23,12 +23,10 @@ from lit_cnn.evaluation.members import (
     refuse_unlike,
     subject_of,
 )
-from lit_cnn.evaluation.outputs import SplitOutputs
 from lit_cnn.evaluation.pair import Pair, build_pair
 from lit_cnn.evaluation.predict import LOADING, Loading, Member, split_by_path
 from lit_cnn.evaluation.recording import record_comparison
 from lit_cnn.evaluation.view_logits import are_stored
-from lit_cnn.reports.predictions import Predictions
 from lit_cnn.tracking import Store, check_writable, queries, resolve_store
 from lit_cnn.tracking.queries import RunInfo
 from lit_cnn.tracking.run import Run
@@ -103,6 +101,10 @@ def _leaderboard(
     if split == "val" and len({is_fold_set(run) for run in runs}) > 1:
         reason = "runs of folds and runs without have other images there"
         raise UsageError("split", split, reason, "use `split=test`, or take one kind: `filter` \"tags.kind = 'folds'\"")
+    try:
+        runs = with_shared_val(store, runs, loading.root)
+    except UsageError as error:
+        notes.append(f"Runs of folds and runs without are validated on other images: {error.reason}.")
     without_logits: list[str] = []
     groups = [
         _group(store, name, of_group, split, loading, notes, without_logits)
@@ -129,7 +131,7 @@ def _pair(store: Store, named: Sequence[Run | str], split: Split, loading: Loadi
     first, second = (load(store, run, [split], loading.root) for run in runs)
     images = common_images((first, second), split)
     one, other = (
-        _predictions(store, member, name, split, own, loading)
+        predictions_of(store, member, name, split, own, loading)
         for member, name, own in zip((first, second), member_names(runs), images, strict=True)
     )
     pair = replace(
@@ -205,18 +207,6 @@ def _group(
     )
 
 
-def _predictions(
-    store: Store, member: Member, name: str, split: Split, indices: np.ndarray, loading: Loading
-) -> Predictions:
-    comparison = Comparison([1], store.predictions_dir, loading=loading)
-    reader = readers_of(member, split, indices, None, comparison, f"{name}, {split}")
-    targets, num_classes = member.data.image_set.labels[indices], len(member.record.class_names)
-    outputs = SplitOutputs(targets, [reader[1]], 1, num_classes)
-    found = [(block.probabilities[0].argmax(axis=1), block.probabilities[0].max(axis=1)) for block in outputs.blocks()]
-    labels, confidence = map(np.concatenate, zip(*found, strict=True))
-    return Predictions(name, member.data.image_set, indices, labels, confidence)
-
-
 def _correct(
     store: Store, member: Member, run: RunInfo, name: str, split: Split, loading: Loading
 ) -> np.ndarray | None:
@@ -228,4 +218,4 @@ def _correct(
     for network in networks_in(member):
         if not are_stored(network, indices, 1, store.predictions_dir):
             return None
-    return _predictions(store, member, name, split, indices, loading).correct
+    return predictions_of(store, member, name, split, indices, loading).correct

@@ -21,6 +21,7 @@ from lit_cnn.evaluation.table import Row, Table
 from lit_cnn.evaluation.view_logits import are_stored, view_logits
 from lit_cnn.evaluation.ways import OnTest, Way, WayOnTest, on_test
 from lit_cnn.reports.predictions import Predictions
+from lit_cnn.tracking import Store
 from lit_cnn.tracking.queries import RunInfo
 
 COMBINATIONS = ("mean", "logits", "vote", "greedy")
@@ -150,6 +151,28 @@ def readers_of(
     logits = view_logits(member, indices, fewer, *how)
     of_part = view_logits(member, indices[part], [_MANY], *how)
     return {**{count: reader_of(member, logits, count) for count in fewer}, _MANY: reader_of(member, of_part, _MANY)}
+
+
+def predictions_of(
+    store: Store, member: Member, name: str, split: Split, indices: np.ndarray, loading: Loading
+) -> Predictions:
+    """Returns what a tracked network predicts with one view; what is not stored is computed, and stored.
+
+    Args:
+        store: Where its run is.
+        member: The network.
+        name: What it is called.
+        split: Of which the images are.
+        indices: `(n,)` int, the images, in the order of their paths.
+        loading: How images are read and go through the network.
+    """
+    comparison = Comparison([1], store.predictions_dir, loading=loading)
+    reader = readers_of(member, split, indices, None, comparison, f"{name}, {split}")
+    targets, num_classes = member.data.image_set.labels[indices], len(member.record.class_names)
+    outputs = SplitOutputs(targets, [reader[1]], 1, num_classes)
+    found = [(block.probabilities[0].argmax(axis=1), block.probabilities[0].max(axis=1)) for block in outputs.blocks()]
+    labels, confidence = map(np.concatenate, zip(*found, strict=True))
+    return Predictions(name, member.data.image_set, indices, labels, confidence)
 
 
 def _of_fold_set(

@@ -11,8 +11,16 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.core.words import counted
 from lit_cnn.data.splits import Split
 from lit_cnn.evaluation.comparison import COMBINATIONS, Comparison, evaluate
-from lit_cnn.evaluation.fold_sets import load
-from lit_cnn.evaluation.members import MUST_AGREE, find_members, find_networks, is_several, refuse_unlike, subject_of
+from lit_cnn.evaluation.fold_sets import load, with_shared_val
+from lit_cnn.evaluation.members import (
+    MUST_AGREE,
+    best_first,
+    find_members,
+    find_networks,
+    is_several,
+    refuse_unlike,
+    subject_of,
+)
 from lit_cnn.evaluation.multi_crop import VIEWS
 from lit_cnn.evaluation.predict import LOADING, Loading
 from lit_cnn.evaluation.recording import record_comparison
@@ -86,6 +94,9 @@ def ensemble(
     _check_baselines(found, others)
     networks = [*found, *(network for several in others for network in several)]
     refuse_unlike(networks)
+    networks = with_shared_val(store, networks, loading.root)
+    found = best_first(networks[: len(found)])
+    networks[: len(found)] = found
     if weights is not None and runs:
         weights = _in_order_of(found, find_networks(store, runs), weights)
     comparison = Comparison(

@@ -13,8 +13,9 @@ from lit_cnn.evaluation.calibration import logarithm
 from lit_cnn.evaluation.members import is_fold_set, networks_of
 from lit_cnn.evaluation.outputs import Reader
 from lit_cnn.evaluation.predict import Member, load_network
-from lit_cnn.tracking import Store
+from lit_cnn.tracking import Store, queries
 from lit_cnn.tracking.queries import RunInfo
+from lit_cnn.training.out_of_fold import FOLDER, LOGITS, read_out_of_fold
 
 ReadersOf = Callable[[Member, np.ndarray], Mapping[int, Reader]]
 """From one network and `(n,)` images of its data to what reads its outputs of them, for each number of views."""
@@ -122,6 +123,43 @@ def load(store: Store, run: RunInfo, splits: Sequence[Split], root: Path | str |
     return FoldSet(record, first.data, lambda: first.model, run, None, tuple(networks))
 
 
+def with_shared_val(store: Store, runs: Sequence[RunInfo], root: Path | str | None = None) -> list[RunInfo]:
+    """Returns runs with a `best/val/acc` that is of the same images for all of them, in the same order.
+
+    Where there are runs of folds and runs without, the former have theirs out of fold on the val images of the latter.
+
+    Args:
+        store: Where they are.
+        runs: With the same val images, but for those of folds.
+        root: Folder of the images, if it is elsewhere than in training.
+
+    Raises:
+        UsageError: If an image of that val is in no fold, or the images are others.
+    """
+    plain = next((run for run in runs if not is_fold_set(run)), None)
+    if plain is None or not any(map(is_fold_set, runs)):
+        return list(runs)
+    data = load_network(store, plain, ["val"], root).data
+    own = {data.image_set.paths[index] for index in data.splits.val}
+    return [_on(own, store, run, plain) if is_fold_set(run) else run for run in runs]
+
+
+def _on(own: set[str], store: Store, run: RunInfo, plain: RunInfo) -> RunInfo:
+    """Returns a run of folds with what it gets right out of fold of the val images of a run without."""
+    found = read_out_of_fold(queries.download_artifact(store, run, f"{FOLDER}/{LOGITS}"))
+    if found is None:
+        raise UsageError("runs", run.run_id, f"the out-of-fold logits of {run.name} are damaged", "train it anew")
+    inside = np.array([path in own for path in found.paths])
+    if inside.sum() < len(own):
+        raise _in_no_fold(len(own) - int(inside.sum()), plain, run)
+    return replace(run, metrics={**run.metrics, "best/val/acc": float(found.correct[inside].mean())})
+
+
+def _in_no_fold(number: int, plain: RunInfo, run: RunInfo) -> UsageError:
+    what = f"{number} validation images of {plain.name} are in no fold of {run.run_id} ({run.name})"
+    return UsageError("runs", plain.run_id, what, "take only runs of folds, or only runs without")
+
+
 def networks_in(member: Member) -> Sequence[Member]:
     """Returns the networks that a member is: several for a run of folds."""
     return member.networks if isinstance(member, FoldSet) else [member]
@@ -145,8 +183,6 @@ def common_images(members: Sequence[Member], split: Split) -> list[np.ndarray]:
             indices = np.array([index for index in indices if paths[index] in own], np.int64)
             if len(indices) < len(own):
                 assert plain.run is not None and member.run is not None
-                what = f"{len(own) - len(indices)} validation images of {plain.run.name} are in no fold of"
-                remedy = "take only runs of folds, or only runs without"
-                raise UsageError("runs", plain.run.run_id, f"{what} {member.run.run_id} ({member.run.name})", remedy)
+                raise _in_no_fold(len(own) - len(indices), plain.run, member.run)
         found.append(np.array(sorted(indices, key=lambda index: paths[index]), np.int64))
     return found

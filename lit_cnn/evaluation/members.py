@@ -113,11 +113,18 @@ def find_members(
             reason = f"{run.name} has no best/val/acc: it ended before its first validation"
             raise UsageError("runs", run.run_id, reason, "leave it out, or train it longer")
     refuse_twice(found)
-    # Ties go to the older run, so that the order does not depend on the store.
-    found.sort(key=lambda run: (-run.metrics["best/val/acc"], run.tags.get("seed", ""), run.run_id))
     if top_k is not None and len(found) < top_k:
         raise UsageError("top_k", top_k, f"only {len(found)} runs match", f"give at most {len(found)}")
-    return found[:top_k]
+    if top_k is not None and len(set(map(is_fold_set, found))) > 1:
+        reason = "runs of folds and runs without are validated on other images"
+        remedy = "name them in `runs`, or take one kind: `filter` \"tags.kind = 'folds'\""
+        raise UsageError("top_k", top_k, reason, remedy)
+    return best_first(found)[:top_k]
+
+
+def best_first(runs: Sequence[RunInfo]) -> list[RunInfo]:
+    """Returns runs in the order of their accuracy on val; of equal ones the older comes first, whatever the store."""
+    return sorted(runs, key=lambda run: (-run.metrics["best/val/acc"], run.tags.get("seed", ""), run.run_id))
 
 
 def refuse_twice(runs: Sequence[RunInfo]) -> None:

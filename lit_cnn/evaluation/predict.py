@@ -230,7 +230,7 @@ def load_member(path: Path, root: Path | str | None = None) -> Member:
         multiply_adds=cost.multiply_adds,
     )
     to_device(model)
-    return Member(record, _data_of(record, root), lambda: model)
+    return Member(record, data_of(record.data, record.preprocessing, root), lambda: model)
 
 
 def load_network(store: Store, run: RunInfo, splits: Sequence[Split], root: Path | str | None = None) -> Member:
@@ -251,7 +251,13 @@ def load_network(store: Store, run: RunInfo, splits: Sequence[Split], root: Path
         member = _load_unknown(store, run, root, run_logits)
     else:
         known = record
-        member = Member(known, _data_of(known, root), lambda: _load_known(store, run, known), run, run_logits)
+        member = Member(
+            known,
+            data_of(known.data, known.preprocessing, root),
+            lambda: _load_known(store, run, known),
+            run,
+            run_logits,
+        )
     for split in splits:
         if member.data.digests[split] != run.tags[f"{split}_split_digest"]:
             what = {"val": "validation"}.get(split, split)
@@ -310,13 +316,20 @@ def _load_known(store: Store, run: RunInfo, record: NetworkRecord) -> LitClassif
     return to_device(model)
 
 
-def _data_of(record: NetworkRecord, root: Path | str | None) -> ImageDataModule:
+def data_of(options: Mapping[str, Any], preprocessing: Mapping[str, Any], root: Path | str | None) -> ImageDataModule:
+    """Returns the images of a run as validation sees them.
+
+    Args:
+        options: Of its data, and the seed, as a checkpoint or a run keeps them.
+        preprocessing: Of its network; see `NetworkRecord`.
+        root: Folder of the images, if it is elsewhere than in training.
+    """
     # Without what training did to images; what validation sees does not follow from it then.
     of_training = {"augment": None, "train_crop": "center", "crop_scale": None, "crop_ratio": None}
-    options = {**completed(record.data), **of_training, "crop_pct": record.preprocessing["crop_pct"]}
+    chosen = {**completed(options), **of_training, "crop_pct": preprocessing["crop_pct"]}
     if root is not None:
-        options["root"] = str(root)
-    return ImageDataModule(**options)
+        chosen["root"] = str(root)
+    return ImageDataModule(**chosen)
 
 
 def _most_views(image_size: int, loading: Loading) -> int:

@@ -152,7 +152,7 @@ class LitClassifier(pl.LightningModule):
         self.save_hyperparameters({**given, "arch": arch, "transfer": transfer})
         # The initial weights belong to the seed, whatever was drawn before.
         torch.manual_seed(torch_seed("init", seed))
-        self.net, self.weights_note = build_network(self.hparams)
+        self.net, self.weights_note, self.weights_trained_on = build_network(self.hparams)
         self.freezer = Freezer(self.net, arch, transfer, train_stages, unfreeze_every)
         self.class_names = class_names or [str(label) for label in range(num_classes)]
         self.register_buffer("mean", _channels(mean, 0.5, in_channels), persistent=False)

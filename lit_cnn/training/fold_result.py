@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,14 +42,12 @@ class FoldResult:
     Attributes:
         facts: In numbers.
         out_of_fold: What the networks say of the images that they were not trained on; None where not all is there.
-        tested: `(m, K)` float64, the mean of the networks' probabilities for the test images; None likewise.
         missing: Why not.
         folds: Of each fold, by its label.
     """
 
     facts: FoldFacts
     out_of_fold: OutOfFold | None
-    tested: np.ndarray | None
     missing: str = ""
     folds: Mapping[str, OfFold] = field(default_factory=dict)
 
@@ -87,25 +85,53 @@ def fold_result(rounds: Sequence[Mapping[str, Run]], setup: Setup) -> FoldResult
     sizes = [[len(each) for each in setup.data.splits.folds] for _ in rounds]
     if not missing:
         sizes = [[len(each.targets) for each in of_round] for of_round in outputs]
-    folds = [_of_round(of_round, of_sizes, setup) for of_round, of_sizes in zip(rounds, sizes, strict=True)]
+    targets = setup.data.image_set.labels[setup.data.splits.test]
+    of_mean = None if tested is None else (int((tested.argmax(axis=1) == targets).sum()), len(targets))
+    curves = [[_curves_of(run, setup.options.monitor) for run in of_round.values()] for of_round in rounds]
+    result = put_in_numbers(rounds, sizes, curves, setup.options.monitor_mode, whole, of_mean)
+    return replace(result, missing=missing)
+
+
+Curves = Sequence[Sequence[float]]
+"""Of one network after each epoch: the metric by which epochs are chosen, the loss and the accuracy on its fold."""
+
+
+def put_in_numbers(
+    rounds: Sequence[Mapping[str, Run]],
+    sizes: Sequence[Sequence[int]],
+    curves: Sequence[Sequence[Curves | None]],
+    mode: str,
+    out_of_fold: OutOfFold | None,
+    test_mean: tuple[int, int] | None,
+) -> FoldResult:
+    """Returns what the folds came to together, from what is known of each.
+
+    Args:
+        rounds: As in `fold_result`.
+        sizes: Images of each fold, in the same order.
+        curves: Of each network; None where they are not known.
+        mode: `max` or `min`, which epoch is the best.
+        out_of_fold: What they say of their folds; None where not all is there.
+        test_mean: See `FoldFacts`.
+    """
+    folds = [_of_round(*of_round, mode) for of_round in zip(rounds, sizes, curves, strict=True)]
     of_rounds = [_mean([each.share for each in of_round.values()], of_round) for of_round in folds]
     nested = [[each.nested for each in of_round.values() if each.nested is not None] for of_round in folds]
     is_nested = all(len(known) == len(of_round) for known, of_round in zip(nested, folds, strict=True))
     by_label = {label: each for of_round in folds for label, each in of_round.items()}
     num_images, best = sum(sizes[0]), float(np.mean(of_rounds))
-    targets = setup.data.image_set.labels[setup.data.splits.test]
     of_test = [each.run.metrics["test/acc"] for each in by_label.values() if "test/acc" in each.run.metrics]
     facts = FoldFacts(
-        num_correct=round(best * num_images) if whole is None else int(whole.correct.sum()),
+        num_correct=round(best * num_images) if out_of_fold is None else int(out_of_fold.correct.sum()),
         num_images=num_images,
         of_folds={label: each.share for label, each in by_label.items()},
         of_rounds=of_rounds,
         best=best,
         nested=float(np.mean([*map(_mean, nested, folds)])) if is_nested else None,
         test=of_test if len(of_test) == len(by_label) else (),
-        test_mean=None if tested is None else (int((tested.argmax(axis=1) == targets).sum()), len(targets)),
+        test_mean=test_mean,
     )
-    return FoldResult(facts, whole, tested, missing, by_label)
+    return FoldResult(facts, out_of_fold, folds=by_label)
 
 
 def _mean(shares: Sequence[float], folds: Mapping[str, OfFold]) -> float:
@@ -113,32 +139,38 @@ def _mean(shares: Sequence[float], folds: Mapping[str, OfFold]) -> float:
     return float(np.average(shares, weights=[each.num_images for each in folds.values()]))
 
 
-def _of_round(runs: Mapping[str, Run], sizes: Sequence[int], setup: Setup) -> dict[str, OfFold]:
+def _curves_of(run: Run, monitor: str) -> Curves | None:
+    """Returns what the journal of a run has; None if it is not here, or lacks one of the three."""
+    folder = run.checkpoint.parent if run.checkpoint is not None else None
+    if folder is None or not folder.is_dir():
+        return None
+    return read_validations(folder, monitor, "val/loss", "val/acc")
+
+
+def _of_round(
+    runs: Mapping[str, Run], sizes: Sequence[int], curves: Sequence[Curves | None], mode: str
+) -> dict[str, OfFold]:
     """Returns what the networks of a round came to.
 
     What each gets right after each epoch is in its journal, so nothing is trained for the nested estimate. A network
     that stopped early stands for its last epoch from then on.
     """
-    monitor, mode = setup.options.monitor, setup.options.monitor_mode
-    folders = [run.checkpoint.parent if run.checkpoint is not None else None for run in runs.values()]
-    there = [each for each in folders if each is not None and each.is_dir()]
-    curves = [read_validations(each, monitor, "val/loss", "val/acc") for each in there]
     nested: list[float | None] = [None] * len(runs)
-    if len(curves) == len(runs) and all(all(of_run) for of_run in curves):
-        longest = max(len(values) for of_run in curves for values in of_run)
-        padded = np.array([[[*each, *each[-1:] * (longest - len(each))] for each in of_run] for of_run in curves])
+    known = [each for each in curves if each is not None and all(each)]
+    if len(known) == len(runs):
+        longest = max(len(values) for of_run in known for values in of_run)
+        padded = np.array([[[*each, *list(each[-1:]) * (longest - len(each))] for each in of_run] for of_run in known])
         merits, losses = padded[:, 0] if mode == "max" else -padded[:, 0], padded[:, 1]
         chosen = [
             # Of equal epochs the one with the lower loss, as of a run's own.
             # Rounded, or noise of 1e-16 would choose between equal ones.
             np.lexsort([np.delete(each, own, axis=0).mean(axis=0).round(9) for each in (losses, -merits)])[0]
-            for own in range(len(curves))
+            for own in range(len(known))
         ]
-        nested = padded[np.arange(len(curves)), 2, chosen].tolist()
-    shown = [of_run[-1] for of_run in curves] if len(curves) == len(runs) else [()] * len(runs)
+        nested = padded[np.arange(len(known)), 2, chosen].tolist()
     return {
-        label: OfFold(run, size, run.metrics["best/val/acc"], own, curve)
-        for (label, run), size, own, curve in zip(runs.items(), sizes, nested, shown, strict=True)
+        label: OfFold(run, size, run.metrics["best/val/acc"], own, of_run[-1] if of_run is not None else ())
+        for (label, run), size, own, of_run in zip(runs.items(), sizes, nested, curves, strict=True)
     }
 
 

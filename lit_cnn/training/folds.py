@@ -24,8 +24,10 @@ from lit_cnn.training.fold_report import write_fold_report
 from lit_cnn.training.fold_result import FoldResult, fold_result
 from lit_cnn.training.out_of_fold import FOLDER, LOGITS, write_out_of_fold
 from lit_cnn.training.parents import Conclusion, ParentRun, summarize
+from lit_cnn.training.record import flatten, resolved
 from lit_cnn.training.run import train_children, train_each
 from lit_cnn.training.run_report import FOLDER as REPORTS
+from lit_cnn.training.run_report import chosen_options
 from lit_cnn.training.setup import Setup
 
 MakeSetup = Callable[[Mapping[str, Any], int | None], Setup]
@@ -131,7 +133,7 @@ def train_folds(
         child_tags={"trial": "fold"},
         label_of=lambda params: SEPARATOR.join([label_of(_without_folds(params)), folds.words]),
     )
-    with _as_folds():
+    with as_folds():
         run = train_children(parent, made.setups(), after_each, before_each)
     if run.id or not run.children:
         return run
@@ -163,7 +165,7 @@ def train_folds_under(
         UsageError: As `train`.
     """
     made = _Made(folds, make, prefix)
-    with _as_folds():
+    with as_folds():
         train_each(parent, made.setups(), after_each, before_each)
     return made.result(parent.children)
 
@@ -240,7 +242,11 @@ def _report(result: FoldResult, setup: Setup, said: Sequence[str], logger: Journ
     if not setup.options.report:
         return None
     try:
-        files, missing = write_fold_report(result, setup, said, logger.run_name or "folds", logger.run_folder / REPORTS)
+        options = {name: value for name, value in flatten(setup.config).items() if name != "data.fold"}
+        label = label_of({**resolved(options, setup.model), "seed_everything": None})
+        chosen, images = chosen_options(setup.config, type(setup.model)), setup.data.image_set
+        title, folder = logger.run_name or "folds", logger.run_folder / REPORTS
+        files, missing = write_fold_report(result, said, title, label, chosen, images, folder)
         for file in files:
             logger.log_artifact(file, REPORTS)
     except Exception as error:  # a full disk, say
@@ -256,7 +262,7 @@ def _without_folds(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _as_folds() -> Iterator[None]:
+def as_folds() -> Iterator[None]:
     """Names the option that the user gave where that of the data module is wrong."""
     try:
         yield

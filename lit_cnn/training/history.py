@@ -1,5 +1,6 @@
 """How a run went, read from its journal: metrics by epoch, and how long it took, resumed or not."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -50,12 +51,22 @@ def read_history(folder: Path, num_epochs: int) -> History:
             if "train/loss" in record["values"]:
                 ended.append(record["time"])
     spans = [after - before for before, after in pairwise(ended) if before and after]
-    ends = sorted(rows["train/loss"])
     return History(
-        {name: _by_epoch(of_metric, ends, num_epochs) for name, of_metric in rows.items()},
+        by_epoch(rows, num_epochs),
         float(np.median(spans)) / 1000 if spans else None,
         (trained + last - began) / 1000,
     )
+
+
+def by_epoch(rows: Mapping[str, Mapping[int, float]], num_epochs: int) -> dict[str, tuple[list[float], list[float]]]:
+    """Returns epochs, from 1, and values of metrics by step.
+
+    Args:
+        rows: Metric -> step -> value; the last step of each epoch is that of `train/loss`.
+        num_epochs: How many epochs have been trained, those before a checkpoint that a run went on from included.
+    """
+    ends = sorted(rows["train/loss"])
+    return {name: _by_epoch(of_metric, ends, num_epochs) for name, of_metric in rows.items()}
 
 
 def read_validations(folder: Path, *names: str) -> list[list[float]]:
@@ -68,7 +79,7 @@ def read_validations(folder: Path, *names: str) -> list[list[float]]:
     return [[value for _, value in sorted(rows[name].items())] for name in names]
 
 
-def _by_epoch(rows: dict[int, float], ends: list[int], num_epochs: int) -> tuple[list[float], list[float]]:
+def _by_epoch(rows: Mapping[int, float], ends: list[int], num_epochs: int) -> tuple[list[float], list[float]]:
     """Returns epochs and values of (step, value) rows, given the last step of each epoch."""
     steps = sorted(rows)
     if not ends:

@@ -20,12 +20,14 @@ class Loaded:
         class_names: Of the classes that they were trained on, where that is known.
         has_new_head: They are those of a network that was cut or given another head already.
         image_size: Pixels of the images that they expect, where that is known.
+        splits: Digests of the splits that they were trained on, where that is known; the newest last.
     """
 
     state_dict: dict[str, torch.Tensor]
     class_names: Sequence[str] | None = None
     has_new_head: bool = False
     image_size: int | None = None
+    splits: tuple[str, ...] = ()
 
 
 def load_into(

@@ -65,8 +65,8 @@ from lit_cnn.training.training_on import (
     batches_of,
     check_same_network,
     how_continued,
-    images_seen,
     splits_before,
+    warn_of_seen,
 )
 
 
@@ -94,7 +94,7 @@ def train(
     """
     logger = setup.new_logger()
     if logger is not None:
-        logger.is_sent_by_parent = parent is not None and parent.key is not None
+        logger.is_sent_by_parent = parent is not None and parent.sends_children(setup.options.store.journal_dir)
     with (setup.ranks or Ranks()).ending_together():
         parts = build_trainer(setup.model, setup.options, setup.trainer, logger)
     ranks = setup.ranks or join(parts.trainer)
@@ -301,13 +301,13 @@ def _begin(
     params = {**flatten(setup.config), "feature_cache": parts.feature_cache.used}
     tags = {**run_tags(setup.model, setup.data, setup.digest, params), **more_tags}
     before = splits_before(start.checkpoint, is_same_run=start.folder is not None)
+    if start.path is None:
+        before = list(setup.model.weights_trained_on)
+        tags |= warn_of_seen(before, setup.data, store.splits_dir, "the run whose weights it starts from")
     if start.path is not None and start.folder is None:
         tags["continued_from"] = start.id_in(store)
         params["continued"] = how_continued(start.checkpoint, params)
-        if seen := images_seen(before, setup.data, store.splits_dir):
-            tags["lit_cnn.trained_on"] = seen
-            what = "it goes on from was trained on"
-            print(f"lit-cnn: warning: the run that {what} {seen}: figures on them are too good", file=sys.stderr)
+        tags |= warn_of_seen(before, setup.data, store.splits_dir, "the run that it goes on from")
     logger.begin(run_name=setup.name, params=params, tags=tags, parent_key=parent_key, resume_folder=start.folder)
     mark_unfinished(logger.run_folder, setup.digest, setup.name, setup.data.digests)
     config_text = yaml.safe_dump(setup.config, sort_keys=False)

@@ -39,6 +39,9 @@ from lit_cnn.training.setup import Setup
 FOLDER = "report"
 """Where the report's files are, in the run's folder and among its artifacts."""
 
+MISSING = "Missing: "
+"""What the line on a page begins with that stands in place of a section."""
+
 _SHOWN_AT = 224  # pixels; a large JPEG is decoded at a part of its size, but not smaller than that
 _LARGE = 128  # pixels; of larger images fewer draws are shown
 _LONGEST_VALUE = 200  # letters
@@ -49,6 +52,9 @@ _MAIN = (
     "seed_everything",
 )
 """Options that are shown whether or not they have their defaults."""
+
+Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+"""As `plot_curves` takes them."""
 
 Part = tuple[list[Path], str]
 """Files that were written, and a section of the page in HTML."""
@@ -82,15 +88,17 @@ def write_run_report(
     """
     model, data = setup.model, setup.data
     folder.mkdir(parents=True, exist_ok=True)
-    sections: list[tuple[str, Callable[[], Part]]] = [("the curves", lambda: _curves(history, best_epoch, folder))]
+    sections: list[tuple[str, Callable[[], Part]]] = [
+        ("the curves", lambda: curves(history.curves, best_epoch, folder))
+    ]
     if predictions is not None:
         shown = replace(predictions, image_set=replace(predictions.image_set, images=Reduced(data.image_set.images)))
         sections.append(("the mistakes", lambda: write_mistakes(shown, folder)))
     sections += [
-        ("the images trained on", lambda: _images(data, folder)),
+        ("the images trained on", lambda: images(data, folder)),
         ("the augmentation", lambda: _augmentation(data, folder)),
         ("the cost", lambda: _cost(model, trainer, history)),
-        ("the configuration", lambda: configuration(setup)),
+        ("the configuration", lambda: configuration(chosen_options(setup.config, type(model)))),
     ]
     first = [answer(" ".join(said)), paragraph(label_of(resolved(flatten(setup.config), model)))]
     return write_page(setup.name, first, sections, folder)
@@ -118,7 +126,7 @@ def write_page(
         except Exception as error:  # a report is no reason for a run to fail
             reason = " ".join(str(error).split()) or type(error).__name__
             missing.append(f"{what} ({reason})")
-            parts.append(paragraph(f"Missing: {missing[-1]}"))
+            parts.append(paragraph(f"{MISSING}{missing[-1]}"))
         else:
             files += written
             parts.append(part)
@@ -146,15 +154,17 @@ def _reduction(height: int, width: int) -> int:
     return next((factor for factor in (8, 4, 2) if min(height, width) // factor >= _SHOWN_AT), 1)
 
 
-def _curves(history: History, best_epoch: int | None, folder: Path) -> Part:
-    if not any(epochs for epochs, _ in history.curves.values()):
+def curves(of_run: Curves, best_epoch: int | None, folder: Path) -> Part:
+    """Returns a section with the curves of a run; nothing where it has none."""
+    if not any(epochs for epochs, _ in of_run.values()):
         return [], ""
     file = folder / "curves.png"
-    plot_curves(history.curves, best_epoch, file)
+    plot_curves(of_run, best_epoch, file)
     return [file], "\n".join([heading("Training"), picture(file, "losses and accuracies by epoch")])
 
 
-def _images(data: ImageDataModule, folder: Path) -> Part:
+def images(data: ImageDataModule, folder: Path) -> Part:
+    """Returns a section with how many images of each class there are."""
     counts = count_classes(data.image_set, {split: data.splits[split] for split in SPLIT_NAMES})
     files, said, shown = [], "", list(counts)
     if len(counts) > MOST_CLASSES:
@@ -209,9 +219,9 @@ def _multiply_adds(model: LitClassifier) -> int:
     return sum(layer.multiply_adds for layer in measure(copied, images))
 
 
-def configuration(setup: Setup) -> Part:
-    """Returns the options of a run, as `chosen_options` does."""
-    rows = list(chosen_options(setup.config, type(setup.model)).items())
+def configuration(options: Mapping[str, str]) -> Part:
+    """Returns a section with options of a run, as `chosen_options` gives them."""
+    rows = list(options.items())
     whole = paragraph("All other options have their defaults; all of them are in the run's config.yaml.")
     return [], details("Configuration", grid(("Option", "Value"), rows), whole)
 

@@ -7,6 +7,7 @@ had them. A checkpoint from within an epoch goes on at the same share of that ep
 
 import csv
 import io
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,21 +87,43 @@ def splits_before(checkpoint: Mapping[str, Any], is_same_run: bool) -> list[str]
     return list(dict.fromkeys([*record.get("splits_before", []), *own]))
 
 
+def warn_of_seen(splits: Sequence[str], data: ImageDataModule, splits_folder: Path, by: str) -> dict[str, str]:
+    """Tells on stderr of images of val and test that were trained on before; returns the tags that say so.
+
+    Args:
+        splits: See `images_seen`.
+        data: Likewise.
+        splits_folder: Likewise.
+        by: What was trained on them.
+    """
+    seen = images_seen(splits, data, splits_folder)
+    if not seen:
+        return {}
+    print(f"lit-cnn: warning: {by} was trained on {seen}: figures on them are too good", file=sys.stderr)
+    return {"lit_cnn.trained_on": seen}
+
+
 def images_seen(splits: Sequence[str], data: ImageDataModule, splits_folder: Path) -> str:
     """Returns in words how many images of val and test were trained on before; "" if none or not known.
+
+    Images are known by their paths and classes. Of a split with less than half of its images here nothing is said: it
+    is taken for that of another set.
 
     Args:
         splits: Digests of the splits before; see `splits_before`.
         data: Of this run.
         splits_folder: Where split manifests are kept.
     """
+    images, names = data.image_set, data.class_names
+    here = set(zip(images.paths, (names[label] for label in images.labels), strict=True))
     trained: set[str] = set()
     for digest in splits:
         kept = splits_folder / f"{digest[:16]}.csv"
         if digest != data.digests["split"] and kept.is_file():
-            rows = csv.reader(io.StringIO(kept.read_text(encoding="utf-8")))
-            trained |= {path for path, _, split in rows if split == "train"}
-    paths = data.image_set.paths
+            rows = list(csv.reader(io.StringIO(kept.read_text(encoding="utf-8"))))[1:]
+            if 2 * sum((path, class_name) in here for path, class_name, _ in rows) >= len(rows):
+                trained |= {path for path, class_name, split in rows if split == "train" and (path, class_name) in here}
+    paths = images.paths
     evaluated: dict[str, np.ndarray] = {"val": data.splits.val, "test": data.splits.test}
     seen = {split: sum(paths[index] in trained for index in indices) for split, indices in evaluated.items()}
     return " and ".join(f"{n} of the {len(evaluated[split])} images of {split}" for split, n in seen.items() if n)

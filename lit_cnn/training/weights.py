@@ -136,11 +136,16 @@ def find_weights(arch: str, weights: str) -> Loaded:
         if name.startswith("net.")
     }
     has_new_head = hparams.get("cut_at") is not None or hparams.get("head", "linear") != "linear"
-    return Loaded(tensors, hparams["class_names"], has_new_head, hparams["image_size"])
+    record = checkpoint.get("lit_cnn", {})
+    splits = [*record.get("splits_before", []), *filter(None, [record.get("digests", {}).get("split")])]
+    return Loaded(tensors, hparams["class_names"], has_new_head, hparams["image_size"], tuple(splits))
 
 
-def build_network(hparams: Mapping[str, Any]) -> tuple[nn.Module, str]:
-    """Returns the network that a classifier's hyperparameters describe, and a sentence about its weights, or "".
+def build_network(hparams: Mapping[str, Any]) -> tuple[nn.Module, str, tuple[str, ...]]:
+    """Returns the network that a classifier's hyperparameters describe.
+
+    Returns:
+        The network; a sentence about its weights, or ""; the digests of the splits that they were trained on.
 
     Raises:
         UsageError: If there is no such network, or the weights are not there or do not fit.
@@ -164,7 +169,7 @@ def build_network(hparams: Mapping[str, Any]) -> tuple[nn.Module, str]:
         note = load_into(net, arch, weights, loaded, hparams["class_names"], at_size)
     if has_depthwise_convolutions(net):
         net.to(memory_format=torch.channels_last)
-    return net, note
+    return net, note, loaded.splits if loaded is not None else ()
 
 
 def _read_tensors(weights: str, file: Path) -> dict[str, torch.Tensor]:

@@ -264,7 +264,7 @@ def test_of_very_many_classes_the_table_has_those_with_the_fewest_images(num_cla
     image_set = SimpleNamespace(labels=labels, class_names=[f"kind {number}" for number in range(num_classes)])
     splits = {"train": np.arange(len(labels)), "val": np.arange(3), "test": np.arange(3)}
     data: Any = SimpleNamespace(image_set=image_set, splits=splits)
-    files, section = run_report._images(data, tmp_path)
+    files, section = run_report.images(data, tmp_path)
     shown = re.findall(r"<td>(kind \d+)</td>", section)
     if num_classes == 60:
         assert shown == image_set.class_names and not files

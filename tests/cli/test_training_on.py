@@ -185,6 +185,19 @@ def test_images_that_were_trained_on_are_counted(run: TrackedRun, capsys: pytest
     assert fit("--trainer.max_epochs=4", "--data.split_seed=1", f"--ckpt_path=runs:/{newest().run_id}") == 0
     second, first = reversed(tracked_runs(Path())[-2:])
     assert second.tags["lit_cnn.trained_on"] == first.tags["lit_cnn.trained_on"]
+    # So are those that its weights have seen, where a run starts with them, and by what starts with that one's.
+    capsys.readouterr()
+    short = ("--trainer.max_epochs=1", "--data.split_seed=1", "--report=false")
+    for weights in (run.run_id, second.run_id):
+        assert fit(*short, f"--model.weights=runs:/{weights}", "--model.transfer=full") == 0
+        assert "warning: the run whose weights it starts from was trained on" in capsys.readouterr().err
+        assert newest().tags["lit_cnn.trained_on"] == first.tags["lit_cnn.trained_on"]
+    # The same split says nothing.
+    assert fit("--trainer.max_epochs=1", f"--model.weights=runs:/{run.run_id}", "--model.transfer=full") == 0
+    assert "was trained on" not in capsys.readouterr().err and "lit_cnn.trained_on" not in newest().tags
+    # Each fold was trained on in part, by a run without folds.
+    assert fit("--folds=2", *short[::2], f"--model.weights=runs:/{run.run_id}", "--model.transfer=full") == 0
+    assert capsys.readouterr().err.count("warning: the run whose weights it starts from was trained on") == 2
 
 
 @pytest.mark.parametrize("callback", [False, True])

@@ -12,6 +12,7 @@ from scipy.special import softmax
 
 import lit_cnn
 from lit_cnn.core.errors import UsageError
+from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.evaluation.comparison import Comparison, outputs_on
 from lit_cnn.evaluation.fold_sets import FoldSet, common_images, load
 from lit_cnn.evaluation.leaderboard import Leaderboard
@@ -20,7 +21,9 @@ from lit_cnn.evaluation.pair import Pair
 from lit_cnn.evaluation.predict import Member
 from lit_cnn.evaluation.predictor import Prediction, Predictor
 from lit_cnn.tracking import queries, resolve_store
+from lit_cnn.training.out_of_fold import FOLDER, LOGITS, OutOfFold, read_out_of_fold
 from lit_cnn.training.weights import checkpoint_of_run
+from tests.cli.test_folds import OPTIONS
 from tests.runs import fold_sets, tracked_runs
 
 
@@ -30,6 +33,14 @@ def sets(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> dict[str, 
     shutil.copytree(fold_sets(tmp_path_factory.getbasetemp()) / "mlruns", tmp_path / "mlruns")
     (plain,) = [run.run_id for run in tracked_runs(tmp_path) if run.name.endswith("_plain")]
     return {"plain": plain, **{run.tags["num_folds"]: run.run_id for run in tracked_runs(tmp_path, "folds")}}
+
+
+def _out_of_fold(run_id: str) -> OutOfFold:
+    store = resolve_store(None)
+    (run,) = queries.find_runs(store, [run_id])
+    found = read_out_of_fold(queries.download_artifact(store, run, f"{FOLDER}/{LOGITS}"))
+    assert found is not None
+    return found
 
 
 def _members(*names: str) -> list[Member]:
@@ -75,6 +86,16 @@ def test_an_ensemble_of_sets_and_plain_runs_takes_the_plain_runs_val(sets: dict[
     assert cost[sets["2"]] / 4 == cost[sets["3"]] / 3 == 61706
     mixed = lit_cnn.ensemble([sets["3"], sets["plain"]], views=[1], combine="greedy")
     assert {line.row.val_counts[1] for line in mixed.lines if line.row.val_counts} == {143}
+    with pytest.raises(UsageError, match="validated on other images"):
+        lit_cnn.ensemble(experiment="digits", top_k=2)
+    # What they have on val is of the same images, and so is the choice of the reference.
+    data = ImageDataModule(**OPTIONS)
+    own = {data.image_set.paths[index] for index in data.splits.val}
+    found = _out_of_fold(sets["3"])
+    inside = [path in own for path in found.paths]
+    of_row = {line.row.run_id: line.row.val_accuracy for line in mixed.lines if line.row.kind == "member"}
+    assert sum(inside) == 143 and of_row[sets["3"]] == pytest.approx(found.correct[inside].mean())
+    assert mixed.reference.val_accuracy == max(filter(None, of_row.values()))
     names = {line.row.name for line in mixed.lines if line.row.kind == "member"}
     assert names == {"3 folds · seed 0", "plain · seed 0"} or names == {"3 folds", "plain"}
     model = lit_cnn.export(mixed.run, "ensemble", "torch") if mixed.run is not None else None

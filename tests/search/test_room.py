@@ -5,7 +5,7 @@ import os
 import pytest
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.search.room import free_memory, gpus, require_memory, shares
+from lit_cnn.search.room import free_in, free_memory, free_on_gpus, gpus, require_gpu_memory, require_memory, shares
 
 
 def test_workers_share_cores_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,3 +30,22 @@ def test_more_workers_than_there_is_memory_for_are_refused() -> None:
         require_memory(40, free // 4)
     with pytest.raises(UsageError, match="is free; free some memory first"):
         require_memory(1, 2 * free)
+
+
+def test_more_workers_than_there_is_memory_for_on_their_gpus_are_refused() -> None:
+    free = free_in("0, GPU-5c1a, 2000\n1, GPU-7d, 900\n2, GPU-9, [N/A]\n")
+    assert free == {"0": 2000 << 20, "GPU-5c1a": 2000 << 20, "1": 900 << 20, "GPU-7d": 900 << 20}
+    half = 500 << 20
+    require_gpu_memory(4, ["0"], free, half)
+    require_gpu_memory(40, [], free, half)
+    require_gpu_memory(40, ["2"], free, half)  # it is not known
+    words = r"parallel={}: each takes at least .* of its GPU, and GPU {} has .* free; give {} or fewer"
+    with pytest.raises(UsageError, match=words.format(5, "0", 4)):
+        require_gpu_memory(5, ["0"], free, half)
+    with pytest.raises(UsageError, match=words.format(4, "1", 3)):  # the second of two on GPU 1
+        require_gpu_memory(4, ["0", "1"], free, half)
+    with pytest.raises(UsageError, match=words.format(9, "GPU-5c", 4)):
+        require_gpu_memory(9, ["GPU-5c"], free, half)
+    with pytest.raises(UsageError, match="free some memory first"):
+        require_gpu_memory(1, ["1"], free, 1 << 30)
+    assert free_on_gpus().keys() >= set(gpus()) or not free_on_gpus()

@@ -24,7 +24,7 @@ def write_cache(home: Path) -> None:
         return
     size = {"num_classes": 1000, "in_channels": 3, "image_size": 224}
     none = {"arch_options": None, "class_names": None, "cut_at": None, "head": "linear"}
-    net, note = build_network({"arch": f"timm/{ARCH}", "weights": "offline", **size, **none})
+    net, note, _ = build_network({"arch": f"timm/{ARCH}", "weights": "offline", **size, **none})
     assert "classifier" not in note, note
     file.parent.mkdir(parents=True, exist_ok=True)
     (entry / "refs").mkdir(exist_ok=True)
