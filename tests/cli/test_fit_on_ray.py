@@ -1,9 +1,17 @@
 """Where the processes of a run go on a Ray cluster, and what is refused before any goes there."""
 
-import pytest
+import re
+import subprocess
+from pathlib import Path
 
+import pytest
+import yaml
+
+from lit_cnn import __version__
 from lit_cnn.cli import main
 from lit_cnn.cli.fit_on_ray import places
+from lit_cnn.cli.precheck import known_options, take_engine
+from lit_cnn.cli.tune import _parser
 from lit_cnn.core import ray_cluster
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.ray_cluster import Node
@@ -75,3 +83,36 @@ def test_a_ray_that_does_not_fit_is_refused(version: str | None, line: str, monk
         monkeypatch.setattr(ray_cluster.importlib.metadata, "version", lambda name: version)
     with pytest.raises(UsageError, match=line), ray_cluster.joined(None):
         pass
+
+
+@pytest.mark.parametrize("name", ["fit.sbatch", "tune.sbatch"])
+def test_the_scripts_for_slurm_are_shell_and_name_options_that_there_are(name: str, repo_root: Path) -> None:
+    script = repo_root / "docs" / "clusters" / name
+    subprocess.run(["bash", "-n", script], check=True)
+    (command,) = re.findall(r"lit-cnn (\w+ .+?)(?:\n[^ ]|$)", script.read_text().replace("\\\n", " "), re.DOTALL)
+    check_options(command.split())
+
+
+def test_the_job_for_kubernetes_names_options_and_versions_that_there_are(repo_root: Path) -> None:
+    job = yaml.safe_load((repo_root / "docs" / "clusters" / "rayjob.yaml").read_text())["spec"]
+    (command,) = re.findall(r"lit-cnn ([^']+)", job["entrypoint"])
+    check_options(command.split())
+    cluster = job["rayClusterSpec"]
+    assert f"ray=={cluster['rayVersion']}" in (repo_root / "constraints.txt").read_text().splitlines()
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    images = {each["image"] for group in groups for each in group["template"]["spec"]["containers"]}
+    assert images == {f"lit-cnn:{__version__}"}
+    assert cluster["workerGroupSpecs"][0]["replicas"] == int(command.split()[-1])
+
+
+def check_options(command: list[str]) -> None:
+    """Refuses options of a command that there are not."""
+    name, *arguments = command
+    if name == "fit":
+        _, _, arguments = take_engine(arguments)
+        others = set[str]()
+    else:
+        others = set(_parser().options)
+    given = [text.partition("=")[0] for text in arguments if text.startswith("--")]
+    assert given
+    assert [text for text in given if text not in others and text.removeprefix("--") not in known_options()] == []
