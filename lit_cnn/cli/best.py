@@ -3,6 +3,7 @@
 import argparse
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -42,6 +43,7 @@ _SAMPLE = 64  # images that are looked at for their size
 
 def best(arguments: list[str]) -> int:
     """Takes FOLDER, the options of `lit-cnn fit` and its own."""
+    began = time.monotonic()
     parser = CommandParser(
         prog="lit-cnn best",
         description="Find the best classifier for these images that a budget of time gives: networks and transfer "
@@ -71,7 +73,7 @@ def best(arguments: list[str]) -> int:
 
     hush_lightning()
     with _signals_interrupt():
-        return exit_code(lambda: _best(options, of_fit))
+        return exit_code(lambda: _best(options, of_fit, began))
 
 
 def _check_folder(folder: Path) -> None:
@@ -100,7 +102,7 @@ def _signals_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _best(options: argparse.Namespace, of_fit: list[str]) -> None:
+def _best(options: argparse.Namespace, of_fit: list[str], began: float) -> None:
     from lit_cnn.cli.lit_cli import DataCLI
     from lit_cnn.search.best import PLAN, Budget, Plan, Trainings, search_and_train
     from lit_cnn.search.candidates import candidates
@@ -121,15 +123,16 @@ def _best(options: argparse.Namespace, of_fit: list[str]) -> None:
     of_all = config_digest(recorded_config(parsed.plain_config), data.digests["data"])
     key = " ".join([of_all, *data.digests.values(), *(each.name for each in tried)])
     plan = Plan(options.output / PLAN, resumes, key)
-    budget = Budget(options.budget, plan.spent)
+    budget = Budget(options.budget, plan.spent, began)
+    sizes = (len(data.splits.val), len(data.splits.test))
     _say(_planned(tried, data, options.budget))
     parent = _parent_of(tried, parsed, resumes)
     with open(options.output / _LOG, "a", encoding="utf-8") as log:
-        trainings = Trainings(parent, partial(_setup, of_fit), len(data.splits.val), plan, budget, _say, log)
+        trainings = Trainings(parent, partial(_setup, of_fit), *sizes, plan, budget, _say, log)
         with trainings.closing():
             search_and_train(trainings, tried, num_images, num_classes, budget)
             store, subject = parsed.options.store, data.image_set.name
-            found = conclude(store, trainings.outcomes, subject, budget, options.output, _say)
+            found = conclude(store, trainings, subject, budget, options.output, _say)
             found = replace(found, was_stopped=trainings.was_stopped)
             *files, page = found.report_files(options.output)
             _keep(parent, found, [*files, page])

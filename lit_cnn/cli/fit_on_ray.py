@@ -20,7 +20,7 @@ from typing import Any
 
 from lit_cnn.cli.precheck import value_of
 from lit_cnn.core.errors import UsageError
-from lit_cnn.core.ray_cluster import LEAVE_CHILDREN, NODE_LABEL, Node, check_nodes, joined
+from lit_cnn.core.ray_cluster import LEAVE_CHILDREN, NODE_LABEL, Node, check_nodes, joined, not_seeing
 from lit_cnn.core.signals import STOPPING
 
 _POLL = 0.3  # seconds
@@ -50,8 +50,10 @@ def fit_on_ray(arguments: list[str], address: str | None) -> int:
         uses_gpu = wants_gpu and any(node.gpus for node in nodes)
         taken = places(nodes, devices, num_nodes, uses_gpu)
         chosen = [node for place, node in enumerate(taken) if node not in taken[:place]]
-        check_nodes(chosen[:1], Path.cwd(), Path.cwd() if is_local else None)
-        check_nodes(chosen[1:], Path.cwd())
+        check_nodes(chosen, Path.cwd())
+        if is_local and not_seeing(chosen[:1], Path.cwd()):
+            reason = f"runs are kept in {Path.cwd()}, which is another folder on node {chosen[0].host}"
+            raise UsageError("engine", "ray", reason, "share it, or give `tracking_uri`, the address of a server")
         return _run(arguments, taken, uses_gpu)
 
 
@@ -287,8 +289,8 @@ def _meeting_place(host: str) -> tuple[str, int]:
 
 
 def _to_pass_on() -> dict[str, str]:
-    """Returns variables that say where runs and images are kept, how to get there, and how many threads there are."""
-    names = ("MLFLOW_", "AWS_", "LIT_CNN_", "OMP_NUM_THREADS")
+    """Returns variables that say where runs and images are kept, and how processes reach one another."""
+    names = ("MLFLOW_", "AWS_", "GLOO_", "NCCL_", "OMP_NUM_THREADS")
     return {name: value for name, value in os.environ.items() if name.startswith(names)}
 
 

@@ -15,7 +15,7 @@ from lit_cnn.cli.engine import engine_of
 from lit_cnn.cli.option_kinds import option_kinds
 from lit_cnn.cli.output import print_result
 from lit_cnn.cli.precheck import arguments_of_trials, check_no_fold_given, hint, known_options, value_of
-from lit_cnn.cli.verbs import CommandParser, check_output_file, seconds_of
+from lit_cnn.cli.verbs import CommandParser, check_output_file, count_of, seconds_of
 from lit_cnn.core.errors import UsageError, as_printed
 from lit_cnn.core.run_params import OF_THE_PLACE, decides
 from lit_cnn.search.space import CONFIG, Choices, Dimension, Space, arguments_of, read_space, text_of
@@ -128,9 +128,9 @@ def _parser() -> CommandParser:
     )
     name = "lr, transfer, augment or architecture (lit-cnn configs lists them), or a file: option -> values"
     parser.add_argument("--search", required=True, metavar="NAME", help=name)
-    parser.add_argument("--trials", type=_count, default=30, help="how many, at most; default: 30")
+    parser.add_argument("--trials", type=count_of, default=30, help="how many, at most; default: 30")
     parser.add_argument("--budget", type=seconds_of, help="60m, 2h: begin no trial that would end later; default: none")
-    parser.add_argument("--parallel", type=_count, help="trials at once; default: one a GPU, else 1")
+    parser.add_argument("--parallel", type=count_of, help="trials at once; default: one a GPU, else 1")
     parser.add_argument("--engine", choices=["ray"], help="ray: the machines of a Ray cluster; default: this one")
     parser.add_argument("--address", metavar="HOST:PORT", help="of the cluster's head, or auto; default: RAY_ADDRESS")
     parser.add_argument("--sampler", choices=SAMPLERS, default="tpe", help="who draws; default: tpe")
@@ -381,14 +381,8 @@ def _without(option: str, arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: give a whole number of at least 1")
-    return int(text)
-
-
 def _number(text: str) -> int:
-    return 0 if text == "0" else _count(text)
+    return 0 if text == "0" else count_of(text)
 
 
 def _folds(text: str) -> int:

@@ -8,14 +8,14 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lit_cnn import __version__
 from lit_cnn.core.errors import UsageError
-from lit_cnn.core.files import write_text_atomically
 
 LEAST = (2, 50)
 """The first version of Ray whose way of training this is written for."""
@@ -95,42 +95,69 @@ def joined(address: str | None) -> Iterator[list[Node]]:
         ray.shutdown()
 
 
-def check_nodes(nodes: Sequence[Node], folder: Path, shared: Path | None = None) -> None:
+def check_nodes(nodes: Sequence[Node], folder: Path) -> None:
     """Refuses machines that cannot do what this one would.
 
     Args:
         nodes: Of the cluster this process has joined.
         folder: That has to be there on each.
-        shared: That has to be this machine's own on each.
 
     Raises:
-        UsageError: If one has another version of lit_cnn, torch or Lightning, or lacks a folder.
+        UsageError: If one has another version of lit_cnn, torch or Lightning, lacks the folder, or does not answer.
     """
+    for node, found in zip(nodes, on_each(nodes, look, str(folder)), strict=True):
+        if isinstance(found, Exception):
+            if "No module named" in str(found):
+                reason, remedy = "has no lit_cnn for the Python that runs Ray", "install the same there"
+            else:
+                reason, remedy = f"does not answer ({in_a_line(found)})", "see `ray status`"
+            raise UsageError("engine", "ray", f"node {node.host} {reason}", remedy)
+        for name, own in _versions().items():
+            if found.get(name) != own:
+                reason = f"node {node.host} has {name} {found.get(name, 'not at all')}, this one has {own}"
+                raise UsageError("engine", "ray", reason, "install the same on all")
+        if not found["has_folder"]:
+            remedy = "share the folder, or copy it to the same place on each"
+            raise UsageError("engine", "ray", f"node {node.host} has no folder {folder}", remedy)
+
+
+def look(folder: str) -> dict[str, Any]:
+    """Returns what this machine has: versions, and whether a folder is there."""
+    return {**_versions(), "has_folder": os.path.isdir(folder)}
+
+
+def not_seeing(nodes: Sequence[Node], folder: Path) -> list[Node]:
+    """Returns the machines that do not see a folder of this one, which is made if it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    token = folder / f".lit_cnn_{uuid.uuid4().hex}"
+    token.touch()
+    try:
+        seen = on_each(nodes, os.path.exists, str(token))
+        return [node for node, sees in zip(nodes, seen, strict=True) if sees is not True]
+    finally:
+        token.unlink()
+
+
+def on_each(nodes: Sequence[Node], function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Returns what a function returns on each machine, or the exception that it or the machine has come to."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    token = shared / f".lit_cnn_{os.getpid()}" if shared is not None else None
-    if token is not None:
-        token.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(token, "")
-    looks = ray.remote(num_cpus=0, max_retries=0)(look)
-    try:
-        asked = [
-            looks.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(
-                str(folder), str(token or "")
-            )
-            for node in nodes
-        ]
-        for node, each in zip(nodes, asked, strict=True):
-            _check_found(node, _answer(ray, node, each), folder, shared)
-    finally:
-        if token is not None:
-            token.unlink(missing_ok=True)
+    task = ray.remote(num_cpus=0, max_retries=0)(function)
+    there = [NodeAffinitySchedulingStrategy(node.id, soft=False) for node in nodes]
+    found = list[Any]()
+    for asked in [task.options(scheduling_strategy=each).remote(*arguments) for each in there]:
+        try:
+            found.append(ray.get(asked, timeout=_LOOK))
+        except Exception as error:  # of any kind, from another machine
+            found.append(error)
+    return found
 
 
-def look(folder: str, token: str) -> dict[str, Any]:
-    """Returns what this machine has: versions, and whether a folder and a file are there."""
-    return {**_versions(), "has_folder": os.path.isdir(folder), "is_shared": not token or os.path.exists(token)}
+def in_a_line(error: BaseException) -> str:
+    """Returns what an error says, without the traceback that Ray has put around it."""
+    cause = getattr(error, "cause", None) or error
+    return " ".join(str(cause).split())[:300] or type(cause).__name__
 
 
 def _versions() -> dict[str, str]:
@@ -139,31 +166,6 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions
-
-
-def _answer(ray: Any, node: Node, asked: Any) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = ray.get(asked, timeout=_LOOK)
-    except Exception as error:  # of any kind, from another machine
-        if "No module named" in str(error):
-            reason, remedy = "has no lit_cnn for the Python that runs Ray", "install the same there"
-        else:
-            reason, remedy = f"does not answer ({_in_a_line(error)})", "see `ray status`"
-        raise UsageError("engine", "ray", f"node {node.host} {reason}", remedy) from error
-    return found
-
-
-def _check_found(node: Node, found: dict[str, Any], folder: Path, shared: Path | None) -> None:
-    for name, own in _versions().items():
-        if found.get(name) != own:
-            reason = f"node {node.host} has {name} {found.get(name, 'not at all')}, this one has {own}"
-            raise UsageError("engine", "ray", reason, "install the same on all")
-    if not found["has_folder"]:
-        remedy = "share the folder, or copy it to the same place on each"
-        raise UsageError("engine", "ray", f"node {node.host} has no folder {folder}", remedy)
-    if not found["is_shared"]:
-        reason = f"{shared} is not the same folder on node {node.host}, and runs are kept there"
-        raise UsageError("engine", "ray", reason, "share it, or keep runs on a server (MLFLOW_TRACKING_URI=http://…)")
 
 
 def _require_ray() -> None:
@@ -224,7 +226,7 @@ def _hushed() -> Iterator[None]:
 
 def _not_joined(address: str, error: BaseException) -> UsageError:
     """Returns what to tell the user, of what Ray has told."""
-    said, cause = _in_a_line(error), str(error.__cause__ or "")
+    said, cause = in_a_line(error), str(error.__cause__ or "")
     reason, remedy = said.partition(". ")[0], "start a cluster by `ray start`"
     if "Version mismatch" in said:
         found = re.findall(r"Ray: ([\w.]+) Python: ([\w.]+)", said)
@@ -242,7 +244,3 @@ def _node(found: dict[str, Any], here: str) -> Node:
     resources = found["Resources"]
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     return Node(found["NodeID"], found["NodeManagerAddress"], cpus, gpus, found["NodeID"] == here)
-
-
-def _in_a_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -19,7 +19,7 @@ from lit_cnn.core.errors import UsageError, value_in_words
 from lit_cnn.core.files import write_text_atomically
 from lit_cnn.core.words import counted, duration
 from lit_cnn.reports.wording import percent
-from lit_cnn.search.halving import Candidate, Clock, Extent, Outcome, extent_of, halve, name_of
+from lit_cnn.search.halving import Candidate, Clock, Extent, Trained, extent_of, halve, name_of
 from lit_cnn.training.callbacks import RunInterrupted
 from lit_cnn.training.folds import Folds, train_folds
 from lit_cnn.training.losses import NonFiniteLossError
@@ -35,7 +35,11 @@ _FAILURES = (UsageError, NonFiniteLossError, RunFailedError)
 _OF_EPOCHS = "time/epochs"
 _WORTH = 1.5  # times what it had before; less more of training is not worth its time
 _NUM_FOLDS = 5
+_ENDING = 20.0  # seconds of the end that go by no image: tables, pictures, the report, the export and its check
 _MORE_SEEDS, _RUNNERS_UP = 2, 2
+
+VIEWS = (1, 2)
+"""Of each image: what an export can have."""
 
 FEW_VAL = 1000
 """Val images below which there are folds."""
@@ -52,11 +56,13 @@ class Budget:
         seconds: In all.
         spent: Before this process began.
         began: When it did, on the monotonic clock.
+        ending: Seconds that the choice, the test and the export will take, as far as that is known; they are left.
     """
 
     seconds: float
     spent: float = 0.0
     began: float = field(default_factory=time.monotonic)
+    ending: float = 0.0
 
     @property
     def used(self) -> float:
@@ -64,8 +70,8 @@ class Budget:
         return self.spent + time.monotonic() - self.began
 
     def left(self, share: float = 1.0) -> float:
-        """Returns the seconds until this share of the budget is spent; negative if more is."""
-        return share * self.seconds - self.used
+        """Returns the seconds until this share of the budget is spent, or the end has to begin; negative if it has."""
+        return min(share * self.seconds, self.seconds - self.ending) - self.used
 
 
 MakeSetup = Callable[[Candidate, Mapping[str, Any], int, int], Setup]
@@ -164,6 +170,7 @@ class Trainings:
         parent: The run; opened by the first training.
         make: Makes the setup of a training.
         num_val: Val images.
+        num_test: Test images.
         plan: What was decided.
         budget: The time.
         say: Called with what someone who waits wants to read.
@@ -181,20 +188,22 @@ class Trainings:
         parent: ParentRun,
         make: MakeSetup,
         num_val: int,
+        num_test: int,
         plan: Plan,
         budget: Budget,
         say: Callable[[str], None],
         log: IO[str],
     ) -> None:
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[Trained] = []
         self.clock = Clock(num_val)
         self.failure: Exception | None = None
         self.was_stopped = False
         self.say = say
         self._log = log
-        self._parent, self._make, self._num_val, self._plan, self._budget = parent, make, num_val, plan, budget
+        self._parent, self._make, self._plan, self._budget = parent, make, plan, budget
+        self._num_val, self._num_test = num_val, num_test
 
-    def train(self, candidate: Candidate, extent: Extent, name: str, seed: int = 0) -> Outcome | None:
+    def train(self, candidate: Candidate, extent: Extent, name: str, seed: int = 0) -> Trained | None:
         """Trains a candidate; what was trained before the run was resumed is not trained again.
 
         Args:
@@ -222,11 +231,28 @@ class Trainings:
             self._parent.add(name, run)
         counts = round(run.metrics["best/val/acc"] * self._num_val), self._num_val
         times = run.seconds or 0.0, run.metrics[_OF_EPOCHS]
-        outcome = Outcome(candidate, extent, *counts, run.metrics.get("best/val/loss", 0.0), *times, run.id, seed)
+        outcome = Trained(candidate, extent, *counts, run.metrics.get("best/val/loss", 0.0), *times, run.id, seed)
         self.say(trained_words(outcome))
         self.outcomes.append(outcome)
         self.clock.add(outcome)
+        self._budget.ending = self.ending([candidate], self._num_val, len(VIEWS))
         return outcome
+
+    def is_done(self, name: str) -> bool:
+        """Whether the training of this name was done before a resume."""
+        return name in self._parent.children
+
+    def ending(self, candidates: Sequence[Candidate], num_val: int, num_views: int, num_networks: int = 1) -> float:
+        """Returns how many seconds the choice among these, the test and the export will take, roughly.
+
+        Args:
+            candidates: What can be chosen.
+            num_val: Images that the choice is made on.
+            num_views: Of each image, at the most.
+            num_networks: Networks of each, all of which see the test images.
+        """
+        passes = num_views * (num_val + num_networks * self._num_test)
+        return _ENDING + sum(self.clock.seconds_of_passes(each, passes) for each in candidates)
 
     def train_folds(self, candidate: Candidate, num_folds: int, num_images: int) -> None:
         """Trains a candidate in full, once for each fold of all images that are not test: a run of its own.
@@ -241,7 +267,7 @@ class Trainings:
         def make(options: Mapping[str, Any], seed: int | None) -> Setup:
             return self._make(candidate, options, candidate.epochs, seed or 0)
 
-        name = f"{candidate.name}, {num_folds} folds"
+        name = _of_folds(candidate, num_folds)
         found = self._plan.done(name)
         if found is None:
             try:
@@ -256,9 +282,13 @@ class Trainings:
         extent = Extent(candidate.epochs, num_images - num_images // num_folds)
         seconds = found["seconds"]
         of_val = (found["correct"], num_images, found["loss"])
-        outcome = Outcome(candidate, extent, *of_val, seconds, seconds, found["run"], num_folds=num_folds)
+        outcome = Trained(candidate, extent, *of_val, seconds, seconds, found["run"], num_folds=num_folds)
         self.outcomes.append(outcome)
         self.say(trained_words(outcome))
+
+    def has_folds(self, candidate: Candidate, num_folds: int) -> bool:
+        """Whether a candidate was trained on folds before a resume."""
+        return self._plan.done(_of_folds(candidate, num_folds)) is not None
 
     def _failed(self, candidate: Candidate, error: Exception) -> None:
         self.failure = self.failure or error
@@ -282,8 +312,12 @@ class Trainings:
             self._parent.end(status)
 
 
+def _of_folds(candidate: Candidate, num_folds: int) -> str:
+    return f"{candidate.name}, {num_folds} folds"
+
+
 def train_in_full(
-    trainings: Trainings, ranked: list[Outcome], num_images: int, num_classes: int, budget: Budget
+    trainings: Trainings, ranked: list[Trained], num_images: int, num_classes: int, budget: Budget
 ) -> None:
     """Trains the best candidates in full: of few images on folds, of many with as many seeds as there is time for.
 
@@ -298,10 +332,14 @@ def train_in_full(
     if num_val < FEW_VAL:
         for outcome in ranked[: 1 + _RUNNERS_UP]:
             one = Extent(outcome.candidate.epochs, num_images)
-            if _NUM_FOLDS * trainings.clock.seconds(outcome.candidate, one) > budget.left(TRAINING):
+            pool = num_images + num_val
+            candidates = [*{each.candidate for each in trainings.outcomes if each.num_folds}, outcome.candidate]
+            budget.ending = trainings.ending(candidates, pool, len(VIEWS), _NUM_FOLDS)
+            seconds = _NUM_FOLDS * trainings.clock.seconds(outcome.candidate, one)
+            if not trainings.has_folds(outcome.candidate, _NUM_FOLDS) and seconds > budget.left(TRAINING):
                 trainings.say(f"left out: {outcome.candidate.name} on {_NUM_FOLDS} folds; there is no time for it")
                 continue
-            trainings.train_folds(outcome.candidate, _NUM_FOLDS, num_images + num_val)
+            trainings.train_folds(outcome.candidate, _NUM_FOLDS, pool)
         if any(each.num_folds for each in trainings.outcomes):
             return
     planned = [(ranked[0].candidate, seed) for seed in range(1 + _MORE_SEEDS)]
@@ -315,13 +353,15 @@ def train_in_full(
         share = trainings.clock.largest_share([candidate], left, num_images, num_classes)
         extent = extent_of(share, candidate, num_images, num_classes)
         least = _WORTH * max((each.passes for each in own), default=0) or whole.passes / _WORTH
-        if trainings.clock.seconds(candidate, extent) > left or extent.passes < least:
+        name = f"in full, {candidate.name}, seed {seed}"
+        too_long = trainings.clock.seconds(candidate, extent) > left or extent.passes < least
+        if too_long and not trainings.is_done(name):
             trainings.say(f"left out: {candidate.name}, seed {seed}, in full; there is no time for it")
             continue
-        trainings.train(candidate, extent, f"in full, {candidate.name}, seed {seed}", seed)
+        trainings.train(candidate, extent, name, seed)
 
 
-def trained_words(outcome: Outcome) -> str:
+def trained_words(outcome: Trained) -> str:
     """Returns a line about a training that has ended."""
     extent = outcome.extent
     how_much = f"{counted(extent.epochs, 'epoch')}, {counted(extent.num_images, 'image')}"
@@ -341,7 +381,8 @@ def search_and_train(
     """
     try:
         left = partial(budget.left, SEARCH)
-        ranked = halve(tried, left, trainings.train, trainings.clock, num_images, num_classes, trainings.say)
+        how = (trainings.clock, num_images, num_classes, trainings.say, budget.left, trainings.is_done)
+        ranked = halve(tried, left, trainings.train, *how)
         if trainings.failure is not None and not ranked:
             raise trainings.failure
         train_in_full(trainings, ranked, num_images, num_classes, budget)

@@ -86,13 +86,18 @@ def _transferred(
     views = "null" if regime == "full" else str(VIEWS)
     batch_size = () if regime == "head_only" else (f"--data.batch_size={_BATCH_SIZE}",)
     options = (f"--config=transfer/{regime}", f"--data.views={views}", "--data.in_channels=3", *batch_size, *more)
-    return Candidate(f"{arch}, {regime}", arch, regime, weights, options, _EPOCHS, of_epoch + _LEAST, once)
+    return Candidate(
+        f"{arch}, {regime}", arch, regime, weights, options, _EPOCHS, of_epoch + _LEAST, once, one + _READING
+    )
 
 
 def _scratch(arch: str, size: int, num_classes: int, in_channels: int) -> Candidate:
-    of_epoch = _BACKWARD * _multiply_adds(arch, size, num_classes, in_channels) + _READING
+    one = _multiply_adds(arch, size, num_classes, in_channels)
+    of_epoch = _BACKWARD * one + _READING
     options = (f"--data.image_size={size}", "--data.train_crop=center")
-    return Candidate(f"{arch}, scratch", arch, "scratch", None, options, _SCRATCH_EPOCHS, of_epoch)
+    return Candidate(
+        f"{arch}, scratch", arch, "scratch", None, options, _SCRATCH_EPOCHS, of_epoch, pass_work=one + _READING
+    )
 
 
 def _multiply_adds(arch: str, size: int, num_classes: int, in_channels: int) -> float:

@@ -18,36 +18,34 @@ from lit_cnn.evaluation.predict import Member
 from lit_cnn.exports import export
 from lit_cnn.exports.formats import PACKAGES
 from lit_cnn.portable import needed_package
-from lit_cnn.search.best import Budget
+from lit_cnn.search.best import VIEWS, Budget, Trainings
 from lit_cnn.search.best_result import Best
-from lit_cnn.search.halving import Outcome, name_of, rank
+from lit_cnn.search.halving import Trained, name_of, rank
 from lit_cnn.tracking import Store
-
-VIEWS = (1, 2)
-"""Of each image: what an export can have."""
 
 _MOST_MEMBERS = 6
 _MODEL = "model"
 
 
 def conclude(
-    store: Store, outcomes: Sequence[Outcome], subject: str, budget: Budget, output: Path, say: Callable[[str], None]
+    store: Store, trainings: Trainings, subject: str, budget: Budget, output: Path, say: Callable[[str], None]
 ) -> Best:
     """Chooses on val what is combined of the trained networks, tests it, and exports it.
 
     Args:
         store: Where the runs are.
-        outcomes: The trainings, in the order of time; at least one.
+        trainings: What was trained; at least one has ended.
         subject: The data set.
         budget: The time.
         output: Folder of the report and the model.
         say: Called with what someone who waits wants to read.
     """
-    taken = _last(outcomes)
+    outcomes = trainings.outcomes
+    taken, views = _there_is_time_for(_last(outcomes), trainings, budget, say)
     members = [load(store, run, ["val"]) for run in find_networks(store, [each.run for each in taken])]
     images = "images out of fold" if taken[0].num_folds else "val images"
     say(f"choosing among {counted(len(members), 'member')} on {images}")
-    ways = _ways(members, [name_of(each) for each in taken], Comparison(VIEWS, store.predictions_dir))
+    ways = _ways(members, [name_of(each) for each in taken], Comparison(views, store.predictions_dir))
     chosen = choose(ways)
     used = [(member, weight) for member, weight in zip(members, chosen.weights, strict=True) if weight]
     runs = [member.run.run_id for member, _ in used if member.run is not None]
@@ -79,11 +77,28 @@ def conclude(
     return _exported(found, table.run.id, output, store, say)
 
 
-def _last(outcomes: Sequence[Outcome]) -> list[Outcome]:
+def _last(outcomes: Sequence[Trained]) -> list[Trained]:
     """Returns the best trainings on val, of each configuration and seed the one that had most; of folds those alone."""
     folds = [each for each in outcomes if each.num_folds]
     last = {name_of(each): each for each in folds or outcomes}
     return sorted(last.values(), key=rank)[:_MOST_MEMBERS]
+
+
+def _there_is_time_for(
+    taken: list[Trained], trainings: Trainings, budget: Budget, say: Callable[[str], None]
+) -> tuple[list[Trained], Sequence[int]]:
+    """Returns among which trainings and numbers of views there is time to choose; says what is left out."""
+    left = budget.seconds - budget.used
+    for chosen, views in ((taken, VIEWS), (taken, VIEWS[:1]), (taken[:1], VIEWS), (taken[:1], VIEWS[:1])):
+        networks = max(1, taken[0].num_folds)
+        needed = trainings.ending([each.candidate for each in chosen], taken[0].num_val, views[-1], networks)
+        if needed <= left:
+            break
+    left_out = [name_of(each) for each in taken if each not in chosen]
+    left_out += ["mirror images"] if views != VIEWS else []
+    if left_out:
+        say(f"left out: {', '.join(left_out)}; there is no time to choose among them")
+    return chosen, views
 
 
 def _ways(members: Sequence[Member], names: Sequence[str], comparison: Comparison) -> list[Choice]:

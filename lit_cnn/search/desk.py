@@ -133,7 +133,7 @@ class SearchDesk:
         trials = self.study.trials()
         self.say(self._line(trials[job.number - 1], trials))
         self.after_each(trials[job.number - 1], self.study.best())
-        check_failures(trials)
+        check_failures([trial.outcome for trial in trials])
 
     def lose(self, name: str, how: str, is_its_own: bool = True) -> None:
         """Takes back a job whose process has ended; it is given out again, or has failed if that happens too often.
@@ -144,8 +144,7 @@ class SearchDesk:
             is_its_own: Whether what it did may be why.
         """
         self._deaths[name] += is_its_own
-        if self._deaths[name] >= _MOST_DEATHS:
-            reason = f"its process was {how} {self._deaths[name]} times (is the memory too small?)"
+        if reason := why_failed(self._deaths[name], how):
             self.tell(name, Ended(Outcome("failed", reason=reason)))
             return
         self.say(f"{name}: its process was {how}; another one goes on with it")
@@ -227,15 +226,21 @@ class SearchDesk:
         return f"{said}, test {100 * metrics['test/acc']:.1f} %" if "test/acc" in metrics else said
 
 
-def check_failures(trials: Sequence[Trial]) -> None:
+def why_failed(num_deaths: int, how: str) -> str:
+    """Returns why a job has failed whose process has ended so often; "" if another one is to go on with it."""
+    is_too_often = num_deaths >= _MOST_DEATHS
+    return f"its process was {how} {num_deaths} times (is the memory too small?)" if is_too_often else ""
+
+
+def check_failures(outcomes: Sequence[Outcome]) -> None:
     """Ends a search whose first trials all failed in the same way.
 
     Raises:
         RunFailedError: With that way.
     """
-    ended = [trial for trial in trials if trial.outcome.state != "running"]
-    if len(ended) < _FAILURES or any(trial.outcome.state != "failed" for trial in ended):
+    ended = [outcome for outcome in outcomes if outcome.state != "running"]
+    if len(ended) < _FAILURES or any(outcome.state != "failed" for outcome in ended):
         return
-    ways = {re.sub(r"[-+\d.e]+", "", trial.outcome.reason) for trial in ended[:_FAILURES]}
+    ways = {re.sub(r"[-+\d.e]+", "", outcome.reason) for outcome in ended[:_FAILURES]}
     if len(ways) == 1:
-        raise RunFailedError(f"the first {_FAILURES} trials failed in the same way: {ended[0].outcome.reason}")
+        raise RunFailedError(f"the first {_FAILURES} trials failed in the same way: {ended[0].reason}")

@@ -38,6 +38,7 @@ class Candidate:
         epochs: Of its full training.
         work: What one training image of one epoch takes, in a unit that all candidates share.
         constant_work: What each training image takes once, before the first epoch, such as features that are cached.
+        pass_work: What reading an image and running the network on it takes.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Candidate:
     epochs: int
     work: float
     constant_work: float = 0.0
+    pass_work: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Extent:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Trained:
     """What a training came to.
 
     Attributes:
@@ -102,7 +104,7 @@ class Outcome:
         return Interval(self.num_correct / self.num_val, *wilson_interval(self.num_correct, self.num_val))
 
 
-def name_of(outcome: Outcome) -> str:
+def name_of(outcome: Trained) -> str:
     """Returns what a training is called: its configuration, and its seed if that is not the first."""
     of_folds = f", {outcome.num_folds} folds" if outcome.num_folds else ""
     return f"{outcome.candidate.name}{f', seed {outcome.seed}' if outcome.seed else ''}{of_folds}"
@@ -138,7 +140,7 @@ class Clock:
         self._fixed = _FIXED
         self._seconds: dict[str, tuple[float, float]] = {}  # candidate's name -> seconds and work of its last training
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: Trained) -> None:
         """Takes a training into account."""
         candidate, is_first = outcome.candidate, not self._seconds
         if not candidate.constant_work and not is_first:
@@ -149,11 +151,18 @@ class Clock:
 
     def seconds(self, candidate: Candidate, extent: Extent) -> float:
         """Returns how long a training will take."""
+        return self._fixed + self._speed(candidate) * self._work(candidate, extent)
+
+    def seconds_of_passes(self, candidate: Candidate, num_passes: int) -> float:
+        """Returns how long it will take to run a network on so many images."""
+        return self._speed(candidate) * candidate.pass_work * num_passes
+
+    def _speed(self, candidate: Candidate) -> float:
+        """Returns the seconds that a unit of work takes."""
         others = [known for name, known in self._seconds.items() if name != _FIRST]
         known = [self._seconds[candidate.name]] if candidate.name in self._seconds else others
         known = known or list(self._seconds.values())
-        speed = max(max(seconds - self._fixed, _LEAST * seconds) / work for seconds, work in known)
-        return self._fixed + speed * self._work(candidate, extent)
+        return max(max(seconds - self._fixed, _LEAST * seconds) / work for seconds, work in known)
 
     def _work(self, candidate: Candidate, extent: Extent) -> float:
         seen = extent.num_images + _VALIDATION * self._num_val
@@ -181,17 +190,20 @@ class Clock:
 def halve(
     candidates: Sequence[Candidate],
     seconds_left: Callable[[], float],
-    train: Callable[[Candidate, Extent, str], Outcome | None],
+    train: Callable[[Candidate, Extent, str], Trained | None],
     clock: Clock,
     num_images: int,
     num_classes: int,
     say: Callable[[str], None] = lambda line: None,
-) -> list[Outcome]:
+    all_left: Callable[[], float] | None = None,
+    is_trained: Callable[[str], bool] = lambda name: False,
+) -> list[Trained]:
     """Trains candidates in rounds: all of them a little, then each time a third of them and more.
 
-    The first round gives each the least, to see how long they take; it has half of the time at most, and who finds
-    none is left out, and said to be. Each further round has an equal part of what is left and gives its candidates the
-    same share of their full trainings; of them a third goes on.
+    The first round gives each the least, to see how long they take; it has half of the time at most (of the
+    second candidate, whose time is not known well yet, all that there is), and who finds none is left out, and said to
+    be. Each further round has an equal part of what is left and gives its candidates the same share of their full
+    trainings; of them a third goes on.
 
     Args:
         candidates: At least one.
@@ -201,19 +213,24 @@ def halve(
         num_images: Training images that there are.
         num_classes: Number of classes.
         say: Called with what someone who waits wants to read.
+        all_left: Returns how much time there is for what comes after this too; by default there is no more.
+        is_trained: Whether the training of this name is done already, before a resume, and takes no time.
 
     Returns:
         The last training of each candidate that had one, the best of the last round first.
     """
-    last = dict[str, Outcome]()
+    last = dict[str, Trained]()
     ascending = sorted(candidates, key=lambda each: _LEAST_EPOCHS * each.work + each.constant_work)
     ends = seconds_left() * (1 - _FIRST_ROUND)
     say(f"first a little of each of {counted(len(ascending), 'configuration')}, to see how long they take")
     for candidate in ascending:
         least = extent_of(0.0, candidate, num_images, num_classes)
-        if len(last) > 1 and clock.seconds(candidate, least) > seconds_left() - ends:
+        # How long a training takes is known but roughly from the first one, which waited for what is prepared once.
+        room = (all_left or seconds_left)() if len(last) == 1 else seconds_left() - ends
+        name = f"first, {candidate.name}"
+        if last and not is_trained(name) and clock.seconds(candidate, least) > room:
             say(f"left out: {candidate.name}; there is no time to try it")
-        elif (outcome := train(candidate, least, f"first, {candidate.name}")) is not None:
+        elif (outcome := train(candidate, least, name)) is not None:
             last[candidate.name] = outcome
     remaining = [outcome.candidate for outcome in last.values()]
     if not remaining:
@@ -227,9 +244,12 @@ def halve(
         how_much = f"{counted(most.epochs, 'epoch')} of {counted(most.num_images, 'image')}"
         say(f"round {number} of {num_rounds}: {counted(len(remaining), 'configuration')}, up to {how_much}")
         for candidate in remaining:
-            extent = extents[candidate.name]
-            if extent.passes > last[candidate.name].extent.passes:
-                outcome = train(candidate, extent, f"round {number}, {candidate.name}")
+            extent, name = extents[candidate.name], f"round {number}, {candidate.name}"
+            if extent.passes > last[candidate.name].extent.passes or is_trained(name):
+                if not is_trained(name) and clock.seconds(candidate, extent) > (all_left or seconds_left)():
+                    say(f"left out: {name}; there is no time for it")
+                    continue
+                outcome = train(candidate, extent, name)
                 last[candidate.name] = outcome or last[candidate.name]
         trained = sorted((last[each.name] for each in remaining), key=rank)
         remaining = [outcome.candidate for outcome in trained[: max(1, round(len(trained) / KEPT))]]
@@ -238,6 +258,6 @@ def halve(
     return sorted(last.values(), key=lambda each: (each.candidate not in remaining, *rank(each)))
 
 
-def rank(outcome: Outcome) -> tuple[float, float]:
+def rank(outcome: Trained) -> tuple[float, float]:
     """Returns what sorts trainings, the best on val first: by accuracy, of equal ones by loss."""
     return -outcome.num_correct / outcome.num_val, outcome.val_loss

@@ -64,7 +64,7 @@ def open_parent(
     logger.begin(run_name=name, params=options, tags=_tags(setup, config, digest), resume_folder=folder)
     mark_unfinished(logger.run_folder, digest, name, setup.data.digests)
     write_text_atomically(logger.run_folder / _SEARCH, json.dumps({**options, "images": images[:8]}))
-    _wait_for_workers(logger.run_folder / WORKERS_LOCK)
+    wait_for_workers(logger.run_folder / WORKERS_LOCK)
     return logger, digest
 
 
@@ -170,7 +170,7 @@ def _tags(setup: Setup, config: Mapping[str, Any], digest: str) -> dict[str, str
     }
 
 
-def _wait_for_workers(file: Path) -> None:
+def wait_for_workers(file: Path) -> None:
     """Waits until the workers of a process that was killed have ended: they hear of it, and write a checkpoint."""
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     began, has_said = time.monotonic(), False

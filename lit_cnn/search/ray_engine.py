@@ -8,13 +8,12 @@ import json
 import os
 import sys
 import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.core.ray_cluster import LEAVE_CHILDREN, Node, check_nodes
+from lit_cnn.core.ray_cluster import LEAVE_CHILDREN, Node, check_nodes, in_a_line, not_seeing, on_each
 from lit_cnn.core.words import counted
 from lit_cnn.search.crew import Gone
 from lit_cnn.search.processes import how_ended
@@ -23,7 +22,6 @@ from lit_cnn.search.room import BYTES_OF_WORKER, Share, free_memory, share_of, t
 from lit_cnn.tracking.client import require_reachable
 from lit_cnn.tracking.store import Store
 
-_LOOK = 60.0  # seconds in which a node has to answer
 _SAY_AFTER = 20.0  # seconds without room for a worker
 _UNTIL_ENDED = 5.0  # seconds that nodes have to end their workers
 _UNTIL_TOLD = 60.0  # seconds in which the cluster notes that a node is gone
@@ -200,51 +198,15 @@ def ray_nodes(nodes: Sequence[Node], module: str, num_workers: int | None, uses_
     share_of(nodes, number, gpus > 0)
     others = [node for node in nodes if not node.is_here and node.cpus]
     check_nodes(others, Path.cwd())
-    apart = _without(others, store.journal_dir)
+    apart = not_seeing(others, store.journal_dir)
     for node in apart if not store.is_http else ():
         reason = f"node {node.host} does not see the folder of the runs, {store.journal_dir}"
         raise UsageError("tracking_uri", store.label, reason, "share that, or keep runs on a server: http://HOST:PORT")
     for node, error in zip(apart, on_each(apart, require_reachable, store), strict=True):
         if error is not None:
-            reason = f"from node {node.host}: {_in_a_line(error)}"
+            reason = f"from node {node.host}: {in_a_line(error)}"
             raise UsageError("tracking_uri", store.label, reason, "give an address that all nodes reach")
     free = [0 if isinstance(each, Exception) else each // BYTES_OF_WORKER for each in on_each(nodes, free_memory)]
     share = share_of(nodes, number, gpus > 0, free)
     passed_on = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
     return RayNodes(module, number, share, {**passed_on, **threads(share.cpus)}, bool(others), bool(apart))
-
-
-def on_each(nodes: Sequence[Node], function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Returns what a function returns on each node, or the exception that it or the node has come to."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    task = ray.remote(num_cpus=0, max_retries=0)(function)
-    there = [NodeAffinitySchedulingStrategy(node.id, soft=False) for node in nodes]
-    found = list[Any]()
-    for asked in [task.options(scheduling_strategy=each).remote(*arguments) for each in there]:
-        try:
-            found.append(ray.get(asked, timeout=_LOOK))
-        except Exception as error:  # of any kind, from another machine
-            found.append(error)
-    return found
-
-
-def _without(nodes: Sequence[Node], folder: Path) -> list[Node]:
-    """Returns the nodes that do not see a folder of this machine."""
-    folder.mkdir(parents=True, exist_ok=True)
-    token = folder / f".lit_cnn_{uuid.uuid4().hex}"
-    token.touch()
-    try:
-        return [
-            node
-            for node, sees in zip(nodes, on_each(nodes, os.path.exists, str(token)), strict=True)
-            if sees is not True
-        ]
-    finally:
-        token.unlink()
-
-
-def _in_a_line(error: BaseException) -> str:
-    cause = getattr(error, "cause", None) or error  # what Ray has put its own traceback around
-    return " ".join(str(cause).split())[:300] or type(cause).__name__

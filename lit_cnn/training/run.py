@@ -132,7 +132,7 @@ def _train(
             parent_key = None
             if parts.logger is not None and ranks.is_first:
                 _require_room(setup, parts, start)
-                parent_key = _open_parent(parent, setup) if parent is not None else None
+                parent_key = open_parent(parent, setup) if parent is not None else None
             if parent is not None and label in parent.children:
                 return parent.children[label]
             if ranks.is_first:
@@ -274,7 +274,13 @@ def _require_room(setup: Setup, parts: RunTrainer, start: Start) -> None:
     require_room(folder, setup.model, averages=parts.average is not None, snapshots=snapshots)
 
 
-def _open_parent(parent: ParentRun, setup: Setup) -> str:
+def open_parent(parent: ParentRun, setup: Setup) -> str:
+    """Opens the run above others once, or goes on with the unfinished one; returns its key.
+
+    Args:
+        parent: That run.
+        setup: Of one of the others.
+    """
     if parent.key is not None:
         return parent.key
     logger = parent.logger or setup.new_logger()

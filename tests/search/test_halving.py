@@ -1,12 +1,14 @@
 """Successive halving under a budget of time, on trainings whose times and accuracies are given."""
 
+import time
 from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_cnn.search.halving import Candidate, Clock, Extent, Outcome, extent_of, halve, name_of
+from lit_cnn.search.best import Budget
+from lit_cnn.search.halving import Candidate, Clock, Extent, Trained, extent_of, halve, name_of
 
 NUM_IMAGES, NUM_CLASSES, NUM_VAL = 1000, 10, 100
 
@@ -27,7 +29,7 @@ class Machine:
     trained: list[tuple[str, Extent]] = field(default_factory=list)
     clock: Clock = field(default_factory=lambda: Clock(NUM_VAL))
 
-    def train(self, one: Candidate, extent: Extent, name: str) -> Outcome:
+    def train(self, one: Candidate, extent: Extent, name: str) -> Trained:
         work = one.work * extent.epochs * (extent.num_images + NUM_VAL / 3)
         of_epochs = self.seconds * work
         seconds = self.overhead + of_epochs + self.seconds * one.constant_work * extent.num_images
@@ -36,11 +38,11 @@ class Machine:
         self.trained.append((one.name, extent))
         share = extent.passes / (one.epochs * NUM_IMAGES)
         correct = round(NUM_VAL * self.quality[one.name] * (0.5 + 0.5 * share))
-        outcome = Outcome(one, extent, correct, NUM_VAL, 1.0, seconds, of_epochs, f"{len(self.trained):032x}")
+        outcome = Trained(one, extent, correct, NUM_VAL, 1.0, seconds, of_epochs, f"{len(self.trained):032x}")
         self.clock.add(outcome)
         return outcome
 
-    def halve(self, candidates: list[Candidate], budget: float) -> tuple[list[Outcome], list[str]]:
+    def halve(self, candidates: list[Candidate], budget: float) -> tuple[list[Trained], list[str]]:
         said: list[str] = []
         left = lambda: budget - self.time  # noqa: E731
         found = halve(candidates, left, self.train, self.clock, NUM_IMAGES, NUM_CLASSES, said.append)
@@ -96,7 +98,7 @@ def test_one_that_fails_is_left_out_and_one_that_fails_later_keeps_what_it_had()
     machine = Machine(dict.fromkeys("abc", 0.5))
     trained = machine.train
 
-    def train(one: Candidate, extent: Extent, name: str) -> Outcome | None:
+    def train(one: Candidate, extent: Extent, name: str) -> Trained | None:
         fails = one.name == "a" or (one.name == "c" and name.startswith("round"))
         return None if fails else trained(one, extent, name)
 
@@ -109,6 +111,30 @@ def test_one_that_fails_is_left_out_and_one_that_fails_later_keeps_what_it_had()
 
 
 def test_names() -> None:
-    one = Outcome(candidate("net, full", 1.0), Extent(1, 1), 1, 2, 0.0, 1.0, 1.0, "a" * 32)
+    one = Trained(candidate("net, full", 1.0), Extent(1, 1), 1, 2, 0.0, 1.0, 1.0, "a" * 32)
     assert name_of(one) == "net, full"
     assert one.accuracy.mean == 0.5
+
+
+def test_a_second_candidate_is_tried_only_if_all_that_is_left_bears_it() -> None:
+    # The first takes 20 s for what a process prepares once, so what the second takes is not known well.
+    tried = [candidate("small", 1.0), candidate("large", 2.0), candidate("larger", 3.0)]
+    for budget, names in ((30.0, ["small"]), (90.0, ["small", "large"])):
+        machine = Machine({"small": 0.6, "large": 0.7, "larger": 0.8}, warm_up=20.0)
+        said: list[str] = []
+        shape = (machine.clock, NUM_IMAGES, NUM_CLASSES, said.append)
+        halve(tried, lambda machine=machine: 30 - machine.time, machine.train, *shape, lambda: budget - machine.time)  # type: ignore[misc]  # noqa: B023
+        assert list(dict.fromkeys(name for name, _ in machine.trained))[:2] == names
+        assert ("left out: large; there is no time to try it" in said) is (names == ["small"])
+    # What was trained before a resume is not left out, however little time there is.
+    machine = Machine({"small": 0.6, "large": 0.7, "larger": 0.8})
+    shape = (machine.clock, NUM_IMAGES, NUM_CLASSES, said.append)
+    found = halve(tried, lambda: -1.0, machine.train, *shape, is_trained=lambda name: name.startswith("first"))
+    assert {each.candidate.name for each in found} == {"small", "large", "larger"}
+
+
+def test_the_end_has_its_time_whatever_the_shares_are() -> None:
+    budget = Budget(60.0, began=time.monotonic() - 20)
+    assert budget.left() == pytest.approx(40, abs=0.5) and budget.left(0.5) == pytest.approx(10, abs=0.5)
+    budget.ending = 35.0
+    assert budget.left() == pytest.approx(5, abs=0.5) and budget.left(0.5) == pytest.approx(5, abs=0.5)
