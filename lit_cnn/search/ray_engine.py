@@ -24,7 +24,7 @@ from lit_cnn.tracking.store import Store
 
 _SAY_AFTER = 20.0  # seconds without room for a worker
 _UNTIL_ENDED = 5.0  # seconds that nodes have to end their workers
-_UNTIL_TOLD = 3.0  # seconds in which the cluster notes that a node is gone, after what ran there
+_UNTIL_TOLD = 60.0  # seconds in which the cluster notes that a node is gone
 
 
 class _OnNode:
@@ -35,6 +35,12 @@ class _OnNode:
         self.node_id, self.host = "", ""  # known when it has its place
         self.said: Any = actor.where.remote()
         self.began: float | None = time.monotonic()
+        self.in_doubt: float | None = None  # since when Ray does not know whether it lives
+
+    def ask_again(self) -> None:
+        """Asks whether it still lives; what it was told last may never have come there."""
+        self.in_doubt = self.in_doubt or time.monotonic()
+        self.said = self._actor.where.remote()
 
     def send(self, answer: str | None) -> None:
         """Answers; that it is gone is heard next."""
@@ -131,8 +137,17 @@ class RayNodes:
         said, worker.said = worker.said, None
         try:
             what = ray.get(said)
+        except ray.exceptions.ActorUnavailableError as error:
+            if worker.in_doubt is None or time.monotonic() - worker.in_doubt < _UNTIL_TOLD:
+                time.sleep(0.1)
+                worker.ask_again()
+                return None
+            return self._gone(worker, error)
         except ray.exceptions.RayError as error:
             return self._gone(worker, error)
+        if worker.in_doubt is not None:
+            worker.kill()
+            return Gone(f"cut off for {time.monotonic() - worker.in_doubt:.0f} s on {worker.host}", is_its_own=False)
         if worker.began is not None:
             worker.began = None
             worker.node_id, worker.host = what
@@ -147,13 +162,11 @@ class RayNodes:
         """Returns how a worker has ended whose actor has."""
         import ray
 
-        began = time.monotonic()
-        while worker.host and time.monotonic() - began < _UNTIL_TOLD:
-            if not any(each["NodeID"] == worker.node_id and each["Alive"] for each in ray.nodes()):
-                return Gone(f"lost with node {worker.host}", is_its_own=False)
-            time.sleep(0.1)
-        words = " ".join(str(error).split())
-        return Gone(f"ended by Ray{f' on {worker.host}' if worker.host else ''} ({words[:200]})")
+        worker.kill()
+        if worker.host and not any(each["NodeID"] == worker.node_id and each["Alive"] for each in ray.nodes()):
+            return Gone(f"lost with node {worker.host}", is_its_own=False)
+        where = f" on {worker.host}" if worker.host else ""
+        return Gone(f"ended by Ray{where} ({' '.join(str(error).split())[:200]})")
 
 
 def _say_waiting(workers: Sequence[_OnNode]) -> None:

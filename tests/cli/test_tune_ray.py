@@ -100,6 +100,7 @@ def ray_processes_of(pid: int) -> list[psutil.Process]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("empty_store")
 def test_a_cluster_of_this_machine_alone_gives_the_same_trials_and_leaves_nothing_behind(
     reference: list[list[Any]], tmp_path: Path
@@ -128,7 +129,7 @@ def test_a_cluster_of_this_machine_alone_gives_the_same_trials_and_leaves_nothin
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("empty_store")
 def test_the_search_killed_and_a_node_lost_cost_no_trial_where_the_folder_is_shared(
     reference: list[list[Any]], cluster: Cluster, tmp_path: Path
@@ -165,7 +166,7 @@ def attempts_at(folder: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_without_a_shared_folder_the_trial_of_a_lost_node_is_begun_anew(
     reference: list[list[Any]], cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
