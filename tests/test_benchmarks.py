@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from lit_cnn.search import candidates
 from tests.benchmarks.common import RESULTS, Parts, as_json, commit, machine, machine_slug, report, save_result
+from tests.benchmarks.peers import lit_cnn_best
 from tests.benchmarks.peers.image_sets import num_images, targets_of, write_set
 from tests.benchmarks.peers.tools import TOOLS, Job, Runner, Tool
 
@@ -81,6 +83,10 @@ def test_a_tool_that_fails_is_told_and_gets_no_test_image_s_class(
     found = Runner(tmp_path, tmp_path).run(job, cores=str(min(os.sched_getaffinity(0))))
     assert found["error"] == "exit code 1: ModuleNotFoundError: No module named 'fastai'"
     assert [path.name for path in (tmp_path / "jobs" / "digits_0.1m_1c_fastai_0").iterdir()] == ["log.txt"]
+
+
+def test_lit_cnn_is_given_the_networks_that_it_tries_by_itself() -> None:
+    assert lit_cnn_best._OF_SMALL_IMAGES == candidates._SMALL_ARCHS
 
 
 def test_the_machine_is_this_one() -> None:

@@ -35,6 +35,7 @@ _QUIET = {
 _OF_A_CLUSTER = {"RAY_gcs_server_port_wait_time_s": "5"}
 # A token that others on this machine cannot read, and that is not left in the home directory.
 _OF_ONE_HERE = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+_SETTINGS = 4  # type of a frame of HTTP/2
 _LOOK = 60.0  # seconds in which a node has to answer
 
 
@@ -185,10 +186,27 @@ def _require_answer(address: str) -> None:
     if not colon or not port.isdecimal():
         raise UsageError("address", address, "is not HOST:PORT", "give that of the head, or auto")
     try:
-        socket.create_connection((host, int(port)), _CONNECT).close()
+        with socket.create_connection((host, int(port)), _CONNECT) as connection:
+            is_head = os.environ.get("RAY_USE_TLS", "0") not in ("", "0") or _speaks_http2(connection)
     except (OSError, OverflowError) as error:
         reason = f"nobody answers there ({error})"
         raise UsageError("address", address, reason, "start a cluster by `ray start`") from error
+    if not is_head:
+        raise UsageError("address", address, "is no head of a Ray cluster", "give HOST:PORT of its head")
+
+
+def _speaks_http2(connection: socket.socket) -> bool:
+    """Whether a server answers the beginning of an HTTP/2 connection with its settings, as Ray's does (RFC 9113, 3.4).
+
+    Raises:
+        OSError: If it does not answer.
+    """
+    connection.settimeout(_CONNECT)
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0]))
+    header = b""
+    while len(header) < 4 and (more := connection.recv(4 - len(header))):
+        header += more
+    return len(header) == 4 and header[3] == _SETTINGS
 
 
 @contextlib.contextmanager
@@ -206,20 +224,17 @@ def _hushed() -> Iterator[None]:
 
 def _not_joined(address: str, error: BaseException) -> UsageError:
     """Returns what to tell the user, of what Ray has told."""
-    said = " ".join(map(_in_a_line, (error, error.__cause__ or error)))
-    reason, remedy = _in_a_line(error).partition(". ")[0], "start a cluster by `ray start`"
+    said, cause = _in_a_line(error), str(error.__cause__ or "")
+    reason, remedy = said.partition(". ")[0], "start a cluster by `ray start`"
     if "Version mismatch" in said:
         found = re.findall(r"Ray: ([\w.]+) Python: ([\w.]+)", said)
         its, own = [*(f"Ray {ray} on Python {python}" for ray, python in found), "", ""][:2]
         reason, remedy = f"the cluster has {its}, and this process {own}", "install the same on all"
-    elif "AuthToken" in said:
+    elif "AuthToken" in said + cause:
         reason = "the cluster takes nobody without its token"
         remedy = "copy ~/.ray/auth_token of its head, and set RAY_AUTH_MODE=token"
-    elif "Raylet" in said or "raylet" in said:
-        reason, remedy = (
-            "this machine is no node of the cluster",
-            f"ray start --address={address}, or run it on the head",
-        )
+    elif address == "auto":
+        reason = "this machine is part of no cluster"
     return UsageError("address", address, reason, remedy)
 
 

@@ -94,6 +94,7 @@ class RayNodes:
         options = {
             "num_cpus": self._share.cpus,
             "num_gpus": self._share.gpus,
+            "memory": BYTES_OF_WORKER,
             "max_concurrency": 2,  # it is stopped while it waits for what the worker says
             "scheduling_strategy": "SPREAD",
             "runtime_env": {"env_vars": LEAVE_CHILDREN},
@@ -181,6 +182,9 @@ def ray_nodes(nodes: Sequence[Node], module: str, num_workers: int | None, uses_
         UsageError: If the nodes have not so many CPUs, or not the memory; if one has other versions, lacks the working
             directory, or can neither see the folder of the runs nor send them.
     """
+    gpus = sum(node.gpus for node in nodes) if uses_gpu else 0
+    number = num_workers or gpus or max(1, sum(node.cpus > 0 for node in nodes))
+    share_of(nodes, number, gpus > 0)
     others = [node for node in nodes if not node.is_here and node.cpus]
     check_nodes(others, Path.cwd())
     apart = _without(others, store.journal_dir)
@@ -191,11 +195,8 @@ def ray_nodes(nodes: Sequence[Node], module: str, num_workers: int | None, uses_
         if error is not None:
             reason = f"from node {node.host}: {_in_a_line(error)}"
             raise UsageError("tracking_uri", store.label, reason, "give an address that all nodes reach")
-    gpus = sum(node.gpus for node in nodes) if uses_gpu else 0
-    number = num_workers or gpus or max(1, sum(node.cpus > 0 for node in nodes))
-    share = share_of(nodes, number, gpus > 0)
     free = [0 if isinstance(each, Exception) else each // BYTES_OF_WORKER for each in on_each(nodes, free_memory)]
-    share_of(nodes, number, gpus > 0, free)
+    share = share_of(nodes, number, gpus > 0, free)
     passed_on = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
     return RayNodes(module, number, share, {**passed_on, **threads(share.cpus)}, bool(others), bool(apart))
 

@@ -85,6 +85,7 @@ def share_of(nodes: Sequence[Node], num_workers: int, uses_gpu: bool, most: Sequ
     there = room(1)
     remedy = f"give {there} or fewer" if there else "free some first"
     if most is None:
+        remedy = remedy if there else "start a node that has some"
         has = ", ".join(f"{node.host} has {counted(node.cpus, 'CPU')}" for node in nodes)
         raise UsageError("parallel", num_workers, f"the cluster has no such room: {has}", remedy)
     has = ", ".join(f"{node.host} has room for {number}" for node, number in zip(nodes, most, strict=True))

@@ -89,7 +89,8 @@ def main() -> None:
     ended = time.monotonic()
     test = [data.eval_transforms(Image.open(file).convert("RGB")) for file in task.test_files()]
     loader: Any = DataLoader(test, batch_size=32)  # type: ignore[arg-type, unused-ignore]
-    probabilities = torch.cat(trainer.predict(model, loader, ckpt_path="best"))
+    # Its checkpoint, written a moment ago, holds objects of its own.
+    probabilities = torch.cat(trainer.predict(model, loader, ckpt_path="best", weights_only=False))
     classes = [data.class_names[int(place)] for place in probabilities.argmax(dim=1)]
     score = float(trainer.checkpoint_callback.best_model_score)
     done = {"epochs": epochs, "lr": float(model._lr), "accuracy_val": score}
