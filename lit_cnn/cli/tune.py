@@ -279,6 +279,8 @@ def _tune(options: argparse.Namespace, of_fit: list[str], space: Space, crew: "C
     if why:
         print(as_printed(f"weights {parsed.plain_config['model']['weights'] or 'none'}: {why}"), file=sys.stderr)
     _check_values(space, of_fit, parsed)
+    if options.folds and parsed.plain_config["data"]["num_folds"] is not None:
+        raise UsageError("folds", options.folds, "the configuration has a fold already", "leave `num_folds` out there")
     limit = parsed.plain_config["trainer"].get("limit_val_batches")
     for each in space.all_dimensions():
         if each.option == "data.batch_size" and limit not in (None, 1.0):

@@ -316,6 +316,7 @@ def test_a_budget_ends_the_trials(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(printed.out.splitlines()) == 1 + 1 + 1
 
 
+@pytest.mark.slow
 def test_more_trials_go_on_with_a_finished_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short = ("--sampler=random", "--final_seeds=1", "--trainer.max_epochs=1", "--format=json", "--resume=auto")
 

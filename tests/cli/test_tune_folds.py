@@ -99,6 +99,10 @@ def test_another_metric_is_the_mean_over_the_folds(tmp_path: Path, capsys: pytes
         (["--folds=1"], "argument --folds: 1: give a whole number of at least 2"),
         (["--folds=many"], "argument --folds: many: give a whole number"),
         (["--folds=200"], "--folds 200: class 0 has 142 images beside the test images: too few"),
+        (
+            ["--folds=3", "--config=fold.yaml"],
+            "--folds 3: the configuration has a fold already; leave --data.num_folds",
+        ),
         (["--folds=3", "--data.fold=2"], "--data.fold 2: is chosen by --folds"),
         (["--folds=3", "--trainer.limit_val_batches=1"], "--trainer.limit_val_batches 1: the folds are to predict"),
         (["--folds=3", "--data.split_seed=seed"], "--data.split_seed seed: each seed would have another test"),
@@ -107,6 +111,7 @@ def test_another_metric_is_the_mean_over_the_folds(tmp_path: Path, capsys: pytes
 def test_what_cannot_be_folds_is_one_line_before_anything_starts(
     words: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    Path("fold.yaml").write_text("data: {num_folds: 4, fold: 1}", encoding="utf-8")
     assert main(["tune", *SHORT, *words]) == 2
     assert expected in capsys.readouterr().err.splitlines()[-1]
     assert not list(tmp_path.glob("mlruns/journal/*"))
