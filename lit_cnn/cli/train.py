@@ -99,7 +99,8 @@ def _run_folds(folds: Folds, arguments: list[str], model_class: type[LitClassifi
         metrics = run.metrics
         right = [f"{100 * metrics['best/val/acc']:.1f} % of its images right"] if "best/val/acc" in metrics else []
         right += [f"test {100 * metrics['test/acc']:.1f} %"] if "test/acc" in metrics else []
-        print(f"{next(labels)}: {', '.join([*right, *([f'run {run.id[:8]}'] if run.id else [])])}")
+        right += [f"run {run.id[:8]}"] if run.id else []
+        print(f"{next(labels)}: {', '.join(right) or 'done'}")
         if run.id and not run.is_sent:
             warn_not_sent()
 
