@@ -122,6 +122,13 @@ def _wrong_value(message: str) -> UsageError | None:
         return None
     literals = [value for kind in kinds if "Literal" in kind for value in ast.literal_eval(kind[14:])]
     types = [kind[8:-2] for kind in kinds if "Literal" not in kind]
+    if found[1] == "data.augment" and "list" in types:
+        remedy = (
+            "give a preset with `config=augment/standard` (lit-cnn configs lists them), or a list in YAML, [] for none"
+        )
+        return UsageError(found[1], found[3], "is no list of transforms", remedy)
+    if types and {"list", "NoneType"}.issuperset(types) and "list" in types:
+        return UsageError(found[1], found[3], "give a list in YAML, such as [A, B]")
     if len(kinds) < found[2].count("Expected ") or not {"int", "float", "bool", "NoneType"}.issuperset(types):
         return None
     what = what_to_give([str(value) for value in literals], types, "NoneType" in types)

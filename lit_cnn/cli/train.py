@@ -92,7 +92,19 @@ def _run_seeds(seeds: list[int], arguments: list[str], model_class: type[LitClas
 
 def _run_folds(folds: Folds, arguments: list[str], model_class: type[LitClassifier], starting: str) -> None:
     printer = _start_printer(starting)
-    print_run(fit_folds(folds, arguments, model_class, after_each=_print_child, before_each=printer))
+    labels = iter([fold.label for of_round in folds.rounds() for fold in of_round])
+
+    def print_fold(run: Run) -> None:
+        """Prints a line about a fold that has ended."""
+        metrics = run.metrics
+        right = [f"{100 * metrics['best/val/acc']:.1f} % of its images right"] if "best/val/acc" in metrics else []
+        right += [f"test {100 * metrics['test/acc']:.1f} %"] if "test/acc" in metrics else []
+        right += [f"run {run.id[:8]}"] if run.id else []
+        print(f"{next(labels)}: {', '.join(right) or 'done'}")
+        if run.id and not run.is_sent:
+            warn_not_sent()
+
+    print_run(fit_folds(folds, arguments, model_class, after_each=print_fold, before_each=printer))
 
 
 def fit_folds(

@@ -341,15 +341,14 @@ class ImageDataModule(pl.LightningDataModule):
         """Makes training and validation read these in place of images, by the same keys; None: images again."""
         self._cached = cached
 
-    def view_loader(self, view: int) -> DataLoader[Batch]:
-        """Returns a loader of all training images in their order, in one of their fixed views."""
-        images = self.train_images()
-        keys = [(view, position) for position in range(len(images))]
-        return batch_loader(images, eval_batches(keys), self.num_workers)
+    def view_loader(self, view: int, indices: np.ndarray | None = None) -> DataLoader[Batch]:
+        """Returns a loader of images, by default those of training, in their order and in one of their fixed views."""
+        images = self.train_images(indices)
+        return batch_loader(images, eval_batches([(view, place) for place in range(len(images))]), self.num_workers)
 
     def plain_train_loader(self) -> DataLoader[Batch]:
         """Returns a loader of all training images as validation sees them."""
-        return self._eval_loader(self.splits.train)
+        return self.eval_loader(self.splits.train)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Returns the training loader, at the batch where a resumed run stands."""
@@ -362,19 +361,19 @@ class ImageDataModule(pl.LightningDataModule):
             self._has_told_why = True
         return batch_loader(images, batches, self.num_workers)
 
-    def train_images(self) -> TrainImages:
-        """Returns the training images as training sees them: augmented, by keys (epoch, position in the split)."""
-        transform = self.ready_train_transform()
-        return TrainImages(self.image_set, self.splits.train, transform, self.seed, self.reduced_decode)
+    def train_images(self, indices: np.ndarray | None = None) -> TrainImages:
+        """Returns images, by default those of training, as training sees them: augmented, by (epoch, position)."""
+        of, transform = self.splits.train if indices is None else indices, self.ready_train_transform()
+        return TrainImages(self.image_set, of, transform, self.seed, self.reduced_decode)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Returns the validation loader."""
         cached = self._cached[1] if self._cached is not None else None
-        return self._eval_loader(self.splits.val if cached else share_of(self.splits.val, *self._process), cached)
+        return self.eval_loader(self.splits.val if cached else share_of(self.splits.val, *self._process), cached)
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Returns the test loader."""
-        return self._eval_loader(share_of(self.splits.test, *self._process))
+        return self.eval_loader(share_of(self.splits.test, *self._process))
 
     def train_batches(self, rank: int, world_size: int, first_epoch: int = 0, first_batch: int = 0) -> TrainBatches:
         """Returns which images one of several processes trains on, batch by batch; see `TrainBatches`."""
@@ -392,7 +391,8 @@ class ImageDataModule(pl.LightningDataModule):
     def _process(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _eval_loader(self, indices: np.ndarray, cached: Dataset[Batch] | None = None) -> DataLoader[Batch]:
+    def eval_loader(self, indices: np.ndarray, cached: Dataset[Batch] | None = None) -> DataLoader[Batch]:
+        """Returns a loader of images as validation sees them, or of what stands in for them."""
         images = cached or EvalImages(self.image_set, indices, self.image_size, self.interpolation, self.crop_pct)
         batches = eval_batches(np.arange(len(indices)))
         # Images in memory are cut faster than a worker process hands them over.

@@ -184,6 +184,11 @@ def find_temperature(logits: np.ndarray, targets: np.ndarray) -> tuple[float, st
     return (temperature, "") if total / num_images <= most else (1.0, "no gain")
 
 
+def most_fitted(num_classes: int) -> int:
+    """Returns how many images of so many classes a temperature is fitted on at the most."""
+    return max(_LEAST_FITTED, _MOST_FITTED // num_classes)
+
+
 def fitting_places(targets: np.ndarray, num_classes: int) -> np.ndarray:
     """Returns the places of the val images that a temperature is fitted on, ascending: all but of very many.
 
@@ -194,7 +199,7 @@ def fitting_places(targets: np.ndarray, num_classes: int) -> np.ndarray:
         num_classes: K. With N * K above ten million so many images are taken that it is no more, 1,000 at the least,
             spread evenly over the classes.
     """
-    most = max(_LEAST_FITTED, _MOST_FITTED // num_classes)
+    most = most_fitted(num_classes)
     if len(targets) <= most:
         return np.arange(len(targets))
     by_class = np.argsort(targets, kind="stable")

@@ -69,7 +69,7 @@ def choices_on(
                     composition = " + ".join(name if count == 1 else f"{count} x {name}" for count, name in taken)
                     weightings.append((composition, counts.astype(float)))
             for name, weights in weightings:
-                called = name if num_views == 1 else f"{name}, {num_views} views"
+                called = {1: name, 2: f"{name}, the mirror image too"}.get(num_views, f"{name}, {num_views} views")
                 cost = num_views * sum(each for each, weight in zip(costs, weights, strict=True) if weight)
                 found.append(Choice(called, weights, num_views, *_on(kept, weights), cost))
     return found

@@ -111,7 +111,8 @@ tr.reference td {{ background: var(--mark); }}
 tr.chosen td:first-child {{ box-shadow: inset 4px 0 0 var(--accent); }}
 details {{ margin: 1rem 0; }}
 summary {{ cursor: pointer; font-weight: 600; }}
-@media (max-width: 600px) {{ body {{ margin: 1rem auto; font-size: 15px; }} .answer {{ font-size: 1.05rem; }} }}
+@media (max-width: 600px) {{ body {{ margin: 1rem auto; font-size: 15px; }} .answer {{ font-size: 1.05rem; }}
+  .card svg, .card img {{ max-width: 100%; }} }}
 </style>
 </head>
 <body>

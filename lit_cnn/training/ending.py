@@ -133,6 +133,8 @@ def conclude(setup: Setup, parts: RunTrainer, metrics: dict[str, float], predict
     """
     logger, report = parts.logger, None
     try:
+        if logger is None and parts.checkpoints.best_path is None:
+            return Ending("Nothing is tracked, so no epoch is kept as the best, and none was tested.")
         facts = _facts(setup, parts, metrics, predictions)
         said = sentences(facts)
         if logger is None:

@@ -8,6 +8,9 @@ not cached. The batches, their order and what is logged are those of a run on im
 It is on by default wherever it applies, with bf16 on disk. Where training computes in bfloat16 that changes nothing;
 else, and in val, each feature is rounded to its first three digits. fp32 on disk changes nothing but the last bits, by
 which a network's results depend on how images are put into batches.
+
+Of folds, the features of all images that are not test are computed together, as training and as validation see them,
+and all folds read these.
 """
 
 import contextlib
@@ -33,7 +36,6 @@ from lit_cnn.data.batches import Batch
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.pixel_values import AS_IS
 from lit_cnn.data.sampling import Key
-from lit_cnn.data.splits import Split
 from lit_cnn.training.checkpoints import digest_of_weights
 from lit_cnn.training.feature_store import CacheKey, Features, NoRoomError, get_or_compute, store_folder
 from lit_cnn.training.transfer import SplitNet, check_split, split_net
@@ -78,7 +80,8 @@ class FeatureCache(pl.Callback):
             reason = getattr(model, "why_no_features", None) or why_off(trainer, options, data)
             reason = reason or self._try_split(model)
             if reason is None:
-                rows = len(data.splits.train) * (data.views or 1) + len(data.splits.val)
+                train, val = _served(data)
+                rows = len(train) * (data.views or 1) + len(val)
                 num_bytes = CacheKey({}, (rows, *self._shape), options["feature_cache"]).num_bytes
                 limit = options["feature_cache_gb"]
                 if num_bytes > limit * 1e9:
@@ -165,19 +168,27 @@ class FeatureCache(pl.Callback):
         train = trainer.precision_plugin.forward_context
         exact = partial(torch.autocast, model.device.type, enabled=False)
         views, num_views = [], data.views or 1
+        of_train, of_val = _served(data)
+        is_shared = of_train is of_val
         for view in range(num_views):
-            of = f"training images, view {view + 1} of {num_views}" if num_views > 1 else "training images"
-            cache_key = self._key(model, data, "train", str(trainer.precision), _view_key(data, view))
-            views.append(self._get_or_compute(trainer, model, cache_key, partial(data.view_loader, view), train, of))
-        cache_key = self._key(model, data, "val", "32-true", [])
-        val = self._get_or_compute(trainer, model, cache_key, data.val_dataloader, exact, "val images")
+            of = "images of all folds" if is_shared else "training images"
+            of += f", view {view + 1} of {num_views}" if num_views > 1 else ""
+            cache_key = self._key(model, data, of_train, str(trainer.precision), _view_key(data, view, of_train))
+            loader = partial(data.view_loader, view, of_train)
+            views.append(self._get_or_compute(trainer, model, cache_key, loader, train, of))
+        cache_key = self._key(model, data, of_val, "32-true", [])
+        loader = partial(data.eval_loader, of_val)
+        of = "images of all folds as validation sees them" if is_shared else "val images"
+        val = self._get_or_compute(trainer, model, cache_key, loader, exact, of)
         of_views = f" in {num_views} views" if num_views > 1 else ""
         of = f"{counted(len(data.splits.train), 'training image')}{of_views}, {len(data.splits.val):,} of val"
         how = " and ".join(sorted({"found" if found else "computed" for found, _ in self._entries}))
         size = size_in_words(sum(num_bytes for _, num_bytes in self._entries))
-        print(f"features of {of}: {how}, {size} as {cache_key.stored_as} in {store_folder()}", file=sys.stderr)
+        if not is_shared or "computed" in how:  # else each fold would say the same
+            print(f"features of {of}: {how}, {size} as {cache_key.stored_as} in {store_folder()}", file=sys.stderr)
         train_labels, val_labels = (data.image_set.labels[part] for part in (data.splits.train, data.splits.val))
-        data.serve_cached((TrainFeatures(views, train_labels), EvalFeatures(val, val_labels)))
+        rows = [np.searchsorted(of_val, part) if is_shared else None for part in (data.splits.train, data.splits.val)]
+        data.serve_cached((TrainFeatures(views, train_labels, rows[0]), EvalFeatures(val, val_labels, rows[1])))
         model.split = self._split
 
     def _get_or_compute(
@@ -221,8 +232,7 @@ class FeatureCache(pl.Callback):
         with context():
             return self._split.frozen(model.normalize(images.to(model.device)))
 
-    def _key(self, model: Any, data: ImageDataModule, part: Split, precision: str, view: list[Any]) -> CacheKey:
-        indices = data.splits[part]
+    def _key(self, model: Any, data: ImageDataModule, indices: np.ndarray, precision: str, view: list[Any]) -> CacheKey:
         image_hashes = hashlib.sha256("\n".join(data.image_set.hashes[index] for index in indices).encode())
         key = {
             "schema": _SCHEMA,
@@ -250,12 +260,16 @@ class EvalFeatures(Dataset[Batch]):
 
     Args:
         features: `(N, …)` and the type that they are computed in, which a batch has.
-        labels: `(N,)` int64.
+        labels: `(n,)` int64.
+        rows: `(n,)` int, which features are served, in this order; None for all N.
     """
 
-    def __init__(self, features: tuple[torch.Tensor, torch.dtype], labels: np.ndarray) -> None:
+    def __init__(
+        self, features: tuple[torch.Tensor, torch.dtype], labels: np.ndarray, rows: np.ndarray | None = None
+    ) -> None:
         self.values, self.dtype = features
         self.labels = torch.from_numpy(labels)
+        self.rows = None if rows is None else torch.from_numpy(rows)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -263,7 +277,8 @@ class EvalFeatures(Dataset[Batch]):
     def __getitems__(self, positions: Sequence[int] | np.ndarray) -> Batch:
         """Returns features `(N, …)` and labels `(N,)` int64."""
         places = torch.as_tensor(positions)
-        return self.values[places].to(self.dtype), self.labels[places]
+        rows = places if self.rows is None else self.rows[places]
+        return self.values[rows].to(self.dtype), self.labels[places]
 
 
 class TrainFeatures(Dataset[Batch]):
@@ -271,11 +286,14 @@ class TrainFeatures(Dataset[Batch]):
 
     Args:
         views: Of each view `(N, …)`, and the type that they are computed in.
-        labels: `(N,)` int64.
+        labels: `(n,)` int64.
+        rows: See `EvalFeatures`.
     """
 
-    def __init__(self, views: Sequence[tuple[torch.Tensor, torch.dtype]], labels: np.ndarray) -> None:
-        self.views = [EvalFeatures(view, labels) for view in views]
+    def __init__(
+        self, views: Sequence[tuple[torch.Tensor, torch.dtype]], labels: np.ndarray, rows: np.ndarray | None = None
+    ) -> None:
+        self.views = [EvalFeatures(view, labels, rows) for view in views]
 
     def __len__(self) -> int:
         return len(self.views[0])
@@ -308,8 +326,19 @@ def why_off(trainer: pl.Trainer, options: Any, data: ImageDataModule) -> str | N
     return None
 
 
-def _view_key(data: ImageDataModule, view: int) -> list[Any]:
-    """Returns all that decides which pixels a fixed view has, besides the images."""
+def _served(data: ImageDataModule) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the images of which features are computed for training, and for val: of folds the same, in their order.
+
+    Where the pixels depend on which images are trained on, or a part of them alone is, each fold has its own.
+    """
+    if not data.splits.folds or data.options["limit_train"] is not None or data.has_measured_pixels:
+        return data.splits.train, data.splits.val
+    whole = np.sort(np.concatenate(data.splits.folds))
+    return whole, whole
+
+
+def _view_key(data: ImageDataModule, view: int, indices: np.ndarray) -> list[Any]:
+    """Returns all that decides which pixels a fixed view of images has, besides the images."""
     transform = data.train_transform
     decoded = ["reduced"] if data.reduced_decode else []
     if not transform.steps:
@@ -321,7 +350,7 @@ def _view_key(data: ImageDataModule, view: int) -> list[Any]:
         [_digest_of_source(step) for step in transform.all_steps if not _is_albumentations(step)],
         [SCHEME_VERSION, data.seed, view],
         # The draws go by an image's place in the set.
-        hashlib.sha256(data.splits.train.tobytes()).hexdigest(),
+        hashlib.sha256(indices.tobytes()).hexdigest(),
     ]
 
 

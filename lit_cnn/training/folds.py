@@ -20,6 +20,7 @@ from lit_cnn.reports.result import escaped_markdown
 from lit_cnn.reports.run_words import DESCRIPTION
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.tracking.run import Run
+from lit_cnn.training.callbacks.fit_progress import lines_apart
 from lit_cnn.training.fold_report import write_fold_report
 from lit_cnn.training.fold_result import FoldResult, fold_result
 from lit_cnn.training.out_of_fold import FOLDER, LOGITS, write_out_of_fold
@@ -29,6 +30,8 @@ from lit_cnn.training.run import train_children, train_each
 from lit_cnn.training.run_report import FOLDER as REPORTS
 from lit_cnn.training.run_report import chosen_options
 from lit_cnn.training.setup import Setup
+
+_LINES_APART = 10.0  # seconds between the lines of two epochs
 
 MakeSetup = Callable[[Mapping[str, Any], int | None], Setup]
 """From options of the data module and the training seed, None for that of the configuration, to a run's setup."""
@@ -185,7 +188,10 @@ class _Made:
                 yield fold.label, partial(self._setup, fold)
 
     def _setup(self, fold: OneFold) -> Setup:
+        is_first = self._last is None
         self._last = self._make(fold.options, fold.seed)
+        if not is_first:
+            self._last.model.weights_note = ""  # it has been said
         return self._last
 
     def result(self, children: Mapping[str, Run]) -> FoldResult | None:
@@ -263,9 +269,10 @@ def _without_folds(params: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def as_folds() -> Iterator[None]:
-    """Names the option that the user gave where that of the data module is wrong."""
+    """Names the option that the user gave where that of the data module is wrong; spares lines of quick epochs."""
     try:
-        yield
+        with lines_apart(_LINES_APART):
+            yield
     except UsageError as error:
         if error.option != "num_folds":
             raise

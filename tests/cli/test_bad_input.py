@@ -34,6 +34,7 @@ FIT = [
     (["--nonsense=3"], ["--nonsense"]),
     (["--trainer.max_epochz=3"], ["--trainer.max_epochz", "--trainer.max_epochs"]),
     (["--data.batch_size=abc"], ["--data.batch_size abc", "whole number"]),
+    (["--data.augment=nonsense"], ["--data.augment nonsense: is no list of transforms", "--config augment/standard"]),
     (["--data.num_workers=-1"], ["--data.num_workers -1"]),
     (["--data.limit_train=0"], ["--data.limit_train 0"]),
     (["--data.val_fraction=1.5"], ["--data.val_fraction", "1.5"]),

@@ -97,7 +97,14 @@ def test_a_stopped_set_goes_on_in_the_same_parent_and_fold(tmp_path: Path, capsy
     first, second = tracked_runs(tmp_path, "fit")
     assert parent.status == first.status == second.status == "FINISHED"
     assert [run.tags["mlflow.parentRunId"] for run in (first, second)] == [parent.run_id] * 2
-    assert re.search(r"resuming lenet5_scratch_digits_stopped \(seed 0, fold 1 of 2\)", capsys.readouterr().err)
+    printed = capsys.readouterr()
+    assert re.search(r"resuming lenet5_scratch_digits_stopped \(seed 0, fold 1 of 2\)", printed.err)
+    # A line a fold: those of quick epochs, and where each fold's report is, are left out.
+    assert "epoch " not in printed.err
+    lines = [line for line in printed.out.splitlines() if line.startswith("fold ")]
+    assert [line.partition(":")[0] for line in lines] == ["fold 0", "fold 1"]
+    assert all(re.search(r": [\d.]+ % of its images right, test [\d.]+ %, run [0-9a-f]{8}$", line) for line in lines)
+    assert printed.out.count("Report: ") == 1
     assert 0 < parent.metrics["oof/acc"] < 1
 
 

@@ -254,6 +254,8 @@ def test_the_page_opens_by_itself_in_a_browser(run: TrackedRun, tmp_path: Path) 
                 for name in ("scrollWidth", "clientWidth")
             )
             assert scrolled <= shown
+            widths = [picture.size["width"] for picture in browser.find_elements("css selector", "img")]
+            assert max(widths) <= shown  # on a telephone too, nothing has to be moved to be seen
     finally:
         browser.quit()
 

@@ -19,10 +19,13 @@ from sklearn.metrics import accuracy_score
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
+from lit_cnn.evaluation.cost import Cost
 from lit_cnn.evaluation.multi_crop import average_probabilities
 from lit_cnn.evaluation.table import Row, Table, sentences
 from lit_cnn.evaluation.table.accuracy import _positions, draw_accuracy
+from lit_cnn.evaluation.table.pareto import draw_pareto
 from lit_cnn.evaluation.table.reliability import draw_reliability
+from lit_cnn.evaluation.table.wording import COLUMNS, GRID_COLUMNS, calibration_caption
 from lit_cnn.reports.figures import save_png
 from tests.evaluation.conftest import calibrated
 
@@ -138,6 +141,29 @@ def test_an_ensemble_of_one_equals_its_member(rows: list[Row]) -> None:
         "excluded (95 %)."
     ]
     assert "[+0.00, +0.00]" not in table.to_html() + str(table) and "same images" in str(table)
+
+
+def test_a_run_of_folds_counts_as_its_networks_and_no_dominated_row_is_on_the_front() -> None:
+    cost = Cost(1, 10)
+    right = np.arange(100) < 90
+    net = Row("net", "member", 1, 2, 2, right, 0.9, cost=cost)
+    folds = Row("5 folds", "member", 1, 2, 10, right, 0.9, cost=Cost(5, 50))
+    table = Table.of([net, folds], net, 10)
+    assert [columns[0].text(line) for columns in (COLUMNS[1:], GRID_COLUMNS) for line in table.lines] == [
+        *("1 x 2", "5 x 2"),
+        *("1", "5"),
+    ]
+    (front,) = [line for line in draw_pareto(table).axes[0].lines if line.get_label() == "Pareto front"]
+    assert np.asarray(front.get_xdata()).tolist() == [10.0]
+
+
+def test_the_caption_says_on_how_many_images_a_temperature_is_fitted() -> None:
+    table = split(20, 4)
+    assert "T: temperature fitted on val;" in calibration_caption(table)
+    rows = [replace(line.row, val_counts=(40_000, 50_000)) for line in table.lines]
+    large = Table.of(rows, rows[0], 1000)
+    said = "T: temperature fitted on 10,000 of the 50,000 val images, spread over the classes;"
+    assert said in calibration_caption(large) and "fitted on val;" in calibration_caption(Table.of(rows, rows[0], 10))
 
 
 def test_rows_of_other_images_are_refused(rows: list[Row]) -> None:

@@ -137,6 +137,28 @@ def folder_run(root: Path, model_options: dict[str, Any], **data_options: Any) -
     return entries() - before
 
 
+def test_folds_share_the_features_of_all_images_that_are_not_test(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "folds", CLASSES, 12)
+    torch.manual_seed(0)
+    state = create_model("timm/test_resnet", num_classes=3, in_channels=3, image_size=SIZE).state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    for augment, num_entries in (({}, 1), ({"augment": FLIP, "views": 2}, 3)):
+        # Without augmentation and in fp32, training and validation see the same: one entry is enough for both.
+        for fold in range(2):
+            options: dict[str, Any] = {"num_folds": 2, "fold": fold, "image_size": SIZE, "num_workers": 0, **augment}
+            data = [
+                ImageDataModule("image_folder", str(root), normalize="imagenet", batch_size=8, **options) for _ in "ab"
+            ]
+            given: dict[str, Any] = {"num_classes": 3, "in_channels": 3, "class_names": data[0].class_names}
+            given |= {name: getattr(data[0], name) for name in ("image_size", "mean", "std", "interpolation")}
+            given |= {"weights": str(tmp_path / "weights.pth"), "transfer": "head_only", "lr": 0.01}
+            live, cached = (LitClassifier("test_resnet", feature_cache="fp32", **given) for _ in "ab")
+            before = entries()
+            metrics, found = run(live, data[0], cached=False), run(cached, data[1])
+            assert found == pytest.approx(metrics, abs=1e-5) and farthest(live, cached) < 1e-5
+            assert len(entries() - before) == (num_entries - ("views" in augment) if fold == 0 else 0)
+
+
 def test_any_change_of_what_features_depend_on_is_a_miss(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "images", CLASSES, per_class=12)
     torch.manual_seed(0)

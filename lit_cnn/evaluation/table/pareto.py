@@ -20,7 +20,7 @@ _MARKERS: Mapping[int, str] = MappingProxyType({1: "o", 2: "s", 5: "^", 10: "D",
 def draw_pareto(table: Numbers) -> "Figure":
     """Draws each row's test accuracy with its 95 % Wilson interval over its cost, 1350 x 810 px.
 
-    The cost is the median latency of one image where it was measured, else multiply-adds per image. A stepped line
+    The cost is the median latency of one image where it was measured, else multiply-adds per image. A line
     joins the rows that no other beats in both; a ring marks the row to take, a dotted one a cheaper row that is not
     measurably worse. The marker says how many crops.
 
@@ -29,8 +29,7 @@ def draw_pareto(table: Numbers) -> "Figure":
     """
     figure, axes = new_figure(9, 5.4)
     axes.set_xscale("log")
-    front = pareto_front(table.lines)
-    _draw_front(axes, front, max(cost_on_axis(line.row) for line in table.lines))
+    _draw_front(axes, pareto_front(table.lines))
     colors = ensemble_colors(table.lines)
     for line in table.lines:
         is_reference = line.row is table.reference
@@ -58,10 +57,11 @@ def _ring(axes: "Axes", line: Line, label: str, linestyle: str) -> None:
     )
 
 
-def _draw_front(axes: "Axes", front: Sequence[Line], largest_cost: float) -> None:
-    costs = [*(cost_on_axis(line.row) for line in front), largest_cost]
-    accuracies = [100 * line.accuracy.mean for line in (*front, front[-1])]
-    axes.step(costs, accuracies, where="post", color="#111827", linewidth=1, alpha=0.6, zorder=1, label="Pareto front")
+def _draw_front(axes: "Axes", front: Sequence[Line]) -> None:
+    # Straight, and no further than its last row: a step would run through rows that are as accurate and cost more.
+    costs = [cost_on_axis(line.row) for line in front]
+    accuracies = [100 * line.accuracy.mean for line in front]
+    axes.plot(costs, accuracies, color="#111827", linewidth=1, alpha=0.6, zorder=1, label="Pareto front")
 
 
 def _draw_line(axes: "Axes", line: Line, color: str) -> None:

@@ -15,11 +15,11 @@ from lit_cnn.evaluation.table.numbers import Line, Numbers
 from lit_cnn.evaluation.table.pareto import draw_pareto
 from lit_cnn.evaluation.table.reliability import draw_reliability
 from lit_cnn.evaluation.table.wording import (
-    CALIBRATION_CAPTION,
     CALIBRATION_COLUMNS,
     COLUMNS,
     GRID_COLUMNS,
     Column,
+    calibration_caption,
     caption,
     cost_caption,
     cost_columns,
@@ -85,7 +85,7 @@ class Table(Numbers, Result):
         parts = [_text_grid(narrow, self.lines, caption(self)), "", *text_notes(sentences(self))]
         found = [line.row.calibration for line in self.lines if line.row.calibration]
         if any(calibration.scaled or calibration.no_temperature for calibration in found):
-            parts += ["", _text_grid(CALIBRATION_COLUMNS, self.lines, CALIBRATION_CAPTION)]
+            parts += ["", _text_grid(CALIBRATION_COLUMNS, self.lines, calibration_caption(self))]
         if machine_of(self):
             parts += ["", _text_grid(cost_columns(self), self.lines, cost_caption(self))]
         return parts
@@ -106,7 +106,7 @@ class Table(Numbers, Result):
             parts.append(paragraph(cost_caption(self)))
         if self._has_calibration:
             parts += [heading("Calibration"), drawing(svg_of(draw_reliability(self), "reliability"))]
-            parts += [self._html_grid(CALIBRATION_COLUMNS), paragraph(CALIBRATION_CAPTION)]
+            parts += [self._html_grid(CALIBRATION_COLUMNS), paragraph(calibration_caption(self))]
         return parts
 
     def records(self) -> list[dict[str, Any]]:
@@ -119,7 +119,7 @@ class Table(Numbers, Result):
         table = [*_markdown_grid(COLUMNS, self.lines), "", caption(self).replace("*:", r"\*:"), ""]
         parts = [f"**{escaped_markdown(self.answer())}**", "", *table, *said, ""]
         if self._has_calibration:
-            parts += [*_markdown_grid(CALIBRATION_COLUMNS, self.lines), "", CALIBRATION_CAPTION, ""]
+            parts += [*_markdown_grid(CALIBRATION_COLUMNS, self.lines), "", calibration_caption(self), ""]
         if self.grid:
             parts += [*_markdown_grid(GRID_COLUMNS, self.grid), "", grid_caption(self).replace("*:", r"\*:"), ""]
         if self._has_cost:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from lit_cnn.core.intervals import Interval
 from lit_cnn.core.words import joined
-from lit_cnn.evaluation.calibration import NO_TEMPERATURE, Calibration, Scaled
+from lit_cnn.evaluation.calibration import NO_TEMPERATURE, Calibration, Scaled, most_fitted
 from lit_cnn.evaluation.cost import LARGEST_PASS, Latency
 from lit_cnn.evaluation.decision import ALPHA
 from lit_cnn.evaluation.paired import score_limits
@@ -64,13 +64,13 @@ CALIBRATION_COLUMNS = (
     Column("NLL\nafter T", lambda line: _of_scaled(line, lambda scaled: f"{scaled.nll:.4f}")),
 )
 
-CALIBRATION_CAPTION = (
+_CALIBRATION_CAPTION = (
     "ECE: expected calibration error, 15 bins. Brier: 0 to 2. NLL: negative log-likelihood, nats. All on test; "
-    "T: temperature fitted on val; where a reason stands instead, none is taken. A vote has no probabilities."
+    "T: temperature fitted on {val}; where a reason stands instead, none is taken. A vote has no probabilities."
 )
 
 GRID_COLUMNS = (
-    Column("Models", lambda line: f"{line.row.num_models}"),
+    Column("Models", lambda line: f"{_num_networks(line.row)}"),
     Column("Crops", lambda line: f"{line.row.num_views}{_star(line.row)}"),
     Column("Passes", lambda line: f"{line.row.forward_passes:,}"),
     Column("Top-1 error % [95 %]", lambda line: accuracy_text(_error(line.accuracy))),
@@ -292,8 +292,21 @@ def _signed_or_same(difference: Interval) -> str:
     return signed(difference) if any(difference) else SAME
 
 
+def calibration_caption(table: Numbers) -> str:
+    """Returns what has to be known to read the table of calibration."""
+    num_val = max((line.row.val_counts[1] for line in table.lines if line.row.val_counts), default=0)
+    most = most_fitted(table.num_classes)
+    some = f"{most:,} of the {num_val:,} val images, spread over the classes"
+    return _CALIBRATION_CAPTION.format(val=some if num_val > most else "val")
+
+
 def _models_x_crops(row: Row) -> str:
-    return f"{row.num_models} x {row.num_views}{_star(row)}"
+    return f"{_num_networks(row)} x {row.num_views}{_star(row)}"
+
+
+def _num_networks(row: Row) -> int:
+    """Returns how many networks are run: a run of folds is several."""
+    return row.forward_passes // row.num_views
 
 
 def _star(row: Row) -> str:

@@ -3,7 +3,9 @@
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,6 +20,17 @@ from lit_cnn.training.steps import accumulated
 _ESTIMATE_AFTER = 3.0  # seconds of training; by then steps take what they take
 _LEAST_TOLD = 20.0  # seconds; who waits for less needs no estimate
 _EVALUATION_COST = 1 / 3  # of a training step, for the same image: no way back, no step of the optimizer
+_APART: ContextVar[float] = ContextVar("seconds between the lines of two epochs", default=0.0)
+
+
+@contextmanager
+def lines_apart(seconds: float) -> Iterator[None]:
+    """Leaves out the lines of epochs that end within so many seconds of the one before, or of the beginning."""
+    token = _APART.set(seconds)
+    try:
+        yield
+    finally:
+        _APART.reset(token)
 
 
 class FitProgress(ProgressBar):
@@ -36,6 +49,7 @@ class FitProgress(ProgressBar):
         self._started = 0.0
         self._epoch_began = 0.0
         self._first = (0, 0, 0)  # epoch, step and image at which this fit began
+        self._said = 0.0  # when a line was printed last
         self._is_validated = False
         self._has_told = False
 
@@ -55,7 +69,7 @@ class FitProgress(ProgressBar):
         self._images = round((trainer.current_epoch + share) * self._epoch_images)
         self._first = (trainer.current_epoch, trainer.global_step, self._images)
         self._since, self._has_told = None, False
-        self._started = self._epoch_began = time.monotonic()
+        self._started = self._epoch_began = self._said = time.monotonic()
         self._open(self._total(trainer), self._images)
 
     def on_train_batch_end(
@@ -94,7 +108,9 @@ class FitProgress(ProgressBar):
         values: dict[str, Any] = {**validated, **means}
         width = columns() if sys.stderr.isatty() else None
         seconds = time.monotonic() - self._epoch_began
-        say(epoch_line(_epoch(trainer), values, seconds, self._rate, left, width))
+        if time.monotonic() - self._said >= _APART.get():
+            self._said = time.monotonic()
+            say(epoch_line(_epoch(trainer), values, seconds, self._rate, left, width))
         if not self._has_told and left >= _LEAST_TOLD:
             self._tell_expected(trainer, validated=True)
 
