@@ -92,11 +92,11 @@ def check_each_once(folder: Path, runs: list[TrackedRun]) -> None:
         assert [step for step, _ in run.history["val/acc"]] == [8 * (epoch + 1) - 1 for epoch in range(EPOCHS)]
 
 
-def ray_processes_of(pid: int) -> list[psutil.Process]:
+def is_alive(process: psutil.Process) -> bool:
     try:
-        return psutil.Process(pid).children(recursive=True)
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
-        return []
+        return False
 
 
 @pytest.mark.slow
@@ -113,14 +113,14 @@ def test_a_cluster_of_this_machine_alone_gives_the_same_trials_and_leaves_nothin
 
     command = started(*ON_NODES, "--parallel=1")
     wait_until(lambda: "trial 1 of 4" in log.read_text("utf-8"), timeout=120)
-    begun = ray_processes_of(command.pid)
+    below = psutil.Process(command.pid).children(recursive=True)
+    begun = [each for each in below if "sender" not in " ".join(each.cmdline())]
     command.send_signal(signal.SIGINT)
     assert command.wait(120) == 128 + signal.SIGINT
     said = log.read_text("utf-8").splitlines()
     assert said[-1] == "lit-cnn: stopped by SIGINT; the same command with --resume auto goes on"
     assert not [line for line in said if "ray" in line.lower()]  # nothing of Ray's own
-    trainer = [each for each in begun if each.is_running() and "sender" not in " ".join(each.cmdline())]
-    assert psutil.wait_procs(trainer, timeout=20)[1] == []
+    wait_until(lambda: not any(map(is_alive, begun)), timeout=30)
 
     command = started("--engine=ray", "--parallel=1", "--resume=auto", UNHURRIED)
     assert command.wait(200) == 0, log.read_text("utf-8")
