@@ -18,6 +18,7 @@ from lit_cnn.core.moved import MovedModules
 
 if TYPE_CHECKING:
     from lit_cnn.cli.fit_config import fit_config
+    from lit_cnn.cli.tune_config import tune
     from lit_cnn.data.audit import check_data
     from lit_cnn.data.datamodule import ImageDataModule
     from lit_cnn.evaluation.compare import compare
@@ -51,6 +52,7 @@ __all__ = [
     "report",
     "runs",
     "soup",
+    "tune",
 ]
 
 # Name -> module, and the name there if it is another one.
@@ -70,6 +72,7 @@ _PLACES = {
     "report": "evaluation.report",
     "runs": "tracking.runs",
     "soup": "evaluation.soup",
+    "tune": "cli.tune_config",
 }
 
 sys.meta_path.insert(0, MovedModules())

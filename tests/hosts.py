@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 from tests import forks
 
 PORT = 29400
+_RAY_PORT = 6379
 ON_TWO_HOSTS = ("--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.accelerator=cpu")
 _CLONE_NEWNET = 0x40000000
 _CABLE = "cable0"
@@ -108,6 +110,30 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
         except subprocess.CalledProcessError as error:
             raise PermissionError(f"no network namespaces: {error.stderr.strip()}") from error
         yield hosts[0], hosts[1]
+
+
+@contextlib.contextmanager
+def ray_cluster(hosts: tuple[Host, Host]) -> Iterator[str]:
+    """Starts a Ray cluster of two nodes with one core each; yields its address.
+
+    Args:
+        hosts: The first one is the head.
+    """
+    address = f"{hosts[0].address}:{_RAY_PORT}"
+    folder = tempfile.mkdtemp(prefix="ray")  # short, as its sockets are in it
+    own = {"PYTHONPATH": str(forks.ROOT), "RAY_AUTH_MODE": "disabled", "GLOO_SOCKET_IFNAME": _CABLE}
+    try:
+        for host in hosts:
+            as_head = ["--head", f"--port={_RAY_PORT}", "--include-dashboard=false", f"--temp-dir={folder}"]
+            start = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--node-ip-address={host.address}"]
+            start += as_head if host is hosts[0] else [f"--address={address}"]
+            command = ["ip", "netns", "exec", host.name, *start, "--num-cpus=1", "--disable-usage-stats"]
+            subprocess.run(command, check=True, capture_output=True, env={**os.environ, **own})
+        yield address
+    finally:
+        for host in hosts:
+            host.kill()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _run(*command: str) -> str:

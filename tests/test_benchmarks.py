@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -9,7 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks.common import RESULTS, as_json, commit, machine, machine_slug, report, save_result
+from lit_cnn.search import candidates
+from tests.benchmarks.common import RESULTS, Parts, as_json, commit, machine, machine_slug, report, save_result
+from tests.benchmarks.peers import lit_cnn_best
+from tests.benchmarks.peers.image_sets import num_images, targets_of, write_set
+from tests.benchmarks.peers.tools import TOOLS, Job, Runner, Tool
 
 FIELDS = {"name", "arguments", "commit", "date", "machine", "load_before", "versions", "figures"}
 BENCHMARKS = sorted(path.stem for path in RESULTS.parent.glob("[a-z]*.py") if path.stem != "common")
@@ -51,6 +56,37 @@ def test_another_run_on_the_same_machine_takes_the_place_of_the_first(tmp_path: 
     files = [save_result("soak", {"seconds": seconds}, tmp_path) for seconds in (1.0, 2.0)]
     assert files[0] == files[1]
     assert json.loads(files[0].read_text())["figures"] == {"seconds": 2.0}
+
+
+def test_a_measurement_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    file = tmp_path / "build" / "parts.jsonl"
+    parts = Parts(file)
+    parts.add("a 0", seconds=1.0)
+    parts.add("a 1", error="exit code 1")
+    with file.open("a") as cut_short:
+        cut_short.write('\n{"part": "a 2", "sec')
+    parts = Parts(file)
+    assert {name: part.get("seconds") for name, part in parts.found.items()} == {"a 0": 1.0, "a 1": None}
+    parts.add("a 1", seconds=2.0)
+    assert {name: part["seconds"] for name, part in Parts(file).found.items()} == {"a 0": 1.0, "a 1": 2.0}
+
+
+def test_a_tool_that_fails_is_told_and_gets_no_test_image_s_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_set("digits", tmp_path / "sets" / "digits")
+    assert num_images(folder) == {"pool": 1347, "test": 450, "classes": 10}
+    assert sorted(path.name for path in (folder / "test").iterdir()) == list(targets_of(folder))
+    assert len({path.read_bytes() for path in folder.glob("*/**/*.png")}) == 1347 + 450
+    monkeypatch.setitem(TOOLS, "fastai", Tool("fastai_recipe"))  # in this environment, which has none
+    job = Job("fastai", "digits", minutes=0.1, repeat=0, cores=1)
+    found = Runner(tmp_path, tmp_path).run(job, cores=str(min(os.sched_getaffinity(0))))
+    assert found["error"] == "exit code 1: ModuleNotFoundError: No module named 'fastai'"
+    assert [path.name for path in (tmp_path / "jobs" / "digits_0.1m_1c_fastai_0").iterdir()] == ["log.txt"]
+
+
+def test_lit_cnn_is_given_the_networks_that_it_tries_by_itself() -> None:
+    assert lit_cnn_best._OF_SMALL_IMAGES == candidates._SMALL_ARCHS
 
 
 def test_the_machine_is_this_one() -> None:

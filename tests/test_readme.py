@@ -36,6 +36,7 @@ DOCUMENTS = (
     "docs/export.md",
     "docs/tracking.md",
     "docs/server.md",
+    "docs/clusters.md",
     "docs/resume.md",
     "docs/faults.md",
     "docs/results.md",

@@ -188,9 +188,11 @@ def _meant(name: str) -> str:
 
 def _train_or_evaluate(name: Any, arguments: list[str]) -> int:
     from lit_cnn.cli.configs import split_arguments
-    from lit_cnn.cli.precheck import precheck, starting_line, take_folds, take_seeds
+    from lit_cnn.cli.precheck import precheck, starting_line, take_engine, take_folds, take_seeds
     from lit_cnn.cli.shorthand import chosen, expand
 
+    engine, address, arguments = take_engine(arguments) if name == "fit" else (None, None, arguments)
+    given = arguments
     seeds, arguments = take_seeds(arguments) if name == "fit" else (None, arguments)
     folds, split_seeds, arguments = take_folds(arguments) if name == "fit" else (None, None, arguments)
     arguments = expand(name, arguments)
@@ -203,6 +205,10 @@ def _train_or_evaluate(name: Any, arguments: list[str]) -> int:
         starting and not says_not_first() and not asks_for_help and sys.stderr.isatty()
     ):  # else it comes with what is known before the first step
         print(starting, file=sys.stderr, flush=True)
+    if engine is not None and not asks_for_help:
+        from lit_cnn.cli.fit_on_ray import fit_on_ray
+
+        return fit_on_ray(given, address)
     # Not in the other processes of a distributed run, which are started with a rank, and log nothing.
     if name == "fit" and not says_not_first() and not asks_for_help:
         from lit_cnn.tracking.supervisor import start_early

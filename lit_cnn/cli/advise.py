@@ -2,26 +2,25 @@
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_cnn.cli.engine import engine_of
 from lit_cnn.cli.output import print_result
-from lit_cnn.cli.verbs import CommandParser, seconds_of
+from lit_cnn.cli.verbs import CommandParser, count_of, seconds_of
 from lit_cnn.core.errors import UsageError, as_printed
-from lit_cnn.core.words import duration
 
 if TYPE_CHECKING:
     from lit_cnn.cli.lit_cli import DataCLI
     from lit_cnn.data.datamodule import ImageDataModule
     from lit_cnn.evaluation.advice import Trial
+    from lit_cnn.search.crew import Crew
+    from lit_cnn.search.planned import Planned
     from lit_cnn.training.parents import ParentRun
-    from lit_cnn.training.setup import Setup
     from lit_cnn.training.transfer import Regime
 
-Planned = tuple[str, "Regime", int]
+Tried = tuple[str, "Regime", int]
 """A trial: architecture, regime, number of training images."""
 
 _REGIMES = ("head_only", "last_stages", "full", "scratch")
@@ -42,6 +41,7 @@ def advise(arguments: list[str]) -> int:
     )
     parser.add_argument("--sizes", nargs="+", type=_size, help="training images; default: a sixteenth, a quarter, all")
     parser.add_argument("--budget", type=seconds_of, metavar="TIME", help="15m: begin no trial that would end later")
+    parser.add_argument("--parallel", type=count_of, metavar="N", help="trials at once; default: one a GPU, else 1")
     parser.add_argument("--output", type=_folder, default=Path("advice"), help="folder for the report; default: advice")
     parser.add_argument("--format", choices=["table", "csv", "json"], default="table", help="default: table")
     options, of_fit = parser.parse_known_args(arguments)
@@ -49,17 +49,23 @@ def advise(arguments: list[str]) -> int:
     from lit_cnn.cli.precheck import arguments_of_trials
 
     of_fit = arguments_of_trials("advise", of_fit, parser.options)
-    from lit_cnn.cli.train import exit_code
-    from lit_cnn.training.process import hush_lightning
+    with engine_of(None, None, options.parallel, of_fit) as engine:
+        from lit_cnn.cli.train import exit_code
+        from lit_cnn.search.crew import Crew
+        from lit_cnn.training.process import hush_lightning
 
-    hush_lightning()
-    return exit_code(lambda: _advise(options, of_fit))
+        hush_lightning()
+        crew = Crew(engine)
+        try:
+            return exit_code(lambda: _advise(options, of_fit, crew))
+        finally:
+            crew.close()
 
 
-def _advise(options: argparse.Namespace, of_fit: list[str]) -> None:
-    from lit_cnn.cli.lit_cli import DataCLI, settled
+def _advise(options: argparse.Namespace, of_fit: list[str], crew: "Crew") -> None:
+    from lit_cnn.cli.lit_cli import DataCLI, LitCLI, settled
     from lit_cnn.evaluation.advice import Advice, default_sizes
-    from lit_cnn.training.run import train_children
+    from lit_cnn.search.planned import train_planned
     from lit_cnn.training.transfer import starting_guess
 
     parsed = DataCLI(of_fit)
@@ -71,8 +77,8 @@ def _advise(options: argparse.Namespace, of_fit: list[str]) -> None:
     guess = starting_guess(num_images, data.num_classes)
     regimes = sorted(options.regimes, key=lambda regime: regime != guess)
     print(f"starting guess for {num_images:,} images of {data.num_classes} classes: {guess}", file=sys.stderr)
-    planned = [(arch, regime, size) for size in sizes for arch in archs for regime in regimes]
-    labels = [_label(*trial) for trial in planned]
+    trials = [(arch, regime, size) for size in sizes for arch in archs for regime in regimes]
+    labels = [_label(*trial) for trial in trials]
     given, why = settled(of_fit, lambda config: {**config, "children": labels})
     parsed = DataCLI(given)
     if why:
@@ -80,17 +86,18 @@ def _advise(options: argparse.Namespace, of_fit: list[str]) -> None:
     weights = _weights_of(archs, parsed.plain_config["model"]["weights"], is_chosen_here=given != of_fit)
     if None in weights.values() and set(options.regimes) != {"scratch"}:
         raise UsageError("weights", None, "the regimes but scratch need weights", "give pretrained, offline or a file")
-    trials: list[Trial] = []
-    parent = _parent_of(planned, parsed, trials, options.output, resume=parsed.options.resume is not None)
-    setups = _setups(planned, options.budget, trials, parent, data, given, weights)
-    run = train_children(parent, setups)
-    advice = Advice(tuple(trials), num_images, data.image_set.name, run.id)
+    parent = _parent_of(trials, parsed, options.output, resume=parsed.options.resume is not None)
+    planned = [_planned(trial, given, weights) for trial in trials]
+    for each in reversed(planned[: len(archs) * len(regimes)]):  # what cannot be trained is refused before it starts
+        setup = LitCLI("fit", each.arguments).setup
+    run = train_planned(parent, setup, planned, crew, options.budget, _say)
+    advice = Advice(_ended(trials, parent, data), num_images, data.image_set.name, run.id)
     print_result(advice, options.format)
     if options.format == "table":
         taken = advice.decision.chosen
         print(f"\nReport: {options.output / 'report.html'}")
         print(f"Next: lit-cnn fit with the same images, --config transfer/{taken.regime} and --model.arch {taken.arch}")
-        print(f"run {run.id}")
+        print(f"run {advice.run}")
 
 
 def _weights_of(archs: Sequence[str], weights: str | None, is_chosen_here: bool) -> dict[str, str | None]:
@@ -102,80 +109,62 @@ def _weights_of(archs: Sequence[str], weights: str | None, is_chosen_here: bool)
     return {arch: available_weights(arch)[0] for arch in archs}
 
 
-def _setups(
-    planned: Sequence[Planned],
-    budget: float | None,
-    trials: list["Trial"],
-    parent: "ParentRun",
-    data: "ImageDataModule",
-    of_fit: list[str],
-    weights: Mapping[str, str | None],
-) -> Iterator[tuple[str, Callable[[], "Setup"]]]:
-    """Yields the setups of the trials that the budget has time for, and adds each to `trials` when it has ended."""
-    from lit_cnn.data.datamodule import ImageDataModule
-    from lit_cnn.evaluation.advice import Trial
-
-    started, taken = time.monotonic(), dict[tuple[str, str], float]()
-    for number, (arch, regime, size) in enumerate(planned, start=1):
-        spent = time.monotonic() - started
-        # At least as long as the last, smaller one of its kind.
-        if budget is not None and spent + taken.get((arch, regime), 0.0) >= budget:
-            print(f"{arch}, {regime}, {size:,} images: left out, --budget {duration(budget)} is spent", file=sys.stderr)
-            continue
-        print(f"trial {number} of {len(planned)}: {arch}, {regime}, {size:,} images", file=sys.stderr)
-        begun, label = time.monotonic(), _label(arch, regime, size)
-        yield label, partial(_setup, arch, regime, size, of_fit, weights[arch])
-        run = parent.children[label]
-        seconds = taken[arch, regime] = run.seconds or time.monotonic() - begun
-        if any(data.options[name] != value for name, value in parent.data_options.items()):
-            data = ImageDataModule(**{**data.options, **parent.data_options})  # as an earlier version began
-        num_val = len(data.splits.val)
-        correct = round(run.metrics["best/val/acc"] * num_val)
-        trials.append(Trial(arch, regime, size, correct, num_val, seconds, run.id))
-    if not trials:
-        raise UsageError("budget", duration(budget or 0.0), "ended before the first trial did", "give more")
-
-
 def _label(arch: str, regime: str, size: int) -> str:
     return f"{arch} {regime} {size}"
 
 
-def _setup(arch: str, regime: "Regime", size: int, of_fit: list[str], weights: str | None) -> "Setup":
-    from lit_cnn.cli.lit_cli import LitCLI
+def _planned(trial: Tried, of_fit: Sequence[str], weights: Mapping[str, str | None]) -> "Planned":
+    from lit_cnn.search.planned import Planned
 
-    own = [f"--model.arch={arch}", f"--data.limit_train={size}", "--test_after_fit=false", "--report=false"]
-    own.append(f"--model.weights={'null' if regime == 'scratch' else weights}")
+    arch, regime, size = trial
+    of_weights = "null" if regime == "scratch" else weights[arch]
+    own = [f"--model.arch={arch}", f"--data.limit_train={size}", f"--model.weights={of_weights}"]
+    own += ["--test_after_fit=false", "--report=false", "--trainer.enable_progress_bar=false"]
     # After the user's files; what the user says in options wins over it.
-    return LitCLI("fit", [*of_fit, f"--config=transfer/{regime}", *own]).setup
+    arguments = [*of_fit, f"--config=transfer/{regime}", *own]
+    return Planned(_label(*trial), f"{arch}, {regime}, {size:,} images", f"{arch} {regime}", arguments)
 
 
-def _parent_of(
-    planned: Sequence[Planned], parsed: "DataCLI", trials: list["Trial"], output: Path, resume: bool
-) -> "ParentRun":
+def _ended(trials: Sequence[Tried], parent: "ParentRun", data: "ImageDataModule") -> tuple["Trial", ...]:
+    """Returns what the trials came to that have ended."""
+    from lit_cnn.data.datamodule import ImageDataModule
+    from lit_cnn.evaluation.advice import Trial
+
+    if any(data.options[name] != value for name, value in parent.data_options.items()):
+        data = ImageDataModule(**{**data.options, **parent.data_options})  # as an earlier version began
+    num_val = len(data.splits.val)
+    runs = [(trial, run) for trial in trials if (run := parent.children.get(_label(*trial))) is not None]
+    return tuple(
+        Trial(*trial, round(run.metrics["best/val/acc"] * num_val), num_val, run.seconds or 0.0, run.id)
+        for trial, run in runs
+    )
+
+
+def _parent_of(trials: Sequence[Tried], parsed: "DataCLI", output: Path, resume: bool) -> "ParentRun":
     """Returns the run that the trials are shown under; it keeps the report."""
     from lit_cnn.evaluation.advice import Advice
     from lit_cnn.training.parents import ParentRun
 
-    archs = sorted({arch for arch, _, _ in planned})
+    archs = sorted({arch for arch, _, _ in trials})
     data = parsed.datamodule
 
     def keep(parent: "ParentRun") -> None:
         """Logs what the trials come to."""
         assert parent.logger is not None
-        advice = Advice(tuple(trials), len(data.splits.train), data.image_set.name)
+        advice = Advice(_ended(trials, parent, data), len(data.splits.train), data.image_set.name)
         for file in advice.report_files(output):
             parent.logger.log_artifact(file, "advice")
-        members = " ".join(trial.run for trial in trials)
+        members = " ".join(trial.run for trial in advice.trials)
         parent.logger.set_tags({"members": members, "mlflow.note.content": advice.answer()})
 
     return ParentRun(
         "advice",
         resume,
         differs={
-            "children": [_label(*trial) for trial in planned],
+            "children": [_label(*trial) for trial in trials],
             **{section: parsed.plain_config[section] for section in ("model", "data", "trainer")},
         },
-        tags={"arch": " + ".join(archs), "transfer": " + ".join(sorted({regime for _, regime, _ in planned}))},
+        tags={"arch": " + ".join(archs), "transfer": " + ".join(sorted({regime for _, regime, _ in trials}))},
         name_of=lambda name: f"advice_{data.image_set.name}",
         conclude=keep,
         child_tags={"trial": "advice"},
@@ -192,3 +181,7 @@ def _size(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}: give numbers of training images, such as 50 500")
     return int(text)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -54,10 +54,7 @@ def fit_config(
         >>> 0 < run.metrics["test/acc"] < 1
         True
     """
-    options = options or {}
-    for name in _OF_COMMAND & options.keys():
-        raise UsageError(name, options[name], "is no option of a run", "leave it out")
-    arguments = [*(f"--config={name}" for name in configs), *map(_argument, options, options.values())]
+    arguments = arguments_of(configs, options or {})
     precheck(arguments, is_typed=False)
     keep_freed_memory()
     from lit_cnn.cli.distill import with_teachers
@@ -101,6 +98,17 @@ def train_missing(
             # A line for each run, on standard error, and none for each epoch.
             given = {"trainer.enable_progress_bar": False, **arm.options, **(options or {}), "experiment": experiment}
             fit_config(*arm.configs, options=given, seeds=missing, teachers=arm.teachers)
+
+
+def arguments_of(configs: Sequence[str | Path], options: Mapping[str, Any]) -> list[str]:
+    """Returns configurations and options as arguments of `lit-cnn fit`.
+
+    Raises:
+        UsageError: If an option is none of a run.
+    """
+    for name in _OF_COMMAND & options.keys():
+        raise UsageError(name, options[name], "is no option of a run", "leave it out")
+    return [*(f"--config={name}" for name in configs), *map(_argument, options, options.values())]
 
 
 def _argument(name: str, value: Any) -> str:

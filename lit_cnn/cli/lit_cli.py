@@ -83,7 +83,8 @@ class LitCLI(LightningCLI):
         if self._command == "fit":
             parser.epilog = (
                 "--seeds N [N ...]: train once with each, under one run with mean and standard deviation; "
-                "--folds K [--split_seeds N ...]: train on each of K folds, cut anew with each of these seeds"
+                "--folds K [--split_seeds N ...]: train on each of K folds, cut anew with each of these seeds; "
+                "--engine ray [--address HOST:PORT]: on the machines of a Ray cluster, --trainer.devices of them in all"
             )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -90,19 +90,22 @@ def precheck(arguments: Sequence[str], also: Sequence[str] = (), is_typed: bool 
         _check_root(options)
 
 
-def arguments_of_trials(command: str, arguments: Sequence[str], also: Sequence[str]) -> list[str]:
+def arguments_of_trials(
+    command: str, arguments: Sequence[str], also: Sequence[str], is_typed: bool = True
+) -> list[str]:
     """Returns arguments of `lit-cnn fit` for trials, a folder spelt out; refuses what cannot be right.
 
     Args:
         command: Which trains the trials.
         arguments: Those that are not the command's own.
         also: Options of the command itself.
+        is_typed: Whether somebody has typed them.
 
     Raises:
         UsageError: As `precheck`, or if the trials would not be tracked.
     """
-    of_fit = expand(command, arguments)
-    precheck(of_fit, also)
+    of_fit = expand(command, arguments) if is_typed else list(arguments)
+    precheck(of_fit, also, is_typed)
     given = value_of(of_fit, "track")
     if (given or "true").lower() == "false":
         raise UsageError("track", given, "every trial is a tracked run", "leave it out")
@@ -141,10 +144,36 @@ def take_folds(arguments: list[str]) -> tuple[int | None, list[int] | None, list
         return None, None, arguments
     if not given or not given[0].isdigit() or int(given[0]) < 2:
         raise UsageError("folds", given, "give a whole number of at least 2")
-    for name, value in _pairs(rest):
+    check_no_fold_given(rest)
+    return int(given[0]), split_seeds, rest
+
+
+def check_no_fold_given(arguments: Sequence[str]) -> None:
+    """Refuses options of `lit-cnn fit` that choose one fold, where all are trained on.
+
+    Raises:
+        UsageError: With the option.
+    """
+    for name, value in _pairs(arguments):
         if name in ("data.num_folds", "data.fold"):
             raise UsageError(name.partition(".")[2], value, "is chosen by `folds`, fold after fold", "leave it out")
-    return int(given[0]), split_seeds, rest
+
+
+def take_engine(arguments: list[str]) -> tuple[str | None, str | None, list[str]]:
+    """Takes `--engine ray` and `--address HOST:PORT` out of the arguments; returns both, and the rest.
+
+    Raises:
+        UsageError: If the engine is another one, or there is an address without it.
+    """
+    engine, arguments = _take(arguments, "engine", most=1)
+    address, rest = _take(arguments, "address", most=1)
+    if engine is not None and engine != ["ray"]:
+        raise UsageError("engine", engine, "give ray, or leave it out")
+    if address is not None and engine is None:
+        raise UsageError("address", address, "is that of a Ray cluster", "give `engine=ray` too")
+    if address == []:
+        raise UsageError("address", None, "give HOST:PORT of the cluster's head, or auto")
+    return (None if engine is None else engine[0]), (None if address is None else address[0]), rest
 
 
 def _take(arguments: list[str], option: str, most: int | None = None) -> tuple[list[str] | None, list[str]]:

@@ -1,33 +1,35 @@
 """`lit-cnn tune`: searches options of `lit-cnn fit`, and trains the best anew."""
 
 import argparse
+import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from lit_cnn.cli.configs import SECTIONS, load_config, search_text
+from lit_cnn.cli.engine import engine_of
 from lit_cnn.cli.option_kinds import option_kinds
 from lit_cnn.cli.output import print_result
-from lit_cnn.cli.precheck import arguments_of_trials, hint, known_options, value_of
-from lit_cnn.cli.verbs import CommandParser, check_output_file, seconds_of
+from lit_cnn.cli.precheck import arguments_of_trials, check_no_fold_given, hint, known_options, value_of
+from lit_cnn.cli.verbs import CommandParser, check_output_file, count_of, seconds_of
 from lit_cnn.core.errors import UsageError, as_printed
 from lit_cnn.core.run_params import OF_THE_PLACE, decides
-from lit_cnn.search.room import gpus, require_memory, shares
 from lit_cnn.search.space import CONFIG, Choices, Dimension, Space, arguments_of, read_space, text_of
 
 if TYPE_CHECKING:
     from lit_cnn.search.crew import Crew
+    from lit_cnn.search.result import SearchResult
     from lit_cnn.search.study import Plan
     from lit_cnn.training.setup import Setup
 
+T = TypeVar("T")
 _TRIED = 3  # draws that are built before anything starts
-_WORKER = "lit_cnn.cli.tune_worker"
-_PRUNERS = ("asha", "hyperband", "none")
-_SAMPLERS = ("tpe", "random", "grid")
+PRUNERS = ("asha", "hyperband", "none")
+SAMPLERS = ("tpe", "random", "grid")
 # What decides which images a trial is judged on, and by what.
 _NOT_SEARCHED = {
     *("seed_everything", "monitor", "monitor_mode", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
@@ -46,14 +48,40 @@ def tune(arguments: list[str]) -> int:
     """Takes the options of `lit-cnn fit` and its own; every trial is a tracked run below one."""
     parser = _parser()
     options, of_fit = parser.parse_known_args(arguments)
+
+    def end(run: "Callable[[], SearchResult]") -> int:
+        """Prints what the search came to; returns the exit code."""
+        from lit_cnn.cli.train import exit_code
+
+        return exit_code(lambda: _print(options, run()))
+
+    return with_crew(options, of_fit, end, parser.options)
+
+
+def with_crew(
+    options: argparse.Namespace,
+    of_fit: list[str],
+    then: "Callable[[Callable[[], SearchResult]], T]",
+    also: Sequence[str] | None = None,
+) -> T:
+    """Refuses what cannot be searched, starts the workers, and returns what is then made of the search.
+
+    Args:
+        options: Of the command.
+        of_fit: Options of `lit-cnn fit` for all trials.
+        then: Given what searches.
+        also: The options that somebody could have typed; None where the search is called from Python.
+
+    Raises:
+        UsageError: If it cannot be searched so; nothing is written then.
+    """
     try:
         check_output_file(options.output / "report.html")
     except UsageError as error:
         raise UsageError("output", options.output, error.reason, "give another folder") from error
-    if "folds" in _given(of_fit):
-        remedy = "leave it out, and give it to lit-cnn fit with the best"
-        raise UsageError("folds", value_of(of_fit, "folds"), "the trials of a search have one val each", remedy)
-    of_fit = arguments_of_trials("tune", of_fit, parser.options)
+    of_fit = arguments_of_trials("tune", of_fit, also or (), is_typed=also is not None)
+    if options.folds:
+        check_no_fold_given(of_fit)
     if value_of(of_fit, "ckpt_path") is not None:
         raise UsageError("ckpt_path", value_of(of_fit, "ckpt_path"), "a search trains anew", "leave it out")
     if value_of(of_fit, "trainer.devices") not in (None, "1", "auto"):
@@ -67,26 +95,27 @@ def tune(arguments: list[str]) -> int:
         """Whether an option takes whole numbers only."""
         return option in kinds and "int" in kinds[option].types and "float" not in kinds[option].types
 
-    space = read_space(search_text(options.search), options.search, is_whole)
-    check_names(space, of_fit, parser.options)
+    space = read_space(*_text_and_name(options.search), is_whole)
+    check_names(space, of_fit, also or ())
     if options.sampler == "grid" and space.combinations() is None:
         raise _endless(space)
-    there = gpus() if value_of(of_fit, "trainer.accelerator") != "cpu" else []
-    num_workers = options.parallel or max(1, len(there))
-    require_memory(num_workers)
-    from lit_cnn.tracking.supervisor import start_early
+    with engine_of(options.engine, options.address, options.parallel, of_fit) as engine:
+        from lit_cnn.search.crew import Crew
+        from lit_cnn.training.process import hush_lightning
 
-    start_early()
-    from lit_cnn.cli.train import exit_code
-    from lit_cnn.search.crew import Crew
-    from lit_cnn.training.process import hush_lightning
+        hush_lightning()
+        crew = Crew(engine)
+        try:
+            return then(lambda: _tune(options, of_fit, space, crew, resume is not None))
+        finally:
+            crew.close()
 
-    hush_lightning()
-    crew = Crew(_WORKER, shares(num_workers, there))
-    try:
-        return exit_code(lambda: _tune(options, of_fit, space, crew, num_workers, resume is not None))
-    finally:
-        crew.close()
+
+def _text_and_name(search: str | Mapping[str, Any]) -> tuple[str, str]:
+    """Returns the text of what is searched, and what it is called in a mistake."""
+    if isinstance(search, str):
+        return search_text(search), search
+    return yaml.safe_dump(dict(search), sort_keys=False), "search"
 
 
 def _parser() -> CommandParser:
@@ -99,11 +128,14 @@ def _parser() -> CommandParser:
     )
     name = "lr, transfer, augment or architecture (lit-cnn configs lists them), or a file: option -> values"
     parser.add_argument("--search", required=True, metavar="NAME", help=name)
-    parser.add_argument("--trials", type=_count, default=30, help="how many, at most; default: 30")
+    parser.add_argument("--trials", type=count_of, default=30, help="how many, at most; default: 30")
     parser.add_argument("--budget", type=seconds_of, help="60m, 2h: begin no trial that would end later; default: none")
-    parser.add_argument("--parallel", type=_count, help="trials at once; default: one a GPU, else 1")
-    parser.add_argument("--sampler", choices=_SAMPLERS, default="tpe", help="who draws; default: tpe")
-    parser.add_argument("--pruner", choices=_PRUNERS, default="asha", help="who ends trials early; default: asha")
+    parser.add_argument("--parallel", type=count_of, help="trials at once; default: one a GPU, else 1")
+    parser.add_argument("--engine", choices=["ray"], help="ray: the machines of a Ray cluster; default: this one")
+    parser.add_argument("--address", metavar="HOST:PORT", help="of the cluster's head, or auto; default: RAY_ADDRESS")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="tpe", help="who draws; default: tpe")
+    parser.add_argument("--pruner", choices=PRUNERS, default="asha", help="who ends trials early; default: asha")
+    parser.add_argument("--folds", type=_folds, default=0, metavar="K", help="a network on each of K folds a trial")
     parser.add_argument("--seed", type=int, default=0, help="of the draws; --seed_everything is the trainings'")
     parser.add_argument("--final_seeds", type=_number, default=3, help="new seeds for the best; default: 3")
     parser.add_argument("--study", metavar="URL", help="keep the trials in a database; default: a file beside the run")
@@ -148,13 +180,8 @@ def check_names(space: Space, of_fit: Sequence[str], also: Sequence[str] = ()) -
 
 def _check_configs(space: Space, each: Dimension, of_fit: Sequence[str]) -> None:
     """Refuses configurations that are not there, or differ in options that are chosen otherwise: those would win."""
-    of_each = dict[Any, dict[str, Any]]()
-    for value in _values(each):
-        _, _, folder = each.option.partition("/")
-        try:
-            of_each[value] = _flat(load_config(f"{folder}/{value}" if folder else str(value)))
-        except UsageError as error:
-            raise space.mistake(each, value, error.reason, error.remedy) from error
+    of_each = _options_of(space, each)
+    _check_layers(space, each, of_each)
     others, given = [other.option for other in space.beside(each)], _given(of_fit)
     for value, options in of_each.items():
         for option in options:
@@ -172,6 +199,28 @@ def _check_configs(space: Space, each: Dimension, of_fit: Sequence[str]) -> None
                 raise space.mistake(each, value, reason, "leave one of them out")
             elif any(_is_same(option, name) for name in others):
                 reason = f"{sets}, which is searched too and wins"
+                remedy = f"leave one of them out, or put the values below those of {each.option}"
+                raise space.mistake(each, value, reason, remedy)
+
+
+def _options_of(space: Space, each: Dimension) -> dict[Any, dict[str, Any]]:
+    """Returns the options that each of the configurations sets."""
+    found, (_, _, folder) = dict[Any, dict[str, Any]](), each.option.partition("/")
+    for value in _values(each):
+        try:
+            found[value] = _flat(load_config(f"{folder}/{value}" if folder else str(value)))
+        except UsageError as error:
+            raise space.mistake(each, value, error.reason, error.remedy) from error
+    return found
+
+
+def _check_layers(space: Space, each: Dimension, of_each: Mapping[Any, Mapping[str, Any]]) -> None:
+    """Refuses configurations that set an option which others, drawn together with them, set otherwise."""
+    for other in space.beside(each):
+        of_other = _options_of(space, other) if other.option.partition("/")[0] == CONFIG else {}
+        for (value, own), (others, theirs) in itertools.product(of_each.items(), of_other.items()):
+            if option := next((name for name in own if name in theirs and own[name] != theirs[name]), None):
+                reason = f"sets {option}, and so does {other.option} {others}, otherwise: one of them would win"
                 remedy = f"leave one of them out, or put the values below those of {each.option}"
                 raise space.mistake(each, value, reason, remedy)
 
@@ -214,13 +263,13 @@ def _endless(space: Space) -> UsageError:
     return space.mistake(endless, said, "has no end of values, and a grid tries all", "give a list or a step")
 
 
-def _tune(
-    options: argparse.Namespace, of_fit: list[str], space: Space, crew: "Crew", num_workers: int, resume: bool
-) -> None:
+def _tune(options: argparse.Namespace, of_fit: list[str], space: Space, crew: "Crew", resume: bool) -> "SearchResult":
     from lit_cnn.cli.lit_cli import DataCLI, settled
     from lit_cnn.search.study import Plan
-    from lit_cnn.search.tune import BEST, Search, run_search
+    from lit_cnn.search.tune import Search, run_search
     from lit_cnn.training.record import recorded_config
+    from lit_cnn.training.steps import check_whole_folds
+    from lit_cnn.training.trainer import evaluation_trainer
 
     searched = {each.option for each in space.all_dimensions()}
     why = ""
@@ -235,8 +284,12 @@ def _tune(
         if each.option == "data.batch_size" and limit not in (None, 1.0):
             reason = f"decides how many val images judge a trial, with limit_val_batches {limit}"
             raise space.mistake(each, None, reason, "leave one of them out")
-    plan = Plan(options.trials, options.sampler, options.pruner, options.seed, parsed.options.monitor_mode)
-    setup = _setup_of_one(space, plan, of_fit)
+    how = (options.sampler, options.pruner, options.seed, parsed.options.monitor_mode)
+    plan = Plan(options.trials, *how, num_folds=options.folds)
+    setup, of_one = _setup_of_one(space, plan, of_fit)
+    if plan.num_folds:
+        check_whole_folds(evaluation_trainer(setup.trainer))
+    crew.check(of_one, setup.data.digests["data"], str(setup.data.options["root"]))
     plan = _with_epochs(plan, space, parsed.plain_config["trainer"], setup)
 
     def config_of(values: Any) -> dict[str, Any]:
@@ -259,23 +312,31 @@ def _tune(
         options.study,
         options.output,
     )
-    result = run_search(search, crew, num_workers, lambda line: print(line, file=sys.stderr, flush=True))
+    return run_search(search, crew, lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def _print(options: argparse.Namespace, result: "SearchResult") -> None:
     print_result(result, options.format)
     if options.format == "table":
         print(f"\nReport: {options.output / 'report.html'}")
-        print(f"Next: lit-cnn fit --config {options.output / BEST}, lit-cnn ui")
+        folds = f"--folds {options.folds} " if options.folds else ""
+        print(f"Next: lit-cnn fit {folds}--config {options.output / 'best.yaml'}, lit-cnn ui")
         print(f"run {result.run}")
 
 
-def _setup_of_one(space: Space, plan: "Plan", of_fit: Sequence[str]) -> "Setup":
-    """Returns the setup of a trial that may be drawn: of three, one that can be built."""
+def _setup_of_one(space: Space, plan: "Plan", of_fit: Sequence[str]) -> tuple["Setup", list[str]]:
+    """Returns the setup and the options of a trial that may be drawn: of three, one that can be built."""
     from lit_cnn.cli.lit_cli import LitCLI
     from lit_cnn.search.study import first_values
+    from lit_cnn.training.folds import as_folds
 
+    of_first = [f"--data.num_folds={plan.num_folds}", "--data.fold=0"] if plan.num_folds else []
     mistakes = []
     for number in range(_TRIED):
+        of_one = [*of_fit, *arguments_of(first_values(space, plan.seed + number))]
         try:
-            return LitCLI("fit", [*of_fit, *arguments_of(first_values(space, plan.seed + number))]).setup
+            with as_folds():
+                return LitCLI("fit", [*of_one, *of_first]).setup, of_one
         except UsageError as error:
             mistakes.append(error)
     raise mistakes[0]
@@ -320,11 +381,11 @@ def _without(option: str, arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: give a whole number of at least 1")
-    return int(text)
-
-
 def _number(text: str) -> int:
-    return 0 if text == "0" else _count(text)
+    return 0 if text == "0" else count_of(text)
+
+
+def _folds(text: str) -> int:
+    if not text.isdigit() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number of at least 2")
+    return int(text)

@@ -8,6 +8,7 @@ from lit_cnn.core.environment import set_environment
 from lit_cnn.core.errors import spelling_printed
 from lit_cnn.core.late_imports import postpone_imports
 from lit_cnn.core.memory import keep_freed_memory
+from lit_cnn.core.signals import end_with_parent
 
 
 def main() -> None:
@@ -15,10 +16,9 @@ def main() -> None:
     set_environment()
     postpone_imports()
     keep_freed_memory()
-    from lit_cnn.search.crew import PipeLink, end_with_parent
-
     end_with_parent()
     from lit_cnn.cli.lit_cli import LitCLI
+    from lit_cnn.search.processes import PipeLink
     from lit_cnn.search.worker import work
     from lit_cnn.training.callbacks import RunInterrupted
     from lit_cnn.training.process import hush_lightning
@@ -27,7 +27,8 @@ def main() -> None:
     spelling = spelling_of("fit")
     try:
         with spelling_printed(spelling):
-            work(PipeLink(), lambda arguments: LitCLI("fit", arguments).setup, spelling)
+            link = PipeLink(lambda arguments: LitCLI("fit", arguments).setup.data.digests["data"])
+            work(link, lambda arguments: LitCLI("fit", arguments).setup, spelling)
     except (RunInterrupted, EOFError, ConnectionError):
         pass  # the search has been stopped, or is gone: what was begun can be gone on with
 

@@ -52,6 +52,17 @@ def seconds_of(text: str) -> float:
     return seconds
 
 
+def count_of(text: str) -> int:
+    """Returns a whole number of at least 1.
+
+    Raises:
+        ArgumentTypeError: If it is none.
+    """
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number of at least 1")
+    return int(text)
+
+
 def describe(arguments: list[str]) -> int:
     """`lit-cnn describe`: shows a network layer by layer with its paper's figures; draws and downloads no weights."""
     parser = CommandParser(

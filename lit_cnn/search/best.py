@@ -19,7 +19,7 @@ from lit_cnn.core.errors import UsageError, value_in_words
 from lit_cnn.core.files import write_text_atomically
 from lit_cnn.core.words import counted, duration
 from lit_cnn.reports.wording import percent
-from lit_cnn.search.halving import Candidate, Clock, Extent, Outcome, extent_of, halve, name_of
+from lit_cnn.search.halving import Candidate, Clock, Extent, Trained, extent_of, halve, name_of
 from lit_cnn.training.callbacks import RunInterrupted
 from lit_cnn.training.folds import Folds, train_folds
 from lit_cnn.training.losses import NonFiniteLossError
@@ -194,7 +194,7 @@ class Trainings:
         say: Callable[[str], None],
         log: IO[str],
     ) -> None:
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[Trained] = []
         self.clock = Clock(num_val)
         self.failure: Exception | None = None
         self.was_stopped = False
@@ -203,7 +203,7 @@ class Trainings:
         self._parent, self._make, self._plan, self._budget = parent, make, plan, budget
         self._num_val, self._num_test = num_val, num_test
 
-    def train(self, candidate: Candidate, extent: Extent, name: str, seed: int = 0) -> Outcome | None:
+    def train(self, candidate: Candidate, extent: Extent, name: str, seed: int = 0) -> Trained | None:
         """Trains a candidate; what was trained before the run was resumed is not trained again.
 
         Args:
@@ -231,7 +231,7 @@ class Trainings:
             self._parent.add(name, run)
         counts = round(run.metrics["best/val/acc"] * self._num_val), self._num_val
         times = run.seconds or 0.0, run.metrics[_OF_EPOCHS]
-        outcome = Outcome(candidate, extent, *counts, run.metrics.get("best/val/loss", 0.0), *times, run.id, seed)
+        outcome = Trained(candidate, extent, *counts, run.metrics.get("best/val/loss", 0.0), *times, run.id, seed)
         self.say(trained_words(outcome))
         self.outcomes.append(outcome)
         self.clock.add(outcome)
@@ -282,7 +282,7 @@ class Trainings:
         extent = Extent(candidate.epochs, num_images - num_images // num_folds)
         seconds = found["seconds"]
         of_val = (found["correct"], num_images, found["loss"])
-        outcome = Outcome(candidate, extent, *of_val, seconds, seconds, found["run"], num_folds=num_folds)
+        outcome = Trained(candidate, extent, *of_val, seconds, seconds, found["run"], num_folds=num_folds)
         self.outcomes.append(outcome)
         self.say(trained_words(outcome))
 
@@ -317,7 +317,7 @@ def _of_folds(candidate: Candidate, num_folds: int) -> str:
 
 
 def train_in_full(
-    trainings: Trainings, ranked: list[Outcome], num_images: int, num_classes: int, budget: Budget
+    trainings: Trainings, ranked: list[Trained], num_images: int, num_classes: int, budget: Budget
 ) -> None:
     """Trains the best candidates in full: of few images on folds, of many with as many seeds as there is time for.
 
@@ -361,7 +361,7 @@ def train_in_full(
         trainings.train(candidate, extent, name, seed)
 
 
-def trained_words(outcome: Outcome) -> str:
+def trained_words(outcome: Trained) -> str:
     """Returns a line about a training that has ended."""
     extent = outcome.extent
     how_much = f"{counted(extent.epochs, 'epoch')}, {counted(extent.num_images, 'image')}"

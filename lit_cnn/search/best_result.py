@@ -11,7 +11,7 @@ from lit_cnn.evaluation.choice import Choice
 from lit_cnn.reports.page import drawing, grid, heading, paragraph
 from lit_cnn.reports.result import Result, json_text, text_grid, with_limits, write_texts
 from lit_cnn.reports.wording import percent_words
-from lit_cnn.search.halving import Outcome, name_of
+from lit_cnn.search.halving import Trained, name_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +50,7 @@ class Best(Result):
     """
 
     subject: str
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[Trained, ...]
     ways: tuple[Choice, ...]
     chosen: Choice
     chosen_on: str
@@ -194,7 +194,7 @@ def _way_cells(ways: Sequence[Choice]) -> list[tuple[str, ...]]:
     ]
 
 
-def draw_outcomes(outcomes: Sequence[Outcome]) -> "Figure":
+def draw_outcomes(outcomes: Sequence[Trained]) -> "Figure":
     """Draws accuracy on val over the minutes in which trainings ended, a line for each configuration."""
     import numpy as np
 

@@ -20,7 +20,7 @@ from lit_cnn.exports.formats import PACKAGES
 from lit_cnn.portable import needed_package
 from lit_cnn.search.best import VIEWS, Budget, Trainings
 from lit_cnn.search.best_result import Best
-from lit_cnn.search.halving import Outcome, name_of, rank
+from lit_cnn.search.halving import Trained, name_of, rank
 from lit_cnn.tracking import Store
 
 _MOST_MEMBERS = 6
@@ -77,7 +77,7 @@ def conclude(
     return _exported(found, table.run.id, output, store, say)
 
 
-def _last(outcomes: Sequence[Outcome]) -> list[Outcome]:
+def _last(outcomes: Sequence[Trained]) -> list[Trained]:
     """Returns the best trainings on val, of each configuration and seed the one that had most; of folds those alone."""
     folds = [each for each in outcomes if each.num_folds]
     last = {name_of(each): each for each in folds or outcomes}
@@ -85,8 +85,8 @@ def _last(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 
 def _there_is_time_for(
-    taken: list[Outcome], trainings: Trainings, budget: Budget, say: Callable[[str], None]
-) -> tuple[list[Outcome], Sequence[int]]:
+    taken: list[Trained], trainings: Trainings, budget: Budget, say: Callable[[str], None]
+) -> tuple[list[Trained], Sequence[int]]:
     """Returns among which trainings and numbers of views there is time to choose; says what is left out."""
     left = budget.seconds - budget.used
     for chosen, views in ((taken, VIEWS), (taken, VIEWS[:1]), (taken[:1], VIEWS), (taken[:1], VIEWS[:1])):

@@ -1,35 +1,27 @@
-"""The worker processes of a search on this machine: each has a socket to the one that has the study.
+"""Answers the workers of a search, whatever they run on, and replaces those that are gone.
 
-A worker imports once and trains many runs. It is a process of its own session, so that Ctrl-C reaches the search alone,
-which then ends it after a checkpoint; it ends in the same way when the search's process is killed.
+What they run on is an `Engine`: processes of this machine, or of the nodes of a Ray cluster. Messages are JSON.
 """
 
-import contextlib
-import ctypes
 import json
-import os
 import signal
-import socket
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from lit_cnn.search.parent import lock_worker
+from lit_cnn.core.errors import UsageError
+from lit_cnn.core.signals import STOPPING
 from lit_cnn.search.study import Outcome
 from lit_cnn.search.worker import Ended, Job
 from lit_cnn.training.callbacks import RunInterrupted
 from lit_cnn.training.process import RunFailedError
 
-LOG = "workers.log"
 _POLL = 0.5  # seconds
+_UNTIL_CHECKED = 60.0  # seconds that workers are waited for, before the first of them begins
 _MOST_FALSE_STARTS = 3
 _UNTIL_KILLED = 60.0  # seconds that a worker has for its checkpoint
-_PR_SET_PDEATHSIG = 1
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Desk(Protocol):
@@ -48,34 +40,105 @@ class Desk(Protocol):
     def tell(self, name: str, ended: Ended) -> None:
         """Notes how a job ended."""
 
-    def lose(self, name: str, how: str) -> None:
+    def lose(self, name: str, how: str, is_its_own: bool = True) -> None:
         """Takes back a job whose process has ended."""
 
 
+@dataclass(frozen=True)
+class Gone:
+    """How a worker has ended.
+
+    Attributes:
+        how: In words: `killed by SIGKILL`.
+        is_its_own: Whether what it did may be why; not if its machine is gone.
+    """
+
+    how: str
+    is_its_own: bool = True
+
+
+class Worker(Protocol):
+    """One that was started."""
+
+    def send(self, answer: str) -> None:
+        """Answers; that it is gone is heard next."""
+
+    def stop(self) -> None:
+        """Ends it after a checkpoint."""
+
+
+class Engine(Protocol):
+    """What workers run on.
+
+    Attributes:
+        num_workers: How many there are to be.
+        spreads: Whether a worker may be on another machine.
+        sends_elsewhere: Whether a worker may be where the search's folder is not, and sends its runs itself.
+    """
+
+    num_workers: int
+    spreads: bool
+    sends_elsewhere: bool
+
+    def start(self, number: int) -> Any:
+        """Starts a worker, the n-th from 0 on."""
+
+    def hear(self, workers: Sequence[Any], seconds: float) -> Sequence[tuple[Any, str | Gone]]:
+        """Returns what workers say within some seconds: a message, or that one is gone."""
+
+    def elsewhere(self, worker: Any) -> str:
+        """Returns the address of the machine that a worker runs on; "" for this one."""
+
+    def close(self, workers: Sequence[Any]) -> None:
+        """Ends workers at once."""
+
+
 @dataclass
-class _Worker:
-    pid: int
-    link: connection.Connection
+class _Member:
+    worker: Worker
     number: int
     job: str | None = None
     waits: bool = False
     has_asked: bool = False
+    is_checked: bool = False
 
 
 class Crew:
     """Starts workers, answers them, and ends them.
 
     Args:
-        module: What a worker runs: it calls `PipeLink`.
-        environments: Of each worker, besides this process's.
+        engine: What they run on.
     """
 
-    def __init__(self, module: str, environments: Sequence[Mapping[str, str]]) -> None:
-        self._module = module
-        self._environments = environments
-        self._workers = [self._start(number) for number in range(len(environments))]
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._members: list[_Member] = []
         self._false_starts = 0
         self._signals: list[int] = []
+        self._images: tuple[Sequence[str], str, str] | None = None
+        self._refill()
+
+    def check(self, arguments: Sequence[str], digest: str, root: str) -> None:
+        """Makes each worker on another machine look for the images there; those that come later do so too.
+
+        Args:
+            arguments: Options of `lit-cnn fit`, of a trial.
+            digest: Of the images that are here.
+            root: Where they are.
+
+        Raises:
+            UsageError: If one does not find the same, or could not train such a trial.
+            RunFailedError: If workers end as soon as they are started.
+        """
+        if not self.engine.spreads:
+            return
+        self._images = (arguments, digest, root)
+        began = time.monotonic()
+        while not all(member.waits for member in self._members):
+            if any(member.waits for member in self._members) and time.monotonic() - began > _UNTIL_CHECKED:
+                return  # the others come as soon as there is room for them
+            self._refill()
+            self._listen(None)
 
     def serve(self, desk: Desk, place: Path, watch: Callable[[], None]) -> None:
         """Answers the workers until the desk is done.
@@ -89,7 +152,7 @@ class Crew:
             RunFailedError: If workers end as soon as they are started.
             RunInterrupted: If a signal stopped the search, after the checkpoints of the workers.
         """
-        before = {number: signal.signal(number, self._note) for number in _STOPPING}
+        before = {number: signal.signal(number, self._note) for number in STOPPING}
         try:
             while not desk.is_done and not self._signals:
                 self._refill()
@@ -104,154 +167,83 @@ class Crew:
 
     def close(self) -> None:
         """Ends all workers at once."""
-        for worker in self._workers:
-            worker.link.close()
-            _kill(worker.pid, signal.SIGKILL)
-            _reap(worker.pid)
-        self._workers = []
+        self.engine.close([member.worker for member in self._members])
+        self._members = []
 
     def _note(self, number: int, frame: Any) -> None:
         self._signals.append(number)
 
-    def _start(self, number: int) -> _Worker:
-        mine, theirs = socket.socketpair()
-        package = str(Path(__file__).resolve().parents[2])
-        paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": paths, **self._environments[number]}
-        files: list[Any] = [
-            (os.POSIX_SPAWN_DUP2, theirs.fileno(), 0),
-            (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-        ]
-        command = [sys.executable, "-P", "-m", self._module]
-        pid = os.posix_spawn(sys.executable, command, environment, file_actions=files, setsid=True)
-        theirs.close()
-        return _Worker(pid, connection.Connection(mine.detach()), number)
-
     def _refill(self) -> None:
-        for number in set(range(len(self._environments))) - {worker.number for worker in self._workers}:
-            self._workers.append(self._start(number))
+        for number in set(range(self.engine.num_workers)) - {member.number for member in self._members}:
+            self._members.append(_Member(self.engine.start(number), number))
 
     def _answer(self, desk: Desk, place: Path) -> None:
         """Answers what workers say within half a second."""
-        links = {worker.link: worker for worker in self._workers}
-        for link in connection.wait(list(links), _POLL):
-            self._hear(links[link], desk)  # type: ignore[index]
-        for worker in [worker for worker in self._workers if worker.waits]:
-            self._hand_out(worker, desk, place)
+        self._listen(desk)
+        for member in [member for member in self._members if member.waits]:
+            self._hand_out(member, desk, place)
 
-    def _hear(self, worker: _Worker, desk: Desk) -> None:
-        try:
-            message = json.loads(worker.link.recv_bytes())
-        except (EOFError, OSError):
-            self._drop(worker, desk)
-            return
+    def _listen(self, desk: Desk | None) -> None:
+        """Hears what workers say within half a second; who asks what to train has to wait."""
+        members = {id(member.worker): member for member in self._members}
+        for worker, said in self.engine.hear([member.worker for member in self._members], _POLL):
+            if isinstance(said, Gone):
+                self._drop(members[id(worker)], said, desk)
+            else:
+                self._hear(members[id(worker)], json.loads(said), desk)
+
+    def _hear(self, member: _Member, message: Any, desk: Desk | None) -> None:
+        answer: Any = True
         if message["call"] == "ask":
-            worker.waits = worker.has_asked = True
+            member.has_asked = True
             self._false_starts = 0
-            return
-        answer = True
-        if message["call"] == "report":
+            if self._images is None or member.is_checked or not self.engine.elsewhere(member.worker):
+                member.waits = True
+                return
+            answer = {"check": self._images[0]}
+        elif message["call"] == "checked":
+            self._check_found(member, message)
+        elif desk is not None and message["call"] == "report":
             answer = desk.report(message["name"], message["epoch"], message["value"])
-        else:
-            worker.job = None
+        elif desk is not None:
+            member.job = None
             desk.tell(message["name"], Ended(Outcome(**message["ended"]["outcome"]), message["ended"]["metrics"]))
-        self._send(worker, answer, desk)
+        member.worker.send(json.dumps(answer))
 
-    def _send(self, worker: _Worker, answer: Any, desk: Desk) -> None:
-        try:
-            worker.link.send_bytes(json.dumps(answer).encode())
-        except OSError:
-            self._drop(worker, desk)
+    def _check_found(self, member: _Member, message: Any) -> None:
+        assert self._images is not None
+        host = self.engine.elsewhere(member.worker)
+        if mistake := message.get("mistake"):
+            option, value, reason, remedy = mistake
+            raise UsageError(option, value, f"on node {host}: {reason}", remedy)
+        if message["digest"] != self._images[1]:
+            reason = f"node {host} has other images there"
+            raise UsageError("root", self._images[2], reason, "copy the same folder to all nodes")
+        member.is_checked = True
 
-    def _hand_out(self, worker: _Worker, desk: Desk, place: Path) -> None:
+    def _hand_out(self, member: _Member, desk: Desk, place: Path) -> None:
         job = None if self._signals else desk.ask()
         if job is None and not (self._signals or desk.is_done):
             return  # another one's job may come back
-        worker.waits = False
-        worker.job = job.name if job is not None else None
-        self._send(worker, {"job": None if job is None else asdict(job), "place": str(place)}, desk)
+        member.waits = False
+        member.job = job.name if job is not None else None
+        member.worker.send(json.dumps({"job": None if job is None else asdict(job), "place": str(place)}))
 
-    def _drop(self, worker: _Worker, desk: Desk) -> None:
+    def _drop(self, member: _Member, gone: Gone, desk: Desk | None) -> None:
         """Takes a worker that is gone out of the crew, and its job back."""
-        worker.link.close()
-        _kill(worker.pid, signal.SIGKILL)
-        status = _reap(worker.pid)
-        self._workers.remove(worker)
-        if worker.job is not None:
-            desk.lose(worker.job, how_ended(status))
-        elif not worker.has_asked and not self._signals:
+        self._members.remove(member)
+        if desk is not None and member.job is not None:
+            desk.lose(member.job, gone.how, gone.is_its_own)
+        elif not member.has_asked and not self._signals and gone.is_its_own:
             self._false_starts += 1
             if self._false_starts >= _MOST_FALSE_STARTS:
-                raise RunFailedError(f"worker processes end as they start ({how_ended(status)})")
+                raise RunFailedError(f"worker processes end as they start ({gone.how})")
 
     def _end(self, desk: Desk, place: Path) -> None:
         """Ends the workers after a checkpoint; at a second signal, or after a minute, at once."""
-        for worker in self._workers:
-            _kill(worker.pid, signal.SIGTERM)
+        for member in self._members:
+            member.worker.stop()
         began = time.monotonic()
-        while self._workers and len(self._signals) < 2 and time.monotonic() - began < _UNTIL_KILLED:
+        while self._members and len(self._signals) < 2 and time.monotonic() - began < _UNTIL_KILLED:
             self._answer(desk, place)
         self.close()
-
-
-class PipeLink:
-    """A worker's `Link` by the socket that is its standard input."""
-
-    def __init__(self) -> None:
-        self._link = connection.Connection(os.dup(0))
-        self._has_order = False
-
-    def ask(self) -> Job | None:
-        """Returns the next job; at the first, makes the search's log this process's output."""
-        answer = self._call({"call": "ask"})
-        if answer["job"] is None:
-            return None
-        if not self._has_order:
-            self._has_order = True
-            lock_worker(Path(answer["place"]))
-            log = os.open(Path(answer["place"]) / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            for descriptor in (1, 2):
-                os.dup2(log, descriptor)
-        return Job(**answer["job"])
-
-    def report(self, name: str, epoch: int, value: float) -> bool:
-        """Tells a value, and returns whether to end the job."""
-        return bool(self._call({"call": "report", "name": name, "epoch": epoch, "value": value}))
-
-    def tell(self, name: str, ended: Ended) -> None:
-        """Tells how a job ended."""
-        self._call({"call": "tell", "name": name, "ended": asdict(ended)})
-
-    def _call(self, message: Mapping[str, Any]) -> Any:
-        self._link.send_bytes(json.dumps(message).encode())
-        return json.loads(self._link.recv_bytes())
-
-
-def end_with_parent() -> None:
-    """Makes the system send this process TERM when the one that started it is gone."""
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def how_ended(status: int) -> str:
-    """Returns how a process ended, in words.
-
-    Args:
-        status: Its exit code, negative for a signal.
-    """
-    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
-
-
-def _kill(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def _reap(pid: int) -> int:
-    try:
-        _, status = os.waitpid(pid, 0)
-    except ChildProcessError:
-        return 0
-    return os.waitstatus_to_exitcode(status)

@@ -7,10 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lit_cnn.core.words import about, counted, duration
+from lit_cnn.search.measure import Measure
 from lit_cnn.search.space import arguments_of, in_words
 from lit_cnn.search.study import Outcome, Study, Trial
 from lit_cnn.search.worker import Ended, Job
 from lit_cnn.training.process import RunFailedError
+
+KNOWN_BY = ("trial_number", "final_seed", "final_of", "fold")
+"""Tags by which a run is known again as one of a search's."""
 
 _OF_A_TRIAL = ("--test_after_fit=false", "--report=false", "--log_preview=false", "--trainer.enable_progress_bar=false")
 _MOST_DEATHS = 3  # of a trial's process, without an epoch in between
@@ -23,8 +27,8 @@ class Final:
 
     Attributes:
         seed: Which.
-        metrics: Of its best epoch and its test; empty if it failed.
-        run: Key of its run.
+        metrics: Of its best epoch and its test, or of its folds together; empty if it failed.
+        run: Key of its run, or those of its folds with a space between two.
         reason: Why it failed.
     """
 
@@ -66,6 +70,8 @@ class SearchDesk:
     is_budget_spent: bool = False
 
     def __post_init__(self) -> None:
+        self.num_folds = self.study.plan.num_folds
+        self.measure = Measure(self.monitor, self.num_folds)
         self._before = self.study.seconds
         self._began = time.monotonic()
         self._running: dict[str, Trial | int] = {}
@@ -102,10 +108,14 @@ class SearchDesk:
         return job
 
     def report(self, name: str, epoch: int, value: float) -> bool:
-        """Notes a trial's value after an epoch; returns whether it is to end."""
+        """Notes a trial's value after an epoch, or a fold, which is said; returns whether it is to end."""
         trial = self._running[name]
         del self._deaths[name]
-        return isinstance(trial, Trial) and self.study.report(trial.number, epoch, value)
+        stops = isinstance(trial, Trial) and self.study.report(trial.number, epoch, value)
+        if epoch < self.num_folds:
+            so_far = f"{self.measure.label} {self.measure.words(value)} so far"
+            self.say(f"{name}: fold {epoch} of {self.num_folds}, {so_far}")
+        return stops
 
     def tell(self, name: str, ended: Ended) -> None:
         """Notes how a job ended, and says so.
@@ -123,13 +133,18 @@ class SearchDesk:
         trials = self.study.trials()
         self.say(self._line(trials[job.number - 1], trials))
         self.after_each(trials[job.number - 1], self.study.best())
-        check_failures(trials)
+        check_failures([trial.outcome for trial in trials])
 
-    def lose(self, name: str, how: str) -> None:
-        """Takes back a job whose process has ended; it is given out again, or has failed if that happens too often."""
-        self._deaths[name] += 1
-        if self._deaths[name] >= _MOST_DEATHS:
-            reason = f"its process was {how} {self._deaths[name]} times (is the memory too small?)"
+    def lose(self, name: str, how: str, is_its_own: bool = True) -> None:
+        """Takes back a job whose process has ended; it is given out again, or has failed if that happens too often.
+
+        Args:
+            name: The job's.
+            how: In words.
+            is_its_own: Whether what it did may be why.
+        """
+        self._deaths[name] += is_its_own
+        if reason := why_failed(self._deaths[name], how):
             self.tell(name, Ended(Outcome("failed", reason=reason)))
             return
         self.say(f"{name}: its process was {how}; another one goes on with it")
@@ -166,63 +181,66 @@ class SearchDesk:
         self._seeds_left = list(self.final_seeds)
         if self._seeds_left:
             seeds = " ".join(map(str, self._seeds_left))
-            self.say(f"trial {self.winner.number} is the best; trained anew with seeds {seeds}, and tested")
+            on = f" on {self.num_folds} folds" if self.num_folds else ""
+            self.say(f"trial {self.winner.number} is the best; trained anew{on} with seeds {seeds}, and tested")
 
     def _job(self, name: str, trial: Trial, tags: Mapping[str, str]) -> Job:
         arguments = [*self.arguments, *arguments_of(trial.values), *_OF_A_TRIAL]
         place = (self.parent_key, tags, self.monitor, self.val_digest)
-        return Job(name, arguments, *place, True, trial.is_again, trial.stopped)
+        return Job(name, arguments, *place, True, trial.is_again, trial.stopped, self.num_folds)
 
     def _final_job(self, seed: int, of: Trial) -> Job:
         arguments = [*self.arguments, *arguments_of(of.values), f"--seed_everything={seed}", _OF_A_TRIAL[-1]]
         # With more trials another one may be the best: what was trained for the former is none of its runs.
-        tags = {"final_seed": str(seed), "final_of": str(of.number)}
+        tags = {"final_seed": str(seed), "final_of": str(of.number), **({"trial": "fold"} if self.num_folds else {})}
         place = (self.parent_key, tags, self.monitor, self.val_digest)
-        return Job(f"trial {of.number} seed {seed}", arguments, *place, reports=False, is_again=True)
+        name = f"trial {of.number} seed {seed}"
+        return Job(name, arguments, *place, reports=False, is_again=True, num_folds=self.num_folds)
 
     def _line(self, trial: Trial, trials: Sequence[Trial]) -> str:
         outcome, best = trial.outcome, self.study.best()
         said = f"trial {trial.number} of {self.study.limit}: {in_words(trial.values)}: "
         if outcome.state == "failed":
             return f"{said}failed: {outcome.reason}"
-        said += f"{self.value_words(outcome.value)} after {counted(outcome.epochs, 'epoch')}"
+        said += f"{self.measure.words(outcome.value)} after {counted(outcome.epochs, self.measure.unit)}"
         said += ", pruned" if outcome.state == "pruned" else ""
         if best is not None:
             is_own = best.number == trial.number
-            said += (
-                "; the best so far" if is_own else f"; best {self.value_words(best.outcome.value)}, trial {best.number}"
-            )
+            of_best = self.measure.words(best.outcome.value)
+            said += "; the best so far" if is_own else f"; best {of_best}, trial {best.number}"
         return f"{said}; {duration(outcome.seconds)}{self._left_words(trials)}"
 
     def _left_words(self, trials: Sequence[Trial]) -> str:
-        ended = [each for each in trials if each.outcome.state != "running"]
-        left = self.study.limit - len(ended)
-        mean = sum(each.outcome.seconds for each in ended) / len(ended)
-        seconds = left * mean / self.num_workers
+        ended = [each.outcome for each in trials if each.outcome.state != "running"]
+        whole = [each.seconds for each in ended if each.state == "complete"] or [each.seconds for each in ended]
+        mean = sum(each.seconds for each in ended) / len(ended)
+        seconds = (self.study.limit - len(ended)) * mean / self.num_workers
+        # The best is trained anew to its end.
+        seconds += max(whole) * -(-len(self.final_seeds) // self.num_workers)
         if self.budget is not None:
             seconds = min(seconds, max(0.0, self.budget - self.seconds))
         return f", about {about(seconds)} left" if seconds > 20 else ""
 
-    def value_words(self, value: float | None) -> str:
-        """Returns a value of what is searched for: `96.5 %`, or a loss."""
-        if value is None:
-            return "none"
-        return f"{value:.4g}" if self.monitor.endswith("loss") else f"{100 * value:.1f} %"
-
     def _in_words(self, metrics: Mapping[str, float]) -> str:
-        said = f"{self.monitor} {self.value_words(metrics[f'best/{self.monitor}'])}"
+        said = f"{self.measure.label} {self.measure.words(metrics[self.measure.metric])}"
         return f"{said}, test {100 * metrics['test/acc']:.1f} %" if "test/acc" in metrics else said
 
 
-def check_failures(trials: Sequence[Trial]) -> None:
+def why_failed(num_deaths: int, how: str) -> str:
+    """Returns why a job has failed whose process has ended so often; "" if another one is to go on with it."""
+    is_too_often = num_deaths >= _MOST_DEATHS
+    return f"its process was {how} {num_deaths} times (is the memory too small?)" if is_too_often else ""
+
+
+def check_failures(outcomes: Sequence[Outcome]) -> None:
     """Ends a search whose first trials all failed in the same way.
 
     Raises:
         RunFailedError: With that way.
     """
-    ended = [trial for trial in trials if trial.outcome.state != "running"]
-    if len(ended) < _FAILURES or any(trial.outcome.state != "failed" for trial in ended):
+    ended = [outcome for outcome in outcomes if outcome.state != "running"]
+    if len(ended) < _FAILURES or any(outcome.state != "failed" for outcome in ended):
         return
-    ways = {re.sub(r"[-+\d.e]+", "", trial.outcome.reason) for trial in ended[:_FAILURES]}
+    ways = {re.sub(r"[-+\d.e]+", "", outcome.reason) for outcome in ended[:_FAILURES]}
     if len(ways) == 1:
-        raise RunFailedError(f"the first {_FAILURES} trials failed in the same way: {ended[0].outcome.reason}")
+        raise RunFailedError(f"the first {_FAILURES} trials failed in the same way: {ended[0].reason}")

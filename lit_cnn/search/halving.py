@@ -71,7 +71,7 @@ class Extent:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Trained:
     """What a training came to.
 
     Attributes:
@@ -104,7 +104,7 @@ class Outcome:
         return Interval(self.num_correct / self.num_val, *wilson_interval(self.num_correct, self.num_val))
 
 
-def name_of(outcome: Outcome) -> str:
+def name_of(outcome: Trained) -> str:
     """Returns what a training is called: its configuration, and its seed if that is not the first."""
     of_folds = f", {outcome.num_folds} folds" if outcome.num_folds else ""
     return f"{outcome.candidate.name}{f', seed {outcome.seed}' if outcome.seed else ''}{of_folds}"
@@ -140,7 +140,7 @@ class Clock:
         self._fixed = _FIXED
         self._seconds: dict[str, tuple[float, float]] = {}  # candidate's name -> seconds and work of its last training
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: Trained) -> None:
         """Takes a training into account."""
         candidate, is_first = outcome.candidate, not self._seconds
         if not candidate.constant_work and not is_first:
@@ -190,14 +190,14 @@ class Clock:
 def halve(
     candidates: Sequence[Candidate],
     seconds_left: Callable[[], float],
-    train: Callable[[Candidate, Extent, str], Outcome | None],
+    train: Callable[[Candidate, Extent, str], Trained | None],
     clock: Clock,
     num_images: int,
     num_classes: int,
     say: Callable[[str], None] = lambda line: None,
     all_left: Callable[[], float] | None = None,
     is_trained: Callable[[str], bool] = lambda name: False,
-) -> list[Outcome]:
+) -> list[Trained]:
     """Trains candidates in rounds: all of them a little, then each time a third of them and more.
 
     The first round gives each the least, to see how long they take; it has half of the time at most (of the
@@ -219,7 +219,7 @@ def halve(
     Returns:
         The last training of each candidate that had one, the best of the last round first.
     """
-    last = dict[str, Outcome]()
+    last = dict[str, Trained]()
     ascending = sorted(candidates, key=lambda each: _LEAST_EPOCHS * each.work + each.constant_work)
     ends = seconds_left() * (1 - _FIRST_ROUND)
     say(f"first a little of each of {counted(len(ascending), 'configuration')}, to see how long they take")
@@ -258,6 +258,6 @@ def halve(
     return sorted(last.values(), key=lambda each: (each.candidate not in remaining, *rank(each)))
 
 
-def rank(outcome: Outcome) -> tuple[float, float]:
+def rank(outcome: Trained) -> tuple[float, float]:
     """Returns what sorts trainings, the best on val first: by accuracy, of equal ones by loss."""
     return -outcome.num_correct / outcome.num_val, outcome.val_loss

@@ -5,32 +5,38 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lit_cnn import __version__
-from lit_cnn.core.errors import UsageError
+from lit_cnn.core.errors import UsageError, as_printed
 from lit_cnn.core.files import write_text_atomically
+from lit_cnn.core.words import counted
 from lit_cnn.search.space import Space
-from lit_cnn.search.study import Plan
+from lit_cnn.search.study import Plan, most_trials
 from lit_cnn.tracking.journal import read_header, read_owner
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.tracking.store import UNFINISHED
 from lit_cnn.training.process import RunFailedError
 from lit_cnn.training.record import class_names_tag, flatten, git_state
-from lit_cnn.training.resume import config_digest, mark_unfinished
+from lit_cnn.training.resume import config_digest, mark_finished, mark_unfinished
 from lit_cnn.training.setup import Setup
 
 KIND = "search"
-_SEARCH, WORKERS_LOCK = "search.json", "workers.lock"
+_SEARCH, _FINISHED, WORKERS_LOCK = "search.json", "finished.json", "workers.lock"
 _UNTIL_GONE = 120.0  # seconds that workers of an earlier process are given to end
 
 
 def open_parent(
-    setup: Setup, config: Mapping[str, Any], space: Space, plan: Plan, resume: bool
+    setup: Setup,
+    config: Mapping[str, Any],
+    space: Space,
+    plan: Plan,
+    resume: bool,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[JournalLogger, str]:
-    """Opens the run of a search, or goes on with the unfinished one.
+    """Opens the run of a search, or goes on with the unfinished one, or with a finished one of fewer trials.
 
     Args:
         setup: Of one of its trials.
@@ -38,6 +44,7 @@ def open_parent(
         space: What differs between them.
         plan: How it is searched.
         resume: Whether to go on with an unfinished search, if there is one.
+        say: Prints what was found that is finished.
 
     Returns:
         What the run logs with, and the digest of the search.
@@ -48,15 +55,28 @@ def open_parent(
     logger = setup.new_logger()
     assert logger is not None
     options = _options(config, space, plan)
-    images = setup.data.digests["data"]
+    images, limit = setup.data.digests["data"], most_trials(space, plan)
     digest = config_digest({**config, "children": sorted(options.items())}, images)
-    folder = _find(logger, digest, {**options, "images": images[:8]}) if resume else None
+    folder = None
+    if resume:
+        folder = _find(logger, digest, {**options, "images": images[:8]}, lambda: _finished(logger, digest, limit, say))
     name = f"{KIND}_{setup.data.image_set.name}"
     logger.begin(run_name=name, params=options, tags=_tags(setup, config, digest), resume_folder=folder)
     mark_unfinished(logger.run_folder, digest, name, setup.data.digests)
     write_text_atomically(logger.run_folder / _SEARCH, json.dumps({**options, "images": images[:8]}))
-    _wait_for_workers(logger.run_folder / WORKERS_LOCK)
+    wait_for_workers(logger.run_folder / WORKERS_LOCK)
     return logger, digest
+
+
+def note_finished(folder: Path, digest: str, num_trials: int) -> None:
+    """Notes in a search's folder that it has come to its end, so that more trials can go on with it."""
+    write_text_atomically(folder / _FINISHED, json.dumps({"config_digest": digest, "trials": num_trials}))
+    mark_finished(folder)
+
+
+def was_finished(folder: Path) -> bool:
+    """Whether a search had come to its end before it was gone on with."""
+    return (folder / _FINISHED).exists()
 
 
 def lock_worker(place: Path) -> None:
@@ -73,12 +93,39 @@ def _options(config: Mapping[str, Any], space: Space, plan: Plan) -> dict[str, s
         for each in space.all_dimensions()
     }
     how = {"search.sampler": plan.sampler, "search.pruner": plan.pruner, "search.seed": str(plan.seed)}
+    how |= {"search.folds": str(plan.num_folds)} if plan.num_folds else {}
     chosen = {each.option for each in space.all_dimensions()}
     return {**{name: value for name, value in flat.items() if name not in chosen}, **searched, **how}
 
 
-def _find(logger: JournalLogger, digest: str, options: Mapping[str, str]) -> Path | None:
-    """Returns the folder of the unfinished search with this digest; refuses another one."""
+def _finished(logger: JournalLogger, digest: str, limit: int, say: Callable[[str], None]) -> Path | None:
+    """Returns the folder of the newest finished search with this digest if it has fewer trials, and says so."""
+    found = []
+    for file in logger.store.journal_dir.glob(f"*/{_FINISHED}"):
+        note, header = json.loads(file.read_text(encoding="utf-8")), read_header(file.parent)
+        if header is None or header.experiment != logger.experiment_name or read_owner(file.parent) is not None:
+            continue
+        if note["config_digest"] == digest:
+            found.append((file.stat().st_mtime, file.parent, note["trials"]))
+    if not found:
+        return None
+    _, folder, trials = max(found)
+    if trials < limit:
+        say(f"going on with the finished search of {counted(trials, 'trial')} in {folder}")
+        return folder
+    say(
+        as_printed(
+            f"this search is finished, with {counted(trials, 'trial')}, in {folder}: more `trials` go on with it"
+        )
+    )
+    say("the same ones start anew")
+    return None
+
+
+def _find(
+    logger: JournalLogger, digest: str, options: Mapping[str, str], finished: Callable[[], Path | None]
+) -> Path | None:
+    """Returns the folder of the unfinished search with this digest, else of a finished one; refuses another one."""
     found, others = list[Path](), list[Path]()
     for file in sorted(logger.store.journal_dir.glob(f"*/{_SEARCH}")):
         folder, header = file.parent, read_header(file.parent)
@@ -92,8 +139,10 @@ def _find(logger: JournalLogger, digest: str, options: Mapping[str, str]) -> Pat
     if len(found) > 1:
         listed = ", ".join(map(str, found))
         raise UsageError("resume", "auto", f"{len(found)} unfinished searches: {listed}", "delete all but one")
-    if found or not others:
-        return found[0] if found else None
+    if found:
+        return found[0]
+    if (of_finished := finished()) is not None or not others:
+        return of_finished
     before = json.loads((others[-1] / _SEARCH).read_text(encoding="utf-8"))
     names = [name for name in {**before, **options} if before.get(name) != options.get(name)]
     first = names[0] if names else "a library's version"
@@ -121,7 +170,7 @@ def _tags(setup: Setup, config: Mapping[str, Any], digest: str) -> dict[str, str
     }
 
 
-def _wait_for_workers(file: Path) -> None:
+def wait_for_workers(file: Path) -> None:
     """Waits until the workers of a process that was killed have ended: they hear of it, and write a checkpoint."""
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     began, has_said = time.monotonic(), False

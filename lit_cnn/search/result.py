@@ -15,6 +15,7 @@ from lit_cnn.reports.page import bullets, details, drawing, grid, heading, parag
 from lit_cnn.reports.result import Result, json_text, text_grid, text_notes, with_limits, write_texts
 from lit_cnn.reports.wording import percent, points_words
 from lit_cnn.search.desk import Final
+from lit_cnn.search.measure import Measure
 from lit_cnn.search.pictures import draw_history, draw_importance, draw_slices
 from lit_cnn.search.space import in_words
 from lit_cnn.search.study import LEAST_FOR_IMPORTANCE, Trial, ranked
@@ -38,7 +39,7 @@ class SearchResult(Result):
         lines: What was searched, a line for each option.
         monitor: The metric that was searched for.
         mode: Whether the largest (max) or the smallest (min) value is best.
-        num_val: Val images.
+        num_val: Images that judge a trial: val, or all that are not test.
         num_test: Test images.
         seed: The training seed of all trials.
         subject: The data set.
@@ -46,6 +47,7 @@ class SearchResult(Result):
         run: Id of the search's own.
         importance: Label of an option -> its share in what decides.
         output: The folder of the report.
+        num_folds: Networks a trial, each on a fold; 0 for one.
     """
 
     trials: tuple[Trial, ...]
@@ -61,6 +63,12 @@ class SearchResult(Result):
     run: str = ""
     importance: Mapping[str, float] = field(default_factory=dict)
     output: Path = Path("search")
+    num_folds: int = 0
+
+    @cached_property
+    def measure(self) -> Measure:
+        """What the trials are compared by."""
+        return Measure(self.monitor, self.num_folds)
 
     @property
     def title(self) -> str:
@@ -88,7 +96,7 @@ class SearchResult(Result):
 
     def answer(self) -> str:
         """Returns what to take, its accuracy on test, and how much of its value was the selection's."""
-        best = self.best
+        best, label = self.best, self.measure.label
         value = self._value(best.outcome.value)
         among = counted(len(self.trials), "trial")
         said = [f"Take {in_words(best.values)}:"]
@@ -100,13 +108,11 @@ class SearchResult(Result):
         if self._new_values:
             mean = self._value(sum(self._new_values) / len(self._new_values))
             if tested:
-                said.append(
-                    f"Among {among} it had {self.monitor} {value}; with new seeds it has {mean}{self._by_luck()}."
-                )
+                said.append(f"Among {among} it had {label} {value}; with new seeds it has {mean}{self._by_luck()}.")
             else:
-                said.append(f"{self.monitor} {mean} over {seeds}; among {among} it had {value}{self._by_luck()}.")
+                said.append(f"{label} {mean} over {seeds}; among {among} it had {value}{self._by_luck()}.")
         else:
-            said.append(f"{self.monitor} {value}, the best of {among}.")
+            said.append(f"{label} {value}, the best of {among}.")
             said.append("It was chosen by that value, so expect less; new seeds and the test would tell how much.")
         return " ".join(said)
 
@@ -133,8 +139,9 @@ class SearchResult(Result):
             else:
                 said.append("All complete trials came to the same value: nothing to say of what matters.")
         for final in self.finals:
-            run = self.runs.get(final.run, final.run)[:8]
-            said.append(f"Seed {final.seed}: {final.reason or self._final_words(final)}; run {run}.")
+            said.append(
+                f"Seed {final.seed}: {final.reason or self._final_words(final)}; run {self._run_words(final.run)}."
+            )
         if failed := [trial for trial in self.trials if trial.outcome.state == "failed"]:
             first = failed[0]
             more = f" {counted(len(failed) - 1, 'more trial')} failed." if len(failed) > 1 else ""
@@ -150,9 +157,9 @@ class SearchResult(Result):
             paragraph(self._caption),
             bullets(self.notes()),
             heading("How the best came"),
-            drawing(svg_of(draw_history(self.trials, self.monitor, self.mode), "history")),
+            drawing(svg_of(draw_history(self.trials, self.measure.label, self.mode), "history")),
             heading("Value by option"),
-            drawing(svg_of(draw_slices(self.trials, self.monitor), "slices")),
+            drawing(svg_of(draw_slices(self.trials, self.measure.label), "slices")),
         ]
         if self.importance:
             parts += [heading("What matters"), drawing(svg_of(draw_importance(self.importance), "importance"))]
@@ -171,19 +178,20 @@ class SearchResult(Result):
                 **{name: trial.values.get(name) for name in options},
                 "value": trial.outcome.value,
                 "test_acc": None,
-                "epochs": trial.outcome.epochs,
+                f"{self.measure.unit}s": trial.outcome.epochs,
                 "seconds": trial.outcome.seconds,
                 "elapsed": trial.elapsed,
                 "is_best": trial.number == self.best.number,
-                "run": self.runs.get(trial.outcome.run),
+                "run": self._ids(trial.outcome.run) or None,
             }
             for trial in self.trials
         ]
         for final in self.finals:
             own: dict[str, Any] = {"seed": final.seed, "state": "failed" if final.reason else "final", "is_best": True}
-            own |= {"value": final.metrics.get(f"best/{self.monitor}"), "test_acc": final.metrics.get("test/acc")}
+            own |= {"value": final.metrics.get(self.measure.metric), "test_acc": final.metrics.get("test/acc")}
             own |= {name: self.best.values.get(name) for name in options}
-            rows.append({**dict.fromkeys(rows[0]), **own, "trial": self.best.number, "run": self.runs.get(final.run)})
+            run = self._ids(final.run) or None
+            rows.append({**dict.fromkeys(rows[0]), **own, "trial": self.best.number, "run": run})
         return rows
 
     def to_json(self) -> str:
@@ -203,14 +211,14 @@ class SearchResult(Result):
     def write(self, folder: Path) -> list[Path]:
         """Writes the trials as CSV and JSON, their pictures, and a page."""
         files = write_texts(folder, {"trials.csv": self.to_csv(), "trials.json": self.to_json()})
-        save_png(draw_history(self.trials, self.monitor, self.mode), folder / "history.png")
-        save_png(draw_slices(self.trials, self.monitor), folder / "slices.png")
+        save_png(draw_history(self.trials, self.measure.label, self.mode), folder / "history.png")
+        save_png(draw_slices(self.trials, self.measure.label), folder / "slices.png")
         pictures = [folder / "history.png", folder / "slices.png"]
         return [*files, *pictures, *write_texts(folder, {"report.html": self.to_html()})]
 
     @property
     def _new_values(self) -> list[float]:
-        return [final.metrics[f"best/{self.monitor}"] for final in self.finals if final.metrics]
+        return [final.metrics[self.measure.metric] for final in self.finals if final.metrics]
 
     @cached_property
     def _ranked(self) -> list[Trial]:
@@ -218,7 +226,8 @@ class SearchResult(Result):
 
     @property
     def _titles(self) -> tuple[str, ...]:
-        return ("Values", "Trial", f"{self.monitor}{'' if self._is_loss else ' %'}", "Epochs", "Time", "Run")
+        unit = f"{self.measure.unit}s".capitalize()
+        return ("Values", "Trial", f"{self.measure.label}{'' if self.measure.is_loss else ' %'}", unit, "Time", "Run")
 
     @property
     def _caption(self) -> str:
@@ -227,15 +236,16 @@ class SearchResult(Result):
             f"{states.count(state)} {state}" for state in ("complete", "pruned", "failed") if state in states
         )
         more = f" Shown are the best {_MOST_ROWS}." if len(self.trials) > _MOST_ROWS else ""
+        what = f"of the best epoch, on {counted(self.num_val, 'val image')}, which have chosen the epoch and the trial"
+        if self.num_folds:
+            each = f"each of {counted(self.num_val, 'image')} judged by the network that was not trained on it"
+            if self.measure.label == self.monitor:
+                each = f"mean over {self.num_folds} folds of {counted(self.num_val, 'image')}"
+            what = f"{each}; they have chosen the epoch of each fold and the trial"
         return (
-            f"{counts}; one training seed, {self.seed}, for all.{more} {self.monitor}: of the best epoch, on "
-            f"{counted(self.num_val, 'val image')}, which have chosen the epoch and the trial. A pruned trial was "
-            "ended early, and cannot be the best."
+            f"{counts}; one training seed, {self.seed}, for all.{more} {self.measure.label}: {what}. "
+            "A pruned trial was ended early, and cannot be the best."
         )
-
-    @property
-    def _is_loss(self) -> bool:
-        return self.monitor.endswith("loss")
 
     def _cells(self, trials: Sequence[Trial]) -> list[tuple[str, ...]]:
         return [
@@ -245,31 +255,41 @@ class SearchResult(Result):
                 "failed" if trial.outcome.value is None else self._value(trial.outcome.value).removesuffix(" %"),
                 f"{trial.outcome.epochs}{' pruned' if trial.outcome.state == 'pruned' else ''}",
                 duration(trial.outcome.seconds),
-                self.runs.get(trial.outcome.run, "")[:8],
+                self._run_words(trial.outcome.run),
             )
             for trial in trials
         ]
 
+    def _ids(self, keys: str) -> str:
+        """Returns the ids of runs, given their keys."""
+        return " ".join(self.runs.get(key, key) for key in keys.split())
+
+    def _run_words(self, keys: str) -> str:
+        """Returns the beginning of a run's id; of several that of the first, and how many more there are."""
+        ids = self._ids(keys).split()
+        return " ".join([*(each[:8] for each in ids[:1]), *([f"+{len(ids) - 1}"] if ids[1:] else [])])
+
     def _value(self, value: float | None) -> str:
         if value is None:
             return "none"
-        return f"{value:.4f}" if self._is_loss else f"{percent(value, self.num_val)} %"
+        return f"{value:.4f}" if self.measure.is_loss else f"{percent(value, self.num_val)} %"
 
     def _by_luck(self) -> str:
         """Says what of the best value was the selection's."""
         found = self.optimism
         if found is None:
             return f" (how much of that was luck takes {_LEAST_FOR_OPTIMISM} new seeds to tell)"
-        if self._is_loss:
+        if self.measure.is_loss:
             words = f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
         else:
             words = points_words(found, self.num_val)
+        where = "out of fold" if self.num_folds else "on val"
         if found.low <= 0 <= found.high:
-            return f": what it had on val as the best of the trials is no measurably better ({words})"
-        return f": as the best of the trials it had {words} on val, which is luck"
+            return f": what it had {where} as the best of the trials is no measurably better ({words})"
+        return f": as the best of the trials it had {words} {where}, which is luck"
 
     def _final_words(self, final: Final) -> str:
-        said = f"{self.monitor} {self._value(final.metrics[f'best/{self.monitor}'])}"
+        said = f"{self.measure.label} {self._value(final.metrics[self.measure.metric])}"
         return (
             f"{said}, test {percent(final.metrics['test/acc'], self.num_test)} %"
             if "test/acc" in final.metrics

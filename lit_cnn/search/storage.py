@@ -35,12 +35,28 @@ def _database(url: str) -> Any:
     import optuna
 
     try:
-        return optuna.storages.RDBStorage(url)
+        # A connection that was cut is made anew.
+        return optuna.storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(
             "study", without_credentials(url), f"cannot be opened ({reason})", "give a database's URL"
         ) from error
+
+
+def database_errors() -> tuple[type[Exception], ...]:
+    """Returns what is raised where the database of a study does not answer any more."""
+    import optuna
+    import sqlalchemy
+
+    return optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError
+
+
+def not_answering(error: Exception) -> str:
+    """Returns that in a line."""
+    cause = error.__cause__ or error
+    reason = without_credentials(" ".join(str(getattr(cause, "orig", cause)).split()))[:200]
+    return f"the database of the study does not answer ({reason}); with `resume=auto` the search goes on when it does"
 
 
 def _drop_torn_end(file: Path) -> None:

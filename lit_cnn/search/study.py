@@ -51,6 +51,7 @@ class Plan:
         seed: Of the draws.
         mode: Whether the largest (max) or the smallest (min) value is best.
         max_epochs: The most that a trial trains.
+        num_folds: Networks a trial, each on a fold; 0 for one.
     """
 
     trials: int = 30
@@ -59,6 +60,12 @@ class Plan:
     seed: int = 0
     mode: Literal["max", "min"] = "max"
     max_epochs: int = 10
+    num_folds: int = 0
+
+    @property
+    def steps(self) -> int:
+        """After how many a trial has come to its end: folds, or epochs."""
+        return self.num_folds or self.max_epochs
 
 
 @dataclass(frozen=True)
@@ -67,10 +74,10 @@ class Outcome:
 
     Attributes:
         state: complete, pruned or failed.
-        value: What is searched for, of its best epoch; None if it failed.
-        epochs: That it has trained.
+        value: What is searched for, of its best epoch or of its folds; None if it failed.
+        epochs: That it has trained; of folds, how many these are.
         seconds: That it took in the process that ended it.
-        run: Key of its run; "" if it has none.
+        run: Key of its run, of folds those of all with a space between two; "" if it has none.
         reason: Why it failed.
         loss: On val, of its best epoch: of trials with the same value the one with the lower loss is better.
     """
@@ -134,7 +141,7 @@ class Study:
     @property
     def limit(self) -> int:
         """How many trials there will be, at most."""
-        return self.plan.trials if self._grid is None else min(self.plan.trials, len(self._grid))
+        return most_trials(self.space, self.plan)
 
     @property
     def is_grid(self) -> bool:
@@ -197,13 +204,16 @@ class Study:
         self._left.append(number)
 
     def report(self, number: int, epoch: int, value: float) -> bool:
-        """Notes a trial's value after an epoch, from 1 on; returns whether to end it."""
+        """Notes a trial's value after an epoch, or a fold, from 1 on; returns whether to end it."""
         drawn = self._live[number]
         kept = self._study.trials[drawn.number]
-        if epoch in kept.intermediate_values:  # before a kill; a pruner judges an epoch once
-            return bool(epoch >= kept.user_attrs.get(_STOPPED, math.inf))
-        drawn.report(value, epoch)
-        stops = self.plan.pruner != "none" and epoch < self.plan.max_epochs and drawn.should_prune()
+        if epoch in kept.intermediate_values:  # before a kill
+            # One that came before the last epoch was judged: that is done now. A pruner judges a rung once.
+            if _STOPPED in kept.user_attrs or epoch < max(kept.intermediate_values):
+                return bool(epoch >= kept.user_attrs.get(_STOPPED, math.inf))
+        else:
+            drawn.report(value, epoch)
+        stops = self.plan.pruner != "none" and epoch < self.plan.steps and drawn.should_prune()
         if stops:
             drawn.set_user_attr(_STOPPED, epoch)
         return stops
@@ -315,6 +325,12 @@ def ranked(trials: Sequence[Trial], mode: Literal["max", "min"]) -> list[Trial]:
     return sorted(trials, key=key)
 
 
+def most_trials(space: Space, plan: Plan) -> int:
+    """Returns how many trials there will be, at most: no combination is tried twice."""
+    combinations = space.combinations()
+    return plan.trials if combinations is None else min(plan.trials, len(combinations))
+
+
 def has_study(place: Path) -> bool:
     """Whether a search's folder has its study, or says in which database that is."""
     return (place / _PLACE).is_file()
@@ -362,11 +378,11 @@ def _open(place: Path, digest: str, plan: Plan, url: str | None) -> "optuna.Stud
 def _pruner(plan: Plan) -> "optuna.pruners.BasePruner":
     import optuna
 
-    least = max(1, math.ceil(plan.max_epochs / _REDUCTION**_RUNGS))
+    least = max(1, math.ceil(plan.steps / _REDUCTION**_RUNGS))
     if plan.pruner == "asha":
         return optuna.pruners.SuccessiveHalvingPruner(min_resource=least, reduction_factor=_REDUCTION)
     if plan.pruner == "hyperband":
-        return optuna.pruners.HyperbandPruner(least, max(least, plan.max_epochs), _REDUCTION)
+        return optuna.pruners.HyperbandPruner(least, max(least, plan.steps), _REDUCTION)
     return optuna.pruners.NopPruner()
 
 

@@ -1,5 +1,6 @@
 """A search from its first trial to its report: one run with the trials below it, the best of them trained anew."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +12,25 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.core.words import counted
 from lit_cnn.reports.run_words import DESCRIPTION
 from lit_cnn.search.crew import Crew
-from lit_cnn.search.desk import SearchDesk
-from lit_cnn.search.parent import open_parent
+from lit_cnn.search.desk import KNOWN_BY, SearchDesk
+from lit_cnn.search.measure import judging_digest, num_judging
+from lit_cnn.search.parent import note_finished, open_parent, was_finished
 from lit_cnn.search.result import SearchResult
 from lit_cnn.search.space import Space, Values
+from lit_cnn.search.storage import database_errors, not_answering
 from lit_cnn.search.study import Plan, Study, Trial, has_study
+from lit_cnn.tracking.children import settle_children
 from lit_cnn.tracking.logger import JournalLogger
 from lit_cnn.tracking.progress import MlflowRun
 from lit_cnn.tracking.supervisor import supervisor_of
 from lit_cnn.training.callbacks import RunInterrupted
 from lit_cnn.training.parents import summarize
+from lit_cnn.training.process import RunFailedError
 from lit_cnn.training.resume import mark_finished
 from lit_cnn.training.setup import Setup
 
 BEST = "best.yaml"
+_UNTIL_OPEN = 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -58,13 +64,12 @@ class Search:
     output: Path = Path("search")
 
 
-def run_search(search: Search, crew: Crew, num_workers: int, say: Callable[[str], None]) -> SearchResult:
+def run_search(search: Search, crew: Crew, say: Callable[[str], None]) -> SearchResult:
     """Trains all trials, and the best of them anew; returns what they came to.
 
     Args:
         search: What is searched.
         crew: The workers.
-        num_workers: How many they are.
         say: Prints a line of progress.
 
     Raises:
@@ -72,11 +77,11 @@ def run_search(search: Search, crew: Crew, num_workers: int, say: Callable[[str]
         RunFailedError: If no trial can be trained.
         RunInterrupted: If a signal stopped it; it can be resumed.
     """
-    logger, digest = open_parent(search.setup, search.config, search.space, search.plan, search.resume)
-    status = "FAILED"
+    logger, digest = open_parent(search.setup, search.config, search.space, search.plan, search.resume, say)
+    status, study = "FAILED", None
     try:
         study = Study(logger.run_folder, digest, search.space, search.plan, search.study_url)
-        _say_start(search, study, num_workers, say)
+        _say_start(search, study, crew.engine.num_workers, say)
 
         def note(trial: Trial, best: Trial | None) -> None:
             """Logs a trial, and the best so far, with the search's run."""
@@ -88,27 +93,34 @@ def run_search(search: Search, crew: Crew, num_workers: int, say: Callable[[str]
             search.arguments,
             logger.key,
             search.setup.options.monitor,
-            search.setup.data.digests["val"],
-            num_workers,
+            judging_digest(search.setup.data),
+            crew.engine.num_workers,
             search.budget,
             search.final_seeds,
             say,
             note,
         )
+        if crew.engine.sends_elsewhere:
+            _wait_for_parent(logger)
         crew.serve(desk, logger.run_folder, logger.check_sender)
-        result = _result(search, study, desk, logger)
+        result = _result(search, study, desk, logger, crew.engine.sends_elsewhere)
         _keep(search, result, logger)
         status = "FINISHED"
     except (RunInterrupted, KeyboardInterrupt):
         status = "KILLED"
         raise
     except UsageError:
-        if not has_study(logger.run_folder):  # nothing was trained
-            mark_finished(logger.run_folder)
+        if study is None:  # nothing was trained
+            status = "FINISHED" if was_finished(logger.run_folder) else status
+            if status == "FINISHED" or not has_study(logger.run_folder):
+                mark_finished(logger.run_folder)
         raise
+    except database_errors() as error:
+        raise RunFailedError(not_answering(error)) from error
     finally:
-        if status == "FINISHED":
-            mark_finished(logger.run_folder)
+        if status == "FINISHED" and study is not None:
+            num_ended = sum(trial.outcome.state != "running" for trial in study.trials())
+            note_finished(logger.run_folder, digest, num_ended)
         logger.end(status)
         logger.wait_until_sent(timeout=60 if status == "FINISHED" else 5)
     return result
@@ -122,43 +134,67 @@ def _say_start(search: Search, study: Study, num_workers: int, say: Callable[[st
     how = "every combination" if study.is_grid else f"drawn by {by}"
     pruned = f", pruned by {plan.pruner}" if plan.pruner != "none" else ""
     at_once = f", {num_workers} at once" if num_workers > 1 else ""
-    epochs = f" of up to {counted(plan.max_epochs, 'epoch')}"
+    folds = f" of {plan.num_folds} folds" if plan.num_folds else ""
+    epochs = f"{folds} of up to {counted(plan.max_epochs, 'epoch')}"
     say(f"{counted(study.limit, 'trial')}{epochs}, {how}{pruned}{at_once}")
     if done:
         say(f"going on after {len(done)} of them")
 
 
-def _result(search: Search, study: Study, desk: SearchDesk, logger: JournalLogger) -> SearchResult:
+def _wait_for_parent(logger: JournalLogger) -> None:
+    """Waits until MLflow has the search's run, below which other machines send theirs.
+
+    Raises:
+        RunFailedError: If it has not within a minute.
+    """
+    began = time.monotonic()
+    while logger.run_id is None:
+        logger.check_sender()
+        if time.monotonic() - began > _UNTIL_OPEN:
+            raise RunFailedError(f"{logger.store.label} takes nothing, and runs of other nodes belong below the search")
+        time.sleep(0.1)
+
+
+def _result(search: Search, study: Study, desk: SearchDesk, logger: JournalLogger, has_others: bool) -> SearchResult:
     data, journals = search.setup.data, logger.store.journal_dir
     supervisor = supervisor_of(logger.store)
     trials = study.trials()
-    runs = [*(trial.outcome.run for trial in trials), *(final.run for final in desk.finals.values())]
-    for key in filter(None, runs):
+    of_all = [*(trial.outcome.run for trial in trials), *(final.run for final in desk.finals.values())]
+    runs = [key for keys in of_all for key in keys.split()]
+    for key in runs:
         if (journals / key).is_dir():  # else on another machine
             supervisor.add(journals / key)
     logger.wait_until_sent(timeout=60)
-    known = {key: found.run_id for key in filter(None, runs) if (found := MlflowRun.read(journals / key))}
+    known = {key: found.run_id for key in runs if (found := MlflowRun.read(journals / key))}
+    if (has_others or any(not (journals / key).is_dir() for key in runs)) and logger.run_id:
+        try:
+            known |= settle_children(logger.store, logger.experiment_name, logger.run_id, set(runs), KNOWN_BY)
+        except UsageError as error:
+            desk.say(f"runs of other machines are shown by their keys: {error}")
     return SearchResult(
         trials=tuple(trials),
         finals=tuple(desk.finals[seed] for seed in sorted(desk.finals)),
         lines=tuple(search.space.in_words()),
         monitor=search.setup.options.monitor,
         mode=search.plan.mode,
-        num_val=len(data.splits.val),
+        num_val=num_judging(data, desk.measure),
         num_test=len(data.splits.test),
         seed=int(search.config["seed_everything"]),
         subject=data.image_set.name,
-        runs={key: known.get(key, key) for key in filter(None, runs)},
+        runs={key: known.get(key, key) for key in runs},
         run=logger.run_id or logger.key,
         importance=study.importance(),
         output=search.output,
+        num_folds=search.plan.num_folds,
     )
 
 
 def _keep(search: Search, result: SearchResult, logger: JournalLogger) -> None:
     """Writes the report and the best configuration, and keeps both with the run."""
     config = search.config_of(result.best.values)
-    comment = f"# The best of {len(result.trials)} trials on {result.subject}.\n"
+    folds = f"--folds {result.num_folds} " if result.num_folds else ""
+    how = f"lit-cnn fit {folds}--config {search.output / BEST}"
+    comment = f"# The best of {len(result.trials)} trials on {result.subject}: {how}\n"
     try:
         files = result.write(search.output)
         (search.output / BEST).write_text(comment + yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
@@ -169,6 +205,6 @@ def _keep(search: Search, result: SearchResult, logger: JournalLogger) -> None:
         logger.log_artifact(file, "search")
     results = [final.metrics for final in result.finals if final.metrics]
     if results:
-        logger.log_metrics({"seeds": len(results), **summarize(results)}, step=0)
-    members = " ".join(result.runs[final.run] for final in result.finals if final.run)
+        logger.log_metrics({"seeds": len(results), **summarize(results)}, step=len(result.trials))
+    members = " ".join(result.runs[key] for final in result.finals for key in final.run.split())
     logger.set_tags({"members": members, DESCRIPTION: result.answer()})

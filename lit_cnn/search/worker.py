@@ -12,20 +12,27 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import torch
 
 from lit_cnn.core.errors import Spelling, UsageError, in_python, spelt
+from lit_cnn.search.measure import Measure, judging_digest
 from lit_cnn.search.study import Outcome, State
-from lit_cnn.tracking.journal import read_header, read_journal
+from lit_cnn.tracking.journal import read_header, read_journal, read_owner
 from lit_cnn.tracking.logger import JournalLogger
+from lit_cnn.tracking.run import Run
+from lit_cnn.tracking.store import UNFINISHED
+from lit_cnn.training.callbacks.run_checkpoints import RunCheckpoints
+from lit_cnn.training.fold_result import fold_result
 from lit_cnn.training.losses import NonFiniteLossError
-from lit_cnn.training.parents import opened_elsewhere
+from lit_cnn.training.parents import opened_elsewhere, summarize
 from lit_cnn.training.process import RunFailedError, notes_of
 from lit_cnn.training.run import train
 from lit_cnn.training.setup import Setup
+
+_UNTIL_LEFT = 120.0  # seconds that another process has to end with a run that is gone on with
 
 PRUNED = "pruned"
 """The tag of a trial that was ended early; says after which epoch."""
@@ -41,10 +48,11 @@ class Job:
         parent_key: Key of the search's run.
         tags: Of the run; by them it is found again.
         monitor: The metric that is searched for.
-        val_digest: Digest of the val images that all trials are compared on.
+        val_digest: Digest of the val images that all trials are compared on; of folds, see `judging_digest`.
         reports: Whether each epoch is reported, and may be the last.
         is_again: Whether another process may have begun it.
-        stopped: The epoch after which it was told to end, if it was.
+        stopped: The epoch, or of folds the number of folds, after which it was told to end, if it was.
+        num_folds: How many networks it is, each on a fold; 0 for one.
     """
 
     name: str
@@ -56,11 +64,12 @@ class Job:
     reports: bool = True
     is_again: bool = False
     stopped: int | None = None
+    num_folds: int = 0
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a job ended: its outcome, and the metrics of its run."""
+    """How a job ended: its outcome, and the metrics of its run, or of its folds together."""
 
     outcome: Outcome
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -73,7 +82,7 @@ class Link(Protocol):
         """Returns what to train next, as soon as that is known; None at the end."""
 
     def report(self, name: str, epoch: int, value: float) -> bool:
-        """Tells a job's value after an epoch, from 1 on; returns whether to end it."""
+        """Tells a job's value after an epoch, or a fold, from 1 on; returns whether to end it."""
 
     def tell(self, name: str, ended: Ended) -> None:
         """Tells how a job ended."""
@@ -100,9 +109,12 @@ def work(link: Link, make_setup: Callable[[Sequence[str]], Setup], spelling: Spe
 
 def _end_of(job: Job, link: Link, make_setup: Callable[[Sequence[str]], Setup], spelling: Spelling) -> Ended:
     began = time.monotonic()
-    reporter = EpochReporter(job, link)
+    reporter = FoldReporter(job, link) if job.num_folds else EpochReporter(job, link)
     try:
-        ended = _trained(job, reporter, make_setup)
+        if isinstance(reporter, FoldReporter):
+            ended = _trained_folds(job, reporter, make_setup)
+        else:
+            ended = _trained(job, reporter, make_setup)
     except UsageError as error:
         reason = error.in_words(spelling)
     except (NonFiniteLossError, RunFailedError) as error:
@@ -115,37 +127,85 @@ def _end_of(job: Job, link: Link, make_setup: Callable[[Sequence[str]], Setup], 
     else:
         return replace(ended, outcome=replace(ended.outcome, seconds=time.monotonic() - began))
     print(f"{job.name}: {reason}", file=sys.stderr, flush=True)
-    failed = Outcome("failed", epochs=reporter.epoch, seconds=time.monotonic() - began, run=reporter.key, reason=reason)
-    return Ended(failed)
+    seconds = time.monotonic() - began
+    return Ended(Outcome("failed", epochs=reporter.done, seconds=seconds, run=reporter.key, reason=reason))
 
 
 def _trained(job: Job, reporter: "EpochReporter", make_setup: Callable[[Sequence[str]], Setup]) -> Ended:
     setup = make_setup(job.arguments)
-    if setup.data.digests["val"] != job.val_digest:
-        raise UsageError("search", None, "these values choose other val images than the search has", "leave them out")
-    begun = find_child(setup.options.store.journal_dir, job.parent_key, job.tags) if job.is_again else None
+    _check_images(setup, job)
+    begun = _begun(setup, job, job.tags)
     if begun is not None and begun.status == "FINISHED":  # and was killed before it could tell
         return _ended(begun.metrics, job, begun.pruned, begun.epochs, begun.folder.name)
     if begun is not None:  # nothing is trained where its checkpoint is at the end
-        reporter.key, reporter.epoch = begun.folder.name, begun.epochs
+        reporter.key, reporter.done = begun.folder.name, begun.epochs
+    run = _trained_run(setup, job, reporter, begun)
+    return _ended(run.metrics, job, reporter.is_pruned, reporter.done, reporter.key)
+
+
+def _trained_folds(job: Job, reporter: "FoldReporter", make_setup: Callable[[Sequence[str]], Setup]) -> Ended:
+    """Trains a network a fold, one after the other; those that another process has trained are not trained again."""
+    runs = dict[str, Run]()
+    for fold in range(job.num_folds):
+        if reporter.is_pruned or (job.stopped is not None and len(runs) >= job.stopped):
+            break
+        setup = make_setup([*job.arguments, f"--data.num_folds={job.num_folds}", f"--data.fold={fold}"])
+        _check_images(setup, job)
+        begun = _begun(setup, job, {**job.tags, "fold": str(fold)})
+        if begun is not None and begun.status == "FINISHED":
+            run = Run(begun.folder.name, job.name, begun.metrics, begun.folder / "best.ckpt")
+            reporter.add(begun.folder.name, begun.metrics, len(setup.data.splits.val))
+        else:
+            run = _trained_run(setup, job, reporter, begun)
+        runs[str(fold)] = run
+        if not math.isfinite(run.metrics.get(f"best/{job.monitor}", math.nan)):
+            return _ended(run.metrics, job, False, len(runs), reporter.key)
+    summary = summarize([each.metrics for each in runs.values()])
+    means = {name: value for name, value in summary.items() if name in run.metrics}  # no standard deviations
+    if len(runs) < job.num_folds:
+        means[reporter.measure.metric] = reporter.value
+        return _ended(means, job, True, len(runs), reporter.key)
+    result = fold_result([runs], setup)
+    assert result is not None  # each fold has been validated
+    return _ended({**means, **result.metrics}, job, False, len(runs), reporter.key)
+
+
+def _trained_run(setup: Setup, job: Job, reporter: pl.Callback, begun: "Child | None") -> Run:
     callbacks = setup.trainer.get("callbacks") or []
     several = [*callbacks] if isinstance(callbacks, list | tuple) else [callbacks]
     setup = replace(setup, trainer={**setup.trainer, "callbacks": [*several, reporter]})
     parent = opened_elsewhere(job.parent_key, job.tags, begun.folder if begun is not None else None)
-    run = train(setup, parent, job.name)
-    return _ended(run.metrics, job, reporter.is_pruned, reporter.epoch, reporter.key)
+    return train(setup, parent, job.name)
 
 
-def _ended(metrics: Mapping[str, float], job: Job, is_pruned: bool, epochs: int, key: str) -> Ended:
-    value = metrics.get(f"best/{job.monitor}", math.nan)
+def _check_images(setup: Setup, job: Job) -> None:
+    if judging_digest(setup.data) != job.val_digest:
+        raise UsageError("search", None, "these values choose other val images than the search has", "leave them out")
+
+
+def _begun(setup: Setup, job: Job, tags: Mapping[str, str]) -> "Child | None":
+    """Returns the run that another process has begun, when no process trains it any more.
+
+    One whose machine is cut off hears of that late.
+    """
+    began = time.monotonic()
+    found = find_child(setup.options.store.journal_dir, job.parent_key, tags) if job.is_again else None
+    while found is not None and read_owner(found.folder) is not None and time.monotonic() - began < _UNTIL_LEFT:
+        time.sleep(0.5)
+        found = find_child(setup.options.store.journal_dir, job.parent_key, tags)
+    return found
+
+
+def _ended(metrics: Mapping[str, float], job: Job, is_pruned: bool, done: int, key: str) -> Ended:
+    measure = Measure(job.monitor, job.num_folds)
+    value = metrics.get(measure.metric, math.nan)
     if not math.isfinite(value):
-        reason = (
-            f"{job.monitor} is {value}" if f"best/{job.monitor}" in metrics else "ended before its first validation"
-        )
-        return Ended(Outcome("failed", None, epochs, 0.0, key, reason), metrics)
+        known = f"best/{job.monitor}" in metrics
+        reason = f"{job.monitor} is {value}" if known else "ended before its first validation"
+        return Ended(Outcome("failed", None, done, 0.0, key, reason), metrics)
     loss = metrics.get("best/val/loss", math.inf)
     state: State = "pruned" if is_pruned else "complete"
-    return Ended(Outcome(state, value, epochs, 0.0, key, loss=loss if math.isfinite(loss) else math.inf), metrics)
+    return Ended(Outcome(state, value, done, 0.0, key, loss=loss if math.isfinite(loss) else math.inf), metrics)
 
 
 class EpochReporter(pl.Callback):
@@ -156,7 +216,7 @@ class EpochReporter(pl.Callback):
         link: Who is told.
 
     Attributes:
-        epoch: Epochs that are validated.
+        done: Epochs that are validated.
         is_pruned: Whether the run was ended early.
         key: Key of the run; "" before it is opened.
     """
@@ -164,31 +224,87 @@ class EpochReporter(pl.Callback):
     def __init__(self, job: Job, link: Link) -> None:
         self._job = job
         self._link = link
-        self.epoch = 0
+        self.done = 0
         self.is_pruned = False
         self.key = ""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Notes the run; one that was told to end before a kill ends where its checkpoint is."""
         self.key = next(each.key for each in trainer.loggers if isinstance(each, JournalLogger))
-        self.epoch = trainer.current_epoch
-        if self._job.stopped is not None and self.epoch >= self._job.stopped:
+        self.done = trainer.current_epoch
+        if self._job.stopped is not None and self.done >= self._job.stopped:
             self._prune(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Reports the epoch."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        self.epoch = trainer.current_epoch + 1
+        self.done = trainer.current_epoch + 1
         value = float(trainer.callback_metrics[self._job.monitor])
-        if self._job.reports and self._link.report(self._job.name, self.epoch, value):
+        if self._job.reports and self._link.report(self._job.name, self.done, value):
             self._prune(trainer)
 
     def _prune(self, trainer: pl.Trainer) -> None:
         self.is_pruned = trainer.should_stop = True
         for logger in trainer.loggers:
             if isinstance(logger, JournalLogger):
-                logger.set_tags({PRUNED: f"after epoch {self.epoch} of {trainer.max_epochs}"})
+                logger.set_tags({PRUNED: f"after epoch {self.done} of {trainer.max_epochs}"})
+
+
+class FoldReporter(pl.Callback):
+    """Reports what the folds so far come to when one is trained; the search may end the trial there.
+
+    Args:
+        job: What is trained.
+        link: Who is told.
+
+    Attributes:
+        measure: What is reported.
+        is_pruned: Whether no more folds are to be trained.
+    """
+
+    def __init__(self, job: Job, link: Link) -> None:
+        self._job = job
+        self._link = link
+        self.measure = Measure(job.monitor, job.num_folds)
+        self.is_pruned = False
+        self._keys: list[str] = []
+        self._folds: list[Mapping[str, float]] = []
+        self._sizes: list[int] = []
+
+    @property
+    def key(self) -> str:
+        """Keys of the runs of the folds, a space between two."""
+        return " ".join(self._keys)
+
+    @property
+    def done(self) -> int:
+        """Folds that are trained."""
+        return len(self._folds)
+
+    @property
+    def value(self) -> float:
+        """What they come to."""
+        return self.measure.of_folds(self._folds, self._sizes)
+
+    def add(self, key: str, metrics: Mapping[str, float], num_images: int) -> None:
+        """Takes a fold into account that is trained."""
+        self._keys.append(key)
+        self._folds.append(metrics)
+        self._sizes.append(num_images)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Reports; it is still open what becomes of the run, so it can be marked."""
+        logger = next(each for each in trainer.loggers if isinstance(each, JournalLogger))
+        of_trainer: Any = trainer  # some of what it has is set by connectors
+        best = next(each.best for each in of_trainer.callbacks if isinstance(each, RunCheckpoints))
+        data = of_trainer.datamodule
+        self.add(logger.key, {f"best/{name}": value for name, value in best.items()}, len(data.splits.val))
+        if not math.isfinite(self.value):
+            return
+        if self._link.report(self._job.name, self.done, self.value):
+            self.is_pruned = True
+            logger.set_tags({PRUNED: f"after fold {self.done} of {self._job.num_folds}"})
 
 
 @dataclass(frozen=True)
@@ -197,7 +313,7 @@ class Child:
 
     Attributes:
         folder: Its own.
-        status: FINISHED, FAILED or KILLED; None if it was killed without a word.
+        status: FINISHED, FAILED or KILLED; None if it has not come to its end.
         metrics: Name -> last value.
         pruned: Whether it was ended early.
         epochs: That are validated.
@@ -218,7 +334,7 @@ def find_child(journal_dir: Path, parent_key: str, tags: Mapping[str, str]) -> C
         parent_key: Key of the search's run.
         tags: The job's.
     """
-    for folder in sorted(journal_dir.iterdir()):
+    for folder in sorted(journal_dir.iterdir()) if journal_dir.is_dir() else ():
         header = read_header(folder)
         if header is not None and header.parent_key == parent_key:
             child, of_run = _read(folder)
@@ -238,4 +354,6 @@ def _read(folder: Path) -> tuple[Child, dict[str, str]]:
             epochs += "val/loss" in record["values"]
         elif kind in ("end", "attempt"):
             status = record.get("status")
+    if (folder / UNFINISHED).exists():  # Lightning ends a stage; the test or what is kept of the fold may be missing
+        status = None
     return Child(folder, status, metrics, PRUNED in tags, epochs), tags

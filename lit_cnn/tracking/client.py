@@ -52,9 +52,36 @@ def connect(store: Store) -> "MlflowClient":
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     with _one_at_a_time(store):
+        if store.database is not None and _is_unmade(store.database):
+            _make(store.database)
         client = MlflowClient(store.tracking_uri)
         repair_moved_store(store)
     return client
+
+
+def _is_unmade(database: Path) -> bool:
+    """Whether a database is not there, or its making was cut short: then MLflow would never get over it.
+
+    The first experiment comes last.
+    """
+    if not database.exists() or database.stat().st_size == 0:
+        return True
+    try:
+        with closing(sqlite3.connect(database, timeout=30)) as connection:
+            return connection.execute("SELECT count(*) FROM experiments").fetchone() == (0,)
+    except sqlite3.Error:
+        return False  # for MLflow to judge
+
+
+def _make(database: Path) -> None:
+    """Makes an empty database beside its place, and moves it there when it is whole."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    new = database.with_name(f".{database.name}.new")
+    new.unlink(missing_ok=True)  # of a process that was killed
+    database.parent.mkdir(parents=True, exist_ok=True)
+    SqlAlchemyStore(f"sqlite:///{new}", str(database.parent)).engine.dispose()
+    os.replace(new, database)
 
 
 def import_mlflow() -> None:

@@ -136,7 +136,7 @@ def train_folds(
         child_tags={"trial": "fold"},
         label_of=lambda params: SEPARATOR.join([label_of(_without_folds(params)), folds.words]),
     )
-    with _as_folds():
+    with as_folds():
         run = train_children(parent, made.setups(), after_each, before_each)
     if run.id or not run.children:
         return run
@@ -168,7 +168,7 @@ def train_folds_under(
         UsageError: As `train`.
     """
     made = _Made(folds, make, prefix)
-    with _as_folds():
+    with as_folds():
         train_each(parent, made.setups(), after_each, before_each)
     return made.result(parent.children)
 
@@ -268,7 +268,7 @@ def _without_folds(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _as_folds() -> Iterator[None]:
+def as_folds() -> Iterator[None]:
     """Names the option that the user gave where that of the data module is wrong; spares lines of quick epochs."""
     try:
         with lines_apart(_LINES_APART):

@@ -76,6 +76,14 @@ class ParentRun:
     children: dict[str, Run] = field(default_factory=dict)
     logger: JournalLogger | None = None
 
+    def sends_children(self, journal_dir: Path) -> bool:
+        """Returns whether the process that has opened the run sends what is below it: it sees the same folder.
+
+        Args:
+            journal_dir: Where the children are kept.
+        """
+        return self.key is not None and (journal_dir / self.key).is_dir()
+
     def config_of(self, child: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the configuration of the run, from that of a child."""
         data = {**child["data"], **self.differs.get("data", {}), **self.data_options}

@@ -21,13 +21,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_cnn.core.errors import UsageError, in_python, spelt
 from lit_cnn.core.files import CANNOT_WRITE, size_in_words
+from lit_cnn.core.signals import STOPPING
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.training.callbacks import RunCheckpoints, RunInterrupted
 from lit_cnn.training.checkpoints import size_of
 from lit_cnn.training.classifier import LitClassifier
 
 GO_ON = "what was saved before is whole: the same again with `resume=auto` goes on"
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _UNTIL_HEARD = 3.0  # seconds in which Python's own handler of a second signal should have run
 
 
@@ -189,7 +189,7 @@ def signals_stop(
             print(f"lit-cnn: stopped by {name}; the same command with --resume auto goes on", file=sys.stderr)
             os._exit(128 + signal_number)
 
-    before = {number: signal.signal(number, stop) for number in _STOPPING}
+    before = {number: signal.signal(number, stop) for number in STOPPING}
     try:
         with _second_signal_noticed(end_unheard):
             yield
@@ -208,7 +208,7 @@ def _second_signal_noticed(then: Callable[[int], None]) -> Iterator[None]:
         """Reads the numbers of signals until the other end is shut down."""
         seen: list[int] = []
         while numbers := woken.recv(1):
-            if numbers[0] in _STOPPING:
+            if numbers[0] in STOPPING:
                 if _is_second(seen, numbers[0]):
                     then(numbers[0])
                 seen.append(numbers[0])

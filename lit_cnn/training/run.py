@@ -94,7 +94,7 @@ def train(
     """
     logger = setup.new_logger()
     if logger is not None:
-        logger.is_sent_by_parent = parent is not None and parent.key is not None
+        logger.is_sent_by_parent = parent is not None and parent.sends_children(setup.options.store.journal_dir)
     with (setup.ranks or Ranks()).ending_together():
         parts = build_trainer(setup.model, setup.options, setup.trainer, logger)
     ranks = setup.ranks or join(parts.trainer)
@@ -132,7 +132,7 @@ def _train(
             parent_key = None
             if parts.logger is not None and ranks.is_first:
                 _require_room(setup, parts, start)
-                parent_key = _open_parent(parent, setup) if parent is not None else None
+                parent_key = open_parent(parent, setup) if parent is not None else None
             if parent is not None and label in parent.children:
                 return parent.children[label]
             if ranks.is_first:
@@ -274,7 +274,13 @@ def _require_room(setup: Setup, parts: RunTrainer, start: Start) -> None:
     require_room(folder, setup.model, averages=parts.average is not None, snapshots=snapshots)
 
 
-def _open_parent(parent: ParentRun, setup: Setup) -> str:
+def open_parent(parent: ParentRun, setup: Setup) -> str:
+    """Opens the run above others once, or goes on with the unfinished one; returns its key.
+
+    Args:
+        parent: That run.
+        setup: Of one of the others.
+    """
     if parent.key is not None:
         return parent.key
     logger = parent.logger or setup.new_logger()

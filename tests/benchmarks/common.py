@@ -217,6 +217,38 @@ def save_result(name: str, figures: Figures, folder: Path = RESULTS) -> Path:
     return file
 
 
+class Parts:
+    """What a long measurement has done: a line of JSON for each part, on disk before the next one begins.
+
+    A measurement that is stopped goes on where it was; a line that a crash has cut short is passed over.
+
+    Args:
+        file: Where they are kept.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._lock = file, threading.Lock()
+        self.found: dict[str, dict[str, Any]] = {}
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):
+                part = json.loads(line)
+                self.found[part["part"]] = part
+
+    def add(self, name: str, **figures: Any) -> dict[str, Any]:
+        """Keeps what a part has come to, in place of what it came to before; returns it."""
+        part = {"part": name, "date": datetime.datetime.now().isoformat(timespec="seconds"), **figures}
+        with self._lock:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("a", encoding="utf-8") as file:
+                # The line before may have been cut short.
+                file.write(("" if file.tell() == 0 else "\n") + json.dumps(part))
+                file.flush()
+                os.fsync(file.fileno())
+            self.found[name] = part
+        return part
+
+
 def as_json(result: Mapping[str, Any]) -> str:
     """Returns JSON with a line for each entry, so that a difference shows which one has changed."""
     lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in result.items())

@@ -5,7 +5,8 @@
 Shards of 1,000 images of 100 kB each. First the order of epochs over an index on disk (offset, size, label and SHA-256
 of each image, in arrays that are mapped into memory): from nothing to the first batch, to a batch in the middle of a
 later epoch, as after a kill, and through all batches of an epoch, each position of which must come once. Then all that
-a run holds of a set today: `ImageSet`, its splits, digests and manifest. Each size is a process of its own.
+a run holds of a set today: `ImageSet`, its splits, digests and manifest. Each size is a process of its own. Three
+minutes on two cores that others shared, and 4.6 GB of disk for the index of 100 million images meanwhile.
 """
 
 import argparse

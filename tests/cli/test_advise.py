@@ -8,6 +8,9 @@ import torch
 
 from lit_cnn.cli import main
 from lit_cnn.models import create_model
+from tests import forks
+from tests.cli.test_tune import workers_of
+from tests.faults import wait_until
 from tests.runs import image_folder, tracked_runs
 
 CLASSES = ("dark", "medium", "bright")
@@ -110,3 +113,42 @@ def test_a_mistake_is_one_line_before_anything_is_trained(
     assert advise(*options, *words) == 2
     assert expected in capsys.readouterr().err.splitlines()[-1]
     assert tracked_runs(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_trials_are_trained_at_once_and_none_twice_after_a_kill(options: list[str], tmp_path: Path) -> None:
+    log, words = tmp_path / "log", ["--regimes", "scratch", "head_only", "--sizes", "30", "60", "--parallel=2"]
+
+    def started() -> forks.Forked:
+        with log.open("a") as file:
+            return forks.start("advise", *options, *words, "--resume=auto", cwd=Path.cwd(), log=file.fileno())
+
+    def num_kept() -> int:
+        kept = [json.loads(file.read_text("utf-8")) for file in tmp_path.glob("mlruns/journal/*/results.json")]
+        return len(kept[0]) if kept else 0
+
+    command = started()
+    wait_until(lambda: num_kept() > 0, timeout=90)
+    for process in [*workers_of(command.pid)[:1], command]:
+        process.kill()
+    command.wait()
+    assert started().wait() == 0, log.read_text("utf-8")
+    found = json.loads(Path("advice/trials.json").read_text("utf-8"))
+    (advice,) = tracked_runs(tmp_path, "advice")
+    runs = tracked_runs(tmp_path, "fit")
+    assert advice.status == "FINISHED" and {run.status for run in runs} == {"FINISHED"}
+    assert sorted(run.run_id for run in runs) == sorted(row["run"] for row in found["trials"]) and len(runs) == 4
+    assert {run.tags["mlflow.parentRunId"] for run in runs} == {advice.run_id}
+    for run in runs:
+        assert len(run.history["val/acc"]) == 2  # no epoch twice
+
+
+def test_trials_that_all_fail_end_in_one_line(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        advise(*options, "--regimes", "scratch", "--sizes", "30", "60", "--model.lr=1e30", "--model.optimizer=sgd") == 1
+    )
+    printed = capsys.readouterr()
+    assert "failed: --model.lr 1e+30: the loss is" in printed.err
+    assert "no trial came to its end" in printed.err.splitlines()[-1]

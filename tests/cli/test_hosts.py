@@ -18,11 +18,12 @@ from tests import forks
 from tests.cli.test_resume import LONGER, assert_same_run, background_fit, only_run, statuses
 from tests.cli.test_signals import TWO_DEVICES
 from tests.faults import has_checkpoint, wait_until
-from tests.hosts import ON_TWO_HOSTS, Host, two_hosts
+from tests.hosts import ON_TWO_HOSTS, Host, ray_cluster, two_hosts
 from tests.runs import SHORT, TrackedRun, copy_empty_store, fit, image_folder, tracked_runs
 
 # As others start it, each step long enough to be caught in.
 UNHURRIED = ("fit", *SHORT, *LONGER, "--trainer.callbacks+=tests.cli.test_resume.Unhurried")
+OF_RAY = {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(forks.ROOT)}
 SOON = 30  # seconds in which a process notices that another one is gone
 
 
@@ -223,6 +224,46 @@ def test_a_signal_ends_what_waits_for_another_process(hosts: tuple[Host, Host], 
     assert running[0].wait(15) == 128 + signal.SIGTERM
     assert hosts[0].log(folders[0]).read_text().splitlines()[-1].startswith("lit-cnn: stopped by SIGTERM")
     wait_until(lambda: statuses(folders[0]) == ["KILLED"], timeout=30)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_ray_places_the_same_run_on_two_hosts(
+    reference: TrackedRun, hosts: tuple[Host, Host], folders: tuple[Path, Path]
+) -> None:
+    folder, head = folders[0], hosts[0]
+    with ray_cluster(hosts) as address:
+
+        def start(*arguments: str) -> forks.Forked:
+            on_ray = ("--engine=ray", f"--address={address}", "--trainer.devices=2", "--trainer.accelerator=cpu")
+            return head.start("fit", *SHORT, *LONGER, *on_ray, *arguments, cwd=folder, environment=OF_RAY)
+
+        def last_line() -> str:
+            return lines_of(head.log(folder).read_text())[-1]
+
+        unhurried = ("--trainer.callbacks+=tests.cli.test_resume.Unhurried", "--resume=auto")
+        running = start(*unhurried)
+        wait_until(lambda: has_checkpoint(folder), timeout=120)
+        running.send_signal(signal.SIGINT)
+        assert running.wait(60) == 128 + signal.SIGINT
+        assert last_line().startswith("lit-cnn: stopped by SIGINT; the same command with --resume auto goes on")
+        assert statuses(folder) == ["KILLED"]
+
+        running = start(*unhurried)
+        wait_until(lambda: "resuming" in head.log(folder).read_text(), timeout=120)
+        hosts[1].kill()
+        assert running.wait(60) == 1
+        assert (
+            last_line()
+            == f"lit-cnn: error: lost with node {hosts[1].address}; the same command with --resume auto goes on"
+        )
+        assert "Traceback" not in head.log(folder).read_text()
+
+        assert start().wait(60) == 2
+        assert f"the cluster has no 2 cores, as many on each node: {head.address} has 1" in last_line()
+    with ray_cluster(hosts):
+        assert start("--resume=auto").wait(200) == 0
+    assert_same_run(only_run(folder), reference)
 
 
 def lines_of(log: str) -> list[str]:

@@ -225,7 +225,6 @@ def test_a_search_ends_where_the_first_trials_fail_alike(tmp_path: Path, capsys:
         (["--sampler=grid"], "model.lr 0.0001 to 0.1 (log): has no end of values, and a grid tries all; give a list"),
         (["--sampler=gp"], "argument --sampler: invalid choice"),
         (["--output=s.yaml"], "--output s.yaml: cannot be written (Not a directory); give another folder"),
-        (["--folds=3"], "--folds 3: the trials of a search have one val each; leave it out"),
         (["--track=false"], "--track false: every trial is a tracked run"),
         (["--ckpt_path=x.ckpt"], "--ckpt_path x.ckpt: a search trains anew"),
         (["--trainer.devices=2"], "--trainer.devices 2: a trial has one device; give --parallel for several"),
@@ -252,6 +251,11 @@ def test_a_mistake_is_one_line_before_anything_starts(
         ("config/augment: [none, strong]", ["--data={augment: []}"], "config/augment none: sets data.augment, and so"),
         ("config: [a.yaml, b.yaml]", ["--model.lr", "0.1"], "config a.yaml: sets model.lr, and so does the command"),
         ("config: [a.yaml, b.yaml]\nmodel.lr: [0.1, 0.2]", [], "config a.yaml: sets model.lr, which is searched too"),
+        (
+            "config/augment: [none, strong]\nconfig: [a.yaml, d.yaml]",
+            [],
+            "config/augment none: sets data.augment, and so does config d.yaml, otherwise: one of them would win",
+        ),
         ("config: [a.yaml, c.yaml]", [], "config c.yaml: sets data.split_seed, which is the same for all trials"),
         ("model.lr: [0.1, 0.2]", ["--model={lr: 0.3}"], "model.lr: is given on the command line for all trials"),
     ],
@@ -262,6 +266,7 @@ def test_what_would_win_in_every_trial_or_choose_what_judges_is_refused(
     Path("b.yaml").write_text("include: a.yaml\nmodel: {lr: 0.1}", encoding="utf-8")
     Path("a.yaml").write_text("model: {lr: 0.2, weight_decay: 0.1}", encoding="utf-8")
     Path("c.yaml").write_text("include: a.yaml\ndata: {split_seed: 3}", encoding="utf-8")
+    Path("d.yaml").write_text("data: {augment: [{class_path: albumentations.HorizontalFlip}]}", encoding="utf-8")
     Path("s.yaml").write_text(searched, encoding="utf-8")
     assert main(["tune", *(text for text in SHORT if "batch_size" not in text), *words]) == 2
     assert f"--search s.yaml: {expected}" in capsys.readouterr().err.splitlines()[-1]
@@ -309,3 +314,30 @@ def test_a_budget_ends_the_trials(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr()
     assert "the budget is spent after 1 trial of 50" in printed.err
     assert len(printed.out.splitlines()) == 1 + 1 + 1
+
+
+def test_more_trials_go_on_with_a_finished_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = ("--sampler=random", "--final_seeds=1", "--trainer.max_epochs=1", "--format=json", "--resume=auto")
+
+    def search(trials: int, *more: str) -> tuple[dict[str, Any], str]:
+        assert tune(f"--trials={trials}", *short, *more) == 0
+        printed = capsys.readouterr()
+        return printed_json(printed.out), printed.err
+
+    first, said = search(1)
+    assert "finished" not in said
+    more, said = search(2)
+    assert "going on with the finished search of 1 trial in " in said and "going on after 1 of them" in said
+    assert more["run"] == first["run"] and more["trials"][0] == {**first["trials"][0], "is_best": False}
+    assert [row["state"] for row in more["trials"]] == ["complete", "complete", "final"]
+    # Another one is the best now, and was trained anew; the run has what that came to.
+    assert first["best"] != more["best"]
+    (run,) = tracked_runs(tmp_path, "search")
+    assert (run.status, run.metrics["test/acc"]) == ("FINISHED", more["trials"][-1]["test_acc"])
+    # With another database it stays as it is.
+    assert tune("--trials=3", *short, "--study=sqlite:///other.db") == 2
+    assert "this search has its trials in its own file; leave it out" in capsys.readouterr().err.splitlines()[-1]
+    wait_until(lambda: [each.status for each in tracked_runs(tmp_path, "search")] == ["FINISHED"])
+    again, said = search(1)
+    assert "this search is finished, with 2 trials, in " in said and "more --trials go on with it" in said
+    assert again["run"] != more["run"] and again["best"] == first["best"]

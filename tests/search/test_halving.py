@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_cnn.search.best import Budget
-from lit_cnn.search.halving import Candidate, Clock, Extent, Outcome, extent_of, halve, name_of
+from lit_cnn.search.halving import Candidate, Clock, Extent, Trained, extent_of, halve, name_of
 
 NUM_IMAGES, NUM_CLASSES, NUM_VAL = 1000, 10, 100
 
@@ -29,7 +29,7 @@ class Machine:
     trained: list[tuple[str, Extent]] = field(default_factory=list)
     clock: Clock = field(default_factory=lambda: Clock(NUM_VAL))
 
-    def train(self, one: Candidate, extent: Extent, name: str) -> Outcome:
+    def train(self, one: Candidate, extent: Extent, name: str) -> Trained:
         work = one.work * extent.epochs * (extent.num_images + NUM_VAL / 3)
         of_epochs = self.seconds * work
         seconds = self.overhead + of_epochs + self.seconds * one.constant_work * extent.num_images
@@ -38,11 +38,11 @@ class Machine:
         self.trained.append((one.name, extent))
         share = extent.passes / (one.epochs * NUM_IMAGES)
         correct = round(NUM_VAL * self.quality[one.name] * (0.5 + 0.5 * share))
-        outcome = Outcome(one, extent, correct, NUM_VAL, 1.0, seconds, of_epochs, f"{len(self.trained):032x}")
+        outcome = Trained(one, extent, correct, NUM_VAL, 1.0, seconds, of_epochs, f"{len(self.trained):032x}")
         self.clock.add(outcome)
         return outcome
 
-    def halve(self, candidates: list[Candidate], budget: float) -> tuple[list[Outcome], list[str]]:
+    def halve(self, candidates: list[Candidate], budget: float) -> tuple[list[Trained], list[str]]:
         said: list[str] = []
         left = lambda: budget - self.time  # noqa: E731
         found = halve(candidates, left, self.train, self.clock, NUM_IMAGES, NUM_CLASSES, said.append)
@@ -98,7 +98,7 @@ def test_one_that_fails_is_left_out_and_one_that_fails_later_keeps_what_it_had()
     machine = Machine(dict.fromkeys("abc", 0.5))
     trained = machine.train
 
-    def train(one: Candidate, extent: Extent, name: str) -> Outcome | None:
+    def train(one: Candidate, extent: Extent, name: str) -> Trained | None:
         fails = one.name == "a" or (one.name == "c" and name.startswith("round"))
         return None if fails else trained(one, extent, name)
 
@@ -111,7 +111,7 @@ def test_one_that_fails_is_left_out_and_one_that_fails_later_keeps_what_it_had()
 
 
 def test_names() -> None:
-    one = Outcome(candidate("net, full", 1.0), Extent(1, 1), 1, 2, 0.0, 1.0, 1.0, "a" * 32)
+    one = Trained(candidate("net, full", 1.0), Extent(1, 1), 1, 2, 0.0, 1.0, 1.0, "a" * 32)
     assert name_of(one) == "net, full"
     assert one.accuracy.mean == 0.5
 

@@ -31,7 +31,8 @@ def test_a_run_whose_checkpoint_is_at_its_end_is_told_with_its_key_and_epochs(
     # The trainer has nothing left to train, and calls no `on_train_start`.
     monkeypatch.setattr(worker, "train", lambda *_: SimpleNamespace(metrics={"best/val/acc": 0.75}))
     store = SimpleNamespace(journal_dir=tmp_path)
-    setup = PlainSetup(SimpleNamespace(store=store), SimpleNamespace(digests={"val": "digest"}))
+    data = SimpleNamespace(digests={"val": "digest"}, splits=SimpleNamespace(folds=()))
+    setup = PlainSetup(SimpleNamespace(store=store), data)
     jobs, ends = [worker.Job("trial 1", [], "parent", tags, "val/acc", "digest", is_again=True)], []
     link = SimpleNamespace(ask=lambda: jobs.pop() if jobs else None, tell=lambda name, ended: ends.append(ended))
     worker.work(link, lambda arguments: setup)  # type: ignore[arg-type, return-value]

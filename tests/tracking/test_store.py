@@ -2,13 +2,18 @@
 
 import os
 import sqlite3
+import subprocess
+import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.tracking import check_writable, resolve_store
+from lit_cnn.tracking.client import connect
+from tests.faults import wait_until
 from tests.tracking.conftest import run_python
 
 
@@ -112,3 +117,38 @@ def test_importing_tracking_is_light(here: Path) -> None:
         here,
     )
     assert heavy.strip() == "[]"
+
+
+MAKING = {"this version": "client.connect(store)", "an earlier one": "MlflowClient(store.tracking_uri)"}
+
+
+@pytest.mark.parametrize("made_by", MAKING)
+def test_a_store_whose_making_was_killed_is_made_anew(made_by: str, tmp_path: Path) -> None:
+    store = resolve_store(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    makes = tmp_path / (".mlflow.db.new" if made_by == "this version" else "mlflow.db")
+    code = f"from lit_cnn.tracking import client, resolve_store; store = resolve_store({store.tracking_uri!r}); "
+    code += f"from mlflow.tracking import MlflowClient; {MAKING[made_by]}"
+    child = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        wait_until(lambda: has_table(makes, "alembic_version"), timeout=100)
+    finally:
+        child.kill()
+        child.wait()
+    assert makes.exists()
+    assert store.database is not None and not has_table(store.database, "experiments", rows=True)
+
+    experiment = connect(store).create_experiment("digits")
+    assert connect(store).get_experiment(experiment).name == "digits"
+    assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db", ".init.lock"}
+
+
+def has_table(database: Path, name: str, rows: bool = False) -> bool:
+    """Whether a database has a table, and rows in it where that is asked."""
+    if not database.exists():
+        return False
+    with closing(sqlite3.connect(database)) as connection:
+        query = f"SELECT 1 FROM {name} LIMIT 1"
+        try:
+            return connection.execute(query).fetchone() is not None or not rows
+        except sqlite3.OperationalError:
+            return False
