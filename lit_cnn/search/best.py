@@ -36,6 +36,7 @@ _OF_EPOCHS = "time/epochs"
 _WORTH = 1.5  # times what it had before; less more of training is not worth its time
 _NUM_FOLDS = 5
 _ENDING = 20.0  # seconds of the end that go by no image: tables, pictures, the report, the export and its check
+_MOST_ENDING = 0.3  # of the budget: under a minute or so the end may exceed it
 _MORE_SEEDS, _RUNNERS_UP = 2, 2
 
 VIEWS = (1, 2)
@@ -252,7 +253,8 @@ class Trainings:
             num_networks: Networks of each, all of which see the test images.
         """
         passes = num_views * (num_val + num_networks * self._num_test)
-        return _ENDING + sum(self.clock.seconds_of_passes(each, passes) for each in candidates)
+        fixed = min(_ENDING, _MOST_ENDING * self._budget.seconds)
+        return fixed + sum(self.clock.seconds_of_passes(each, passes) for each in candidates)
 
     def train_folds(self, candidate: Candidate, num_folds: int, num_images: int) -> None:
         """Trains a candidate in full, once for each fold of all images that are not test: a run of its own.
