@@ -58,6 +58,34 @@ class Bar:
             self._bar = None
 
 
+class ProgressLines:
+    """How far a long step is, as a line on stderr every ten seconds; used like tqdm's bar.
+
+    Args:
+        total: How many images there are.
+        title: What goes on.
+    """
+
+    every = 10.0  # seconds
+
+    def __init__(self, total: int, title: str) -> None:
+        self.total, self.title = total, title
+        self.done, self._said = 0, time.monotonic()
+
+    def __enter__(self) -> "ProgressLines":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def update(self, number: int) -> None:
+        """Counts images, and prints a line if it is time to."""
+        self.done += number
+        if time.monotonic() - self._said >= self.every and self.done < self.total:
+            self._said = time.monotonic()
+            print(f"{self.title}: {self.done:,} of {self.total:,} images", file=sys.stderr, flush=True)
+
+
 def bar_format(title: str, done: int, total: int | None, unit: str, more: Sequence[str], width: int) -> tuple[str, int]:
     """Returns a bar as tqdm's `bar_format`, and its width.
 

@@ -15,6 +15,7 @@ import torch
 import yaml
 from torch.utils.data import DataLoader, Dataset
 
+from lit_cnn.core.bars import ProgressLines
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.file_hashes import hash_files
 from lit_cnn.data.batches import keeps_mistakes
@@ -352,8 +353,10 @@ def _progress(loader: Any, batches: Sequence[np.ndarray], label: str) -> Iterato
 
 
 def progress_bar(num_images: int, label: str) -> Any:
-    """Returns tqdm's bar over so many images, where somebody looks; nothing in a log."""
+    """Returns tqdm's bar over so many images, where somebody looks; in a log a line every ten seconds."""
     from tqdm import tqdm
 
-    disable = not sys.stderr.isatty() or bool(os.environ.get("TQDM_DISABLE"))
+    disable = bool(os.environ.get("TQDM_DISABLE"))
+    if not disable and not sys.stderr.isatty():
+        return ProgressLines(num_images, label)
     return tqdm(total=num_images, desc=label, unit="img", disable=disable, leave=False, dynamic_ncols=True)

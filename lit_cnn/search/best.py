@@ -5,7 +5,9 @@ than once where there is time. What is combined of that is chosen on images that
 """
 
 import contextlib
+import itertools
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,13 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-import lightning.pytorch as pl
-
 from lit_cnn.core.errors import UsageError, value_in_words
 from lit_cnn.core.files import write_text_atomically
 from lit_cnn.core.words import counted, duration
 from lit_cnn.reports.wording import percent
 from lit_cnn.search.halving import Candidate, Clock, Extent, Trained, extent_of, halve, name_of
+from lit_cnn.search.stopwatch import Stopwatch
+from lit_cnn.tracking.run import Run
 from lit_cnn.training.callbacks import RunInterrupted
 from lit_cnn.training.folds import Folds, train_folds
 from lit_cnn.training.losses import NonFiniteLossError
@@ -36,6 +38,7 @@ _OF_EPOCHS = "time/epochs"
 _WORTH = 1.5  # times what it had before; less more of training is not worth its time
 _NUM_FOLDS = 5
 _ENDING = 20.0  # seconds of the end that go by no image: tables, pictures, the report, the export and its check
+_MOST_ENDING = 0.3  # of the budget: under a minute or so the end may exceed it
 _MORE_SEEDS, _RUNNERS_UP = 2, 2
 
 VIEWS = (1, 2)
@@ -143,26 +146,6 @@ class Plan:
         write_text_atomically(self._file, json.dumps(kept))
 
 
-class Stopwatch(pl.Callback):
-    """Measures how long the epochs of a training take, validation included.
-
-    Attributes:
-        seconds: That they took.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._began = 0.0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Starts."""
-        self._began = time.monotonic()
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stops."""
-        self.seconds += time.monotonic() - self._began
-
-
 class Trainings:
     """Trains candidates as children of one tracked run.
 
@@ -252,7 +235,8 @@ class Trainings:
             num_networks: Networks of each, all of which see the test images.
         """
         passes = num_views * (num_val + num_networks * self._num_test)
-        return _ENDING + sum(self.clock.seconds_of_passes(each, passes) for each in candidates)
+        fixed = min(_ENDING, _MOST_ENDING * self._budget.seconds)
+        return fixed + sum(self.clock.seconds_of_passes(each, passes) for each in candidates)
 
     def train_folds(self, candidate: Candidate, num_folds: int, num_images: int) -> None:
         """Trains a candidate in full, once for each fold of all images that are not test: a run of its own.
@@ -270,9 +254,10 @@ class Trainings:
         name = _of_folds(candidate, num_folds)
         found = self._plan.done(name)
         if found is None:
+            after_each = self._say_fold(name)
             try:
                 with contextlib.redirect_stderr(self._log):
-                    run = train_folds(Folds(num_folds), make, resume=self._parent.resume)
+                    run = train_folds(Folds(num_folds), make, self._parent.resume, after_each)
             except _FAILURES as error:
                 self._failed(candidate, error)
                 return
@@ -285,6 +270,17 @@ class Trainings:
         outcome = Trained(candidate, extent, *of_val, seconds, seconds, found["run"], num_folds=num_folds)
         self.outcomes.append(outcome)
         self.say(trained_words(outcome))
+
+    def _say_fold(self, name: str) -> Callable[[Run], None]:
+        """Returns what says of each fold that it has ended, past the log that the trainings write to."""
+        shown, numbers = sys.stderr, itertools.count(1)
+
+        def say(run: Run) -> None:
+            """Says it."""
+            with contextlib.redirect_stderr(shown):
+                self.say(f"    fold {next(numbers)} of {name}: {100 * run.metrics['best/val/acc']:.1f} % right")
+
+        return say
 
     def has_folds(self, candidate: Candidate, num_folds: int) -> bool:
         """Whether a candidate was trained on folds before a resume."""
