@@ -86,7 +86,10 @@ def test_the_nested_estimate_takes_each_folds_epoch_from_the_others(trained: Pat
 
 
 @pytest.mark.usefixtures("empty_store")
-def test_a_stopped_set_goes_on_in_the_same_parent_and_fold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_set_goes_on_in_the_same_parent_and_fold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_cnn.training.folds._LINES_APART", 1e9)  # however slow this machine is now
     folds = ("--folds", "2", "--recipe=stopped")
     with background_fit(tmp_path, *WATCHED, *folds) as process:
         _wait_for_second(process, tmp_path)
