@@ -64,7 +64,7 @@ def test_the_best_is_tested_once_and_exported_as_it_was_tested(
 
 @pytest.mark.slow
 def test_who_stops_it_gets_the_best_so_far_and_can_go_on(images: Path, tmp_path: Path) -> None:
-    command = ("best", images, *SMALL, "--budget", "30s")
+    command = ("best", images, *SMALL, "--budget", "100s")
     with open(tmp_path / "out.json", "w+") as out, open(tmp_path / "err.txt", "w+") as err:
         process = forks.start(*command, cwd=tmp_path, log=out.fileno(), errors=err.fileno())
         until = time.monotonic() + 120
@@ -76,7 +76,7 @@ def test_who_stops_it_gets_the_best_so_far_and_can_go_on(images: Path, tmp_path:
     found = json.loads((tmp_path / "out.json").read_text("utf-8"))
     assert found["was_stopped"] and "this is the best so far" in found["answer"]
     assert Path(found["export"]).is_dir() and Path("best/plan.json").is_file()
-    assert main([*map(str, command[:-1]), "50s", "--resume=auto"]) == 0  # for longer
+    assert main([*map(str, command[:-1]), "120s", "--resume=auto"]) == 0  # for longer
     again = json.loads(Path("best/best.json").read_text("utf-8"))
     before, now = ([row["run"] for row in each["trainings"]] for each in (found, again))
     assert now[: len(before)] == before and len(now) > len(before)
