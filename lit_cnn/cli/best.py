@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_cnn.cli.output import print_result
+from lit_cnn.cli.output import print_result, tell_replaced
 from lit_cnn.cli.verbs import CommandParser, seconds_of
 from lit_cnn.core.errors import UsageError, as_printed
 
@@ -68,6 +68,7 @@ def best(arguments: list[str]) -> int:
         if (given := value_of(of_fit, option)) is not None:
             raise UsageError(option.rpartition(".")[2], given, "is what is searched for", remedy)
     _check_folder(options.output)
+    tell_replaced(options.output, "best.json", value_of(of_fit, "resume") is not None)
     from lit_cnn.cli.train import exit_code
     from lit_cnn.training.process import hush_lightning
 

@@ -18,14 +18,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_cnn.cli.precheck import value_of
+from lit_cnn.cli.configs import split_arguments
+from lit_cnn.cli.shorthand import chosen, expand
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.ray_cluster import LEAVE_CHILDREN, NODE_LABEL, Node, check_nodes, joined, not_seeing
 from lit_cnn.core.signals import STOPPING
 
 _POLL = 0.3  # seconds
 _SAY_AFTER = 30.0  # seconds without a process
-_OF_PLACES = ("trainer.devices", "trainer.num_nodes")
+_UNTIL_ANSWERED = 30.0  # seconds
 
 
 def fit_on_ray(arguments: list[str], address: str | None) -> int:
@@ -42,17 +43,18 @@ def fit_on_ray(arguments: list[str], address: str | None) -> int:
         UsageError: If the cluster is not there, or has no place for the run; nothing is started then.
         RunFailedError: If Ray fails.
     """
-    devices, num_nodes = (_count(arguments, name) for name in _OF_PLACES)
-    kept = value_of(arguments, "tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    layers, options = split_arguments(expand("fit", arguments))
+    devices, num_nodes = (_count(name, chosen(layers, options, "trainer", name)) for name in ("devices", "num_nodes"))
+    kept = chosen(layers, options, "tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI") or ""
     is_local = "://" not in kept or kept.startswith(("file:", "sqlite:"))
     with joined(address) as nodes:
-        wants_gpu = value_of(arguments, "trainer.accelerator") in (None, "auto", "gpu", "cuda")
+        wants_gpu = chosen(layers, options, "trainer", "accelerator") in (None, "auto", "gpu", "cuda")
         uses_gpu = wants_gpu and any(node.gpus for node in nodes)
         taken = places(nodes, devices, num_nodes, uses_gpu)
-        chosen = [node for place, node in enumerate(taken) if node not in taken[:place]]
-        check_nodes(chosen, Path.cwd())
-        if is_local and not_seeing(chosen[:1], Path.cwd()):
-            reason = f"runs are kept in {Path.cwd()}, which is another folder on node {chosen[0].host}"
+        used = [node for place, node in enumerate(taken) if node not in taken[:place]]
+        check_nodes(used, Path.cwd())
+        if is_local and not_seeing(used[:1], Path.cwd()):
+            reason = f"runs are kept in {Path.cwd()}, which is another folder on node {used[0].host}"
             raise UsageError("engine", "ray", reason, "share it, or give `tracking_uri`, the address of a server")
         return _run(arguments, taken, uses_gpu)
 
@@ -142,15 +144,22 @@ def _run(arguments: Sequence[str], taken: Sequence[Node], uses_gpu: bool) -> int
             ended.append(None)
 
     trains = threading.Thread(target=train, daemon=True, name="ray train")
-    began, says_wait, sent = time.monotonic(), True, list[int]()
+    began, says_wait, sent, codes = time.monotonic(), True, list[int](), dict[int, int]()
     with _signals() as signals:
         trains.start()
         while True:
             is_over = bool(ended)
             while signals:
                 sent.append(signals.popleft())
-                ray.get(board.send.remote(sent[-1]))
-            has_begun, lines, codes = ray.get(board.news.remote())
+                board.send.remote(sent[-1])
+            try:
+                has_begun, lines, codes = ray.get(board.news.remote(), timeout=_UNTIL_ANSWERED)
+            except ray.exceptions.RayError as error:  # a signal to all processes of a terminal ends those of Ray too
+                if sent:
+                    print(f"lit-cnn: stopped by {signal.Signals(sent[-1]).name}", file=sys.stderr)
+                    return 128 + sent[-1]
+                ended.append(error)
+                break
             for is_error, text in lines:
                 stream = sys.stderr if is_error else sys.stdout
                 stream.buffer.write(text)
@@ -306,10 +315,9 @@ def _signals() -> Iterator[deque[int]]:
             signal.signal(number, handler)
 
 
-def _count(arguments: Sequence[str], option: str) -> int:
-    given = value_of(arguments, option)
+def _count(option: str, given: Any) -> int:
     if given in (None, "auto"):
         return 1
     if not str(given).isdecimal() or int(str(given)) < 1:
-        raise UsageError(option.partition(".")[2], given, "with `engine=ray`, give how many")
+        raise UsageError(option, given, "with `engine=ray`, give how many")
     return int(str(given))

@@ -20,6 +20,18 @@ def console() -> "Console":
     return Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH, force_jupyter=False)
 
 
+def tell_replaced(folder: Path, file: str, is_resumed: bool) -> None:
+    """Says before anything is done that the result of another command will be replaced; its run keeps its own.
+
+    Args:
+        folder: For the result.
+        file: That a result has.
+        is_resumed: Whether what is there is that of the command itself.
+    """
+    if not is_resumed and (folder / file).exists():
+        print(f"{folder} has an earlier result, which will be replaced; its run keeps it", file=sys.stderr)
+
+
 def warn_not_sent() -> None:
     """Says on stderr that a run is not all in MLflow yet, and which command sends the rest."""
     print("not all of this run could be sent to MLflow; it is kept, lit-cnn sync sends it", file=sys.stderr)

@@ -13,7 +13,7 @@ import yaml
 from lit_cnn.cli.configs import SECTIONS, load_config, search_text
 from lit_cnn.cli.engine import engine_of
 from lit_cnn.cli.option_kinds import option_kinds
-from lit_cnn.cli.output import print_result
+from lit_cnn.cli.output import print_result, tell_replaced
 from lit_cnn.cli.precheck import arguments_of_trials, check_no_fold_given, hint, known_options, value_of
 from lit_cnn.cli.verbs import CommandParser, check_output_file, count_of, seconds_of
 from lit_cnn.core.errors import UsageError, as_printed
@@ -89,6 +89,7 @@ def with_crew(
         raise UsageError("devices", given, "a trial has one device", "give `parallel` for several trials at once")
     resume = value_of(of_fit, "resume")
     of_fit = _without("resume", of_fit)
+    tell_replaced(options.output, "best.yaml", resume is not None)
     kinds = option_kinds()
 
     def is_whole(option: str) -> bool:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from numbers import Integral
 from typing import Any
 
 from lit_cnn.core.credentials import without_credentials
@@ -109,7 +110,7 @@ def at_least(least: int, **options: int | None) -> None:
         UsageError: If one is less.
     """
     for option, value in options.items():
-        if value is not None and value < least:
+        if value is not None and (not isinstance(value, Integral) or value < least):
             raise UsageError(option, value, f"give a whole number of at least {least}")
 
 

@@ -26,6 +26,7 @@ from lit_cnn.training.fold_result import FoldResult
 _OF_SPLITS = ("Split", "Images", "Right % [95 %]", "Loss")
 _OF_CLASSES = ("Class", "Precision %", "Recall %", "F1 %", "Images")
 _OF_CHILDREN = ("Run of", "Val %", "Test %", "Run")
+_OF_TEXT = ("class", "name", "run")  # columns
 _MOST_ROWS = 25  # of a table in a terminal, and columns
 _LONGEST = 12  # letters of a column's title
 
@@ -160,15 +161,18 @@ def of_result(kind: str, files: Sequence[Path]) -> Numbers:
 
 def _csv_rows(file: Path) -> list[dict[str, Any]]:
     with file.open(encoding="utf-8", newline="") as text:
-        return [{name: _value(cell) for name, cell in row.items()} for row in csv.DictReader(text)]
+        return [{name: _value(name, cell) for name, cell in row.items()} for row in csv.DictReader(text)]
 
 
-def _value(text: str) -> Any:
-    """Returns a cell of a file of ours as what it was: a number, or a text; None for nothing."""
+def _value(column: str, text: str) -> Any:
+    """Returns a cell of a file of ours as what it was: a number, a truth, or a text; None for nothing."""
+    if column in _OF_TEXT:
+        return text
     for kind in (int, float):
         with contextlib.suppress(ValueError):
-            return kind(text)
-    return text or None
+            if str(kind(text)) == text:  # else it was no number: `1_0`
+                return kind(text)
+    return {"True": True, "False": False, "": None}.get(text, text)
 
 
 def _cell(name: str, value: Any) -> str:

@@ -34,7 +34,7 @@ SEARCH, TRAINING = 0.4, 0.85
 """Shares of the budget that are spent when the search is over, and the trainings in full; the rest is for the test."""
 
 _FAILURES = (UsageError, NonFiniteLossError, RunFailedError)
-_OF_EPOCHS = "time/epochs"
+_OF_FIT = "time/epochs"
 _WORTH = 1.5  # times what it had before; less more of training is not worth its time
 _NUM_FOLDS = 5
 _ENDING = 20.0  # seconds of the end that go by no image: tables, pictures, the report, the export and its check
@@ -209,11 +209,11 @@ class Trainings:
             self._failed(candidate, error)
             return None
         if name not in self._parent.children:
-            metrics = {**run.metrics, _OF_EPOCHS: stopwatch.seconds}
+            metrics = {**run.metrics, _OF_FIT: stopwatch.seconds}
             run = replace(run, metrics=metrics, seconds=time.monotonic() - began)
             self._parent.add(name, run)
         counts = round(run.metrics["best/val/acc"] * self._num_val), self._num_val
-        times = run.seconds or 0.0, run.metrics[_OF_EPOCHS]
+        times = run.seconds or 0.0, run.metrics[_OF_FIT]
         outcome = Trained(candidate, extent, *counts, run.metrics.get("best/val/loss", 0.0), *times, run.id, seed)
         self.say(trained_words(outcome))
         self.outcomes.append(outcome)

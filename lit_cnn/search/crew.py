@@ -232,9 +232,11 @@ class Crew:
     def _drop(self, member: _Member, gone: Gone, desk: Desk | None) -> None:
         """Takes a worker that is gone out of the crew, and its job back."""
         self._members.remove(member)
+        if self._signals:
+            return  # it was ended; what it had begun is gone on with by a resume
         if desk is not None and member.job is not None:
             desk.lose(member.job, gone.how, gone.is_its_own)
-        elif not member.has_asked and not self._signals and gone.is_its_own:
+        elif not member.has_asked and gone.is_its_own:
             self._false_starts += 1
             if self._false_starts >= _MOST_FALSE_STARTS:
                 raise RunFailedError(f"worker processes end as they start ({gone.how})")

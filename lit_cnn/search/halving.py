@@ -22,7 +22,6 @@ _FIRST_ROUND = 1 / 2  # of the time, at most
 _VALIDATION = 1 / 3  # of what an image takes in training
 _FIXED = 4.0  # seconds of a training that go by no image, until that has been measured
 _FIRST = ""
-_LEAST = 0.2  # share of a training's seconds that goes by its images at the least
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Trained:
         num_val: All of them.
         val_loss: Mean loss on val in that epoch; decides between equal ones.
         seconds: Of the whole training.
-        epochs_seconds: Of its epochs alone, validation included.
+        fit_seconds: Of what goes by its images: features that are cached, epochs, validation.
         run: The run's id.
         seed: The training seed.
         num_folds: Of a network a fold: then val are the images of all of them; 0 for one network.
@@ -93,7 +92,7 @@ class Trained:
     num_val: int
     val_loss: float
     seconds: float
-    epochs_seconds: float
+    fit_seconds: float
     run: str
     seed: int = 0
     num_folds: int = 0
@@ -138,16 +137,18 @@ class Clock:
     def __init__(self, num_val: int) -> None:
         self._num_val = num_val
         self._fixed = _FIXED
-        self._seconds: dict[str, tuple[float, float]] = {}  # candidate's name -> seconds and work of its last training
+        self._seconds: dict[
+            str, tuple[float, float]
+        ] = {}  # candidate's name -> fit seconds and work of its last training
 
     def add(self, outcome: Trained) -> None:
         """Takes a training into account."""
         candidate, is_first = outcome.candidate, not self._seconds
-        if not candidate.constant_work and not is_first:
-            self._fixed = min(self._fixed, outcome.seconds - outcome.epochs_seconds)
-        # The first one waits for what a process imports and prepares once: it counts until there is another.
+        if not is_first:
+            self._fixed = min(self._fixed, outcome.seconds - outcome.fit_seconds)
+        # The first one waits for what is used for the first time: it counts until there is another.
         name = _FIRST if is_first else candidate.name
-        self._seconds[name] = (outcome.seconds, self._work(candidate, outcome.extent))
+        self._seconds[name] = (outcome.fit_seconds, self._work(candidate, outcome.extent))
 
     def seconds(self, candidate: Candidate, extent: Extent) -> float:
         """Returns how long a training will take."""
@@ -162,7 +163,7 @@ class Clock:
         others = [known for name, known in self._seconds.items() if name != _FIRST]
         known = [self._seconds[candidate.name]] if candidate.name in self._seconds else others
         known = known or list(self._seconds.values())
-        return max(max(seconds - self._fixed, _LEAST * seconds) / work for seconds, work in known)
+        return max(seconds / work for seconds, work in known)
 
     def _work(self, candidate: Candidate, extent: Extent) -> float:
         seen = extent.num_images + _VALIDATION * self._num_val
@@ -222,7 +223,8 @@ def halve(
     last = dict[str, Trained]()
     ascending = sorted(candidates, key=lambda each: _LEAST_EPOCHS * each.work + each.constant_work)
     ends = seconds_left() * (1 - _FIRST_ROUND)
-    say(f"first a little of each of {counted(len(ascending), 'configuration')}, to see how long they take")
+    of_each = f"each of {counted(len(ascending), 'configuration')}" if len(ascending) > 1 else "it"
+    say(f"first a little of {of_each}, to see how long that takes")
     for candidate in ascending:
         least = extent_of(0.0, candidate, num_images, num_classes)
         # How long a training takes is known but roughly from the first one, which waited for what is prepared once.

@@ -118,7 +118,7 @@ def _finished(logger: JournalLogger, digest: str, limit: int, say: Callable[[str
             f"this search is finished, with {counted(trials, 'trial')}, in {folder}: more `trials` go on with it"
         )
     )
-    say("the same ones start anew")
+    say("as many or fewer start anew")
     return None
 
 

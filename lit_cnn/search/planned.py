@@ -143,6 +143,7 @@ class PlannedDesk:
         self._taken = {each.kind: ended[each.name] for each in planned if each.name in ended}
         self._job_of, self._budget, self._say, self._after_each = job_of, budget, say, after_each
         self._running: dict[str, Planned] = {}
+        self._since: dict[str, float] = {}
         self._deaths: Counter[str] = Counter()
         self._outcomes: list[Outcome] = []
         self._began = time.monotonic()
@@ -158,15 +159,21 @@ class PlannedDesk:
         while self._left:
             planned = self._left.pop(0)
             spent = time.monotonic() - self._began
-            # At least as long as the last, smaller one of its kind.
-            if self._budget is not None and spent + self._taken.get(planned.kind, 0.0) >= self._budget:
+            if self._budget is not None and spent + self._least_seconds(planned) >= self._budget:
                 self._say(as_printed(f"{planned.words}: left out, `budget={duration(self._budget)}` is spent"))
                 continue
             self._running[planned.name] = planned
+            self._since[planned.name] = time.monotonic()
             number = self._numbers[planned.name]
             self._say(f"trial {number} of {len(self._numbers)}: {planned.words}")
             return self._job_of(planned, number)
         return None
+
+    def _least_seconds(self, planned: Planned) -> float:
+        """Returns how long one takes at the least: as the last, smaller one of its kind, or as that has run by now."""
+        running = [name for name, each in self._running.items() if each.kind == planned.kind]
+        since = [time.monotonic() - self._since[name] for name in running]
+        return max([self._taken.get(planned.kind, 0.0), *since])
 
     def report(self, name: str, epoch: int, value: float) -> bool:
         """Ends none."""
@@ -187,6 +194,8 @@ class PlannedDesk:
             check_failures(self._outcomes)
             return
         self._taken[planned.kind] = ended.outcome.seconds
+        right = f"{100 * ended.metrics['best/val/acc']:.1f} % of val"
+        self._say(f"{planned.words}: {right}, {duration(ended.outcome.seconds)}")
         self._after_each(planned, ended)
 
     def lose(self, name: str, how: str, is_its_own: bool = True) -> None:
@@ -195,5 +204,5 @@ class PlannedDesk:
         if reason := why_failed(self._deaths[name], how):
             self.tell(name, Ended(Outcome("failed", reason=reason)))
             return
-        self._say(f"{name}: its process was {how}; another one goes on with it")
+        self._say(f"{self._running[name].words}: its process was {how}; another one goes on with it")
         self._left.insert(0, self._running.pop(name))

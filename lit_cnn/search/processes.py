@@ -151,7 +151,7 @@ def how_ended(status: int) -> str:
     Args:
         status: Its exit code, negative for a signal.
     """
-    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
+    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
 
 
 def _kill(pid: int, number: int) -> None:

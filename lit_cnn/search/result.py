@@ -285,7 +285,7 @@ class SearchResult(Result):
             words = points_words(found, self.num_val)
         where = "out of fold" if self.num_folds else "on val"
         if found.low <= 0 <= found.high:
-            return f": what it had {where} as the best of the trials is no measurably better ({words})"
+            return f": what it had {where} as the best of the trials is not measurably better ({words})"
         return f": as the best of the trials it had {words} {where}, which is luck"
 
     def _final_words(self, final: Final) -> str:

@@ -1,4 +1,4 @@
-"""How long the epochs of a training take."""
+"""How long a training takes that has been built and opened."""
 
 import time
 
@@ -6,17 +6,17 @@ import lightning.pytorch as pl
 
 
 class Stopwatch(pl.Callback):
-    """Measures how long the epochs of a training take, validation included.
+    """Measures how long a training takes from its features that are cached to the end of its last epoch.
 
     Attributes:
-        seconds: That they took.
+        seconds: That it took.
     """
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self._began = 0.0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Starts."""
         self._began = time.monotonic()
 

@@ -28,6 +28,7 @@ from lit_cnn.training.parents import summarize
 from lit_cnn.training.process import RunFailedError
 from lit_cnn.training.resume import mark_finished
 from lit_cnn.training.setup import Setup
+from lit_cnn.training.training_on import warn_of_seen
 
 BEST = "best.yaml"
 _UNTIL_OPEN = 60.0  # seconds
@@ -80,6 +81,10 @@ def run_search(search: Search, crew: Crew, say: Callable[[str], None]) -> Search
     logger, digest = open_parent(search.setup, search.config, search.space, search.plan, search.resume, say)
     status, study = "FAILED", None
     try:
+        before, store = search.setup.model.weights_trained_on, search.setup.options.store
+        logger.set_tags(
+            warn_of_seen(before, search.setup.data, store.splits_dir, "the run whose weights it starts from")
+        )
         study = Study(logger.run_folder, digest, search.space, search.plan, search.study_url)
         _say_start(search, study, crew.engine.num_workers, say)
 

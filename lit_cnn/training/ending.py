@@ -25,6 +25,7 @@ from lit_cnn.training.ranks import Ranks
 from lit_cnn.training.run_report import FOLDER, write_run_report
 from lit_cnn.training.setup import Setup
 from lit_cnn.training.trainer import RunTrainer
+from lit_cnn.training.training_on import seen_sentences
 
 _MOST_LOGITS = 32_000_000  # of test images, kept for the mean of a run of folds
 
@@ -136,7 +137,8 @@ def conclude(setup: Setup, parts: RunTrainer, metrics: dict[str, float], predict
         if logger is None and parts.checkpoints.best_path is None:
             return Ending("Nothing is tracked, so no epoch is kept as the best, and none was tested.")
         facts = _facts(setup, parts, metrics, predictions)
-        said = sentences(facts)
+        before = setup.model.run_record.get("splits_before", ())
+        said = [*sentences(facts), *seen_sentences(before, setup.data, setup.options.store.splits_dir)]
         if logger is None:
             return Ending("\n".join(said))
         if setup.options.report:

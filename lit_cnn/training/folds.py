@@ -30,6 +30,7 @@ from lit_cnn.training.run import train_children, train_each
 from lit_cnn.training.run_report import FOLDER as REPORTS
 from lit_cnn.training.run_report import chosen_options
 from lit_cnn.training.setup import Setup
+from lit_cnn.training.training_on import seen_sentences
 
 _LINES_APART = 10.0  # seconds between the lines of two epochs
 
@@ -219,7 +220,9 @@ class _Made:
 def _log(result: FoldResult, children: Mapping[str, Run], setup: Setup, logger: JournalLogger) -> Conclusion:
     summary = summarize([child.metrics for child in children.values()])
     logger.log_metrics({"folds": len(children), **summary, **result.metrics}, step=0)
-    facts, said = result.facts, fold_sentences(result.facts)
+    facts, before = result.facts, setup.model.weights_trained_on
+    seen = seen_sentences(before, setup.data, setup.options.store.splits_dir, of_folds=True)
+    said = [*fold_sentences(facts), *seen]
     low, high = wilson_interval(facts.num_correct, facts.num_images)
     spread = {split: summary.get(f"{metric}_std") for split, metric in (("val", "best/val/acc"), ("test", "test/acc"))}
     tags = {

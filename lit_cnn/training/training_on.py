@@ -103,7 +103,15 @@ def warn_of_seen(splits: Sequence[str], data: ImageDataModule, splits_folder: Pa
     return {"lit_cnn.trained_on": seen}
 
 
-def images_seen(splits: Sequence[str], data: ImageDataModule, splits_folder: Path) -> str:
+def seen_sentences(
+    splits: Sequence[str], data: ImageDataModule, splits_folder: Path, of_folds: bool = False
+) -> list[str]:
+    """Returns the sentence that says of a result that its images were trained on before; see `images_seen`."""
+    seen = images_seen(splits, data, splits_folder, of_folds)
+    return [f"These figures are too good: what it started from was trained on {seen}."] if seen else []
+
+
+def images_seen(splits: Sequence[str], data: ImageDataModule, splits_folder: Path, of_folds: bool = False) -> str:
     """Returns in words how many images of val and test were trained on before; "" if none or not known.
 
     Images are known by their paths and classes. Of a split with less than half of its images here nothing is said: it
@@ -113,6 +121,7 @@ def images_seen(splits: Sequence[str], data: ImageDataModule, splits_folder: Pat
         splits: Digests of the splits before; see `splits_before`.
         data: Of this run.
         splits_folder: Where split manifests are kept.
+        of_folds: Whether the images of all folds stand for val.
     """
     images, names = data.image_set, data.class_names
     here = set(zip(images.paths, (names[label] for label in images.labels), strict=True))
@@ -124,7 +133,8 @@ def images_seen(splits: Sequence[str], data: ImageDataModule, splits_folder: Pat
             if 2 * sum((path, class_name) in here for path, class_name, _ in rows) >= len(rows):
                 trained |= {path for path, class_name, split in rows if split == "train" and (path, class_name) in here}
     paths = images.paths
-    evaluated: dict[str, np.ndarray] = {"val": data.splits.val, "test": data.splits.test}
+    val = {"the folds": np.concatenate(data.splits.folds)} if of_folds else {"val": data.splits.val}
+    evaluated: dict[str, np.ndarray] = {**val, "test": data.splits.test}
     seen = {split: sum(paths[index] in trained for index in indices) for split, indices in evaluated.items()}
     return " and ".join(f"{n} of the {len(evaluated[split])} images of {split}" for split, n in seen.items() if n)
 

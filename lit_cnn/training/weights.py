@@ -233,7 +233,7 @@ def checkpoint_of_run(store: Store, name: str) -> Path:
 
     (run,) = queries.find_runs(store, [name.partition("/")[0]])
     if run.tags.get("kind") not in (None, "fit", "soup"):  # of folds, of seeds, an ensemble
-        members = " ".join(run.tags.get("members", "").split()[:_MOST_NAMED])
+        members = " or ".join(member[:8] for member in run.tags.get("members", "").split()[:_MOST_NAMED])
         remedy = f"give one of its runs{f', such as {members}' if members else ''}"
         raise UsageError("run", run.run_id, f"{run.name} is no single network", remedy)
     return queries.download_artifact(store, run, checkpoint_path(name))

@@ -1,5 +1,6 @@
 """Where the processes of a run go on a Ray cluster, and what is refused before any goes there."""
 
+import contextlib
 import re
 import subprocess
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 import yaml
 
 from lit_cnn import __version__
-from lit_cnn.cli import main
+from lit_cnn.cli import fit_on_ray, main
 from lit_cnn.cli.fit_on_ray import places
 from lit_cnn.cli.precheck import known_options, take_engine
 from lit_cnn.cli.tune import _parser
@@ -116,3 +117,23 @@ def check_options(command: list[str]) -> None:
     given = [text.partition("=")[0] for text in arguments if text.startswith("--")]
     assert given
     assert [text for text in given if text not in others and text.removeprefix("--") not in known_options()] == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--config=two.yaml"], ["--trainer", "{devices: 2, accelerator: cpu}"], ["--trainer.devices=2"]]
+)
+def test_how_many_processes_is_read_wherever_it_is_said(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("two.yaml").write_text("trainer: {devices: 2, accelerator: cpu}\n")
+    asked = list[tuple[object, ...]]()
+
+    def places_of(nodes: object, *given: object) -> list[Node]:
+        asked.append(given)
+        raise UsageError("devices", 2, "there is no cluster", "none")
+
+    monkeypatch.setattr(fit_on_ray, "joined", lambda address: contextlib.nullcontext([HEAD]))
+    monkeypatch.setattr(fit_on_ray, "places", places_of)
+    assert main(["fit", "--config=lenet5_scratch_digits", *arguments, "--engine=ray"]) == 2
+    assert asked == [(2, 1, False)]

@@ -13,6 +13,7 @@ import pytest
 
 from lit_cnn.cli import main
 from lit_cnn.evaluation import report as reports
+from lit_cnn.evaluation.run_numbers import _csv_rows
 from lit_cnn.training.out_of_fold import FOLDER, LOGITS, read_out_of_fold
 from tests.runs import fit, fold_sets, inside, three_seeds, tracked_runs
 
@@ -111,3 +112,10 @@ def test_what_cannot_be_shown_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "was stopped before its end; the command that began it, with --resume auto, goes on" in told(run.run_id)
     assert "run 0123456789: not in sqlite" in told("0123456789")
     assert "arguments are required: RUN" in told()
+
+
+def test_cells_of_a_stored_file_are_what_they_were(tmp_path: Path) -> None:
+    file = tmp_path / "classes.csv"
+    file.write_text("class,recall,support,is_best,model.arch,seconds\n001,0.5,12,False,1_0,\n")
+    of_first = {"class": "001", "recall": 0.5, "support": 12, "is_best": False, "model.arch": "1_0", "seconds": None}
+    assert _csv_rows(file) == [of_first]

@@ -1,6 +1,7 @@
 """A checkpoint given by hand: a run of its own, which goes on at the same share of its schedule."""
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -190,14 +191,18 @@ def test_images_that_were_trained_on_are_counted(run: TrackedRun, capsys: pytest
     short = ("--trainer.max_epochs=1", "--data.split_seed=1", "--report=false")
     for weights in (run.run_id, second.run_id):
         assert fit(*short, f"--model.weights=runs:/{weights}", "--model.transfer=full") == 0
-        assert "warning: the run whose weights it starts from was trained on" in capsys.readouterr().err
+        said = capsys.readouterr()
+        assert "warning: the run whose weights it starts from was trained on" in said.err
+        assert "These figures are too good: what it started from was trained on" in said.out
         assert newest().tags["lit_cnn.trained_on"] == first.tags["lit_cnn.trained_on"]
     # The same split says nothing.
     assert fit("--trainer.max_epochs=1", f"--model.weights=runs:/{run.run_id}", "--model.transfer=full") == 0
     assert "was trained on" not in capsys.readouterr().err and "lit_cnn.trained_on" not in newest().tags
     # Each fold was trained on in part, by a run without folds.
     assert fit("--folds=2", *short[::2], f"--model.weights=runs:/{run.run_id}", "--model.transfer=full") == 0
-    assert capsys.readouterr().err.count("warning: the run whose weights it starts from was trained on") == 2
+    said = capsys.readouterr()
+    assert said.err.count("warning: the run whose weights it starts from was trained on") == 2
+    assert re.search(r"These figures are too good: .+ of the \d+ images of the folds", said.out)
 
 
 @pytest.mark.parametrize("callback", [False, True])
