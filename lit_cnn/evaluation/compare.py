@@ -99,8 +99,10 @@ def _leaderboard(
         raise UsageError("split", split, f"no run of experiment {experiment!r} has {metric}", "use `split=val`")
     refuse_unlike(runs, "filter")
     if split == "val" and len({is_fold_set(run) for run in runs}) > 1:
-        reason = "runs of folds and runs without have other images there"
-        raise UsageError("split", split, reason, "use `split=test`, or take one kind: `filter` \"tags.kind = 'folds'\"")
+        notes += [
+            f"Left out: {run.name} ({run.run_id}), validated on other images." for run in runs if is_fold_set(run)
+        ]
+        runs = [run for run in runs if not is_fold_set(run)]
     try:
         runs = with_shared_val(store, runs, loading.root)
     except UsageError as error:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lit_cnn.core.errors import UsageError
+from lit_cnn.core.errors import UsageError, as_printed
 from lit_cnn.core.labels import SEPARATOR, labels_of, shared_label
+from lit_cnn.core.words import counted
 from lit_cnn.tracking import Store, queries
 from lit_cnn.tracking.queries import RunInfo
 from lit_cnn.tracking.run import Run, id_of
@@ -113,12 +114,14 @@ def find_members(
             reason = f"{run.name} has no best/val/acc: it ended before its first validation"
             raise UsageError("runs", run.run_id, reason, "leave it out, or train it longer")
     refuse_twice(found)
+    if top_k is not None and not runs and len(set(map(is_fold_set, found))) > 1:
+        folds = sum(map(is_fold_set, found))
+        remedy = "`runs` names them, `filter` \"tags.kind = 'folds'\" takes them alone"
+        line = f"left out: {counted(folds, 'run')} of folds, validated on other images; {remedy}"
+        print(as_printed(line), file=sys.stderr)
+        found = [run for run in found if not is_fold_set(run)]
     if top_k is not None and len(found) < top_k:
         raise UsageError("top_k", top_k, f"only {len(found)} runs match", f"give at most {len(found)}")
-    if top_k is not None and len(set(map(is_fold_set, found))) > 1:
-        reason = "runs of folds and runs without are validated on other images"
-        remedy = "name them in `runs`, or take one kind: `filter` \"tags.kind = 'folds'\""
-        raise UsageError("top_k", top_k, reason, remedy)
     return best_first(found)[:top_k]
 
 
