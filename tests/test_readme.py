@@ -157,7 +157,7 @@ def test_the_commands(repo_root: Path, tmp_path: Path, lit_cnn_cli: Callable[...
         if given[0] == "advise":
             shorter = [*shorter, "--sizes", "24"]
         if given[0] == "tune":
-            shorter = [*SHORTER, "--trials=2", "--final_seeds=1"]
+            shorter = [*SHORTER, "--trials=2", "--final_seeds=1", *(["--folds=2"] if "--folds" in given else [])]
         if given[0] == "best":
             shorter = ["--budget=15s"]
         if given[:2] == ["fit", "--ckpt_path"]:

@@ -16,6 +16,7 @@ import numpy as np
 from lit_cnn.cli.output import print_result, tell_replaced
 from lit_cnn.cli.verbs import CommandParser, seconds_of
 from lit_cnn.core.errors import UsageError, as_printed
+from lit_cnn.core.signals import handled
 
 if TYPE_CHECKING:
     from lit_cnn.cli.lit_cli import DataCLI
@@ -95,12 +96,8 @@ def _signals_interrupt() -> Iterator[None]:
         """Ends it."""
         raise RunInterrupted(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled(stop, (signal.SIGINT, signal.SIGTERM)):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _best(options: argparse.Namespace, of_fit: list[str], began: float) -> None:

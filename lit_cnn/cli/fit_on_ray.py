@@ -3,7 +3,6 @@
 Each is the process that torchrun would start: training in a thread of Ray's would lose its signals.
 """
 
-import contextlib
 import os
 import shutil
 import signal
@@ -14,15 +13,17 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lit_cnn.cli.configs import split_arguments
 from lit_cnn.cli.shorthand import chosen, expand
 from lit_cnn.core.errors import UsageError
-from lit_cnn.core.ray_cluster import LEAVE_CHILDREN, NODE_LABEL, Node, check_nodes, joined, not_seeing
-from lit_cnn.core.signals import STOPPING
+from lit_cnn.core.ray_cluster import LEAVE_CHILDREN, NODE_LABEL, Node, check_nodes, joined
+from lit_cnn.core.signals import handled
+from lit_cnn.tracking.nodes import nodes_apart
+from lit_cnn.tracking.store import resolve_store
 
 _POLL = 0.3  # seconds
 _SAY_AFTER = 30.0  # seconds without a process
@@ -45,17 +46,14 @@ def fit_on_ray(arguments: list[str], address: str | None) -> int:
     """
     layers, options = split_arguments(expand("fit", arguments))
     devices, num_nodes = (_count(name, chosen(layers, options, "trainer", name)) for name in ("devices", "num_nodes"))
-    kept = chosen(layers, options, "tracking_uri") or os.environ.get("MLFLOW_TRACKING_URI") or ""
-    is_local = "://" not in kept or kept.startswith(("file:", "sqlite:"))
+    store = resolve_store(chosen(layers, options, "tracking_uri"))
     with joined(address) as nodes:
         wants_gpu = chosen(layers, options, "trainer", "accelerator") in (None, "auto", "gpu", "cuda")
         uses_gpu = wants_gpu and any(node.gpus for node in nodes)
         taken = places(nodes, devices, num_nodes, uses_gpu)
         used = [node for place, node in enumerate(taken) if node not in taken[:place]]
         check_nodes(used, Path.cwd())
-        if is_local and not_seeing(used[:1], Path.cwd()):
-            reason = f"runs are kept in {Path.cwd()}, which is another folder on node {used[0].host}"
-            raise UsageError("engine", "ray", reason, "share it, or give `tracking_uri`, the address of a server")
+        nodes_apart([node for node in used[:1] if not node.is_here], store)
         return _run(arguments, taken, uses_gpu)
 
 
@@ -145,7 +143,8 @@ def _run(arguments: Sequence[str], taken: Sequence[Node], uses_gpu: bool) -> int
 
     trains = threading.Thread(target=train, daemon=True, name="ray train")
     began, says_wait, sent, codes = time.monotonic(), True, list[int](), dict[int, int]()
-    with _signals() as signals:
+    signals: deque[int] = deque()
+    with handled(lambda number, frame: signals.append(number)):
         trains.start()
         while True:
             is_over = bool(ended)
@@ -299,20 +298,8 @@ def _meeting_place(host: str) -> tuple[str, int]:
 
 def _to_pass_on() -> dict[str, str]:
     """Returns variables that say where runs and images are kept, and how processes reach one another."""
-    names = ("MLFLOW_", "AWS_", "GLOO_", "NCCL_", "OMP_NUM_THREADS")
+    names = ("MLFLOW_", "GLOO_", "NCCL_", "OMP_NUM_THREADS")
     return {name: value for name, value in os.environ.items() if name.startswith(names)}
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[deque[int]]:
-    """Collects signals instead of obeying them."""
-    caught: deque[int] = deque()
-    before = {number: signal.signal(number, lambda each, frame: caught.append(each)) for number in STOPPING}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _count(option: str, given: Any) -> int:

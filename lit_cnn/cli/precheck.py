@@ -168,7 +168,7 @@ def take_engine(arguments: list[str]) -> tuple[str | None, str | None, list[str]
     engine, arguments = _take(arguments, "engine", most=1)
     address, rest = _take(arguments, "address", most=1)
     if engine is not None and engine != ["ray"]:
-        raise UsageError("engine", engine, "give ray, or leave it out")
+        raise UsageError("engine", engine or None, "give ray, or leave it out")
     if address is not None and engine is None:
         raise UsageError("address", address, "is that of a Ray cluster", "give `engine=ray` too")
     if address == []:

@@ -26,10 +26,9 @@ LEAVE_CHILDREN = {"RAY_kill_child_processes_on_worker_exit": "0"}
 """Of a worker's environment: else Ray kills what it has started, before that can write a checkpoint."""
 
 _CONNECT = 5.0  # seconds
-# What Ray would send home, print, and wrap around exceptions.
+# What Ray would send home, and warn of.
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_COLOR_PREFIX": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _OF_A_CLUSTER = {"RAY_gcs_server_port_wait_time_s": "5"}

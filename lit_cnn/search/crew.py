@@ -4,7 +4,6 @@ What they run on is an `Engine`: processes of this machine, or of the nodes of a
 """
 
 import json
-import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.core.signals import STOPPING
+from lit_cnn.core.signals import handled
 from lit_cnn.search.study import Outcome
 from lit_cnn.search.worker import Ended, Job
 from lit_cnn.training.callbacks import RunInterrupted
@@ -152,8 +151,7 @@ class Crew:
             RunFailedError: If workers end as soon as they are started.
             RunInterrupted: If a signal stopped the search, after the checkpoints of the workers.
         """
-        before = {number: signal.signal(number, self._note) for number in STOPPING}
-        try:
+        with handled(self._note):
             while not desk.is_done and not self._signals:
                 self._refill()
                 self._answer(desk, place)
@@ -161,9 +159,6 @@ class Crew:
             if self._signals:
                 self._end(desk, place)
                 raise RunInterrupted(self._signals[0])
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def close(self) -> None:
         """Ends all workers at once."""

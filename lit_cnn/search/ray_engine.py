@@ -12,14 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_cnn.core.errors import UsageError
-from lit_cnn.core.ray_cluster import LEAVE_CHILDREN, Node, check_nodes, in_a_line, not_seeing, on_each
+from lit_cnn.core.ray_cluster import LEAVE_CHILDREN, Node, check_nodes, on_each
 from lit_cnn.core.words import counted
 from lit_cnn.search.crew import Gone
 from lit_cnn.search.processes import how_ended
 from lit_cnn.search.ray_host import Host
 from lit_cnn.search.room import BYTES_OF_WORKER, Share, free_memory, share_of, threads
-from lit_cnn.tracking.client import require_reachable
+from lit_cnn.tracking.nodes import nodes_apart
 from lit_cnn.tracking.store import Store
 
 _SAY_AFTER = 20.0  # seconds without room for a worker
@@ -198,14 +197,7 @@ def ray_nodes(nodes: Sequence[Node], module: str, num_workers: int | None, uses_
     share_of(nodes, number, gpus > 0)
     others = [node for node in nodes if not node.is_here and node.cpus]
     check_nodes(others, Path.cwd())
-    apart = not_seeing(others, store.journal_dir)
-    for node in apart if not store.is_http else ():
-        reason = f"node {node.host} does not see the folder of the runs, {store.journal_dir}"
-        raise UsageError("tracking_uri", store.label, reason, "share that, or keep runs on a server: http://HOST:PORT")
-    for node, error in zip(apart, on_each(apart, require_reachable, store), strict=True):
-        if error is not None:
-            reason = f"from node {node.host}: {in_a_line(error)}"
-            raise UsageError("tracking_uri", store.label, reason, "give an address that all nodes reach")
+    apart = nodes_apart(others, store)
     free = [0 if isinstance(each, Exception) else each // BYTES_OF_WORKER for each in on_each(nodes, free_memory)]
     share = share_of(nodes, number, gpus > 0, free)
     passed_on = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}

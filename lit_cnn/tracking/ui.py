@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lit_cnn.core.errors import UsageError
+from lit_cnn.core.signals import handled
 from lit_cnn.tracking.client import connect, unreachable
 from lit_cnn.tracking.store import Store, check_writable
 
@@ -263,12 +264,8 @@ def _signals_as_exit() -> Iterator[None]:
     def leave(number: int, _frame: Any) -> None:
         sys.exit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
+    with handled(leave, (signal.SIGTERM, signal.SIGHUP)):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

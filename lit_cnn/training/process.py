@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_cnn.core.errors import UsageError, in_python, spelt
 from lit_cnn.core.files import CANNOT_WRITE, size_in_words
-from lit_cnn.core.signals import STOPPING
+from lit_cnn.core.signals import STOPPING, handled
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.training.callbacks import RunCheckpoints, RunInterrupted
 from lit_cnn.training.checkpoints import size_of
@@ -189,13 +189,8 @@ def signals_stop(
             print(f"lit-cnn: stopped by {name}; the same command with --resume auto goes on", file=sys.stderr)
             os._exit(128 + signal_number)
 
-    before = {number: signal.signal(number, stop) for number in STOPPING}
-    try:
-        with _second_signal_noticed(end_unheard):
-            yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handled(stop), _second_signal_noticed(end_unheard):
+        yield
 
 
 @contextmanager

@@ -72,7 +72,9 @@ def test_out_of_fold_stands_for_val_and_the_mean_of_all_networks_for_test(sets: 
         assert len(images) == {"val": 1438, "test": 359}[split]
 
 
-def test_an_ensemble_of_sets_and_plain_runs_takes_the_plain_runs_val(sets: dict[str, str]) -> None:
+def test_an_ensemble_of_sets_and_plain_runs_takes_the_plain_runs_val(
+    sets: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     table = lit_cnn.ensemble([sets["3"], sets["2"]], views=[1], combine="greedy", calibration=True)
     rows = {line.row.run_id: line.row for line in table.lines if line.row.kind == "member"}
     counts = rows[sets["3"]].val_counts
@@ -88,6 +90,7 @@ def test_an_ensemble_of_sets_and_plain_runs_takes_the_plain_runs_val(sets: dict[
     assert {line.row.val_counts[1] for line in mixed.lines if line.row.val_counts} == {143}
     with pytest.raises(UsageError, match="only 1 runs match"):
         lit_cnn.ensemble(experiment="digits", top_k=2)
+    assert "left out: 2 runs of folds, validated on other images" in capsys.readouterr().err
     # What they have on val is of the same images, and so is the choice of the reference.
     data = ImageDataModule(**OPTIONS)
     own = {data.image_set.paths[index] for index in data.splits.val}
