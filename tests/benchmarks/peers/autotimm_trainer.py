@@ -3,12 +3,17 @@
 A tenth of the pool is its validation set, whose best epoch is taken. Images are enlarged to 112 px if they are small,
 else resized to 224, and normalised as the weights expect. Not compiled: on a processor that takes minutes of the
 budget. As many epochs as the budget allows, 50 at most.
+
+Its search for a learning rate reads a checkpoint of its own back, which torch from 2.6 on refuses; autotimm then goes
+on from the weights that the search has spoilt. torch is told to read it.
 """
 
+import os
 import time
 from pathlib import Path
 from typing import Any
 
+os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
 import torch
 from autotimm import (  # type: ignore[import-not-found, unused-ignore]
     AutoTrainer,
