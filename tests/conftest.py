@@ -1,5 +1,6 @@
 """What holds for every test: its own folder and MLflow store, few threads, and no network but this machine's own."""
 
+import contextlib
 import ipaddress
 import os
 import signal
@@ -32,6 +33,7 @@ from tests import forks
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+_LARGE = 2**20  # bytes
 REPO_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -57,12 +59,21 @@ def repo_root() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts the test into an empty folder, so the default MLflow store, which lies in the working directory, is new."""
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Puts the test into an empty folder, so the default MLflow store, which lies in the working directory, is new.
+
+    Large files go with it: all tests together write some 6 GB. The folder stays, as a process may still work in it.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
     for name in [name for name in os.environ if name.startswith("MLFLOW_") and name != "MLFLOW_DISABLE_TELEMETRY"]:
         monkeypatch.delenv(name)
+    yield
+    for folder, _, names in os.walk(tmp_path):
+        for file in (Path(folder, name) for name in names):
+            with contextlib.suppress(OSError):
+                if file.stat(follow_symlinks=False).st_size > _LARGE:
+                    file.unlink()
 
 
 @pytest.fixture(autouse=True)

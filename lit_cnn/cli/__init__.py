@@ -76,6 +76,7 @@ options:
 """
 
 _UNTIL_TOLD = 3.0  # seconds
+_OF_FIT_ALONE = ("--seeds", "--folds", "--split_seeds", "--engine", "--address")
 _OF_LIGHTNING = ("fit", "validate", "test")
 # Command -> the module of its function, imported when it is asked for.
 _COMMANDS = {
@@ -188,6 +189,7 @@ def _meant(name: str) -> str:
 
 def _train_or_evaluate(name: Any, arguments: list[str]) -> int:
     from lit_cnn.cli.configs import split_arguments
+    from lit_cnn.cli.output import tell_starting
     from lit_cnn.cli.precheck import precheck, starting_line, take_engine, take_folds, take_seeds
     from lit_cnn.cli.shorthand import chosen, expand
 
@@ -196,15 +198,13 @@ def _train_or_evaluate(name: Any, arguments: list[str]) -> int:
     seeds, arguments = take_seeds(arguments) if name == "fit" else (None, arguments)
     folds, split_seeds, arguments = take_folds(arguments) if name == "fit" else (None, None, arguments)
     arguments = expand(name, arguments)
-    precheck(arguments)
+    precheck(arguments, _OF_FIT_ALONE if name == "fit" else ())
     asks_for_help = {"--help", "-h"}.intersection(arguments)
     if name != "fit" and not asks_for_help and chosen(*split_arguments(arguments), "ckpt_path") is None:
         raise UsageError("ckpt_path", None, f"lit-cnn {name} needs a run's id, or a checkpoint's file")
     starting = starting_line(arguments, seeds, folds) if name == "fit" else ""
-    if (
-        starting and not says_not_first() and not asks_for_help and sys.stderr.isatty()
-    ):  # else it comes with what is known before the first step
-        print(starting, file=sys.stderr, flush=True)
+    if starting and not asks_for_help:
+        tell_starting(starting)  # without a terminal it comes with what is known before the first step
     if engine is not None and not asks_for_help:
         from lit_cnn.cli.fit_on_ray import fit_on_ray
 

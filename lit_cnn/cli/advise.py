@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_cnn.cli.engine import engine_of
-from lit_cnn.cli.output import print_result
+from lit_cnn.cli.output import print_result, tell_starting
 from lit_cnn.cli.verbs import CommandParser, count_of, seconds_of
 from lit_cnn.core.errors import UsageError, as_printed
 
@@ -46,9 +46,10 @@ def advise(arguments: list[str]) -> int:
     parser.add_argument("--format", choices=["table", "csv", "json"], default="table", help="default: table")
     options, of_fit = parser.parse_known_args(arguments)
 
-    from lit_cnn.cli.precheck import arguments_of_trials
+    from lit_cnn.cli.precheck import arguments_of_trials, images_named
 
     of_fit = arguments_of_trials("advise", of_fit, parser.options)
+    tell_starting(f"starting on {images_named(of_fit)} …")
     with engine_of(None, None, options.parallel, of_fit) as engine:
         from lit_cnn.cli.train import exit_code
         from lit_cnn.search.crew import Crew

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_cnn.cli.output import print_result, tell_replaced
+from lit_cnn.cli.output import print_result, tell_replaced, tell_starting
 from lit_cnn.cli.verbs import CommandParser, seconds_of
 from lit_cnn.core.errors import UsageError, as_printed
 from lit_cnn.core.signals import handled
@@ -62,7 +62,7 @@ def best(arguments: list[str]) -> int:
     parser.add_argument("--format", choices=["table", "csv", "json"], default="table", help="default: table")
     options, of_fit = parser.parse_known_args(arguments)
 
-    from lit_cnn.cli.precheck import arguments_of_trials, value_of
+    from lit_cnn.cli.precheck import arguments_of_trials, images_named, value_of
 
     of_fit = arguments_of_trials("best", of_fit, parser.options)
     for option, remedy in _CHOSEN.items():
@@ -70,6 +70,7 @@ def best(arguments: list[str]) -> int:
             raise UsageError(option.rpartition(".")[2], given, "is what is searched for", remedy)
     _check_folder(options.output)
     tell_replaced(options.output, "best.json", value_of(of_fit, "resume") is not None)
+    tell_starting(f"starting on {images_named(of_fit)} …")
     from lit_cnn.cli.train import exit_code
     from lit_cnn.training.process import hush_lightning
 

@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_cnn.core.environment import says_not_first
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -18,6 +20,12 @@ def console() -> "Console":
     from rich.console import Console
 
     return Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH, force_jupyter=False)
+
+
+def tell_starting(line: str) -> None:
+    """Says what is about to start, to who waits at a terminal: importing takes seconds."""
+    if sys.stderr.isatty() and not says_not_first():
+        print(line, file=sys.stderr, flush=True)
 
 
 def tell_replaced(folder: Path, file: str, is_resumed: bool) -> None:

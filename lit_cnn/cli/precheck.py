@@ -210,16 +210,33 @@ def starting_line(arguments: Sequence[str], seeds: Sequence[int] | None, folds: 
     of_seeds = f"seeds {' '.join(map(str, seeds))}" if seeds is not None else f"seed {one_seed}"
     of_seeds = f"{folds} folds, {of_seeds}" if folds is not None else of_seeds
     arch = chosen(layers, options, "model", "arch", default="lenet5")
-    dataset = chosen(layers, options, "data", "dataset", default="")
-    root = chosen(layers, options, "data", "root")
-    on = root or dataset or "digits"
-    hint = "" if dataset else f"\n{_HINT}"
-    return f"starting {arch} on {without_credentials(on)}, {of_seeds} …{hint}"
+    hint = "" if chosen(layers, options, "data", "dataset") else f"\n{_HINT}"
+    return f"starting {arch} on {images_named(arguments)}, {of_seeds} …{hint}"
+
+
+def images_named(arguments: Sequence[str]) -> str:
+    """Returns what images the arguments of `lit-cnn fit` name, a folder spelt out."""
+    layers, options = split_arguments(arguments)
+    named = (chosen(layers, options, "data", name) for name in ("root", "dataset"))
+    return without_credentials(str(next(filter(None, named), "digits")))
 
 
 def value_of(arguments: Sequence[str], option: str) -> str | None:
     """Returns the last value that the arguments give an option, None if they do not."""
     return ([None] + [value for name, value in _pairs(arguments) if name == option])[-1]
+
+
+def without(option: str, arguments: Sequence[str]) -> list[str]:
+    """Returns arguments without an option and its value."""
+    found, skips = list[str](), False
+    for text in arguments:
+        if skips:
+            skips = False
+        elif text == f"--{option}":
+            skips = True
+        elif not text.startswith(f"--{option}="):
+            found.append(text)
+    return found
 
 
 @functools.cache
@@ -270,7 +287,7 @@ def hint(name: str, known: frozenset[str], quote: str, also: Sequence[str] = ())
     meant = sorted(option for option in known if option.rpartition(".")[2] == last)
     meant = meant or [option for option, words in _IN_OTHER_WORDS.items() if last in words.split()]
     own = difflib.get_close_matches(f"--{name}", also, 1, 0.7)
-    near = meant or own or difflib.get_close_matches(name.replace("-", "_"), known, 3, 0.6)
+    near = [*meant, *own] or difflib.get_close_matches(name.replace("-", "_"), known, 3, 0.6)
     quoted = ", ".join(option if option in also else f"{quote}{option}{quote}" for option in near)
     return f"did you mean {quoted}?" if near else "see lit-cnn fit --help"
 

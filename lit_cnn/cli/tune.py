@@ -13,8 +13,16 @@ import yaml
 from lit_cnn.cli.configs import SECTIONS, load_config, search_text
 from lit_cnn.cli.engine import engine_of
 from lit_cnn.cli.option_kinds import option_kinds
-from lit_cnn.cli.output import print_result, tell_replaced
-from lit_cnn.cli.precheck import arguments_of_trials, check_no_fold_given, hint, known_options, value_of
+from lit_cnn.cli.output import print_result, tell_replaced, tell_starting
+from lit_cnn.cli.precheck import (
+    arguments_of_trials,
+    check_no_fold_given,
+    hint,
+    images_named,
+    known_options,
+    value_of,
+    without,
+)
 from lit_cnn.cli.verbs import CommandParser, check_output_file, count_of, seconds_of
 from lit_cnn.core.errors import UsageError, as_printed
 from lit_cnn.core.run_params import OF_THE_PLACE, decides
@@ -88,7 +96,7 @@ def with_crew(
         given = value_of(of_fit, "trainer.devices")
         raise UsageError("devices", given, "a trial has one device", "give `parallel` for several trials at once")
     resume = value_of(of_fit, "resume")
-    of_fit = _without("resume", of_fit)
+    of_fit = without("resume", of_fit)
     tell_replaced(options.output, "best.yaml", resume is not None)
     kinds = option_kinds()
 
@@ -100,6 +108,8 @@ def with_crew(
     check_names(space, of_fit, also or ())
     if options.sampler == "grid" and space.combinations() is None:
         raise _endless(space)
+    if also is not None:
+        tell_starting(f"starting a search on {images_named(of_fit)} …")
     with engine_of(options.engine, options.address, options.parallel, of_fit) as engine:
         from lit_cnn.search.crew import Crew
         from lit_cnn.training.process import hush_lightning
@@ -369,19 +379,6 @@ def _with_epochs(plan: "Plan", space: Space, base: Mapping[str, Any], setup: "Se
         batches = limited(setup.data.num_train_batches, setup.trainer.get("limit_train_batches"))
         epochs = [-(-int(setup.trainer.get("max_steps") or 1) // max(1, batches))]
     return replace(plan, max_epochs=max(1, *epochs))
-
-
-def _without(option: str, arguments: Sequence[str]) -> list[str]:
-    """Returns arguments without an option and its value."""
-    found, skips = list[str](), False
-    for text in arguments:
-        if skips:
-            skips = False
-        elif text == f"--{option}":
-            skips = True
-        elif not text.startswith(f"--{option}="):
-            found.append(text)
-    return found
 
 
 def _number(text: str) -> int:

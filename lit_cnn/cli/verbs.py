@@ -29,9 +29,10 @@ class CommandParser(argparse.ArgumentParser):
         unknown = re.match(r"unrecognized arguments: (?:.*? )?(-\S*)", message)
         given = unknown[1].partition("=")[0].replace("-", "_").replace("__", "--", 1) if unknown else ""
         near = difflib.get_close_matches(given, self.options, 2, 0.6) if given else []
-        raise UsageError(
-            None, None, message, f"did you mean {' or '.join(near)}?" if near else f"see {self.prog} --help"
-        )
+        remedy = f"did you mean {' or '.join(near)}?" if near else f"see {self.prog} --help"
+        if not near and "--runs" in self.options and re.match(r"unrecognized arguments: [^-]", message):
+            remedy = "runs are named after --runs"
+        raise UsageError(None, None, message, remedy)
 
     @property
     def options(self) -> list[str]:

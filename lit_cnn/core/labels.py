@@ -39,6 +39,7 @@ DEFAULTS: dict[str, Any] = {
     "data.split_seed": 0,
     "data.val_fraction": 0.1,
     "data.test_fraction": 0.2,
+    "data.prepared": "auto",
     "data.reduced_decode": False,
     "trainer.max_epochs": 10,
     "trainer.accumulate_grad_batches": 1,

@@ -9,7 +9,7 @@ import re
 import secrets
 import socket
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,23 +75,34 @@ def joined(address: str | None) -> Iterator[list[Node]]:
     _require_ray()
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     _require_answer(address)
-    for name, value in (_QUIET | (_OF_ONE_HERE if address == "local" else _OF_A_CLUSTER)).items():
-        os.environ.setdefault(name, value)
-    import ray
+    with _set_where_unset(_QUIET | (_OF_ONE_HERE if address == "local" else _OF_A_CLUSTER)):
+        import ray
 
+        try:
+            with _hushed():
+                ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            raise _not_joined(address, error) from error
+        # What it prints of each node that is lost: whoever joins says that in fewer words.
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
+        try:
+            here = ray.get_runtime_context().get_node_id()
+            nodes = [_node(each, here) for each in ray.nodes() if each["Alive"]]
+            yield sorted(nodes, key=lambda node: (not node.is_here, node.host, node.id))
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _set_where_unset(settings: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables of the environment that are not, for as long as the block lasts."""
+    added = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(added)
     try:
-        with _hushed():
-            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise _not_joined(address, error) from error
-    # What it prints of each node that is lost: whoever joins says that in fewer words.
-    ray._private.worker.print_to_stdstream = lambda *_, **__: None
-    try:
-        here = ray.get_runtime_context().get_node_id()
-        nodes = [_node(each, here) for each in ray.nodes() if each["Alive"]]
-        yield sorted(nodes, key=lambda node: (not node.is_here, node.host, node.id))
+        yield
     finally:
-        ray.shutdown()
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def check_nodes(nodes: Sequence[Node], folder: Path) -> None:

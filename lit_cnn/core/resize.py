@@ -8,7 +8,8 @@ import numpy as np
 Interpolation = Literal["area", "bilinear", "bicubic"]
 CV2_INTERPOLATION = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
-_LONGEST_SHAPE = 16  # times as long as wide
+LONGEST_SHAPE = 16
+"""Times as long as wide: of a longer image the middle is shown."""
 
 
 def resize_shorter_side(image: np.ndarray, size: int, interpolation: Interpolation) -> np.ndarray:
@@ -25,7 +26,7 @@ def resize_shorter_side(image: np.ndarray, size: int, interpolation: Interpolati
     Returns:
         `(H', W', C)` uint8.
     """
-    longest = _LONGEST_SHAPE * min(image.shape[:2])
+    longest = LONGEST_SHAPE * min(image.shape[:2])
     image = center_crop(image, min(image.shape[0], longest), min(image.shape[1], longest))
     height, width, channels = image.shape
     shorter = min(height, width)

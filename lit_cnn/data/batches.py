@@ -5,6 +5,7 @@ import functools
 import gc
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -19,8 +20,11 @@ from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.core.resize import Interpolation, resize_and_center_crop
+from lit_cnn.core.files import size_in_words
+from lit_cnn.core.resize import Interpolation
 from lit_cnn.data.batch_transforms import BatchTransform, slow_step
+from lit_cnn.data.prepared import PreparedImages
+from lit_cnn.data.remote.cache import ByteCache
 from lit_cnn.data.sampling import Key
 from lit_cnn.data.sources import ArrayImages, EncodedImages, ImageSet
 from lit_cnn.data.transforms import TrainTransform
@@ -78,9 +82,12 @@ class TrainImages(Dataset[Batch]):
         seed: The training seed.
         reduced_decode: Whether a JPEG is decoded at a half, a quarter or an eighth of its size where its view is no
             larger; of image files only.
+        cache: Keeps photographs as they are before anything is drawn; not those of which each view is decoded at a size
+            of its own.
 
     Attributes:
         fallback_reason: Why images in memory are augmented one by one and not as a batch; None if they are a batch.
+        prepared: What it keeps; None if nothing.
     """
 
     def __init__(
@@ -90,6 +97,7 @@ class TrainImages(Dataset[Batch]):
         transform: TrainTransform,
         seed: int,
         reduced_decode: bool = False,
+        cache: ByteCache | None = None,
     ) -> None:
         self.images = image_set.images
         self.labels = image_set.labels
@@ -97,6 +105,9 @@ class TrainImages(Dataset[Batch]):
         self.transform = transform
         self.seed = seed
         self.reduced_decode = reduced_decode
+        self.prepared: Sequence[np.ndarray] | None = None
+        if cache is not None and not reduced_decode:
+            self.prepared = PreparedImages(image_set, transform.prepare, transform.prepared_as, cache)
         self.fallback_reason = _fallback_reason(self.images, transform)
         self._batch_transform = BatchTransform(transform)
 
@@ -115,14 +126,27 @@ class TrainImages(Dataset[Batch]):
         if isinstance(self.images, ArrayImages) and self.fallback_reason is None:
             views = self._batch_transform(self.images.array[chosen], draws)
         else:
-            views = [self.transform(self._image(index, draw), *draw) for index, draw in zip(chosen, draws, strict=True)]
+            views = [self._view(int(index), draw) for index, draw in zip(chosen, draws, strict=True)]
         return stack_images(views), torch.from_numpy(self.labels[chosen])
 
-    def _image(self, index: int, draw: tuple[int, ...]) -> np.ndarray:
+    def tell_how(self) -> bool:
+        """Prints how these images are read, where that is slow or takes room on the disk; returns True."""
+        if self.fallback_reason:
+            print(f"augmenting image by image: {self.fallback_reason}", file=sys.stderr)
+        elif isinstance(self.prepared, PreparedImages) and self.prepared.keeps(int(self.indices[0])):
+            cache = self.prepared.cache
+            room = f"{cache.folder}, up to {size_in_words(cache.max_bytes)}"
+            print(f"photographs are shrunk once and kept in {room}", file=sys.stderr)
+        return True
+
+    def _view(self, index: int, draw: tuple[int, ...]) -> np.ndarray:
+        if self.prepared is not None:
+            return self.transform.view(self.prepared[index], *draw)
         if not self.reduced_decode:
-            return self.images[index]
+            return self.transform(self.images[index], *draw)
         assert isinstance(self.images, EncodedImages)
-        return self.images.decode(int(index), lambda height, width: self.transform.reduction(height, width, *draw))
+        image = self.images.decode(index, lambda height, width: self.transform.reduction(height, width, *draw))
+        return self.transform(image, *draw)
 
 
 def _fallback_reason(images: Sequence[np.ndarray], transform: TrainTransform) -> str | None:
@@ -141,17 +165,27 @@ class EvalImages(Dataset[Batch]):
         size: S, pixels of the square.
         interpolation: How to resize.
         crop_pct: Share of the shorter side that is shown, in (0, 1].
+        cache: Keeps the views of photographs.
     """
 
     def __init__(
-        self, image_set: ImageSet, indices: np.ndarray, size: int, interpolation: Interpolation, crop_pct: float
+        self,
+        image_set: ImageSet,
+        indices: np.ndarray,
+        size: int,
+        interpolation: Interpolation,
+        crop_pct: float,
+        cache: ByteCache | None = None,
     ) -> None:
+        # Its steps before anything is drawn are those of validation.
+        view = TrainTransform(size, "center", interpolation=interpolation, crop_pct=crop_pct)
         self.images = image_set.images
         self.labels = image_set.labels
         self.indices = indices
-        self.size = size
-        self.interpolation = interpolation
-        self.crop_pct = crop_pct
+        self.resize = view.resize
+        self.prepared: Sequence[np.ndarray] | None = None
+        if cache is not None:
+            self.prepared = PreparedImages(image_set, view.prepare, view.prepared_as, cache)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -160,8 +194,10 @@ class EvalImages(Dataset[Batch]):
     def __getitems__(self, positions: Sequence[int]) -> Batch:
         """Returns images `(N, C, S, S)` uint8 and labels `(N,)` int64."""
         chosen = self.indices[positions]
-        how = (self.size, self.interpolation, self.crop_pct)
-        views = [resize_and_center_crop(self.images[index], *how) for index in chosen]
+        if self.prepared is not None:
+            views = [self.prepared[index] for index in chosen]
+        else:
+            views = [self.resize(self.images[index]) for index in chosen]
         return stack_images(views), torch.from_numpy(self.labels[chosen])
 
 

@@ -1,7 +1,6 @@
 """`ImageDataModule`: splits, worker processes and the order of images, all of it a pure function of seeds."""
 
 import inspect
-import sys
 from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,22 +10,23 @@ import lightning.pytorch as pl
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from lit_cnn.core.errors import UsageError, at_least
+from lit_cnn.core.errors import at_least
 from lit_cnn.core.resize import Interpolation
 from lit_cnn.data.batches import Batch, EvalImages, TrainImages, batch_loader
 from lit_cnn.data.folds import fold_in
 from lit_cnn.data.inspection import without_bad_images
 from lit_cnn.data.labels import with_looked_at_names
 from lit_cnn.data.normalization import Normalization
-from lit_cnn.data.option_checks import check_options
+from lit_cnn.data.option_checks import check_for_decoded, check_options
 from lit_cnn.data.pixel_statistics import PixelStatistics, statistics_of
 from lit_cnn.data.pixel_values import pixel_options
+from lit_cnn.data.prepared import Prepared, prepared_cache
+from lit_cnn.data.remote.cache import ByteCache
 from lit_cnn.data.sampling import Sampler, TrainBatches, check_shared_out, eval_batches, next_batch, share_of
 from lit_cnn.data.sources import (
     MAX_PIXELS,
     NAMES_AS_TEXT,
     ArrayImages,
-    EncodedImages,
     ImageSet,
     check_image_set,
     check_source,
@@ -59,36 +59,30 @@ class ImageDataModule(pl.LightningDataModule):
         dataset: `digits` (embedded), `fashion_mnist`, `image_folder`, `manifest` (a CSV or Parquet file), `idx` (a
             folder of four IDX files), `hf_disk` (a folder that Hugging Face's save_to_disk wrote), `webdataset` (tar
             shards) or `torchvision/NAME` (one of torchvision's, such as CIFAR10).
-        root: Where the images are: a folder, a file, or the address of one, such as `s3://bucket/photos`; digits take
-            none, fashion_mnist can do without.
-        image_size: Pixels of the square that the network takes; images are resized to it. By default that of the
-            weights that training starts from, else 32.
+        root: A folder, a file, or the address of one, such as `s3://bucket/photos`; none for digits and fashion_mnist.
+        image_size: Pixels of the square that the network takes; by default what the weights expect, else 32.
+        image_sizes: What training goes through in equal shares of its epochs, `[64, 96, 128]`; by default S alone.
         in_channels: 1 (gray) or 3 (RGB); by default what the source has, 3 for a folder.
         batch_size: Training images per step, over all devices.
         num_workers: Worker processes that decode and augment; the result does not depend on it.
-        val_fraction: Share of the images that are not test set aside for validation, of each class, where the source
-            has no val.
-        test_fraction: Share of all images set aside for the test, of each class, where the source has no test.
+        val_fraction: Share of the images that are not test for validation, of each class; the source may have a val.
+        test_fraction: Share of all images for the test, of each class; the source may have one.
         split_seed: Seed of the split; independent of the training seed, unless this is the word `seed`: then each of
             `--seeds` has its own val and (with `limit_train`, say) training images, and the standard deviation over
             seeds includes which images one happens to have. What the source prescribes stays.
-        split_scheme: How the split is drawn: 2 by exact quotas, see `lit_cnn.data.splits.draw_splits`; 1 as by 0.2 and
-            before, to repeat a split of theirs.
+        split_scheme: 2 by exact quotas, see `lit_cnn.data.splits.draw_splits`; 1 to repeat a split of 0.2 and before.
         limit_train: Train on that many images in all, stratified; the first 50 are among the first 500.
-        num_folds: Cut all images that are not test, a val of the source's own too, into so many folds, of which one is
-            val, whatever `val_fraction` says; see `lit_cnn.data.folds`.
+        num_folds: Cut all that is not test into so many folds, of which one is val; see `lit_cnn.data.folds`.
         fold: Which one is val, from 0.
         fold_seed: Seed of the folds, by default that of the split; test does not depend on it.
         sampler: `shuffled`: an epoch is every training image once; `balanced`: as many, but equally many of each class;
             `streamed`: once, tar shard after tar shard, shuffled among those of 4 GB.
         train_crop: How a training image becomes a square: `center` (as in validation), `random` (shorter side to
             256 / 224 of the square, then a random square) or `random_resized` (see `crop_scale`).
-        crop_scale: Least and largest share of an image's area that `random_resized` cuts out; by default 0.35 and 1.
-            0.08 and 1 are common for a million images.
+        crop_scale: Least and largest share of the area that `random_resized` cuts out, by default 0.35 and 1.
         crop_ratio: Least and largest width / height of what it cuts out; by default 3 / 4 and 4 / 3.
-        crop_pct: Share of the shorter side that validation, test and `predict` see, in (0, 1]; 1 is the whole central
-            square. By default that of training: 224 / 256 with `train_crop=random`; else that of the weights, else 1.
-            Five, ten and 144 crops are cut at the same scale.
+        crop_pct: Share of the shorter side that validation, test, crops and `predict` see, in (0, 1]; 1 is the whole
+            central square. By default 224 / 256 with `train_crop=random`; else that of the weights, else 1.
         augment: albumentations transforms by class_path, applied to the training square in this order.
         views: Cycle through that many fixed views of each training image: epoch e sees view e modulo this number.
             By default each epoch draws anew. Features of a frozen backbone can be cached for fixed views only.
@@ -98,24 +92,24 @@ class ImageDataModule(pl.LightningDataModule):
             for images in memory.
         mean: Mean per channel of pixels in [0, 1]; wins over `normalize`.
         std: Standard deviation per channel, likewise.
-        class_names: The order of the classes; all of the data's, perhaps with more. By default the source's own, or
-            sorted. Where the source has numbers only, these are the names of 0, 1, 2 and so on; of a folder of images,
-            folders called so are classes, though they sound like splits.
+        class_names: The order of the classes, perhaps with more than the data's; by default the source's, or sorted.
+            Of a source with numbers only, the names of 0, 1, 2, …; of a folder, folders that are no splits.
         weights_expect: What the weights that training starts from expect; the command line fills it in; options win.
         check: What is looked at before the first step: `quick` (headers, copies by their bytes, classes), `full` (every
             image decoded, near copies too) or `off`. See `lit_cnn.data.audit.check_data`.
-        on_bad_image: `raise` ends the run at a file that cannot be decoded. `skip` decodes every file once (what was
-            found is remembered), leaves such files out and keeps a list with the run; of a test split that the source
-            gives, none is left out: a run with a bad one ends. Where test is drawn here, they go before the draw.
+        on_bad_image: `raise` ends the run at a file that cannot be decoded. `skip` decodes every file once and leaves
+            such files out, before a test is drawn; the run keeps a list. A bad one in a test of the source ends it.
         max_pixels: Images of more pixels are bad; by default Pillow's limit, a quarter of a gigabyte as RGB.
-        reduced_decode: Decode a JPEG in colour at a half, a quarter or an eighth of its size for training, where the
-            part of it that a view shows is then still no smaller than the view. Faster for large photographs; its
-            pixels are averages, so a run's figures change a little. Validation and test see whole images.
+        prepared: `auto` shrinks photographs once and keeps them on this disk, so that later epochs and runs need not
+            decode them: as validation sees them; for `random_resized` so large that no part is enlarged. A number is
+            the gigabytes of all; by default 50, at most half of what is free. `off` and `sampler=streamed` keep none.
+        reduced_decode: Decode a JPEG in colour at a half, a quarter or an eighth of its size for training, where a view
+            is then still not enlarged; its pixels are averages. Such training images are not kept as `prepared`.
         outside_root: Whether a manifest or Hugging Face's folder may refer to files outside of its own folder.
         columns: A manifest's columns by what they are for: `image`, `label`, `split`, `group`; else found by name.
         seed: The training seed, for order and augmentation.
-        pixel_range: The values that become black and white in files of more than 8 bits: `[0, 4095]` for 12 bits in a
-            16-bit file; floating-point and 32-bit pixels need it. By default 16 bits are taken to be used in full.
+        pixel_range: The values that become black and white in files of more than 8 bits, `[0, 4095]` for 12 bits in
+            16; floating-point and 32-bit pixels need it. By default 16 bits are taken to be used in full.
         background: What lies behind transparent pixels: a colour such as `white`, or three numbers from 0 to 255; by
             default transparency is dropped, whatever colour was under it.
         cache_gb: Gigabytes that this disk keeps of images at an address; by default 50, at most half of what is free.
@@ -133,6 +127,7 @@ class ImageDataModule(pl.LightningDataModule):
         dataset: str = "digits",
         root: str | Path | None = None,
         image_size: int | None = None,
+        image_sizes: list[int] | None = None,
         in_channels: Literal[1, 3] | None = None,
         batch_size: int = 128,
         num_workers: int = 2,
@@ -162,6 +157,7 @@ class ImageDataModule(pl.LightningDataModule):
         check: Check = "quick",
         on_bad_image: Literal["raise", "skip"] = "raise",
         max_pixels: int = MAX_PIXELS,
+        prepared: Prepared = "auto",
         reduced_decode: bool = False,
         outside_root: bool = False,
         seed: int = 0,
@@ -179,8 +175,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.sampler, self.views = sampler, views
         self.expect_images(weights_expect)
         self.check: Check = check
-        self.on_bad_image = on_bad_image
-        self.reduced_decode, self.seed = reduced_decode, seed
+        self.on_bad_image, self.reduced_decode, self.seed = on_bad_image, reduced_decode, seed
         self.skipped: dict[str, str] = {}  # path -> reason
         self.pixels = pixel_options(pixel_range, background)
         source = dataset, self.root, in_channels, class_names, columns
@@ -190,7 +185,7 @@ class ImageDataModule(pl.LightningDataModule):
         self._split = (val_fraction, test_fraction, drawn_by, limit_train, split_scheme, of_fold)
         self._cached: tuple[Dataset[Batch], Dataset[Batch]] | None = None
         self.merges_last_batch = False
-        self._has_told_why = False  # the search for a batch size asks for many loaders
+        self._has_told_how = False  # the search for a batch size asks for many loaders
 
     def is_default(self, option: str) -> bool:
         """Returns whether an argument has its default value."""
@@ -220,8 +215,8 @@ class ImageDataModule(pl.LightningDataModule):
             given["crop_scale"] or CROP_SCALE,
             given["crop_ratio"] or CROP_RATIO,
         )
-        mean_and_std = given["mean"], given["std"], expects("mean"), expects("std")
-        self._normalization = Normalization(given["normalize"], *mean_and_std)
+        own = given["normalize"], given["mean"], given["std"]
+        self._normalization = Normalization(*own, expects("mean"), expects("std"))
         if "image_set" in self.__dict__:  # else it is done when they are read
             self.train_transform.check(self.in_channels)
         for name in ("pixel_statistics", "_mean_and_std"):
@@ -234,8 +229,7 @@ class ImageDataModule(pl.LightningDataModule):
         if self.on_bad_image == "skip":
             found, self.skipped = without_bad_images(found)
         check_image_set(found)
-        if self.reduced_decode and not isinstance(found.images, EncodedImages):
-            raise UsageError("reduced_decode", True, "these images are decoded already", "leave it out")
+        check_for_decoded(self.options, found.images)
         self.train_transform.check(found.in_channels)
         return found
 
@@ -356,15 +350,19 @@ class ImageDataModule(pl.LightningDataModule):
         if self._cached is not None:
             return batch_loader(self._cached[0], batches, 0)
         images = self.train_images()
-        if images.fallback_reason and not self._has_told_why and self.trainer and self.trainer.is_global_zero:
-            print(f"augmenting image by image: {images.fallback_reason}", file=sys.stderr)
-            self._has_told_why = True
+        if not self._has_told_how and self.trainer and self.trainer.is_global_zero:
+            self._has_told_how = images.tell_how()
         return batch_loader(images, batches, self.num_workers)
+
+    @cached_property
+    def prepared_cache(self) -> ByteCache | None:
+        """Keeps photographs as they are before anything is drawn; None if none are kept."""
+        return prepared_cache(self.image_set.images, self.options)
 
     def train_images(self, indices: np.ndarray | None = None) -> TrainImages:
         """Returns images, by default those of training, as training sees them: augmented, by (epoch, position)."""
         of, transform = self.splits.train if indices is None else indices, self.ready_train_transform()
-        return TrainImages(self.image_set, of, transform, self.seed, self.reduced_decode)
+        return TrainImages(self.image_set, of, transform, self.seed, self.reduced_decode, self.prepared_cache)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Returns the validation loader."""
@@ -393,7 +391,9 @@ class ImageDataModule(pl.LightningDataModule):
 
     def eval_loader(self, indices: np.ndarray, cached: Dataset[Batch] | None = None) -> DataLoader[Batch]:
         """Returns a loader of images as validation sees them, or of what stands in for them."""
-        images = cached or EvalImages(self.image_set, indices, self.image_size, self.interpolation, self.crop_pct)
+        keeps = indices is not self.splits.train or self.train_transform.crop == "center"  # else twice
+        how = self.image_size, self.interpolation, self.crop_pct, self.prepared_cache if keeps else None
+        images = cached or EvalImages(self.image_set, indices, *how)
         batches = eval_batches(np.arange(len(indices)))
         # Images in memory are cut faster than a worker process hands them over.
         in_memory = cached is not None or isinstance(self.image_set.images, ArrayImages)

@@ -1,10 +1,13 @@
 """Options of a data module that can be told to be wrong before anything is read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
+
+import numpy as np
 
 from lit_cnn.core.addresses import is_address
 from lit_cnn.core.errors import UsageError, at_least
+from lit_cnn.data.image_set import EncodedImages
 from lit_cnn.data.splits import SplitScheme
 
 
@@ -30,6 +33,15 @@ def check_options(given: Mapping[str, Any]) -> None:
             raise UsageError("cache_gb", cache_gb, "give gigabytes, 0 to keep nothing")
         if not is_address(given["root"]):
             raise UsageError("cache_gb", cache_gb, "keeps images of an address here, such as s3://", "leave it out")
+    prepared = given["prepared"]
+    if prepared not in ("auto", "off") and (isinstance(prepared, str) or not 0 < prepared < float("inf")):
+        raise UsageError("prepared", prepared, "give auto, off or gigabytes")
+    if given["sampler"] == "streamed" and prepared not in ("auto", "off"):
+        raise UsageError("prepared", prepared, "keeps nothing with `sampler=streamed`", "leave one of them out")
+    sizes, size = given["image_sizes"], given["image_size"]
+    if sizes is not None and (not sizes or min(sizes) < 1 or (size is not None and max(sizes) > size)):
+        largest = f", at most `image_size={size}`" if size is not None else ""
+        raise UsageError("image_sizes", sizes, f"give pixels{largest}, for example [64, 96, 128]")
     crop_pct = given["crop_pct"]
     if crop_pct is not None and not 0 < crop_pct <= 1:
         raise UsageError("crop_pct", crop_pct, "give a share above 0 and at most 1, for example 0.875")
@@ -39,6 +51,17 @@ def check_options(given: Mapping[str, Any]) -> None:
     ):
         if given[option] is not None:
             _check_range_of_crop(option, given, advice)
+
+
+def check_for_decoded(given: Mapping[str, Any], images: Sequence[np.ndarray]) -> None:
+    """Refuses options of decoding, where images are not decoded here.
+
+    Raises:
+        UsageError: Naming the first that was given.
+    """
+    for option, usual in (("reduced_decode", (False,)), ("prepared", ("auto", "off"))):
+        if given[option] not in usual and not isinstance(images, EncodedImages):
+            raise UsageError(option, given[option], "these images are decoded already", "leave it out")
 
 
 def _check_folds(given: Mapping[str, Any]) -> None:

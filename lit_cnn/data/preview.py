@@ -41,6 +41,7 @@ def preview(data: ImageDataModule, num_images: int = 8, num_draws: int = 7) -> n
     class_names = class_labels(data.class_names, longest=48)
     if isinstance(images.images, EncodedImages) and not images.reduced_decode:
         images.images = _LastDecoded(images.images)
+        images.prepared = images.prepared and _LastDecoded(images.prepared)
     for position in _spread_over_classes(labels[train], num_images):
         image = images.images[train[position]]
         original = resize_and_center_crop(image, data.image_size, data.interpolation, data.crop_pct)

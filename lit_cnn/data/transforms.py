@@ -4,6 +4,7 @@ Pixels stay uint8 here; the classifier normalises them on its device, which move
 """
 
 import importlib
+import math
 import os
 import re
 import warnings
@@ -14,7 +15,13 @@ import numpy as np
 
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.randomness import KeyedRandom
-from lit_cnn.core.resize import CV2_INTERPOLATION, Interpolation, resize_and_center_crop, resize_shorter_side
+from lit_cnn.core.resize import (
+    CV2_INTERPOLATION,
+    LONGEST_SHAPE,
+    Interpolation,
+    resize_and_center_crop,
+    resize_shorter_side,
+)
 from lit_cnn.data.transform_check import check_transforms, check_view, failure, picture, wrong_size
 
 if TYPE_CHECKING:
@@ -25,6 +32,8 @@ RANDOM_CROP_PCT = 224 / 256
 """Share of the shorter side that a `random` training crop shows."""
 CROP_SCALE, CROP_RATIO = (0.35, 1.0), (3 / 4, 4 / 3)
 """Shares of the area, and aspect ratios, of a `random_resized` training crop."""
+
+_LARGER = 1.4  # times the shorter side that is needed, at least, for an image to be shrunk: half of the pixels
 
 # On gray images albumentations does something else with these, nothing at all, or stops.
 _RGB_ONLY = {
@@ -79,6 +88,7 @@ class TrainTransform:
         self.augment = [dict(spec) for spec in augment]
         self.interpolation: Interpolation = interpolation
         self.crop_pct = crop_pct
+        self._crop_scale, self._crop_ratio = crop_scale, crop_ratio
         crops = _crop_transforms(size, crop, interpolation, crop_scale, crop_ratio)
         self.steps = crops + [_instantiate(spec) for spec in augment]
         self.all_steps = list(_flatten(self.steps))
@@ -135,6 +145,32 @@ class TrainTransform:
             return resize_shorter_side(image, self._shorter_side, self.interpolation)
         return image
 
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """Returns what `view` takes in place of an image: what `resize` does, but for `random_resized`.
+
+        For that it is shrunk so far that the smallest part that may be cut out is still not enlarged.
+        """
+        if self.crop != "random_resized":
+            return self.resize(image)
+        height, width = image.shape[:2]
+        is_large = min(height, width) >= _LARGER * self._least_side
+        is_long = max(height, width) > LONGEST_SHAPE * min(height, width)
+        return resize_shorter_side(image, self._least_side, self.interpolation) if is_large and not is_long else image
+
+    @property
+    def prepared_as(self) -> str:
+        """Tells `prepare` apart from that of other options."""
+        if self.crop == "random_resized":
+            return f"shrunk {self._least_side} {_LARGER} {self.interpolation}"
+        return f"{self.crop} {self.size} {self._shorter_side} {self.interpolation}"
+
+    @property
+    def _least_side(self) -> int:
+        """Returns the shorter side of the smallest image of which no `random_resized` crop is enlarged."""
+        (scale, _), (narrow, wide) = self._crop_scale, self._crop_ratio
+        # Where no draw fits, it cuts the largest part of an allowed shape out of the middle.
+        return math.ceil(self.size / min(math.sqrt(scale * min(narrow, 1 / wide)), 1 / narrow, wide))
+
     def reduction(self, height: int, width: int, *key: int | str) -> int:
         """Returns how many times smaller an image may be decoded so that its view is still not enlarged.
 
@@ -174,12 +210,15 @@ class TrainTransform:
         return bottom - top, right - left
 
     def __call__(self, image: np.ndarray, *key: int | str) -> np.ndarray:
-        """Returns the `(S, S, C)` uint8 view of an `(H, W, C)` uint8 image that belongs to the key.
+        """Returns the `(S, S, C)` uint8 view of an `(H, W, C)` uint8 image that belongs to the key; see `view`."""
+        return self.view(self.resize(image), *key)
+
+    def view(self, image: np.ndarray, *key: int | str) -> np.ndarray:
+        """Returns the `(S, S, C)` uint8 view of what `resize` or `prepare` has made of an image.
 
         Raises:
             UsageError: If a transform raises an error, or gives something else.
         """
-        image = self.resize(image)
         if self._compose is None:
             return image
         self._random.rekey("augment", *key)

@@ -62,8 +62,8 @@ def find_garbage(store: Store, older_than: float) -> list[Garbage]:
     found += _unused(STORED_LOGITS, store.predictions_dir.glob("[!.]*"), older_than)
     folders = ("indexes", "pixel_statistics", "features")
     cached = (path for name in folders for path in (cache / name).glob("[!.]*"))
-    elsewhere = (cache / "remote" / "objects").glob("*/*")
-    return found + list(_unused(CACHE, [*cached, *elsewhere], older_than))
+    images = (path for name in ("remote", "prepared") for path in (cache / name / "objects").glob("*/*"))
+    return found + list(_unused(CACHE, [*cached, *images], older_than))
 
 
 def remove_garbage(found: Iterable[Garbage]) -> list[str]:

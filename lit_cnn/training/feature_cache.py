@@ -319,6 +319,8 @@ def why_off(trainer: pl.Trainer, options: Any, data: ImageDataModule) -> str | N
         return "`mixup` and `cutmix` change the pixels of each batch"
     if data.views is None and data.train_transform.steps:
         return "each epoch augments anew; give `augment=[]`, or `views=K` for K fixed views of each image"
+    if data.options["image_sizes"]:
+        return "`image_sizes` changes the pixels from epoch to epoch"
     if trainer.world_size > 1:
         return "it serves one device"
     if str(trainer.precision) not in _PRECISIONS:
@@ -340,12 +342,14 @@ def _served(data: ImageDataModule) -> tuple[np.ndarray, np.ndarray]:
 def _view_key(data: ImageDataModule, view: int, indices: np.ndarray) -> list[Any]:
     """Returns all that decides which pixels a fixed view of images has, besides the images."""
     transform = data.train_transform
-    decoded = ["reduced"] if data.reduced_decode else []
+    is_shrunk = transform.crop == "random_resized" and data.prepared_cache is not None
+    decoded = ["reduced"] if data.reduced_decode else ["prepared"] if is_shrunk else []
     if not transform.steps:
         return decoded
     return [
         *decoded,
         transform.crop,
+        *(f"{name} {data.options[name]}" for name in ("crop_scale", "crop_ratio") if not data.is_default(name)),
         transform.augment,
         [_digest_of_source(step) for step in transform.all_steps if not _is_albumentations(step)],
         [SCHEME_VERSION, data.seed, view],

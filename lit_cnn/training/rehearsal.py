@@ -27,6 +27,7 @@ from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.sampling import Key, TrainBatches
 from lit_cnn.training.callbacks import RunCheckpoints
 from lit_cnn.training.classifier import LitClassifier
+from lit_cnn.training.image_sizes import check_image_sizes, resized
 from lit_cnn.training.optimization import fused_can_clip, with_schedule
 from lit_cnn.training.process import is_out_of_memory, too_large
 from lit_cnn.training.steps import limited, steps_of_run
@@ -73,6 +74,7 @@ def rehearse(trainer: pl.Trainer, model: LitClassifier, data: ImageDataModule, c
         UsageError: Naming the option to which it is due that a step fails.
     """
     data.merges_last_batch = False
+    check_image_sizes(data, model.hparams, trainer.max_epochs)
     if model.solves_head or not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         return  # no batches; or the network is shared out among devices
     rehearsal = _Rehearsal(trainer, model, data, cached)
@@ -85,6 +87,8 @@ def rehearse(trainer: pl.Trainer, model: LitClassifier, data: ImageDataModule, c
             if is_out_of_memory(error):
                 raise too_large(data.batch_size) from error
             losses = rehearsal.explain(error)
+        for size in data.options["image_sizes"] or ():
+            rehearsal.check_size(size)
         # A few images again and again need not give what a batch of the run gives.
         if is_new and not all(map(math.isfinite, losses)) and getattr(model.net, "is_whitened", True):
             rehearsal.refuse_not_finite()
@@ -150,6 +154,21 @@ class _Rehearsal:
                 raise UsageError(option, value, f"a training step fails: {reason}", remedy) from error
         what = f"a training step at `image_size={self.data.image_size}` fails: {reason}"
         raise UsageError("arch", hparams["arch"], what, "give another size, or other `arch_options`") from error
+
+    def check_size(self, size: int) -> None:
+        """Makes a step with smaller images.
+
+        Raises:
+            UsageError: If the network does not take them.
+        """
+        images, labels = self._read(next(iter(self.batches))[:_MOST_IMAGES])
+        try:
+            self._train([(resized(images, size), labels, torch.arange(len(labels)))])
+        except Exception as error:
+            reason = f"{self.model.hparams['arch']}, made for {self.data.image_size} px, does not take it"
+            why = " ".join(str(error).split())[:100]
+            remedy = "give others, or leave `image_sizes` out: not every network takes images of any size"
+            raise UsageError("image_sizes", size, f"{reason} ({why})", remedy) from error
 
     def refuse_not_finite(self) -> None:
         """Repeats the first two steps with the run's own images.

@@ -10,7 +10,7 @@ from typing import Any
 from lit_cnn.core.errors import UsageError
 from lit_cnn.core.files import write_text_atomically
 from lit_cnn.core.run_params import OF_THE_PLACE
-from lit_cnn.data.stored_options import ADDED, MEANT_BEFORE
+from lit_cnn.data.stored_options import ADDED, MEANT_BEFORE, as_decided
 from lit_cnn.tracking.journal import read_header, read_owner
 from lit_cnn.tracking.run import run_in
 from lit_cnn.tracking.store import LAST, UNFINISHED, Store
@@ -62,7 +62,8 @@ def config_digest(config: Mapping[str, Any], data_digest: str) -> str:
         kept[section] = {name: value for name, value in config[section].items() if name not in left_out}
     # What does as versions did that had no such option has their digest.
     as_before = {**MEANT_BEFORE, **dict.fromkeys(ADDED)}
-    kept["data"] = {name: value for name, value in kept["data"].items() if (name, value) not in as_before.items()}
+    data = as_decided(kept["data"])
+    kept["data"] = {name: value for name, value in data.items() if (name, value) not in as_before.items()}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 

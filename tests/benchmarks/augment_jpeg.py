@@ -164,7 +164,7 @@ def main() -> None:
         write_photographs(root, options.images)
         apart = print_differences(root)
         loaders = {
-            OURS: our_loader(root, options.num_workers),
+            OURS: our_loader(root, options.num_workers, prepared="off"),
             TORCHVISION: torchvision_loader(root, options.num_workers),
         }
         sides = {name: partial(images_per_second, loader, options.epochs) for name, loader in loaders.items()}

@@ -37,7 +37,7 @@ def main() -> None:
             Image.open(file).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).save(file, quality=90)
         loaders = {
             REDUCED: our_loader(root, options.num_workers, reduced_decode=True),
-            WHOLE: our_loader(root, options.num_workers),
+            WHOLE: our_loader(root, options.num_workers, prepared="off"),
         }
         pairs = zip(*loaders.values(), strict=True)
         alike = [

@@ -38,8 +38,10 @@ MISTAKES = [
     ("fit photos --model.learning_rate 0.1", "--model.learning_rate 0.1: no such option; did you mean --model.lr?"),
     ("fit photos --arch resnet18", "--arch resnet18: no such option; did you mean --model.arch?"),
     ("fit photos --gpus 1", "--gpus 1: no such option; did you mean --trainer.accelerator, --trainer.devices?"),
+    ("fit photos --fold 5", "--fold 5: no such option; did you mean --data.fold, --folds?"),
     ("check-data photos --stict", "--stict: no such option; did you mean --strict?"),
     ("ensemble --top-k 3", "unrecognized arguments: --top-k 3; did you mean --top_k?"),
+    ("ensemble a1b2", "unrecognized arguments: a1b2; runs are named after --runs"),
     ("fit phots", "FOLDER phots: no such folder or file; did you mean photos?"),
     (
         "fit digits",

@@ -126,6 +126,7 @@ def test_training_images_are_reduced_alike_with_any_number_of_workers(photograph
             train_crop="random_resized",
             num_workers=num_workers,
             reduced_decode=reduced_decode,
+            prepared="off",
         )
 
     whole = list(module(False, 0).train_dataloader())

@@ -59,7 +59,7 @@ class ByteCache:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         used = self._recount()
         if max_bytes is None:
-            there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+            there = next(path for path in (self.folder, *self.folder.parents) if os.path.exists(path))
             max_bytes = min(_MOST, (shutil.disk_usage(there).free + used) / 2)
         self.max_bytes = int(max_bytes)
 
@@ -90,7 +90,7 @@ class ByteCache:
                 there += 1
         return there
 
-    def keep(self, name: str, content: bytes) -> bool:
+    def keep(self, name: str, content: bytes, syncs: bool = True) -> bool:
         """Keeps an object, if there is room beside what was used since this cache was opened; returns whether.
 
         In the place of an older one of the same run, it would be of no use: each epoch reads all images once, and so
@@ -99,14 +99,16 @@ class ByteCache:
         Args:
             name: What tells its content.
             content: Its bytes.
+            syncs: Whether they are to outlast a crash of the machine: not where whoever reads them checks a digest.
         """
-        if time.monotonic() < self._full_until or self.path_of(name).exists():
-            return self.path_of(name).exists()
+        if time.monotonic() < self._full_until or os.path.exists(self.path_of(name)):
+            return os.path.exists(self.path_of(name))
         temporary = self.folder / "parts" / f"{name}.{uuid.uuid4().hex}.tmp"
         with self.trouble():
             try:
                 temporary.write_bytes(content)
-                sync_to_disk(temporary)
+                if syncs:
+                    sync_to_disk(temporary)
                 self.path_of(name).parent.mkdir(exist_ok=True)
                 with self._room(self.path_of(name), len(content), self._started) as has_room:
                     if has_room:
@@ -115,6 +117,14 @@ class ByteCache:
             finally:
                 temporary.unlink(missing_ok=True)
         return False
+
+    def forget(self, name: str) -> None:
+        """Removes an object, if it is there."""
+        path = self.path_of(name)
+        with self.trouble(), contextlib.suppress(FileNotFoundError), self._locked() as used:
+            size = path.stat().st_size
+            path.unlink()
+            self._write(used - size)
 
     def begin(self, name: str, num_bytes: int) -> Path | None:
         """Returns the file into which a large object is to be written, as large as it will be, or None without room.

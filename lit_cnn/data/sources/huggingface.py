@@ -40,6 +40,7 @@ class ArrowImages(EncodedImages):
         self.column = column
         self.paths = paths
         self.folder = folder
+        self.has_read_files = False  # whether a row referred to one
         self._ends = np.cumsum([len(part) for part in parts])
 
     def __len__(self) -> int:
@@ -77,6 +78,7 @@ class ArrowImages(EncodedImages):
         cell = self.parts[part][row][self.column] or {}
         if cell.get("bytes"):
             return bytes(cell["bytes"])
+        self.has_read_files |= bool(cell.get("path"))
         if self.folder is not None and cell.get("path"):
             self._require_inside(index, cell["path"], self.folder)
         try:
@@ -122,10 +124,10 @@ def load_hf_disk(
     folder = None if outside_root else root
     images = ArrowImages(_undecoded(parts, image_column), image_column, paths, in_channels, folder)
     files = [Path(file["filename"]) for part in parts.values() for file in part.cache_files]
-    index = index_file(f"hf_disk {image_column}", files)
+    index = index_file(f"hf_disk 2 {image_column}", files)
     digests = remembered(index, lambda: {"digests": _digests(images)})["digests"]
     findings = tuple(_without_image(paths, digests))
-    if findings:  # a file that a row refers to may be there tomorrow
+    if findings or images.has_read_files:  # a file that a row refers to may be there, or be another, tomorrow
         index.unlink(missing_ok=True)
     image_set = ImageSet(
         name=root.resolve().name,
