@@ -51,7 +51,7 @@ def main() -> None:
                     print(name, found, flush=True)
     runs = {side: [parts.found[f"{side} {seed}"] for seed in seeds[:-1]] for side in SIDES}
     figures = _print(options, runs)
-    save_result(f"paired_{options.name}", {"options": vars(options) | {"fit": options.fit}, "runs": runs, **figures})
+    save_result("paired", {"options": vars(options) | {"fit": options.fit}, "runs": runs, **figures})
 
 
 def _options() -> argparse.Namespace:
