@@ -1,6 +1,8 @@
-"""Two ways of training, seed by seed in turn: val, test and seconds, paired.
+"""`make bench NAME=paired`: two ways of training, seed by seed in turn: val, test and seconds, paired.
 
-    python -m tests.benchmarks.paired --name sizes_fashion --one "--data.image_sizes [32,48,64]" -- --config …
+By itself ResNet-18 on 10,000 images of Fashion-MNIST at 64 px, through growing sizes and at the last one alone. Others:
+
+    python -m tests.benchmarks.paired --name kept --one "" --other "--data.prepared off" --set photographs --large
 
 What follows `--` are options of `lit-cnn fit` for both sides; those of `--one` and `--other` are for one of them. A
 first pair, with the seed after the last, is a warm-up and does not count. Differences are those of one less the other,
@@ -30,6 +32,7 @@ from tests.benchmarks.peers.image_sets import write_set
 
 SIDES = ("one", "other")
 LARGE = (4000, 3000)
+FIT = ["--config", "data/fashion_mnist_10k", "--model.arch", "resnet18", "--data.image_size", "64"]
 
 
 def main() -> None:
@@ -56,15 +59,15 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", required=True)
-    parser.add_argument("--one", default="")
+    parser.add_argument("--name", default="image_sizes")
+    parser.add_argument("--one", default="--data.image_sizes [32,48,64]")
     parser.add_argument("--other", default="")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--set", choices=["photographs"])
     parser.add_argument("--large", action="store_true")
     parser.add_argument("fit", nargs=argparse.REMAINDER)
     options = parser.parse_args()
-    options.fit = [text for text in options.fit if text != "--"]
+    options.fit = [text for text in options.fit if text != "--"] or ([] if options.set else FIT)
     return options
 
 
