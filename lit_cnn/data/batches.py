@@ -129,15 +129,14 @@ class TrainImages(Dataset[Batch]):
             views = [self._view(int(index), draw) for index, draw in zip(chosen, draws, strict=True)]
         return stack_images(views), torch.from_numpy(self.labels[chosen])
 
-    def tell_how(self) -> bool:
-        """Prints how these images are read, where that is slow or takes room on the disk; returns True."""
+    def tell_how(self) -> None:
+        """Prints how these images are read, where that is slow or takes room on the disk."""
         if self.fallback_reason:
             print(f"augmenting image by image: {self.fallback_reason}", file=sys.stderr)
         elif isinstance(self.prepared, PreparedImages) and self.prepared.keeps(int(self.indices[0])):
             cache = self.prepared.cache
             room = f"{cache.folder}, up to {size_in_words(cache.max_bytes)}"
             print(f"photographs are shrunk once and kept in {room}", file=sys.stderr)
-        return True
 
     def _view(self, index: int, draw: tuple[int, ...]) -> np.ndarray:
         if self.prepared is not None:

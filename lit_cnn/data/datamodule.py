@@ -14,6 +14,7 @@ from lit_cnn.core.errors import at_least
 from lit_cnn.core.resize import Interpolation
 from lit_cnn.data.batches import Batch, EvalImages, TrainImages, batch_loader
 from lit_cnn.data.folds import fold_in
+from lit_cnn.data.image_sizes import resized_for
 from lit_cnn.data.inspection import without_bad_images
 from lit_cnn.data.labels import with_looked_at_names
 from lit_cnn.data.normalization import Normalization
@@ -59,7 +60,7 @@ class ImageDataModule(pl.LightningDataModule):
         dataset: `digits` (embedded), `fashion_mnist`, `image_folder`, `manifest` (a CSV or Parquet file), `idx` (a
             folder of four IDX files), `hf_disk` (a folder that Hugging Face's save_to_disk wrote), `webdataset` (tar
             shards) or `torchvision/NAME` (one of torchvision's, such as CIFAR10).
-        root: A folder, a file, or the address of one, such as `s3://bucket/photos`; none for digits and fashion_mnist.
+        root: A folder, a file or an address, `s3://bucket/photos`; digits take none, fashion_mnist can do without.
         image_size: Pixels of the square that the network takes; by default what the weights expect, else 32.
         image_sizes: What training goes through in equal shares of its epochs, `[64, 96, 128]`; by default S alone.
         in_channels: 1 (gray) or 3 (RGB); by default what the source has, 3 for a folder.
@@ -67,9 +68,8 @@ class ImageDataModule(pl.LightningDataModule):
         num_workers: Worker processes that decode and augment; the result does not depend on it.
         val_fraction: Share of the images that are not test for validation, of each class; the source may have a val.
         test_fraction: Share of all images for the test, of each class; the source may have one.
-        split_seed: Seed of the split; independent of the training seed, unless this is the word `seed`: then each of
-            `--seeds` has its own val and (with `limit_train`, say) training images, and the standard deviation over
-            seeds includes which images one happens to have. What the source prescribes stays.
+        split_seed: Seed of the split, whatever the training seed; or the word `seed`: each of `--seeds` has its own
+            val, and their standard deviation includes which images one happens to have. What the source prescribes stays.
         split_scheme: 2 by exact quotas, see `lit_cnn.data.splits.draw_splits`; 1 to repeat a split of 0.2 and before.
         limit_train: Train on that many images in all, stratified; the first 50 are among the first 500.
         num_folds: Cut all that is not test into so many folds, of which one is val; see `lit_cnn.data.folds`.
@@ -87,9 +87,8 @@ class ImageDataModule(pl.LightningDataModule):
         views: Cycle through that many fixed views of each training image: epoch e sees view e modulo this number.
             By default each epoch draws anew. Features of a frozen backbone can be cached for fixed views only.
         interpolation: `area`, `bilinear` or `bicubic`; by default that of the weights, else `area`.
-        normalize: By whose mean and standard deviation: `train`, the training images' (each is decoded once, the result
-            remembered), or `imagenet`; by default those that the weights expect, else `imagenet` for files and `train`
-            for images in memory.
+        normalize: By whose mean and standard deviation: `train`, the training images' (measured once), or `imagenet`;
+            by default those that the weights expect, else `imagenet` for files and `train` for images in memory.
         mean: Mean per channel of pixels in [0, 1]; wins over `normalize`.
         std: Standard deviation per channel, likewise.
         class_names: The order of the classes, perhaps with more than the data's; by default the source's, or sorted.
@@ -171,8 +170,7 @@ class ImageDataModule(pl.LightningDataModule):
         check_options(options)
         check_source(dataset)
         self.dataset, self.root = dataset, place_of(root) if root is not None else None
-        self.batch_size, self.num_workers = batch_size, num_workers
-        self.sampler, self.views = sampler, views
+        self.batch_size, self.num_workers, self.sampler, self.views = batch_size, num_workers, sampler, views
         self.expect_images(weights_expect)
         self.check: Check = check
         self.on_bad_image, self.reduced_decode, self.seed = on_bad_image, reduced_decode, seed
@@ -181,11 +179,9 @@ class ImageDataModule(pl.LightningDataModule):
         source = dataset, self.root, in_channels, class_names, columns
         self._load = partial(load_image_set, *source, max_pixels, False, outside_root, self.pixels, cache_gb)
         drawn_by = seed if split_seed == "seed" else split_seed
-        of_fold = fold_in(options, drawn_by)
-        self._split = (val_fraction, test_fraction, drawn_by, limit_train, split_scheme, of_fold)
+        self._split = (val_fraction, test_fraction, drawn_by, limit_train, split_scheme, fold_in(options, drawn_by))
         self._cached: tuple[Dataset[Batch], Dataset[Batch]] | None = None
-        self.merges_last_batch = False
-        self._has_told_how = False  # the search for a batch size asks for many loaders
+        self.merges_last_batch = self._has_told_how = False  # the search for a batch size asks for many loaders
 
     def is_default(self, option: str) -> bool:
         """Returns whether an argument has its default value."""
@@ -200,14 +196,13 @@ class ImageDataModule(pl.LightningDataModule):
         """
         self.weights_expect, given = dict(expected or {}), self.options
         expects = self.weights_expect.get
-        size: int = expects("image_size", 32) if given["image_size"] is None else given["image_size"]
-        at_least(1, image_size=size)
-        self.image_size = size
+        self.image_size: int = expects("image_size", 32) if given["image_size"] is None else given["image_size"]
+        at_least(1, image_size=self.image_size)
         self.interpolation: Interpolation = given["interpolation"] or expects("interpolation", "area")
         of_training = RANDOM_CROP_PCT if given["train_crop"] == "random" else expects("crop_pct", 1.0)
         self.crop_pct: float = given["crop_pct"] or of_training
         self.train_transform = TrainTransform(
-            size,
+            self.image_size,
             given["train_crop"],
             given["augment"] or (),
             self.interpolation,
@@ -351,13 +346,18 @@ class ImageDataModule(pl.LightningDataModule):
             return batch_loader(self._cached[0], batches, 0)
         images = self.train_images()
         if not self._has_told_how and self.trainer and self.trainer.is_global_zero:
-            self._has_told_how = images.tell_how()
+            images.tell_how()
+            self._has_told_how = True
         return batch_loader(images, batches, self.num_workers)
 
     @cached_property
     def prepared_cache(self) -> ByteCache | None:
         """Keeps photographs as they are before anything is drawn; None if none are kept."""
         return prepared_cache(self.image_set.images, self.options)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Resizes training images as `image_sizes` says."""
+        return resized_for(batch, self.trainer, self.options["image_sizes"])
 
     def train_images(self, indices: np.ndarray | None = None) -> TrainImages:
         """Returns images, by default those of training, as training sees them: augmented, by (epoch, position)."""

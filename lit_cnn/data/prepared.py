@@ -74,7 +74,7 @@ class PreparedImages(Sequence[np.ndarray]):
         decoded = decode_image(content, self.images.in_channels, self.images.name(int(index)), self.images.pixels)
         prepared = np.ascontiguousarray(self._prepare(decoded))
         is_same = hashlib.sha256(content).hexdigest() == self._hashes[index]  # as when the set was read
-        if is_same and decoded.size >= max(_SMALL, _WORTH * prepared.size):
+        if is_same and _is_worth(decoded.size, prepared.size):
             pixels = prepared.tobytes()
             head = _HEAD.pack(*prepared.shape, hashlib.sha256(pixels).digest())
             self.cache.keep(name, head + pixels, syncs=False)
@@ -87,7 +87,7 @@ class PreparedImages(Sequence[np.ndarray]):
                 size = (image.height, image.width, self.images.in_channels)
         except (*DECODING_ERRORS, UsageError):
             return False  # whoever decodes it says what is wrong
-        return math.prod(size) >= max(_SMALL, _WORTH * self._prepare(np.zeros(size, np.uint8)).size)
+        return _is_worth(math.prod(size), self._prepare(np.zeros(size, np.uint8)).size)
 
 
 def prepared_cache(images: Sequence[np.ndarray], options: Mapping[str, Any]) -> ByteCache | None:
@@ -97,11 +97,17 @@ def prepared_cache(images: Sequence[np.ndarray], options: Mapping[str, Any]) -> 
         images: All images.
         options: The arguments of `ImageDataModule`.
     """
-    is_off = options["prepared"] == "off" or options["sampler"] == "streamed" or options["cache_gb"] == 0
+    is_off = options["prepared"] == "off" or options["sampler"] == "streamed"
     if is_off or not isinstance(images, EncodedImages):
         return None
-    max_bytes = None if options["prepared"] == "auto" else options["prepared"] * 1e9
+    # A bound decides no pixel, nor does that of 0: images are shrunk then too.
+    gigabytes = 0.0 if options["cache_gb"] == 0 else options["prepared"]
+    max_bytes = None if gigabytes == "auto" else gigabytes * 1e9
     return ByteCache(max_bytes, default_cache_file().parent / "prepared")
+
+
+def _is_worth(decoded: int, prepared: int) -> bool:
+    return decoded >= max(_SMALL, _WORTH * prepared)  # bytes
 
 
 def _read(file: BinaryIO) -> np.ndarray | None:

@@ -163,8 +163,8 @@ class LitClassifier(pl.LightningModule):
         self._train_sums = TrainSums(1 + len(self.aux_weights))
         self._memory_format = torch.contiguous_format
         self.split: SplitNet | None = None  # set while features stand in for images
-        self.run_record, self.last_loss = dict[str, Any](), math.nan
-        self.train_size: int | None = None  # of the training images, where they are to be smaller
+        self.run_record: dict[str, Any] = {}
+        self.last_loss = math.nan
         self.val_metrics = evaluation_metrics(num_classes, "val/")
         self.test_metrics = evaluation_metrics(num_classes, "test/")
         self.train()

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from lit_cnn.core.errors import UsageError
-from lit_cnn.training.image_sizes import resized
 
 
 class NonFiniteLossError(RuntimeError):
@@ -41,8 +40,6 @@ def losses_of_step(model: Any, images: torch.Tensor, targets: torch.Tensor) -> t
         larger part of them is.
     """
     are_features = images.is_floating_point()
-    if model.train_size is not None and not are_features:
-        images = resized(images, model.train_size)
     views, soft_targets, aux_logits = images if are_features else model.normalize(images), targets, []
     if model.mix is not None:
         views, soft_targets = model.mix(views, targets)

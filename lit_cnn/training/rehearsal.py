@@ -24,10 +24,10 @@ from lit_cnn.core.errors import UsageError
 from lit_cnn.core.randomness import torch_seed
 from lit_cnn.data.batches import Batch
 from lit_cnn.data.datamodule import ImageDataModule
+from lit_cnn.data.image_sizes import resized, size_of_epoch
 from lit_cnn.data.sampling import Key, TrainBatches
 from lit_cnn.training.callbacks import RunCheckpoints
 from lit_cnn.training.classifier import LitClassifier
-from lit_cnn.training.image_sizes import check_image_sizes, resized
 from lit_cnn.training.optimization import fused_can_clip, with_schedule
 from lit_cnn.training.process import is_out_of_memory, too_large
 from lit_cnn.training.steps import limited, steps_of_run
@@ -74,7 +74,7 @@ def rehearse(trainer: pl.Trainer, model: LitClassifier, data: ImageDataModule, c
         UsageError: Naming the option to which it is due that a step fails.
     """
     data.merges_last_batch = False
-    check_image_sizes(data, model.hparams, trainer.max_epochs)
+    _check_image_sizes(data, model, trainer.max_epochs)
     if model.solves_head or not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         return  # no batches; or the network is shared out among devices
     rehearsal = _Rehearsal(trainer, model, data, cached)
@@ -92,6 +92,18 @@ def rehearse(trainer: pl.Trainer, model: LitClassifier, data: ImageDataModule, c
         # A few images again and again need not give what a batch of the run gives.
         if is_new and not all(map(math.isfinite, losses)) and getattr(model.net, "is_whitened", True):
             rehearsal.refuse_not_finite()
+
+
+def _check_image_sizes(data: ImageDataModule, model: LitClassifier, max_epochs: int | None) -> None:
+    """Refuses sizes that a run cannot go through; whether the network takes them, a step tells."""
+    sizes = data.options["image_sizes"]
+    if not sizes:
+        return
+    if model.solves_head:
+        raise UsageError("image_sizes", sizes, "a head that lbfgs solves for sees its images once", "leave it out")
+    if max(sizes) > data.image_size:
+        raise UsageError("image_sizes", sizes, f"are to be at most `image_size={data.image_size}`", "give smaller ones")
+    size_of_epoch(sizes, 0, max_epochs)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,12 @@
 """`prepared`: photographs decoded and shrunk once, kept on this disk, and the same as if they were not."""
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import sklearn.datasets
 import torch
-from PIL import Image
 
 from lit_cnn.cli import main
 from lit_cnn.core.errors import UsageError
@@ -17,16 +14,11 @@ from lit_cnn.data import prepared
 from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.sources import decode_image
 from lit_cnn.data.transforms import TrainCrop, TrainTransform
+from lit_cnn.training.resume import config_digest
+from tests.data.test_reduced_decode import jpeg, write_photographs
 
 FLIP = [{"class_path": "albumentations.HorizontalFlip"}]
 SIZE = 48
-
-
-def jpeg(height: int, width: int) -> bytes:
-    photograph = Image.fromarray(sklearn.datasets.load_sample_images().images[0]).resize((width, height))
-    buffer = io.BytesIO()
-    photograph.save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +29,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
-    for number in range(20):
-        folder = tmp_path / "photographs" / "ab"[number % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{number}.jpg").write_bytes(jpeg(400 + number, 600))
-    return tmp_path / "photographs"
+    return write_photographs(tmp_path / "photographs", [(400 + number, 600) for number in range(20)])
 
 
 def module(root: Path, crop: TrainCrop = "random_resized", num_workers: int = 0, **options: Any) -> ImageDataModule:
@@ -111,10 +99,7 @@ def test_small_images_and_long_ones_are_left_as_they_are(
     tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "small"
-    for number in range(12):
-        (root / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
-        height, width = (60 + number, 64) if number % 3 else (150, 17 * 150)
-        (root / "ab"[number % 2] / f"{number}.jpg").write_bytes(jpeg(height, width))
+    write_photographs(root, [(60 + number, 64) if number % 3 else (150, 17 * 150) for number in range(12)])
     data = module(root)
     assert are_same(data, module(root, prepared="off"))
     assert not [file for file in objects(cache) if file.stat().st_size > 44 + 3 * SIZE**2]
@@ -158,6 +143,28 @@ def test_no_more_is_kept_than_was_said(photographs: Path, cache: Path, capsys: p
     assert capsys.readouterr().err == ""
     bounded.train_images().tell_how()
     assert capsys.readouterr().err == f"photographs are shrunk once and kept in {cache}, up to 24.2 kB\n"
+
+
+def test_a_cache_of_nothing_changes_no_view(photographs: Path, cache: Path) -> None:
+    expected = list(batches(module(photographs)))
+    for file in objects(cache):
+        file.unlink()
+    nothing = module(photographs)
+    nothing.options["cache_gb"] = 0  # refused of a folder of this machine
+    assert all(torch.equal(*pair) for pair in zip(expected, batches(nothing), strict=True))
+    assert not objects(cache)
+
+
+def test_only_what_decides_pixels_is_another_configuration() -> None:
+    def digest(crop: str, **options: object) -> str:
+        config = {"seed_everything": 0, "model": {}, "data": {"train_crop": crop, **options}, "trainer": {}}
+        return config_digest(config, "digest")
+
+    for crop in ("center", "random"):
+        assert len({digest(crop), *(digest(crop, prepared=each) for each in ("auto", "off", 20.0))}) == 1
+    assert digest("random_resized") == digest("random_resized", prepared="off")  # as by versions before
+    kept = digest("random_resized", prepared="auto")
+    assert kept == digest("random_resized", prepared=20.0) != digest("random_resized", prepared="off")
 
 
 def test_a_wrong_bound_is_one_line(photographs: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """`reduced_decode`: JPEGs at a half, a quarter or an eighth of their size, where a view loses nothing by it."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -24,6 +25,15 @@ def jpeg(height: int = 400, width: int = 600, **options: object) -> bytes:
     buffer = io.BytesIO()
     photograph.save(buffer, "JPEG", quality=95, **options)
     return buffer.getvalue()
+
+
+def write_photographs(root: Path, sizes: Sequence[tuple[int, int]]) -> Path:
+    """Writes JPEGs of some heights and widths in two folders of classes."""
+    for number, (height, width) in enumerate(sizes):
+        file = root / "ab"[number % 2] / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(jpeg(height, width))
+    return root
 
 
 def alike(image: np.ndarray, other: np.ndarray) -> float:
@@ -109,11 +119,7 @@ def test_a_view_shows_the_same_part_of_the_image(crop: TrainCrop) -> None:
 
 @pytest.fixture
 def photographs(tmp_path: Path) -> Path:
-    for number in range(24):
-        folder = tmp_path / "photographs" / "ab"[number % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{number}.jpg").write_bytes(jpeg(300 + number, 400))
-    return tmp_path / "photographs"
+    return write_photographs(tmp_path / "photographs", [(300 + number, 400) for number in range(24)])
 
 
 def test_training_images_are_reduced_alike_with_any_number_of_workers(photographs: Path) -> None:

@@ -12,8 +12,8 @@ import sklearn.datasets
 import torch
 
 from lit_cnn.cli import main
+from lit_cnn.data.image_sizes import resized, size_of_epoch
 from lit_cnn.training.callbacks import RunCheckpoints
-from lit_cnn.training.image_sizes import resized, size_of_epoch
 from tests.runs import DIGITS, TrackedRun, tracked_runs
 
 SIZES = [16, 24, 32]

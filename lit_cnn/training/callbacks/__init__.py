@@ -6,7 +6,6 @@ import lightning.pytorch as pl
 
 from lit_cnn.training.callbacks.averaging import EqualAverage, MovingAverage, RunAverage, average_of_run
 from lit_cnn.training.callbacks.fit_progress import FitProgress
-from lit_cnn.training.callbacks.image_sizes import ImageSizes
 from lit_cnn.training.callbacks.run_checkpoints import RunCheckpoints, RunInterrupted
 from lit_cnn.training.callbacks.snapshots import Snapshots
 from lit_cnn.training.callbacks.step_metrics import StepMetrics, waits_too_long
@@ -42,8 +41,8 @@ def default_callbacks(
     """Returns the callbacks that every run has, for a `Trainer` of one's own too.
 
     They write `best.ckpt` and `last.ckpt`, with any logger or none (see `RunCheckpoints` for where), log the loss of
-    single steps, speed and learning rate, compute features of what is frozen once, shrink training images as the data's
-    `image_sizes` say, keep a snapshot at each end of a cyclic learning rate, and show progress.
+    single steps, speed and learning rate, compute features of what is frozen once, keep a snapshot at each end of a
+    cyclic learning rate, and show progress.
 
     Args:
         monitor: The metric that says which epoch is best.
@@ -65,7 +64,7 @@ def default_callbacks(
     """
     checkpoints = RunCheckpoints(monitor, monitor_mode, checkpoint_seconds, on_full_disk, tracked)
     # The first layer is whitened before features are computed with it.
-    callbacks = [StepMetrics(), checkpoints, Whitening(), FeatureCache(), ImageSizes(), Snapshots(checkpoints)]
+    callbacks = [StepMetrics(), checkpoints, Whitening(), FeatureCache(), Snapshots(checkpoints)]
     average = average_of_run(ema_decay, swa_start)
     if isinstance(average, EqualAverage):
         # best.ckpt is to be the best of the averages, not of what was before them.
