@@ -69,7 +69,7 @@ class ImageDataModule(pl.LightningDataModule):
         val_fraction: Share of the images that are not test for validation, of each class; the source may have a val.
         test_fraction: Share of all images for the test, of each class; the source may have one.
         split_seed: Seed of the split, whatever the training seed; or the word `seed`: each of `--seeds` has its own
-            val, and their standard deviation includes which images one happens to have. What the source prescribes stays.
+            val, and their standard deviation includes which images one has. What a source prescribes stays.
         split_scheme: 2 by exact quotas, see `lit_cnn.data.splits.draw_splits`; 1 to repeat a split of 0.2 and before.
         limit_train: Train on that many images in all, stratified; the first 50 are among the first 500.
         num_folds: Cut all that is not test into so many folds, of which one is val; see `lit_cnn.data.folds`.

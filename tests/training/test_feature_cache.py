@@ -197,6 +197,8 @@ def test_any_change_of_what_features_depend_on_is_a_miss(tmp_path: Path) -> None
     assert len(folder_run(root, same, augment=FLIP, views=2, seed=1)) == 2
     assert len(folder_run(root, same, augment=FLIP, views=3)) == 1  # two of the three are known
     assert len(folder_run(root, same, augment=[{"class_path": "albumentations.VerticalFlip"}], views=2)) == 2
+    assert len(folder_run(root, same, train_crop="random_resized", views=1)) == 1
+    assert len(folder_run(root, same, train_crop="random_resized", crop_scale=(0.1, 0.2), views=1)) == 1
     file = root / "dark" / "03.png"
     pixels = np.asarray(Image.open(file)).copy()
     pixels[5, 5, 1] ^= 1

@@ -12,6 +12,7 @@ import sklearn.datasets
 import torch
 
 from lit_cnn.cli import main
+from lit_cnn.data.datamodule import ImageDataModule
 from lit_cnn.data.image_sizes import resized, size_of_epoch
 from lit_cnn.training.callbacks import RunCheckpoints
 from tests.runs import DIGITS, TrackedRun, tracked_runs
@@ -58,6 +59,30 @@ def test_images_are_averaged_where_they_shrink() -> None:
     assert small.dtype == np.uint8 and np.corrcoef(small.ravel(), averaged.ravel())[0, 1] > 0.99
     skipping = cv2.resize(image, (100, 100), interpolation=cv2.INTER_NEAREST)
     assert np.corrcoef(skipping.ravel(), averaged.ravel())[0, 1] < 0.95
+
+
+def test_a_module_of_one_s_own_gets_them_too() -> None:
+    seen = []
+
+    class Own(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def training_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+            seen.append(batch[0].shape[-1])
+            return self.weight.sum()
+
+        def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+            assert batch[0].shape[-1] == 32
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    data = ImageDataModule("digits", image_size=32, image_sizes=SIZES, limit_train=64, batch_size=64, num_workers=0)
+    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    pl.Trainer(max_epochs=3, accelerator="cpu", enable_model_summary=False, **options).fit(Own(), datamodule=data)
+    assert seen == SIZES
 
 
 @pytest.mark.usefixtures("empty_store")
