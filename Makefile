@@ -6,7 +6,7 @@ DEBIAN_PACKAGES := chromium chromium-driver postgresql g++ python3-dev dataset-f
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart ui docs test test-full lint bench faults determinism notebooks debian
+.PHONY: help install quickstart ui docs test test-full lint bench gpu faults determinism notebooks debian
 
 help:  ## This list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -39,6 +39,9 @@ lint: $(INSTALLED)  ## ruff and mypy
 bench: $(INSTALLED)  ## One measurement: make bench NAME=… (a file in tests/benchmarks); writes tests/benchmarks/results
 	@test -n "$(NAME)" || { echo "make bench NAME=…: give one of" $(filter-out common,$(basename $(notdir $(wildcard tests/benchmarks/[a-z]*.py)))); exit 2; }
 	$(BIN)/python -m tests.benchmarks.$(NAME)
+
+gpu: $(INSTALLED)  ## What there is to measure on a GPU, in eight minutes: make gpu TIMM=train.py (of timm's repository)
+	$(BIN)/python -m tests.benchmarks.gpu $(if $(TIMM),--timm $(TIMM))
 
 faults: $(INSTALLED)  ## Kill training runs, take their tracking server away; compare what comes out; half an hour
 	$(BIN)/python -m tests.faults

@@ -2,7 +2,7 @@
 
 import sys
 
-from lit_cnn.cli import main
+from lit_cnn.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lit_cnn.search import candidates
+from tests.benchmarks import gpu
 from tests.benchmarks.common import RESULTS, Parts, as_json, commit, machine, machine_slug, report, save_result
 from tests.benchmarks.peers import lit_cnn_best
 from tests.benchmarks.peers.image_sets import num_images, targets_of, write_set
@@ -50,6 +51,14 @@ def test_a_result_says_what_was_measured_where(tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out
     assert re.search(r"ours / plain +│ 2\.500 +│ 2\.000 +│ 3\.000 +│ 2", printed)
     assert printed.endswith(f"written to results/{file.name}\n")
+
+
+def test_what_make_gpu_runs_is_there_and_takes_these_options() -> None:
+    for line in gpu.jobs(Path("train.py")).values():
+        module, *arguments = line.split()
+        folder = RESULTS.parent.parent if module == "determinism" else RESULTS.parent
+        takes = (folder / f"{module}.py").read_text("utf-8")
+        assert all(f'"{word}"' in takes for word in arguments if word.startswith("--")), line
 
 
 def test_another_run_on_the_same_machine_takes_the_place_of_the_first(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -128,3 +129,20 @@ def test_a_command_runs_in_the_tests_own_folder(lit_cnn_cli: Callable[..., Any],
     assert (right.returncode, right.stderr) == (0, "")
     assert right.stdout.startswith("lit-cnn ")
     assert lit_cnn_cli("no-such-command", fresh=True).returncode == 2
+
+
+def test_a_process_ends_at_once_with_its_exit_code_and_all_that_it_printed() -> None:
+    ended = _run_in_a_process("lambda: print('done') or atexit.register(print, 'bye') and 3")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "done\nbye\n", "")
+    failed = _run_in_a_process("lambda: 1 / 0")
+    assert failed.returncode == 1 and "ZeroDivisionError" in failed.stderr and failed.stdout == "taken apart\n"
+
+
+def _run_in_a_process(main: str) -> subprocess.CompletedProcess[str]:
+    script = (
+        "import atexit, lit_cnn.cli as cli\n"
+        "class Last:\n"
+        "    def __del__(self): print('taken apart')\n"
+        f"last = Last(); cli.main = {main}; cli.run()"
+    )
+    return subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], capture_output=True, text=True)

@@ -135,12 +135,16 @@ def from_scratch(arguments: Sequence[str]) -> list[str]:
 
 def _recipe(layers: Sequence[Layer], options: Sequence[str]) -> list[str]:
     """Returns the configurations that a folder means next to what else is given, and where weights come from."""
-    # The regimes' own files say `pretrained`, for any that are to be had.
-    chosen_by_user = [layer for layer in layers if not layer.file.is_relative_to(configs_folder() / "transfer")]
-    weights = chosen(chosen_by_user, options, "model", "weights", default="")
+    weights = chosen([layer for layer in layers if not _is_regime(layer)], options, "model", "weights", default="")
     if weights is None or chosen(layers, options, "model", "transfer") == "scratch":
         return _scratch_recipe(chosen(layers, options, "model", "arch"))
     return [f"--config={PHOTOGRAPHS}", *([] if weights else ["--model.weights=auto"])]
+
+
+def _is_regime(layer: Layer) -> bool:
+    """Whether it is a regime's own file, which says `pretrained` for any weights that are to be had, or null."""
+    of_run = str(layer.options.get("model", {}).get("weights")).startswith("runs:/")
+    return layer.file.is_relative_to(configs_folder() / "transfer") and not of_run
 
 
 def _scratch_recipe(arch: str | None) -> list[str]:

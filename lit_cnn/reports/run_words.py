@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import bdtr
 
 from lit_cnn.core.fonts import without_middle
 from lit_cnn.core.intervals import wilson_interval
@@ -160,9 +161,8 @@ def _no_better_than_one_class(facts: Facts) -> list[str]:
     if num_correct <= by_guess:
         more = "more" if num_correct < by_guess else "as many"
         return [f"That is no good: always guessing {name} gets {more} right, {by_guess:,} of {num_images:,}."]
-    from scipy.stats import binomtest
-
-    if binomtest(only_ours, only_ours + only_guess).pvalue > _SIGNIFICANT:
+    # scipy.stats' binomtest for equal chances, without the half a second and more that importing scipy.stats takes.
+    if 2 * bdtr(only_guess, only_ours + only_guess, 0.5) > _SIGNIFICANT:
         what = f"always guessing {name} would get {by_guess:,} of {num_images:,} right"
         return [f"With so few test images that cannot be told from a guess: {what}."]
     return []

@@ -1,5 +1,6 @@
 """Which configurations `lit-cnn best` tries on a set of images."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from lit_cnn.models.describe import describe
@@ -22,11 +23,12 @@ SMALL = 48
 
 _EPOCHS = 20
 _SCRATCH_EPOCHS = 30
+_STEPS = 300  # that a training from weights makes at least: few images are seen in more epochs
 _SCRATCH_SIZE = 64
 _MANY = 500  # training images a class from which training from random weights is tried too
 _SMALL_ARCHS = ("airbench", "resnet20")
 _LARGE_ARCHS = ("resnet18",)
-_BATCH_SIZE = 32  # where more than a head trains: few images are to make some steps
+_BATCH_SIZE = 32  # few images are to make some steps
 _BACKWARD = 3.0  # forward passes that a training step takes
 _READING = 1e8  # multiply-adds in whose time an image is read and augmented
 _LEAST = 1e6  # multiply-adds in whose time a cached image is trained on
@@ -64,7 +66,7 @@ def candidates(
         more = [f"--data.image_size={size}", *(["--data.crop_pct=1.0"] if shorter_side <= SMALL else [])]
         for regime in regimes:
             if regime != "scratch":
-                found.append(_transferred(arch, regime, of_arch, more, size, num_classes))
+                found.append(_transferred(arch, regime, of_arch, more, size, num_images, num_classes))
     if "scratch" not in regimes:
         return found
     is_small = shorter_side <= SMALL
@@ -77,17 +79,18 @@ def candidates(
 
 
 def _transferred(
-    arch: str, regime: Regime, weights: str, more: Sequence[str], size: int, num_classes: int
+    arch: str, regime: Regime, weights: str, more: Sequence[str], size: int, num_images: int, num_classes: int
 ) -> Candidate:
     one = _multiply_adds(arch, size, num_classes, 3)
     # A cached part is computed once for each view; the rest is trained in each epoch.
     of_epoch = {"head_only": 0.0, "last_stages": _LAST_STAGES * one, "full": _BACKWARD * one + _READING}[regime]
     once = 0.0 if regime == "full" else VIEWS * (one + _READING)
     views = "null" if regime == "full" else str(VIEWS)
-    batch_size = () if regime == "head_only" else (f"--data.batch_size={_BATCH_SIZE}",)
-    options = (f"--config=transfer/{regime}", f"--data.views={views}", "--data.in_channels=3", *batch_size, *more)
+    epochs = max(_EPOCHS, math.ceil(_STEPS / math.ceil(num_images / _BATCH_SIZE)))
+    size_of_batch = f"--data.batch_size={_BATCH_SIZE}"
+    options = (f"--config=transfer/{regime}", f"--data.views={views}", "--data.in_channels=3", size_of_batch, *more)
     return Candidate(
-        f"{arch}, {regime}", arch, regime, weights, options, _EPOCHS, of_epoch + _LEAST, once, one + _READING
+        f"{arch}, {regime}", arch, regime, weights, options, epochs, of_epoch + _LEAST, once, one + _READING
     )
 
 

@@ -77,7 +77,8 @@ class Epochs:
         """Trains for an epoch; returns the images per second."""
         started, count = time.perf_counter(), 0
         for images, labels in self._loader:
-            self._steps.images, self._steps.targets = images, labels % 10
+            device = self._steps.device
+            self._steps.images, self._steps.targets = images.to(device), (labels % 10).to(device)
             self._steps.run(1)
             count += len(images)
         return count / (time.perf_counter() - started)

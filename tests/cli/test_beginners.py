@@ -105,6 +105,10 @@ LATER = [
         "run abcdef12: not in sqlite:mlflow.db; 'lit-cnn sync' sends runs that are still kept here",
     ),
     (
+        "fit photos --config transfer/fixres",
+        "--model.weights runs:/RUN_ID: give at least 6 characters of its id",
+    ),
+    (
         "fit --config=wrong.yaml",
         "--model.transfer head: choose one of scratch, head_only, last_stages, full, gradual, auto, null",
     ),
