@@ -126,7 +126,7 @@ def _leave(code: Sequence[int]) -> None:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    except OSError:  # a full disk, which Python is to tell of
+    except (OSError, ValueError):  # a full disk, or closed already: Python is to tell of it
         return
     os._exit(code[0])
 

@@ -33,5 +33,5 @@ def wilson_interval(num_correct: int, num_images: int, confidence: float = 0.95)
     # Written out, as every run ends with it: importing scipy.stats takes half a second and more.
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     center, half = k + z * z / 2, z * math.sqrt(k * (n - k) / n + z * z / 4)
-    limits = [min(1.0, max(0.0, (center + side * half) / (n + z * z))) for side in (-1, 1)]
-    return (0.0 if k == 0 else limits[0], 1.0 if k == n else limits[1])
+    # At the ends rounding must not leave a limit beside 0 or 1.
+    return (center - half) / (n + z * z) if k > 0 else 0.0, (center + half) / (n + z * z) if k < n else 1.0
