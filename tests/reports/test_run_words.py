@@ -88,6 +88,10 @@ def test_how_many_are_right_and_what_is_taken_for_what(counts: list[list[int]], 
         ([[12, 0], [10, 0]], f"That is no good: {GUESS} gets as many right, 12 of 22."),
         ([[5, 7], [8, 2]], f"That is no good: {GUESS} gets more right, 12 of 22."),
         (
+            [[11, 1], [3, 7]],  # 7 to 1: p = 0.07
+            f"With so few test images that cannot be told from a guess: {GUESS} would get 12 of 22 right.",
+        ),
+        (
             [[10, 2], [6, 4]],
             f"With so few test images that cannot be told from a guess: {GUESS} would get 12 of 22 right.",
         ),
